@@ -1,0 +1,55 @@
+"""The world's "text encoder": attribute names and the layout of a scene become cross-attention tokens.
+
+It is what a prompt is to Stable Diffusion. Every token can be dropped (set to zero), so the UNet also learns partial conditions
+and, with all five dropped, the zero context that classifier-free guidance uses with image contexts as well.
+"""
+
+import math
+
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor, nn
+
+from data.world.scenes import BACKGROUNDS, HUES, SHAPES, TEXTURES, Scenes
+
+TOKENS = ("shape", "hue", "texture", "background", "layout")
+
+
+class WorldConditioner(ModelMixin, ConfigMixin):
+    """Scenes to context tokens.
+
+    Args:
+        context_dim: Width of a token; the UNet's `cross_attention_dim`.
+        layout_frequencies: How many octaves encode each of centre height, centre width and radius.
+    """
+
+    @register_to_config
+    def __init__(self, context_dim: int = 128, layout_frequencies: int = 4):
+        super().__init__()
+        sizes = {"shape": SHAPES, "hue": HUES, "texture": TEXTURES, "background": BACKGROUNDS}
+        self.attributes = nn.ModuleDict({name: nn.Embedding(len(names), context_dim) for name, names in sizes.items()})
+        self.layout = nn.Sequential(
+            nn.Linear(3 * 2 * layout_frequencies, context_dim), nn.SiLU(), nn.Linear(context_dim, context_dim)
+        )
+        self.norm = nn.LayerNorm(context_dim)
+        octaves = math.pi * 2.0 ** torch.arange(layout_frequencies)
+        self.register_buffer("octaves", octaves, persistent=False)
+
+    def forward(self, scenes: Scenes, keep: Tensor | None = None) -> Tensor:
+        """Encode scenes.
+
+        Args:
+            scenes: N scenes.
+            keep: (N, 5) bool in the order of `TOKENS`; False drops a token. All are kept when not given.
+
+        Returns:
+            (N, 5, context_dim), dropped tokens are zero.
+        """
+        device = self.norm.weight.device
+        tokens = [self.attributes[name](getattr(scenes, name).to(device)) for name in TOKENS[:-1]]
+        place = torch.stack([scenes.center_y, scenes.center_x, scenes.radius], dim=1).to(device)
+        phases = (place.unsqueeze(-1) * torch.as_tensor(self.octaves)).flatten(1)  # (N, 3 * frequencies)
+        waves = torch.cat([phases.sin(), phases.cos()], dim=1).to(self.norm.weight.dtype)
+        context = self.norm(torch.stack([*tokens, self.layout(waves)], dim=1))
+        return context if keep is None else context * keep.to(device).unsqueeze(-1)

@@ -1,0 +1,160 @@
+"""Scenes of the world: one saturated object over a two-part, unsaturated background, as plain numbers.
+
+A scene holds no pixels. `data.world.render` draws it at any resolution, `data.world.reader` reads it back.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data.world.counter_random import uniform
+
+SHAPES = ("disc", "square", "triangle", "star", "ring", "cross")
+HUES = ("red", "orange", "lime", "green", "cyan", "blue", "violet", "magenta")  # 45 degrees apart, from 0
+TEXTURES = ("solid", "stripes", "checker")
+BACKGROUNDS = ("sand", "meadow", "mint", "sky", "lavender", "rose")  # 60 degrees apart, from 30
+
+HUE_STEP = 360 / len(HUES)
+BACKGROUND_STEP = 360 / len(BACKGROUNDS)
+BACKGROUND_OFFSET = 30.0  # degrees; keeps background hues off the red wrap-around
+
+RADIUS_RANGE = (0.19, 0.28)
+CENTER_X_RANGE = (0.36, 0.64)
+CENTER_Y_RANGE = (0.40, 0.64)
+NUM_WAVES = 6  # sinusoid products that make the background's grain
+
+
+@dataclass(frozen=True)
+class Scenes:
+    """A batch of N scenes; lengths and places are fractions of the frame, angles are radians unless named otherwise.
+
+    Attributes:
+        shape: (N,) index into `SHAPES`.
+        hue: (N,) index into `HUES`.
+        texture: (N,) index into `TEXTURES`.
+        background: (N,) index into `BACKGROUNDS`.
+        center_y: (N,) object centre from the top, in `CENTER_Y_RANGE`.
+        center_x: (N,) object centre from the left, in `CENTER_X_RANGE`.
+        radius: (N,) object radius, in `RADIUS_RANGE`.
+        rotation: (N,) in [-0.35, 0.35].
+        hue_degrees: (N,) the object's exact hue, within 7 degrees of its class.
+        saturation: (N,) HSV saturation of the object, in [0.85, 1].
+        value: (N,) HSV value of the object, in [0.85, 1].
+        texture_phase: (N, 2) phase of the pattern along the object's two axes.
+        background_degrees: (N,) exact background hue, within 10 degrees of its class.
+        background_saturation: (N,) HSV saturation of the sky, in [0.16, 0.24]; the ground has 1.35 times that.
+        horizon: (N,) mean height of the horizon from the top, in [0.45, 0.75].
+        horizon_wave: (N, 4) amplitude, cycles per frame, two phases of the horizon's waviness.
+        sky_value: (N,) HSV value of the sky at the top.
+        ground_value: (N,) HSV value of the ground at the bottom.
+        grain_frequency: (N, NUM_WAVES, 2) cycles per frame down and across.
+        grain_phase: (N, NUM_WAVES, 2) phases.
+    """
+
+    shape: Tensor
+    hue: Tensor
+    texture: Tensor
+    background: Tensor
+    center_y: Tensor
+    center_x: Tensor
+    radius: Tensor
+    rotation: Tensor
+    hue_degrees: Tensor
+    saturation: Tensor
+    value: Tensor
+    texture_phase: Tensor
+    background_degrees: Tensor
+    background_saturation: Tensor
+    horizon: Tensor
+    horizon_wave: Tensor
+    sky_value: Tensor
+    ground_value: Tensor
+    grain_frequency: Tensor
+    grain_phase: Tensor
+
+    def __len__(self) -> int:
+        return len(self.shape)
+
+    def __getitem__(self, index: slice | Tensor | int) -> "Scenes":
+        """Select scenes; an integer gives a batch of one."""
+        if isinstance(index, int):
+            index = slice(index, index + 1 or None)
+        return Scenes(**{field.name: getattr(self, field.name)[index] for field in fields(self)})
+
+    def split(self, size: int) -> Iterator["Scenes"]:
+        """Yield batches of at most `size` scenes, in order."""
+        for start in range(0, len(self), size):
+            yield self[start : start + size]
+
+    def replace(self, **changes: Tensor) -> "Scenes":
+        """Return a copy with some attributes changed."""
+        return Scenes(**({field.name: getattr(self, field.name) for field in fields(self)} | changes))
+
+    def describe(self, index: int) -> dict[str, Any]:
+        """Name the attributes of one scene, ready for JSON."""
+        return {
+            "shape": SHAPES[int(self.shape[index])],
+            "hue": HUES[int(self.hue[index])],
+            "texture": TEXTURES[int(self.texture[index])],
+            "background": BACKGROUNDS[int(self.background[index])],
+            "center_y": round(float(self.center_y[index]), 5),
+            "center_x": round(float(self.center_x[index]), 5),
+            "radius": round(float(self.radius[index]), 5),
+        }
+
+
+def sample_scenes(count: int, seed: int, start: int = 0) -> Scenes:
+    """Draw scenes; scene `start + i` is a pure function of `(seed, start + i)`.
+
+    Args:
+        count: How many scenes.
+        seed: Seed of the stream.
+        start: Number of the first scene.
+
+    Raises:
+        ValueError: `count` or `start` is negative.
+    """
+    if count < 0 or start < 0:
+        raise ValueError(f"`count`={count} and `start`={start} must not be negative.")
+    draws = uniform(seed, np.arange(start, start + count, dtype=np.int64), 23 + 4 * NUM_WAVES)
+    column = iter(range(draws.shape[1]))
+
+    def between(low: float, high: float) -> Tensor:
+        return torch.from_numpy(low + (high - low) * draws[:, next(column)]).float()
+
+    def one_of(names: tuple[str, ...]) -> Tensor:
+        return torch.from_numpy((draws[:, next(column)] * len(names)).astype(np.int64))
+
+    def rows(count: int, low: float, high: float) -> Tensor:
+        return torch.stack([between(low, high) for _ in range(count)], dim=1)
+
+    shape, hue, texture, background = (one_of(names) for names in (SHAPES, HUES, TEXTURES, BACKGROUNDS))
+    turn = 2 * np.pi
+    return Scenes(
+        shape=shape,
+        hue=hue,
+        texture=texture,
+        background=background,
+        center_y=between(*CENTER_Y_RANGE),
+        center_x=between(*CENTER_X_RANGE),
+        radius=between(*RADIUS_RANGE),
+        rotation=between(-0.35, 0.35),
+        hue_degrees=hue * HUE_STEP + between(-7, 7),
+        saturation=between(0.85, 1),
+        value=between(0.85, 1),
+        texture_phase=rows(2, 0, turn),
+        background_degrees=background * BACKGROUND_STEP + BACKGROUND_OFFSET + between(-10, 10),
+        background_saturation=between(0.16, 0.24),
+        horizon=between(0.45, 0.75),
+        horizon_wave=torch.stack(
+            [between(0.005, 0.02), between(0.6, 1.8), between(0, turn), between(0, turn)], dim=1
+        ),
+        sky_value=between(0.72, 0.9),
+        ground_value=between(0.36, 0.5),
+        grain_frequency=rows(2 * NUM_WAVES, 2, 12).view(count, NUM_WAVES, 2),
+        grain_phase=rows(2 * NUM_WAVES, 0, turn).view(count, NUM_WAVES, 2),
+    )
