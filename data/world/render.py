@@ -40,14 +40,43 @@ def render(scenes: Scenes, height: int, width: int | None = None) -> Tensor:
     return pictures
 
 
-def _render_chunk(scenes: Scenes, height: int, width: int) -> Tensor:
+def compose(background: Scenes, objects: Scenes, height: int, width: int | None = None) -> Tensor:
+    """Draw several objects over one background, later ones on top: what repetition looks like, with the count known.
+
+    Args:
+        background: One scene, of which only the background is used.
+        objects: Any number of scenes, of which only the objects are used; centres and radii may be any fractions of the frame.
+        height: Height in pixels, at least 8.
+        width: Width in pixels; `height` when not given.
+
+    Returns:
+        (3, height, width) float32 in [0, 1].
+
+    Raises:
+        ValueError: `background` is not one scene.
+    """
+    if len(background) != 1:
+        raise ValueError(f"`background` holds {len(background)} scenes; exactly one is needed.")
+    y, x, edge = _coordinates(height, height if width is None else width)
+    picture = _background(background, y, x, edge)
+    for one in objects.split(1):
+        coverage, color = _object(one, y, x, edge)
+        picture = torch.lerp(picture, color, coverage.unsqueeze(1))
+    return picture[0].clamp_(0, 1)
+
+
+def _coordinates(height: int, width: int) -> tuple[Tensor, Tensor, float]:
+    """Pixel centres in frame units, (1, H, 1) and (1, 1, W), and the width of an anti-aliased edge."""
     side = min(height, width)
     y = ((torch.arange(height) + 0.5 - height / 2) / side + 0.5).view(1, height, 1)
     x = ((torch.arange(width) + 0.5 - width / 2) / side + 0.5).view(1, 1, width)
-    edge = EDGE_PIXELS / side
-    picture = _background(scenes, y, x, edge)
+    return y, x, EDGE_PIXELS / side
+
+
+def _render_chunk(scenes: Scenes, height: int, width: int) -> Tensor:
+    y, x, edge = _coordinates(height, width)
     coverage, color = _object(scenes, y, x, edge)
-    return torch.lerp(picture, color, coverage.unsqueeze(1)).clamp_(0, 1)
+    return torch.lerp(_background(scenes, y, x, edge), color, coverage.unsqueeze(1)).clamp_(0, 1)
 
 
 def _background(scenes: Scenes, y: Tensor, x: Tensor, edge: float) -> Tensor:

@@ -150,9 +150,7 @@ def sample_scenes(count: int, seed: int, start: int = 0) -> Scenes:
         background_degrees=background * BACKGROUND_STEP + BACKGROUND_OFFSET + between(-10, 10),
         background_saturation=between(0.16, 0.24),
         horizon=between(0.45, 0.75),
-        horizon_wave=torch.stack(
-            [between(0.005, 0.02), between(0.6, 1.8), between(0, turn), between(0, turn)], dim=1
-        ),
+        horizon_wave=torch.stack([between(0.005, 0.02), between(0.6, 1.8), between(0, turn), between(0, turn)], dim=1),
         sky_value=between(0.72, 0.9),
         ground_value=between(0.36, 0.5),
         grain_frequency=rows(2 * NUM_WAVES, 2, 12).view(count, NUM_WAVES, 2),

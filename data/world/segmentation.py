@@ -1,0 +1,108 @@
+"""Find saturated regions: the world's objects and the specks that sampling above the training resolution leaves behind.
+
+Objects have HSV saturation of at least 0.75 and a value that makes their darkest tone's chroma 0.36; the most colourful sky has 0.24.
+The threshold stands halfway, and a small closing mends edges where object and background colours mix to grey.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+CHROMA_THRESHOLD = 0.30
+NATIVE_SIDE = 64  # pixels; the size at which the world's base is trained
+SMALLEST_OBJECT = 1.69 * 0.19**2  # frame areas: the star at the smallest radius
+OBJECT_AREA = 0.25 * SMALLEST_OBJECT  # frame areas; a region below is a speck
+SPECK_AREA = 4.0  # native pixels; a region below is noise and not counted at all
+_HUE_BINS = 36
+_CROSS = ndimage.generate_binary_structure(2, 1)
+
+Mask = NDArray[np.bool_]
+Image = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Region:
+    """A connected saturated region: its mask within `box`, and its area in pixels."""
+
+    mask: Mask
+    box: tuple[slice, slice]
+    area: int
+
+
+def chroma(image: Image) -> Image:
+    """Largest minus smallest channel; (3, H, W) -> (H, W)."""
+    return image.max(0) - image.min(0)
+
+
+def hue_degrees(image: Image) -> Image:
+    """HSV hue of every pixel in [0, 360); (3, H, W) -> (H, W)."""
+    red, green, blue = image
+    return np.degrees(np.arctan2(np.sqrt(3) * (green - blue), 2 * red - green - blue)) % 360
+
+
+def saturated_mask(image: Image) -> Mask:
+    """Saturated pixels after a closing and an opening that scale with the picture; (3, H, W) -> (H, W)."""
+    mask = chroma(image) > CHROMA_THRESHOLD
+    reach = max(1, round(min(mask.shape) / 128))
+    padded = np.pad(mask, reach, mode="edge")  # a closing must not eat what touches the border
+    padded = ndimage.binary_closing(padded, _CROSS, iterations=reach)
+    padded = ndimage.binary_opening(padded, _CROSS)
+    return padded[reach:-reach, reach:-reach]
+
+
+def regions(image: Image, mask: Mask) -> list[Region]:
+    """Split a mask into connected regions, and regions that touch but differ in hue into their parts; largest first.
+
+    Args:
+        image: (3, H, W) in [0, 1].
+        mask: (H, W) from `saturated_mask`.
+    """
+    labels, count = ndimage.label(mask, _CROSS)
+    found: list[Region] = []
+    object_pixels = OBJECT_AREA * min(NATIVE_SIDE, *mask.shape) ** 2
+    for label, box in enumerate(ndimage.find_objects(labels, count), start=1):
+        part = labels[box] == label
+        found.extend(_split_by_hue(image[(slice(None), *box)], part, box, object_pixels))
+    return sorted(found, key=lambda region: -region.area)
+
+
+def _split_by_hue(image: Image, mask: Mask, box: tuple[slice, slice], least: float) -> list[Region]:
+    """Part a region at every hue that fills at least `least` pixels by itself."""
+    area = int(mask.sum())
+    whole = [Region(mask, box, area)]
+    if area < 2 * least:
+        return whole
+    hue = hue_degrees(image)
+    peaks = _hue_peaks(hue[mask], least)
+    if len(peaks) < 2:
+        return whole
+    distance = np.abs((hue[None] - np.asarray(peaks)[:, None, None] + 180) % 360 - 180)
+    nearest = distance.argmin(0)
+    parts: list[Region] = []
+    for index in range(len(peaks)):
+        labels, count = ndimage.label(ndimage.binary_opening(mask & (nearest == index), _CROSS), _CROSS)
+        for label, inner in enumerate(ndimage.find_objects(labels, count), start=1):
+            own = labels[inner] == label
+            if own.sum() >= least:
+                moved = tuple(
+                    slice(outer.start + part.start, outer.start + part.stop)
+                    for outer, part in zip(box, inner, strict=True)
+                )
+                parts.append(Region(own, (moved[0], moved[1]), int(own.sum())))
+    return parts if len(parts) > 1 else whole
+
+
+def _hue_peaks(hues: Image, least: float) -> list[float]:
+    """Local maxima of the smoothed circular hue histogram that hold at least `least` pixels within 20 degrees."""
+    counts = np.bincount((hues * (_HUE_BINS / 360)).astype(int) % _HUE_BINS, minlength=_HUE_BINS).astype(float)
+    smooth = ndimage.uniform_filter1d(counts, 5, mode="wrap") * 5  # pixels within +-25 degrees
+    order = np.argsort(-smooth, kind="stable")
+    peaks: list[int] = []
+    for index in order:
+        if smooth[index] < least:
+            break
+        if all(min((index - peak) % _HUE_BINS, (peak - index) % _HUE_BINS) >= 4 for peak in peaks):
+            peaks.append(int(index))
+    return [(peak + 0.5) * 360 / _HUE_BINS for peak in peaks]
