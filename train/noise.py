@@ -1,0 +1,51 @@
+"""Random numbers that belong to a sample: each is a pure function of (seed, purpose, epoch, sample).
+
+Lightning saves no random state, and hidden generator state would tie a run to its number of processes. Drawing a sample's noise from its
+own seed makes a continued run equal to an uninterrupted one, and N processes equal to one.
+"""
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def derive_seed(*parts: int | str) -> int:
+    """Mix numbers and names into one 63-bit seed; the same on every machine and Python."""
+    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def normal(seed: int, purpose: str, keys: Tensor, shape: Sequence[int]) -> Tensor:
+    """Standard normal noise, one independent draw for each sample.
+
+    Args:
+        seed: Seed of the run.
+        purpose: Names the stream ("noise", "posterior", ...), so that streams of one sample are independent.
+        keys: (N, 2) int64 epoch and sample number.
+        shape: Shape of one sample.
+
+    Returns:
+        (N, *shape) float32 on the CPU.
+    """
+    out = torch.empty(len(keys), *shape)
+    generator = torch.Generator()
+    for row, key in zip(out, keys.tolist(), strict=True):
+        row.normal_(generator=generator.manual_seed(derive_seed(seed, purpose, *key)))
+    return out
+
+
+def uniform(seed: int, purpose: str, keys: Tensor, count: int) -> Tensor:
+    """Uniform numbers in [0, 1); (N, 2) keys -> (N, count) float32 on the CPU."""
+    out = torch.empty(len(keys), count)
+    generator = torch.Generator()
+    for row, key in zip(out, keys.tolist(), strict=True):
+        row.uniform_(generator=generator.manual_seed(derive_seed(seed, purpose, *key)))
+    return out
+
+
+def timesteps(seed: int, keys: Tensor, num_timesteps: int) -> Tensor:
+    """Uniform training timesteps; (N, 2) keys -> (N,) int64 in [0, num_timesteps)."""
+    draws = uniform(seed, "timestep", keys, 1)[:, 0].double()
+    return (draws * num_timesteps).long().clamp_(max=num_timesteps - 1)

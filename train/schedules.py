@@ -1,0 +1,30 @@
+"""Learning rates as pure functions of the optimizer step: nothing to save, so a rate given on the command line always takes effect."""
+
+import math
+
+from train.settings import OptimizerSettings
+
+
+def learning_rate(step: int, max_steps: int, settings: OptimizerSettings) -> float:
+    """Learning rate of one optimizer step.
+
+    Args:
+        step: Optimizer steps done before this one; the first step is 0.
+        max_steps: Optimizer steps of the whole run; where "cosine" ends.
+        settings: Peak rate and shape.
+
+    Returns:
+        The rate; with warm-up the first step already has lr / warmup_steps, so that no step is lost.
+    """
+    rise = min(1.0, (step + 1) / settings.warmup_steps) if settings.warmup_steps else 1.0
+    return settings.lr * rise * _decay(step, max_steps, settings)
+
+
+def _decay(step: int, max_steps: int, settings: OptimizerSettings) -> float:
+    if settings.schedule == "steps":
+        return settings.gamma ** sum(step >= milestone for milestone in settings.milestones)
+    if settings.schedule == "cosine":
+        start = settings.decay_start * max_steps
+        progress = min(1.0, max(0.0, (step - start) / max(1.0, max_steps - start)))
+        return settings.final_factor + (1 - settings.final_factor) * 0.5 * (1 + math.cos(math.pi * progress))
+    return 1.0

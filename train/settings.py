@@ -1,0 +1,133 @@
+"""What a run is told, as frozen dataclasses; `train.cli` fills them from YAML and the command line."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """AdamW and its learning rate, which is a pure function of the optimizer step (`train.schedules.learning_rate`).
+
+    Attributes:
+        lr: Peak learning rate.
+        betas: Decay of AdamW's two moments.
+        eps: AdamW's denominator term.
+        weight_decay: Decoupled decay.
+        warmup_steps: Steps of linear rise from zero.
+        schedule: "constant"; "cosine" to `lr * final_factor` at the last step; or "steps", times `gamma` at each milestone.
+        decay_start: Fraction of the run at which "cosine" begins to fall.
+        final_factor: Where "cosine" ends, relative to `lr`.
+        milestones: Optimizer steps at which "steps" multiplies the rate.
+        gamma: Factor of "steps".
+        clip_norm: Largest global gradient norm; None switches clipping off.
+    """
+
+    lr: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.01
+    warmup_steps: int = 0
+    schedule: Literal["constant", "cosine", "steps"] = "constant"
+    decay_start: float = 0.0
+    final_factor: float = 0.0
+    milestones: tuple[int, ...] = ()
+    gamma: float = 0.1
+    clip_norm: float | None = 1.0
+
+    def __post_init__(self):
+        if self.lr < 0:
+            raise ValueError(f"`lr`={self.lr} must not be negative.")
+        if self.warmup_steps < 0:
+            raise ValueError(f"`warmup_steps`={self.warmup_steps} must not be negative.")
+        if not 0 <= self.decay_start <= 1:
+            raise ValueError(f"`decay_start`={self.decay_start} must be a fraction of the run, in [0, 1].")
+        if list(self.milestones) != sorted(set(self.milestones)):
+            raise ValueError(f"`milestones`={self.milestones} must rise.")
+        if self.clip_norm is not None and self.clip_norm <= 0:
+            raise ValueError(f"`clip_norm`={self.clip_norm} must be positive; null switches clipping off.")
+
+
+@dataclass(frozen=True)
+class EmaSettings:
+    """Exponential moving average of the trained weights, kept in float32.
+
+    Attributes:
+        decay: Final decay for each optimizer step.
+        warmup: Let the decay rise as (1 + n) / (10 + n), so that early averages forget the random start.
+    """
+
+    decay: float = 0.999
+    warmup: bool = True
+
+    def __post_init__(self):
+        if not 0 <= self.decay < 1:
+            raise ValueError(f"`decay`={self.decay} must be in [0, 1).")
+
+
+@dataclass(frozen=True)
+class GuardSettings:
+    """When an optimizer step is thrown away.
+
+    Attributes:
+        max_norm_ratio: Skip a step whose gradient norm is above this many times the running mean; None only skips non-finite ones.
+        max_skipped_in_a_row: Stop the run when more steps than this were skipped one after the other.
+    """
+
+    max_norm_ratio: float | None = None
+    max_skipped_in_a_row: int = 10
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """Everything about a run that is neither the stage (model, loss) nor the data.
+
+    Attributes:
+        folder: Where checkpoints, exports and logs go; the same command with the same folder continues the run.
+        max_steps: Optimizer steps of the whole run; raise it to extend a finished run.
+        max_minutes: Save and stop cleanly after this much time; the run can be continued. None: no limit.
+        accumulate: Micro-batches of each optimizer step.
+        precision: Lightning's name: "32-true" or "bf16-mixed". "bf16-true" is refused: it would round the noise schedule.
+        accelerator: Lightning's name: "auto", "cpu", "gpu".
+        devices: Processes on this node.
+        num_nodes: Nodes.
+        strategy: Lightning's name: "auto", "ddp", ...
+        threads: CPU threads of torch in each process; None leaves torch's choice.
+        log_every: Steps between two lines of the log.
+        evaluate_every: Steps between two evaluations on held-out samples; 0 evaluates at checkpoints only.
+        checkpoint_every: Steps between two checkpoints.
+        keep_checkpoints: How many of the newest checkpoints stay.
+        loggers: More places for the log beside `metrics.csv`.
+        deterministic: Refuse operations that are not bit-reproducible.
+    """
+
+    folder: str
+    max_steps: int
+    max_minutes: float | None = None
+    accumulate: int = 1
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    accelerator: str = "auto"
+    devices: int = 1
+    num_nodes: int = 1
+    strategy: str = "auto"
+    threads: int | None = None
+    log_every: int = 50
+    evaluate_every: int = 0
+    checkpoint_every: int = 1000
+    keep_checkpoints: int = 2
+    loggers: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    deterministic: bool = False
+
+    def __post_init__(self):
+        for name in (
+            "max_steps",
+            "accumulate",
+            "devices",
+            "num_nodes",
+            "log_every",
+            "checkpoint_every",
+            "keep_checkpoints",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}`={getattr(self, name)} must be at least 1.")
+        if self.evaluate_every < 0:
+            raise ValueError(f"`evaluate_every`={self.evaluate_every} must not be negative.")

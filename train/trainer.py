@@ -1,0 +1,82 @@
+"""Lightning's trainer with our own checkpoints, log, guard and signal handling."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from train.checkpoints import AtomicCheckpointIO, Checkpoints
+from train.guards import Termination
+from train.records import Evaluation, Recorder
+from train.settings import RunSettings
+
+
+class _GuardFolder(Callback):
+    """Tells the stage's guard where to note skipped steps."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        guard: Any = pl_module.guard
+        guard.folder, guard.rank = self.folder, trainer.global_rank
+
+
+def build_trainer(run: RunSettings, batch_size: int) -> tuple[Trainer, Termination]:
+    """Make the trainer of a run.
+
+    Args:
+        run: Its settings.
+        batch_size: Samples of one micro-batch of one process.
+
+    Returns:
+        The trainer, and the callback that knows whether it was told to stop.
+    """
+    if run.threads is not None:
+        torch.set_num_threads(run.threads)
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
+    folder = Path(run.folder)
+    samples_a_step = batch_size * run.accumulate * run.devices * run.num_nodes
+    recorder = Recorder(folder, run.log_every, samples_a_step)
+    termination = Termination(run.max_minutes)
+    callbacks = [  # the order matters: stop flag, log, evaluation and export, checkpoint
+        _GuardFolder(folder),
+        termination,
+        recorder,
+        Evaluation(folder, recorder, run.evaluate_every, run.checkpoint_every),
+        Checkpoints(folder, run.checkpoint_every, run.keep_checkpoints),
+    ]
+    trainer = Trainer(
+        accelerator=run.accelerator,
+        devices=run.devices,
+        num_nodes=run.num_nodes,
+        strategy=run.strategy,
+        precision=run.precision,
+        max_steps=run.max_steps,
+        accumulate_grad_batches=run.accumulate,
+        callbacks=callbacks,
+        plugins=[AtomicCheckpointIO()],
+        logger=extra_loggers(run),
+        deterministic=run.deterministic,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+        default_root_dir=folder,
+    )
+    return trainer, termination
+
+
+def extra_loggers(run: RunSettings) -> list[Any]:
+    """Loggers beside `metrics.csv`, imported only when asked for."""
+    from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+
+    made = {
+        "tensorboard": lambda: TensorBoardLogger(run.folder, name="", version="tensorboard"),
+        "wandb": lambda: WandbLogger(save_dir=run.folder, project="seecoder"),
+    }
+    return [made[name]() for name in run.loggers]
