@@ -104,12 +104,12 @@ def _eroded(mask: Mask, reach: int) -> Mask:
 def _masked_blur(value: Image, mask: Mask, sigma: float) -> Image:
     """Gaussian blur that only mixes pixels of the mask, so that no background leaks in."""
     weight = ndimage.gaussian_filter(mask.astype(np.float32), sigma)
-    return ndimage.gaussian_filter(value * mask, sigma) / np.maximum(weight, 1e-6)
+    return (ndimage.gaussian_filter(value * mask, sigma) / np.maximum(weight, 1e-6)).astype(np.float32)
 
 
 def _coherence(value: Image, inside: Mask) -> float:
     """Coherence (l1 - l2) / (l1 + l2) of the structure tensor summed over the mask: 1 for one direction, 0 for two."""
-    down, across = np.gradient(value)
+    down, across = np.gradient(value, axis=0), np.gradient(value, axis=1)
     yy, xx = float((down[inside] ** 2).sum()), float((across[inside] ** 2).sum())
     yx = float((down[inside] * across[inside]).sum())
     return float(np.hypot(yy - xx, 2 * yx) / max(yy + xx, 1e-12))

@@ -27,7 +27,9 @@ def count_horizons(image: Image, object_mask: Mask) -> float:
     smooth = ndimage.uniform_filter1d(_fill_down(value, free), max(1, round(height * 0.03)), axis=0, mode="nearest")
     ground = smooth < (low + high) / 2
     run = max(2, round(height * _LEAST_RUN))
-    ground = ndimage.binary_opening(np.pad(ground, ((run, run), (0, 0)), mode="edge"), np.ones((run, 1)))[run:-run]
+    ground = ndimage.binary_opening(
+        np.pad(ground, ((run, run), (0, 0)), mode="edge"), np.ones((run, 1), dtype=np.bool_)
+    )[run:-run]
     starts = ground[1:] & ~ground[:-1]
     return float((starts.sum(0) + ground[0]).mean())
 

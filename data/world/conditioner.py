@@ -1,7 +1,7 @@
 """The world's "text encoder": attribute names and the layout of a scene become cross-attention tokens.
 
-It is what a prompt is to Stable Diffusion. Every token can be dropped (set to zero), so the UNet also learns partial conditions
-and, with all five dropped, the zero context that classifier-free guidance uses with image contexts as well.
+It is what a prompt is to Stable Diffusion. Every token can be dropped (set to zero), so the UNet also learns partial
+conditions and, with all five dropped, the zero context that classifier-free guidance uses with image contexts as well.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""Counter-based uniform numbers: each is a pure function of (seed, index, field), so nothing depends on batch size or order."""
+"""Counter-based uniform numbers: each is a pure function of (seed, index, field), whatever the batch and the order."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +25,7 @@ def uniform(seed: int, indices: NDArray[np.int64], num_fields: int) -> NDArray[n
         (N, num_fields) float64 in [0, 1).
     """
     with np.errstate(over="ignore"):  # wrap-around multiplication is the algorithm
-        base = _mix(np.uint64(seed & 0xFFFFFFFFFFFFFFFF) + _GOLDEN)
+        base = _mix(np.array([seed & 0xFFFFFFFFFFFFFFFF], dtype=np.uint64) + _GOLDEN)
         rows = _mix(base + (indices.astype(np.uint64) + np.uint64(1)) * _GOLDEN)
         columns = (np.arange(num_fields, dtype=np.uint64) + np.uint64(1)) * _GOLDEN
         bits = _mix(rows[:, None] + _mix(columns)[None, :])

@@ -1,6 +1,7 @@
 """How much fine detail a picture has, to be compared with the true rendering of the same scene at the same size.
 
-Counting objects alone rewards blur: a bicubic upscale of a good small picture has exactly one object. It has no detail, though.
+Counting objects alone rewards blur: a bicubic upscale of a good small picture has exactly one object. It has no detail,
+though.
 """
 
 import torch

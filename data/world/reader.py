@@ -1,8 +1,8 @@
 """The reader: says from pixels alone what a picture of the world shows. Deterministic, nothing in it is learned.
 
-It turns opinions about pictures into counts: does a variation keep its input's hue? how many objects does a sampler make at four
-times the training size? Every picture size is read; sizes of regions are judged both relative to the frame (is this one big
-object?) and in pixels of the base's native size (did a copy of the object appear?).
+It turns opinions about pictures into counts: does a variation keep its input's hue? how many objects does a sampler
+make at four times the training size? Every picture size is read; sizes of regions are judged both relative to the frame
+(is this one big object?) and in pixels of the base's native size (did a copy of the object appear?).
 """
 
 from collections.abc import Iterable
@@ -53,8 +53,8 @@ class Reading:
     """What a picture shows.
 
     Attributes:
-        objects: Regions of at least a quarter of the smallest object *of the native size, in pixels*, largest first. A copy of the
-            object that a sampler drew at native size counts at any picture size.
+        objects: Regions of at least a quarter of the smallest object *of the native size, in pixels*, largest first. A
+            copy of the object that a sampler drew at native size counts at any picture size.
         num_specks: Saturated regions below that size.
         num_large_objects: Regions of at least a quarter of the smallest object *relative to the frame*.
         num_small_regions: Saturated regions below that size.
@@ -154,7 +154,8 @@ def agreement(readings: list[Reading], truth: dict[str, Tensor]) -> dict[str, np
         truth: (N,) indices under "shape", "hue", "texture", "background".
 
     Returns:
-        (N,) bool arrays under "count" (exactly one object), the four names, and "all"; the object's are those of the largest region.
+        (N,) bool arrays under "count" (exactly one object), the four names, and "all"; the object's are those of the
+        largest region.
     """
     main = [reading.main for reading in readings]
     right = {"count": np.array([reading.num_objects == 1 for reading in readings])}

@@ -21,8 +21,8 @@ def render(scenes: Scenes, height: int, width: int | None = None) -> Tensor:
     Args:
         scenes: N scenes.
         height: Height of the pictures in pixels, at least 8.
-        width: Width in pixels; `height` when not given. The scene keeps its proportions: lengths are fractions of the shorter
-            side, and the frame is centred.
+        width: Width in pixels; `height` when not given. The scene keeps its proportions: lengths are fractions of the
+            shorter side, and the frame is centred.
 
     Returns:
         (N, 3, height, width) float32 in [0, 1].
@@ -45,7 +45,8 @@ def compose(background: Scenes, objects: Scenes, height: int, width: int | None 
 
     Args:
         background: One scene, of which only the background is used.
-        objects: Any number of scenes, of which only the objects are used; centres and radii may be any fractions of the frame.
+        objects: Any number of scenes, of which only the objects are used; centres and radii may be any fractions of the
+            frame.
         height: Height in pixels, at least 8.
         width: Width in pixels; `height` when not given.
 

@@ -1,7 +1,7 @@
 """Find saturated regions: the world's objects and the specks that sampling above the training resolution leaves behind.
 
-Objects have HSV saturation of at least 0.75 and a value that makes their darkest tone's chroma 0.36; the most colourful sky has 0.24.
-The threshold stands halfway, and a small closing mends edges where object and background colours mix to grey.
+Objects have HSV saturation of at least 0.75 and a value that makes their darkest tone's chroma 0.36; the most colourful
+sky has 0.24. The threshold stands halfway, and a small closing mends edges where object and background mix to grey.
 """
 
 from dataclasses import dataclass
@@ -63,8 +63,9 @@ def regions(image: Image, mask: Mask) -> list[Region]:
     found: list[Region] = []
     object_pixels = OBJECT_AREA * min(NATIVE_SIDE, *mask.shape) ** 2
     for label, box in enumerate(ndimage.find_objects(labels, count), start=1):
+        rows, columns = box
         part = labels[box] == label
-        found.extend(_split_by_hue(image[(slice(None), *box)], part, box, object_pixels))
+        found.extend(_split_by_hue(image[:, rows, columns], part, (rows, columns), object_pixels))
     return sorted(found, key=lambda region: -region.area)
 
 
@@ -86,11 +87,11 @@ def _split_by_hue(image: Image, mask: Mask, box: tuple[slice, slice], least: flo
         for label, inner in enumerate(ndimage.find_objects(labels, count), start=1):
             own = labels[inner] == label
             if own.sum() >= least:
-                moved = tuple(
+                rows, columns = (
                     slice(outer.start + part.start, outer.start + part.stop)
                     for outer, part in zip(box, inner, strict=True)
                 )
-                parts.append(Region(own, (moved[0], moved[1]), int(own.sum())))
+                parts.append(Region(own, (rows, columns), int(own.sum())))
     return parts if len(parts) > 1 else whole
 
 

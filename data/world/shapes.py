@@ -1,7 +1,7 @@
 """Signed distances to the world's shapes in the object's own frame: centre at the origin, radius 1, y down.
 
-Every function takes coordinates `y`, `x` of any one shape and returns distances: negative inside, positive outside, in radii. All
-shapes stay within 1.13 radii of the centre and cover 1.6 to 3.1 squared radii.
+Every function takes coordinates `y`, `x` of any one shape and returns distances: negative inside, positive outside, in
+radii. All shapes stay within 1.13 radii of the centre and cover 1.6 to 3.1 squared radii.
 """
 
 import math

@@ -1,0 +1,49 @@
+import pytest
+import torch
+
+from data.world.scenes import BACKGROUNDS, HUES, SHAPES, TEXTURES, sample_scenes
+
+
+def test_a_scene_is_a_pure_function_of_seed_and_number():
+    whole = sample_scenes(50, seed=3)
+    part = sample_scenes(7, seed=3, start=20)
+    for name in vars(whole):
+        assert torch.equal(getattr(whole, name)[20:27], getattr(part, name)), name
+
+
+def test_seeds_give_other_scenes():
+    first, second = sample_scenes(1000, seed=0), sample_scenes(1000, seed=1)
+    assert (first.center_x == second.center_x).sum() == 0
+    assert (first.shape == second.shape).float().mean() == pytest.approx(1 / len(SHAPES), abs=0.05)
+
+
+def test_attributes_are_uniform_and_independent():
+    scenes = sample_scenes(20_000, seed=5)
+    for name, names in (("shape", SHAPES), ("hue", HUES), ("texture", TEXTURES), ("background", BACKGROUNDS)):
+        share = torch.bincount(getattr(scenes, name), minlength=len(names)) / len(scenes)
+        assert (share - 1 / len(names)).abs().max() < 0.012, name
+    numbers = torch.stack([scenes.shape.float(), scenes.hue.float(), scenes.center_x, scenes.center_y, scenes.radius])
+    off_diagonal = torch.corrcoef(numbers) - torch.eye(len(numbers))
+    assert off_diagonal.abs().max() < 0.03
+
+
+def test_objects_lie_inside_the_frame():
+    scenes = sample_scenes(5000, seed=2)
+    reach = 1.13 * scenes.radius
+    for center in (scenes.center_y, scenes.center_x):
+        assert (center - reach).min() > 0
+        assert (center + reach).max() < 1
+
+
+def test_selection_and_description():
+    scenes = sample_scenes(4, seed=0)
+    assert len(scenes[1]) == 1
+    assert len(scenes[-1]) == 1
+    assert torch.equal(scenes[-1].shape, scenes.shape[3:])
+    assert scenes[torch.tensor([2, 0])].describe(0) == scenes.describe(2)
+    assert [len(part) for part in scenes.split(3)] == [3, 1]
+
+
+def test_negative_count_is_refused():
+    with pytest.raises(ValueError, match="`count`=-1"):
+        sample_scenes(-1, seed=0)
