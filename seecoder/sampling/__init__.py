@@ -1,0 +1,48 @@
+"""Sampling above the training resolution: one engine, and the published methods as short files on top of it.
+
+The engine knows nothing of pipelines, encoders or VAEs. It works on
+
+* a *denoiser*, `denoiser(latents, timestep, context, **conditions) -> output`:
+    latents (N, C, h, w), already scaled for the network, in `context`'s device and data type;
+    timestep a scalar tensor, as the scheduler lists it;
+    context (N, tokens, width), one row per latent;
+    conditions whatever `added_conditions` and `control` gave, every tensor with N rows;
+    output (N, C, h, w) in the scheduler's `prediction_type` (noise, v or sample).
+    For a diffusers UNet: `lambda x, t, c, **k: unet(x, t, encoder_hidden_states=c, return_dict=False, **k)[0]`.
+    N is branches x (picture, view) pairs, branch after branch, unconditional first.
+* any diffusers *scheduler* of the noise-, v- or sample-predicting kind (copied for the call, never changed);
+* *latents*: everything is counted in latent cells, (height, width).
+
+    latents = sample(denoiser, scheduler, latent_shape=(1, 4, 128, 128), native_size=(64, 64), context=context,
+                     negative_context=zeros, guidance_scale=4.0, method=DemoFusion(), generator=generator)
+
+What a method may need besides:
+
+* `decoder(latents) -> pixels` and `encoder(pixels) -> latents`: latents as in the trajectory (that is, multiplied by
+  the VAE's scaling factor), pixels (N, 3, height, width) in [-1, 1], both on the latents' device. The encoder gives
+  the mode, not a draw. The decoder is differentiated through by SyncDiffusion. Needed by SyncDiffusion (decoder),
+  RectifiedHR (both) and MultiDiffusion with bootstrapped regions (encoder).
+* `unet`: the module that `denoiser` calls, for methods that patch layers (ScaleCrafter, HiDiffusion). It is given
+  back bit-identical, also when the run is interrupted.
+* `added_conditions(view, branch, latent_size) -> mapping`: keyword arguments of the denoiser for one view (see
+  `View`: its place in the latents of the current stage, whose size is `latent_size`) and one branch ("positive" or
+  "negative"). Tensors have 1 or B rows; mappings of tensors are allowed (`added_cond_kwargs` of SDXL).
+* `control`: a `Control`, that is the control picture and a callable that runs the ControlNet.
+* `picture_latents`: clean latents of a given picture, which DemoFusion then takes in place of its first stage.
+
+Randomness: one stream per picture (see `seecoder.sampling.randomness`), never torch's global one during a run. A
+picture is the same alone, in a batch, and for every `view_batch_size` (up to rounding).
+
+Memory: the sample is kept in float32; the denoiser runs in `context`'s data type on `view_batch_size` (picture, view)
+pairs at a time, so memory does not grow with the number of views.
+
+`on_step(Progress)` is called after every step of the whole run, `on_stage(StageEnd)` after every stage with its clean
+latents (previews). Raising in either ends the run.
+"""
+
+from seecoder.sampling.composition import Method
+from seecoder.sampling.conditions import Control
+from seecoder.sampling.engine import Progress, StageEnd, sample
+from seecoder.sampling.views import View
+
+__all__ = ["Control", "Method", "Progress", "StageEnd", "View", "sample"]

@@ -1,0 +1,142 @@
+"""What the denoiser is told besides the sample: context tokens, added conditions, ControlNet residuals."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch.nn import functional
+
+from seecoder.sampling.parts import Branch, Path, Step
+from seecoder.sampling.views import Size, View
+
+AddedConditions = Callable[[View, Literal["positive", "negative"], Size], Mapping[str, Any]]
+Item = tuple[int, View]
+
+
+@dataclass(frozen=True)
+class Control:
+    """Spatial control by a ControlNet.
+
+    Attributes:
+        image: (1 or B, channels, height, width) picture for the whole result, any size: it is resized to each stage.
+        residuals: Called as `residuals(latents, timestep, context, image)` with what the denoiser will get and the
+            part of the picture that belongs to it, (N, channels, 8h, 8w) for latents (N, C, h, w). Returns keyword
+            arguments for the denoiser (`down_block_additional_residuals`, `mid_block_additional_residual`).
+        pixels_per_cell: Pixels along one side of a latent cell.
+    """
+
+    image: torch.Tensor
+    residuals: Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], Mapping[str, Any]]
+    pixels_per_cell: int = 8
+
+    def cut(self, picture: int, view: View, latent_size: Size) -> torch.Tensor:
+        """The part of the picture under a view, (1, channels, height, width) in pixels of the view.
+
+        For a lattice every pixel is the mean of the s x s block that lies around it at the full size, so that cell
+        (i, j) of the lattice looks at the place where cell (top + s*i, left + s*j) of the picture is.
+        """
+        scale = self.pixels_per_cell
+        row = picture if self.image.shape[0] > 1 else 0
+        size = (latent_size[0] * scale, latent_size[1] * scale)
+        image = self.image[row : row + 1]
+        if tuple(image.shape[-2:]) != size:
+            image = functional.interpolate(image, size=size, mode="bicubic", antialias=True, align_corners=False)
+        rows = _pixels(view.top, view.height, view.row_stride, scale).clamp(0, size[0] - 1)
+        columns = _pixels(view.left, view.width, view.column_stride, scale)
+        columns = columns % size[1] if view.wrap else columns.clamp(0, size[1] - 1)
+        part = image[:, :, rows.to(image.device)][..., columns.to(image.device)]
+        stride = (view.row_stride, view.column_stride)
+        return part if stride == (1, 1) else functional.avg_pool2d(part, stride)
+
+
+def _pixels(start: int, cells: int, stride: int, scale: int) -> torch.Tensor:
+    """Pixel numbers along one axis under `cells` cells from `start` on, `stride` pixels for each pixel of the view."""
+    first = start * scale - (stride - 1) * scale // 2
+    return first + torch.arange(cells * scale * stride)
+
+
+class Conditions:
+    """Context and added conditions of a run, cut to any micro-batch of (picture, view) pairs.
+
+    Args:
+        positive: (1 or B, tokens, width).
+        negative: The same shape, or None where no guidance rule asks for it.
+        added: Called as `added(view, "positive" or "negative", latent_size)`; returns keyword arguments of the
+            denoiser: tensors with 1 or B rows, or mappings of such tensors (`added_cond_kwargs` of SDXL).
+        control: ControlNet.
+    """
+
+    def __init__(
+        self,
+        positive: torch.Tensor,
+        negative: torch.Tensor | None,
+        added: AddedConditions | None,
+        control: Control | None,
+    ) -> None:
+        self._contexts = {"positive": positive, "negative": negative}
+        self._added = added
+        self._control = control
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The data type that the denoiser works in."""
+        return self._contexts["positive"].dtype  # type: ignore[union-attr]
+
+    def context(self, items: Sequence[Item], branches: Sequence[Branch], path: Path) -> torch.Tensor:
+        """Context of a micro-batch, branch after branch: (branches * items, tokens, width).
+
+        Raises:
+            ValueError: If the unconditional context is needed and was not given.
+        """
+        rows = []
+        for branch in branches:
+            context = self._contexts[branch.context]
+            if branch.context == "positive" and path.context is not None:
+                context = path.context.to(self.dtype)
+            if context is None:
+                raise ValueError("`negative_context`=None, but guidance needs it. Give it, or set guidance_scale=1.")
+            rows.append(_rows(context, [picture for picture, _ in items]))
+        return torch.cat(rows)
+
+    def keywords(self, items: Sequence[Item], branches: Sequence[Branch], step: Step) -> dict[str, Any]:
+        """Added conditions of a micro-batch, branch after branch, in the order of `context`."""
+        if self._added is None:
+            return {}
+        rows = [
+            _select(self._added(view, branch.context, step.latent_size), picture)
+            for branch in branches
+            for picture, view in items
+        ]
+        return _stack(rows)
+
+    def residuals(
+        self, inputs: torch.Tensor, context: torch.Tensor, items: Sequence[Item], step: Step
+    ) -> Mapping[str, Any]:
+        """ControlNet residuals of a micro-batch whose network inputs and context are given."""
+        if self._control is None:
+            return {}
+        image = torch.cat([self._control.cut(picture, view, step.latent_size) for picture, view in items])
+        repeats = inputs.shape[0] // len(items)
+        image = image.to(inputs.device, inputs.dtype).repeat(repeats, 1, 1, 1)
+        return self._control.residuals(inputs, step.timestep, context, image)
+
+
+def _rows(values: torch.Tensor, pictures: Sequence[int]) -> torch.Tensor:
+    if values.shape[0] == 1:
+        return values.expand(len(pictures), *values.shape[1:])
+    return values[list(pictures)]
+
+
+def _select(values: Mapping[str, Any], picture: int) -> dict[str, Any]:
+    return {
+        name: _select(value, picture) if isinstance(value, Mapping) else _rows(value, [picture])
+        for name, value in values.items()
+    }
+
+
+def _stack(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    return {
+        name: _stack([row[name] for row in rows]) if isinstance(value, Mapping) else torch.cat([r[name] for r in rows])
+        for name, value in rows[0].items()
+    }

@@ -1,0 +1,155 @@
+"""Noise fields: the denoiser evaluated over the views of a path, in micro-batches, and fused over the whole sample.
+
+Only the micro-batch is ever in memory at once; the accumulators are as large as the sample.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from itertools import groupby
+
+import torch
+
+from seecoder.sampling.conditions import Conditions, Item
+from seecoder.sampling.parts import Branch, Denoiser, Edited, Path, Step
+from seecoder.sampling.stepper import Stepper
+from seecoder.sampling.views import Size, View, feather
+
+Fields = dict[Branch, torch.Tensor]
+
+
+class Evaluator:
+    """Evaluates the denoiser for the paths of a stage.
+
+    Args:
+        denoiser: Called as `denoiser(latents, timestep, context, **conditions)`; see `seecoder.sampling`.
+        stepper: Scales inputs and knows the parametrisation.
+        conditions: Context and added conditions.
+        view_batch_size: (picture, view) pairs that go through the denoiser at once, each with all its branches.
+    """
+
+    def __init__(self, denoiser: Denoiser, stepper: Stepper, conditions: Conditions, view_batch_size: int) -> None:
+        self.denoiser = denoiser
+        self.stepper = stepper
+        self.conditions = conditions
+        self.view_batch_size = view_batch_size
+
+    def fields(self, edited: Edited, step: Step, paths: Sequence[Path], branches: Sequence[Branch]) -> Fields:
+        """The fused fields of all paths, in the network's own parametrisation, relative to `edited.latents`."""
+        total: Fields = {}
+        for path in paths:
+            weight = 1.0 if path.weight is None else path.weight(step)
+            if isinstance(weight, float) and weight == 0.0:
+                continue
+            for branch, field in self._path_fields(edited, step, path, branches).items():
+                part = field if path.weight is None else weight * field
+                total[branch] = total[branch] + part if branch in total else part
+        return total
+
+    def _path_fields(self, edited: Edited, step: Step, path: Path, branches: Sequence[Branch]) -> Fields:
+        """One path: every (context, network state) is evaluated once, however many branches ask for it."""
+        cut_from = edited.latents if edited.cut_from is None else edited.cut_from
+        seen = cut_from if path.prefilter is None else path.prefilter(cut_from, step)
+        needed = sorted({Branch(branch.context, path.network(branch.network)) for branch in branches})
+        fused: Fields = {}
+        for network, group in groupby(sorted(needed, key=lambda branch: branch.network), lambda b: b.network):
+            offsets = edited.offsets if path.follows_offsets else {}
+            fused |= self._fuse(seen, step, path, network, list(group), offsets)
+        if path.prefilter is not None:
+            latents = edited.latents
+            fused = {b: self.stepper.transfer(f, seen, latents, step.index) for b, f in fused.items()}
+        return {branch: fused[Branch(branch.context, path.network(branch.network))] for branch in branches}
+
+    def _fuse(
+        self,
+        seen: torch.Tensor,
+        step: Step,
+        path: Path,
+        network: str,
+        branches: Sequence[Branch],
+        offsets: Mapping[Item, torch.Tensor],
+    ) -> Fields:
+        """Weighted mean of the views' predictions; cells that no view covers stay 0."""
+        scaled = self.stepper.scale_input(seen, step.index)
+        accumulators = [torch.zeros_like(seen) for _ in branches]
+        weights = torch.zeros((seen.shape[0], 1, *seen.shape[2:]), dtype=seen.dtype, device=seen.device)
+        for items in self.micro_batches(step, path, seen.shape[0]):
+            inputs = [view.gather(scaled[picture : picture + 1]) for picture, view in items]
+            if offsets:
+                inputs = [
+                    self._moved(values, offsets.get(item), step) for values, item in zip(inputs, items, strict=True)
+                ]
+            outputs = self.predict(torch.cat(inputs), items, step, path, network, branches)
+            for position, (picture, view) in enumerate(items):
+                weight = blend_weight(path, view, seen)
+                view.scatter_add(weights[picture], weight.expand(1, *view.size))
+                for accumulator, output in zip(accumulators, outputs, strict=True):
+                    view.scatter_add(accumulator[picture], output[position].to(seen.dtype) * weight)
+        weights = weights.masked_fill(weights == 0.0, 1.0)
+        return {branch: total / weights for branch, total in zip(branches, accumulators, strict=True)}
+
+    def _moved(self, values: torch.Tensor, offset: torch.Tensor | None, step: Step) -> torch.Tensor:
+        return values if offset is None else values + self.stepper.scale_input(offset[None], step.index)
+
+    def micro_batches(self, step: Step, path: Path, pictures: int) -> Iterator[list[Item]]:
+        """All (picture, view) pairs of a path, in groups of one view size and at most `view_batch_size` pairs."""
+        by_size: dict[Size, list[Item]] = {}
+        for picture in range(pictures):
+            for view in path.views(step, picture):
+                by_size.setdefault(view.size, []).append((picture, view))
+        for items in by_size.values():
+            for start in range(0, len(items), self.view_batch_size):
+                yield items[start : start + self.view_batch_size]
+
+    def predict(
+        self,
+        inputs: torch.Tensor,
+        items: Sequence[Item],
+        step: Step,
+        path: Path,
+        network: str,
+        branches: Sequence[Branch],
+    ) -> list[torch.Tensor]:
+        """The network's outputs for one micro-batch of scaled inputs (N, C, h, w): one (N, C, h, w) per branch."""
+        batch = inputs.to(self.conditions.dtype).repeat(len(branches), 1, 1, 1)
+        context = self.conditions.context(items, branches, path)
+        keywords = self.conditions.keywords(items, branches, step)
+        size = (inputs.shape[-2], inputs.shape[-1])
+        with patched(path, network, step, size):
+            keywords |= self.conditions.residuals(batch, context, items, step)
+            output = self.denoiser(batch, step.timestep, context, **keywords)
+        return list(output.chunk(len(branches)))
+
+
+def blend_weight(path: Path, view: View, like: torch.Tensor) -> torch.Tensor:
+    """Weight of a view's cells in the fused field, broadcastable to (C, height, width)."""
+    if path.blend == "uniform":
+        return torch.ones((1, 1, 1), dtype=like.dtype, device=like.device)
+    return feather(view.size).to(like.device, like.dtype)[None]
+
+
+@contextmanager
+def patched(path: Path, network: str, step: Step, size: Size) -> Iterator[None]:
+    """The network in one of a path's states for the duration of the block."""
+    with ExitStack() as stack:
+        for patch in path.patches.get(network, ()):
+            stack.enter_context(patch.active(step, size))
+        yield
+
+
+def fuse_views(
+    values: Mapping[Item, torch.Tensor], like: torch.Tensor, path: Path, rest: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Weighted mean over views of per-view samples, (B, C, H, W); cells without a view are taken from `rest`."""
+    total, weights = torch.zeros_like(like), torch.zeros_like(like[:, :1])
+    for (picture, view), value in values.items():
+        weight = blend_weight(path, view, like)
+        view.scatter_add(total[picture], value * weight)
+        view.scatter_add(weights[picture], weight.expand(1, *view.size))
+    covered = weights > 0.0
+    mean = total / weights.masked_fill(~covered, 1.0)
+    return mean if rest is None else torch.where(covered, mean, rest)
+
+
+def all_items(batches: Iterable[Sequence[Item]]) -> list[Item]:
+    """The (picture, view) pairs of all micro-batches in one list."""
+    return [item for batch in batches for item in batch]

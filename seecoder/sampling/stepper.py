@@ -1,0 +1,158 @@
+"""The only place that talks to a diffusers scheduler: one step per noise field, whatever the views were.
+
+Notation: a sample of the trajectory is `alpha * original + sigma * noise`. Schedulers with `sigmas` that scale the
+network's input (Euler and its kin) keep alpha = 1 (variance exploding); the others keep alpha² + sigma² = 1.
+"""
+
+import copy
+import inspect
+from typing import Any
+
+import torch
+
+from seecoder.sampling.randomness import Randomness
+
+_PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+_TINY_ALPHA = 1e-3  # below it (zero terminal signal-to-noise ratio) noise says nothing about the original
+
+
+class Stepper:
+    """A private copy of a scheduler, set to one run.
+
+    The given scheduler is copied and never changed. All history of multistep schedulers lives in the copy and is
+    dropped by `restart`.
+
+    Args:
+        scheduler: Any diffusers scheduler of the noise-, v- or sample-predicting kind.
+        num_inference_steps: Steps of the whole trajectory.
+        eta: DDIM's stochasticity in [0, 1]; must be 0 for schedulers that have no such option.
+        randomness: Where the scheduler's own noise comes from.
+        device: Where the timesteps live.
+
+    Raises:
+        ValueError: If the scheduler predicts something else (flow matching), or `eta` has no effect on it.
+    """
+
+    def __init__(
+        self, scheduler: Any, num_inference_steps: int, *, eta: float, randomness: Randomness, device: torch.device
+    ) -> None:
+        self.name = type(scheduler).__name__
+        self.prediction_type = str(scheduler.config.get("prediction_type", "none"))
+        if self.prediction_type not in _PREDICTION_TYPES:
+            raise ValueError(
+                f"`scheduler`={self.name} predicts {self.prediction_type!r}; sampling accepts "
+                f"{', '.join(_PREDICTION_TYPES)}. Use for instance DDIMScheduler or EulerDiscreteScheduler."
+            )
+        self._scheduler = copy.deepcopy(scheduler)
+        self._num_inference_steps = num_inference_steps
+        self._device = device
+        self._keywords = self._step_keywords(eta, randomness)
+        self.num_train_timesteps = int(scheduler.config["num_train_timesteps"])
+        self.restart(0)
+        self.timesteps: torch.Tensor = self._scheduler.timesteps
+        self.alphas_cumprod = self._alphas_cumprod()
+        self.variance_exploding = self._scales_its_input()
+        self.restart(0)
+
+    def _step_keywords(self, eta: float, randomness: Randomness) -> dict[str, Any]:
+        accepted = inspect.signature(self._scheduler.step).parameters
+        keywords: dict[str, Any] = {"return_dict": False}
+        if "generator" in accepted:
+            keywords["generator"] = randomness.generators
+        if "eta" in accepted:
+            keywords["eta"] = eta
+        elif eta != 0.0:
+            raise ValueError(f"`eta`={eta} has no effect with {self.name}. Set it to 0, or use DDIMScheduler.")
+        return keywords
+
+    def _alphas_cumprod(self) -> list[float]:
+        """Cumulative alpha (the squared signal share) at every step of the schedule."""
+        sigmas = getattr(self._scheduler, "sigmas", None)
+        if sigmas is not None:
+            return [1.0 / (1.0 + float(sigma) ** 2) for sigma in sigmas[: len(self.timesteps)]]
+        table = self._scheduler.alphas_cumprod
+        return [float(table[int(timestep)]) for timestep in self.timesteps]
+
+    def _scales_its_input(self) -> bool:
+        """Whether the scheduler hands the network a scaled sample: the mark of a variance-exploding one."""
+        probe = torch.ones(1, device=self._device)
+        return bool((self._scheduler.scale_model_input(probe, self.timesteps[0]) != probe).any())
+
+    def __len__(self) -> int:
+        return len(self.timesteps)
+
+    @property
+    def initial_scale(self) -> float:
+        """Standard deviation of the noise that the whole trajectory starts from."""
+        return float(self._scheduler.init_noise_sigma)
+
+    def restart(self, index: int) -> None:
+        """Forget all history; the next step is `index`. Needed after a change of resolution or a large edit.
+
+        Raises:
+            ValueError: If the scheduler cannot start inside its trajectory.
+        """
+        if index > 0 and hasattr(self._scheduler, "prk_timesteps"):
+            raise ValueError(
+                f"`scheduler`={self.name} cannot start inside its trajectory, which this method needs. "
+                "Use DDIMScheduler.from_config(scheduler.config) or another scheduler without a warm-up."
+            )
+        self._scheduler.set_timesteps(self._num_inference_steps, device=self._device)
+        if hasattr(self._scheduler, "set_begin_index"):
+            self._scheduler.set_begin_index(index)
+
+    def is_boundary(self, index: int) -> bool:
+        """Whether step `index` begins a whole step (two-evaluation schedulers such as Heun have half steps)."""
+        return index % int(getattr(self._scheduler, "order", 1)) == 0
+
+    def scale_input(self, latents: torch.Tensor, index: int) -> torch.Tensor:
+        """What the network sees of `latents` at step `index`; linear in `latents`."""
+        return self._scheduler.scale_model_input(latents, self.timesteps[index])
+
+    def coefficients(self, index: int) -> tuple[float, float]:
+        """(alpha, sigma) at step `index`: a sample there is alpha * original + sigma * noise."""
+        alpha_cumprod = self.alphas_cumprod[index]
+        if self.variance_exploding:
+            return 1.0, ((1.0 - alpha_cumprod) / alpha_cumprod) ** 0.5
+        return alpha_cumprod**0.5, (1.0 - alpha_cumprod) ** 0.5
+
+    def add_noise(self, original: torch.Tensor, noise: torch.Tensor, index: int) -> torch.Tensor:
+        """The sample of step `index` that has this original and this unit-variance noise."""
+        alpha, sigma = self.coefficients(index)
+        return alpha * original + sigma * noise
+
+    def predict_original(self, output: torch.Tensor, latents: torch.Tensor, index: int) -> torch.Tensor:
+        """The original that the network's `output` implies for the sample `latents` of step `index`."""
+        if self.prediction_type == "sample":
+            return output
+        signal, spread, unit = self._unit_variance(latents, index)
+        if self.prediction_type == "epsilon":
+            return (unit - spread * output) / signal
+        return signal * unit - spread * output
+
+    def transfer(self, output: torch.Tensor, seen: torch.Tensor, latents: torch.Tensor, index: int) -> torch.Tensor:
+        """The output that claims about `latents` the noise that `output` claimed about `seen`.
+
+        A network that saw a filtered sample (DemoFusion's blurred lattices) predicted noise in that sample. Noise
+        predictions carry over as they are; v- and sample-predictions have to be expressed anew. Where there is
+        (almost) no signal left the original is carried over instead, because the noise says nothing about it.
+        """
+        if self.prediction_type == "epsilon":
+            return output
+        signal, spread, unit = self._unit_variance(latents, index)
+        change = self._unit_variance(seen, index)[2] - unit
+        if self.prediction_type == "sample":
+            return output if signal < _TINY_ALPHA else output - change / signal
+        if signal < _TINY_ALPHA:
+            return output - (signal / spread) * change
+        return output + (spread / signal) * change
+
+    def _unit_variance(self, latents: torch.Tensor, index: int) -> tuple[float, float, torch.Tensor]:
+        """(alpha, sigma, sample) of step `index` in the variance-preserving convention."""
+        alpha_cumprod = self.alphas_cumprod[index]
+        signal, spread = alpha_cumprod**0.5, (1.0 - alpha_cumprod) ** 0.5
+        return signal, spread, latents * signal if self.variance_exploding else latents
+
+    def step(self, output: torch.Tensor, latents: torch.Tensor, index: int) -> torch.Tensor:
+        """One step of the scheduler on the whole sample: from step `index` to the next noise level."""
+        return self._scheduler.step(output, self.timesteps[index], latents, **self._keywords)[0]
