@@ -1,0 +1,99 @@
+"""The demo's steps, each a command that a user could type; `scripts/demo` prepares the environment and calls this."""
+
+import argparse
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+HELD_OUT_SEED = 9_000_000  # training shards are drawn from another stream
+SHARD_SEED = 100
+
+
+def run(title: str, *command: str | Path) -> None:
+    """Print a command, run it, and end the demo if it fails."""
+    words = [str(word) for word in command]
+    print(f"\n== {title}\n$ {shlex.join(words)}", flush=True)
+    start = time.monotonic()
+    executable = {"python": sys.executable, "seecoder": str(Path(sys.executable).parent / "seecoder")}.get(words[0])
+    code = subprocess.run([executable or words[0], *words[1:]], cwd=ROOT).returncode
+    if code:
+        raise SystemExit(f"The step «{title}» failed with exit code {code}.")
+    print(f"({time.monotonic() - start:.0f} s)", flush=True)
+
+
+def draw_inputs(folder: Path) -> list[Path]:
+    """Write held-out scenes as PNG, and one large, turned, grainy JPEG, as a camera would."""
+    import torch
+    from PIL import Image
+
+    from data.world.render import render
+    from data.world.scenes import sample_scenes
+    from seecoder.images import save_image, to_pil
+
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for index, pixels in enumerate(render(sample_scenes(4, HELD_OUT_SEED), 64)):
+        paths.append(folder / f"scene-{index}.png")
+        save_image(pixels, paths[-1])
+    wide = render(sample_scenes(1, HELD_OUT_SEED + 50), 480, 720)[0]
+    noisy = (wide + 0.03 * torch.randn(wide.shape, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
+    turned = to_pil(noisy).transpose(Image.Transpose.ROTATE_90)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored on its side, as phones do
+    turned.save(folder / "photograph.jpg", quality=85, exif=exif)
+    return paths
+
+
+def main() -> None:
+    """Run every step and say where the results are."""
+    parser = argparse.ArgumentParser(prog="scripts/demo", description=__doc__)
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/demo"), help="folder of the results (default: %(default)s)"
+    )
+    parser.add_argument("--photo", type=Path, help="a picture of your own to vary as well")
+    parser.add_argument("--count", type=int, default=256, help="held-out scenes of the table (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=250, help="training steps (default: %(default)s)")
+    parser.add_argument("--scenes", type=int, default=20480, help="training scenes (default: %(default)s)")
+    options = parser.parse_args()
+    out: Path = options.out.resolve()
+    base = ROOT / "data" / "world" / "base"
+    start = time.monotonic()
+    shards, training, encoder, inputs = out / "shards", out / "training", out / "encoder", out / "inputs"
+    run(
+        "Write training shards of the world",
+        *("python", "-m", "data.build", "world", shards, "--count", str(options.scenes), "--seed", str(SHARD_SEED)),
+        *("--samples-per-shard", "2048"),
+    )
+    run(
+        "Train the encoder: the backbone, the autoencoder and the UNet stay frozen",
+        *("python", "-m", "train", "fit", "--config", "configs/world_seecoder.yaml"),
+        *("--run.folder", training, "--run.max_steps", str(options.steps), "--data.init_args.shards", shards),
+    )
+    run("Export the encoder", "seecoder", "export", training, encoder, "--format", "hub", "--overwrite")
+    pictures = draw_inputs(inputs)
+    vary = ("seecoder", "vary", "--base", base, "--encoder", encoder, "--guidance", "4", "--seed", "0")
+    for side in (64, 128, 256):
+        method = () if side == 64 else ("--method", "scalecrafter")
+        run(
+            f"Vary held-out scenes at {side // 64}x the training size",
+            *(*vary, *pictures, "--height", str(side), "--width", str(side), *method),
+            *("--out", out / f"variations-{side}", "--sheet", out / f"sheet-{side}.png", "--overwrite"),
+        )
+    photographs = [inputs / "photograph.jpg", *([options.photo.resolve()] if options.photo else [])]
+    run("Vary a photograph", *vary, *photographs, "--out", out / "photograph", "--overwrite")
+    run(
+        "Count what the variations keep",
+        *("python", "scripts/evaluate_encoder", "--base", base, "--encoder", encoder),
+        *("--count", str(options.count), "--seed", str(HELD_OUT_SEED), "--out", out),
+    )
+    print(f"\nDone in {(time.monotonic() - start) / 60:.1f} minutes. Look into {out}:")
+    print("sheet-64.png, sheet-128.png, sheet-256.png, table.md, and the pictures in photograph/.")
+
+
+if __name__ == "__main__":
+    main()
