@@ -13,6 +13,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path in the same folder; it becomes `path` on success and is removed on error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    os.fchmod(handle, 0o644)  # mkstemp's 0600 would keep a group from reading the run
     os.close(handle)
     temporary = Path(name)
     try:

@@ -1,0 +1,81 @@
+"""The forward process in float32, from the base model's own scheduler config.
+
+bf16 has 733 distinct values for the 1,000 of the schedule and turns timestep 999 into 1000, so nothing here ever leaves float32 and int64.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from diffusers import DDIMScheduler
+from torch import Tensor, nn
+
+PREDICTIONS = ("epsilon", "v_prediction")
+
+# Stable Diffusion's released schedule; the text of the Prompt-Free Diffusion paper says 8.5e-5, which no released model uses.
+STABLE_DIFFUSION_SCHEDULE: Mapping[str, Any] = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "num_train_timesteps": 1000,
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+    "timestep_spacing": "leading",
+}
+
+
+class NoiseSchedule(nn.Module):
+    """Noisy latents and training targets.
+
+    Args:
+        scheduler_config: Config of the base model's diffusers scheduler; its schedule and `prediction_type` are used.
+
+    Raises:
+        ValueError: The base predicts neither noise nor velocity.
+    """
+
+    def __init__(self, scheduler_config: Mapping[str, Any]):
+        super().__init__()
+        scheduler = DDIMScheduler.from_config(dict(scheduler_config))
+        self.prediction: Literal["epsilon", "v_prediction"] = scheduler.config["prediction_type"]
+        if self.prediction not in PREDICTIONS:
+            raise ValueError(
+                f"`prediction_type`={self.prediction!r} of the base is not trained with; accepted: {PREDICTIONS}."
+            )
+        self.num_timesteps = int(scheduler.config["num_train_timesteps"])
+        self.register_buffer("alphas_cumprod", scheduler.alphas_cumprod.float(), persistent=False)
+        self.alphas_cumprod: Tensor
+
+    def signal_and_noise(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
+        """sqrt(abar) and sqrt(1 - abar) of (N,) int64 timesteps, as (N, 1, 1, 1) float32.
+
+        Raises:
+            TypeError: The schedule or the timesteps were cast.
+        """
+        if self.alphas_cumprod.dtype != torch.float32 or timesteps.dtype != torch.int64:
+            raise TypeError(
+                f"schedule is {self.alphas_cumprod.dtype}, timesteps are {timesteps.dtype}; need float32 and int64."
+            )
+        abar = self.alphas_cumprod[timesteps].view(-1, 1, 1, 1)
+        return abar.sqrt(), (1 - abar).sqrt()
+
+    def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """x_t = sqrt(abar) x_0 + sqrt(1 - abar) eps (Ho et al. 2020, eq. 4); float32."""
+        signal, level = self.signal_and_noise(timesteps)
+        return signal * latents.float() + level * noise.float()
+
+    def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """What the UNet should say: eps, or v = sqrt(abar) eps - sqrt(1 - abar) x_0 (Salimans and Ho 2022, appendix D)."""
+        if self.prediction == "epsilon":
+            return noise.float()
+        signal, level = self.signal_and_noise(timesteps)
+        return signal * noise.float() - level * latents.float()
+
+    def min_snr_weights(self, timesteps: Tensor, gamma: float | None) -> Tensor:
+        """Loss weights (Hang et al. 2023, eq. 8): min(SNR, gamma) / SNR for noise, / (SNR + 1) for velocity; ones without gamma."""
+        if gamma is None:
+            return torch.ones_like(timesteps, dtype=torch.float32)
+        abar = self.alphas_cumprod[timesteps]
+        snr = abar / (1 - abar)
+        return snr.clamp(max=gamma) / (snr if self.prediction == "epsilon" else snr + 1)
