@@ -42,7 +42,19 @@ latents (previews). Raising in either ends the run.
 
 from seecoder.sampling.composition import Method
 from seecoder.sampling.conditions import Control
+from seecoder.sampling.demofusion import DemoFusion
 from seecoder.sampling.engine import Progress, StageEnd, sample
+from seecoder.sampling.multidiffusion import MultiDiffusion, Region
 from seecoder.sampling.views import View
 
-__all__ = ["Control", "Method", "Progress", "StageEnd", "View", "sample"]
+__all__ = [
+    "Control",
+    "DemoFusion",
+    "Method",
+    "MultiDiffusion",
+    "Progress",
+    "Region",
+    "StageEnd",
+    "View",
+    "sample",
+]

@@ -1,46 +1,189 @@
-"""Which methods go together, and how a list of them becomes one plan of stages."""
+"""Which methods go together, and how a list of them becomes one plan of stages.
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+Every method plays one part: it makes the stages of a run ("stages"), says through which windows the sample is seen
+("windows"), changes the network ("network"), or edits the sample ("editor"). Methods of different parts compose where
+the combination means something; methods of the same part do not.
+"""
 
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Protocol
+
+import torch
+
+from seecoder.sampling.geometry import scale_over
 from seecoder.sampling.guidance import ClassifierFree
-from seecoder.sampling.parts import Opening, Outcome, Path, Run, Stage
-from seecoder.sampling.views import full_view
+from seecoder.sampling.parts import Editor, Guidance, Opening, Outcome, Patch, Path, Run, Stage
+from seecoder.sampling.views import Size, full_view
 
 
 class Method(Protocol):
-    """A published sampling method: frozen settings."""
+    """A published sampling method: frozen settings that play one part in a run."""
+
+    role: ClassVar[str]
+
+
+class StagesMethod(Method, Protocol):
+    """Makes the stages of a run: DemoFusion, RectifiedHR."""
+
+    def stages(self, run: Run, recipe: "Recipe") -> list[Stage]:
+        """The plan; `recipe` supplies what the other methods of the run contribute."""
+        ...
+
+
+class WindowsMethod(Method, Protocol):
+    """Says through which windows the sample is seen: MultiDiffusion."""
+
+    closed_loop: bool
+
+    def window_size(self, native_size: Size, size: Size) -> Size:
+        """(height, width) of a window over latents of `size`."""
+        ...
+
+    def paths(self, run: Run, size: Size, patches: Mapping[str, Sequence[Patch]]) -> list[Path]:
+        """Paths over windows; their weights add up to 1."""
+        ...
+
+
+class NetworkMethod(Method, Protocol):
+    """Changes the network for samples that are larger than native: ScaleCrafter, HiDiffusion."""
+
+    def patches(self, run: Run, view_size: Size) -> Mapping[str, Sequence[Patch]]:
+        """Patches by network state, for views of this size."""
+        ...
+
+    def guidance(self, run: Run, view_size: Size) -> Guidance:
+        """The guidance rule that goes with the patches."""
+        ...
+
+
+class EditorMethod(Method, Protocol):
+    """Edits the sample between steps: SyncDiffusion."""
+
+    @property
+    def windows(self) -> WindowsMethod:
+        """The windows it works on when no other method says so."""
+        ...
+
+    def editor(self, run: Run, path: Path) -> Editor:
+        """The editor of a stage whose windows `path` plans."""
+        ...
 
 
 @dataclass(frozen=True)
 class Recipe:
     """The methods of one run by the part they play."""
 
+    maker: StagesMethod | None = None
+    windows: WindowsMethod | None = None
+    network: NetworkMethod | None = None
+    sync: EditorMethod | None = None
+
     def plan(self, run: Run) -> list[Stage]:
-        """The stages of the run."""
+        """The stages of the run.
+
+        Raises:
+            ValueError: If a method does not fit the request.
+        """
+        if self.maker is not None:
+            return self.maker.stages(run, self)
         if run.picture_latents is not None:
-            raise ValueError("`picture_latents` needs a method that starts from a picture, such as DemoFusion().")
-        return [single_stage(run, [full_frame()])]
+            raise ValueError("`picture_latents` needs a method that starts from a picture. Use DemoFusion().")
+        return [self.base_stage(run, run.size, "sampling")]
+
+    def frame(self, run: Run, size: Size) -> Path:
+        """The path that sees the whole sample at once, with the network changed where `size` exceeds native."""
+        return Path(lambda step, picture: (full_view(step.latent_size),), patches=self._patches(run, size))
+
+    def paths(self, run: Run, size: Size) -> list[Path]:
+        """The paths of a stage: windows where a method says so and the sample is larger than native."""
+        windows = self.windows
+        if windows is None:
+            return [self.frame(run, size)]
+        window = windows.window_size(run.native_size, size)
+        if self.network is not None and not exceeds(window, run.native_size) and exceeds(size, run.native_size):
+            raise ValueError(
+                f"{_name(self.network)} changes the network for views above the native size, but the windows are "
+                f"{window[0]}x{window[1]} cells at a native size of {run.native_size[0]}x{run.native_size[1]}. "
+                "Make the windows larger, or leave it out."
+            )
+        return windows.paths(run, size, self._patches(run, window))
+
+    def guidance(self, run: Run, size: Size) -> Guidance:
+        """The guidance rule of a stage."""
+        if self.network is not None and exceeds(size, run.native_size):
+            view_size = size if self.windows is None or self.maker else self.windows.window_size(run.native_size, size)
+            return self.network.guidance(run, view_size)
+        return ClassifierFree(run.guidance_scale, run.guidance_rescale)
+
+    def base_stage(
+        self,
+        run: Run,
+        size: Size,
+        name: str,
+        finish: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        *,
+        in_windows: bool = True,
+    ) -> Stage:
+        """One whole trajectory from noise at `size`; without `in_windows` the whole frame is seen at once."""
+        paths = self.paths(run, size) if in_windows or self.sync is not None else [self.frame(run, size)]
+        editors = [] if self.sync is None else [self.sync.editor(run, paths[0])]
+
+        def begin(run: Run, outcome: Outcome | None) -> Opening:
+            return Opening(run.first_sample(size), editors)
+
+        return Stage(name, size, range(len(run.stepper)), begin, paths, self.guidance(run, size), finish)
+
+    def _patches(self, run: Run, view_size: Size) -> Mapping[str, Sequence[Patch]]:
+        if self.network is None or not exceeds(view_size, run.native_size):
+            return {}
+        return self.network.patches(run, view_size)
 
 
-def full_frame() -> Path:
-    """The path that looks at the whole sample at once."""
-    return Path(views=lambda step, picture: (full_view(step.latent_size),))
-
-
-def single_stage(run: Run, paths: Sequence[Path]) -> Stage:
-    """One trajectory from noise to the result, at the result's size."""
-
-    def begin(run: Run, outcome: Outcome | None) -> Opening:
-        return Opening(run.first_sample(run.size))
-
-    guidance = ClassifierFree(run.guidance_scale, run.guidance_rescale)
-    return Stage("sampling", run.size, range(len(run.stepper)), begin, paths, guidance)
+def exceeds(size: Size, native_size: Size) -> bool:
+    """Whether views of `size` hold noticeably more cells than the network was trained at."""
+    return scale_over(size, native_size) > 1.05
 
 
 def compose(method: Method | Sequence[Method] | None) -> Recipe:
-    """The recipe of one method, of several, or of none."""
-    if method is not None:
-        raise TypeError(f"`method`={method!r} is not a sampling method.")
-    return Recipe()
+    """The recipe of one method, of several, or of none.
+
+    Raises:
+        TypeError: If something is not a sampling method.
+        ValueError: If the methods do not compose; the message says why.
+    """
+    methods: list[Any] = [] if method is None else list(method) if isinstance(method, Sequence) else [method]
+    parts: dict[str, Any] = {}
+    for entry in methods:
+        role = getattr(entry, "role", None)
+        if role not in _WHY_ONE or isinstance(entry, type):
+            raise TypeError(f"`method`={entry!r} is not a sampling method. Use for instance DemoFusion().")
+        if role in parts:
+            raise ValueError(f"{_name(parts[role])} and {_name(entry)} do not compose: {_WHY_ONE[role]}")
+        parts[role] = entry
+    return _checked(Recipe(parts.get("stages"), parts.get("windows"), parts.get("network"), parts.get("editor")))
+
+
+_WHY_ONE = {
+    "stages": "both decide which resolutions the run goes through. Use one.",
+    "windows": "both decide through which windows the sample is seen. Use one.",
+    "network": "both change how far the same inner layers reach. Use one.",
+    "editor": "both edit the sample by what its windows show. Use one.",
+}
+
+
+def _checked(recipe: Recipe) -> Recipe:
+    """The recipe with its windows filled in, or the reason why its parts do not go together."""
+    if recipe.sync is not None and recipe.windows is None:
+        recipe = replace(recipe, windows=recipe.sync.windows)
+    closed = recipe.windows is not None and recipe.windows.closed_loop
+    if closed and recipe.maker is not None:
+        raise ValueError(
+            f"A closed loop and {_name(recipe.maker)} do not compose: its stages look at the whole frame, which has "
+            "a left and a right end. Sample the loop at its full size, or leave the loop open."
+        )
+    return recipe
+
+
+def _name(method: object) -> str:
+    return type(method).__name__

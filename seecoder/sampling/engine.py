@@ -144,7 +144,7 @@ def _run_stages(
     for place, stage in enumerate(stages):
         run.stepper.restart(stage.steps.start)
         opening = stage.begin(run, outcome)
-        keys = run.randomness.keys() if stage.jittered else ()
+        keys = run.randomness.keys() if stage.keyed else ()
         for step, reached in _trajectory(run, stage, place, keys, opening.latents, opening.editors, evaluator):
             outcome = reached
             done += 1

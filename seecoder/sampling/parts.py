@@ -84,6 +84,7 @@ class Path:
         blend: Weights of the views where they overlap: "uniform" or "feather" (linear towards the borders).
         context: Replaces the run's positive context here (one region, one picture): (1 or B, tokens, width).
         follows_offsets: Whether an editor's per-view changes (SyncDiffusion) apply to this path's views.
+        keyed: Whether the planner makes random choices (its stage then draws one key per picture).
     """
 
     views: Planner
@@ -93,6 +94,7 @@ class Path:
     blend: Literal["uniform", "feather"] = "uniform"
     context: torch.Tensor | None = None
     follows_offsets: bool = False
+    keyed: bool = False
 
     def network(self, name: str) -> str:
         """The network state that this path has for `name`."""
@@ -214,7 +216,6 @@ class Stage:
         paths: Their weights add up to 1.
         guidance: The rule of this stage.
         finish: Applied to the sample after the last step.
-        jittered: Whether its planners need keys (one draw per picture from the random streams).
     """
 
     name: str
@@ -224,4 +225,8 @@ class Stage:
     paths: Sequence[Path]
     guidance: Guidance
     finish: Callable[[torch.Tensor], torch.Tensor] | None = None
-    jittered: bool = False
+
+    @property
+    def keyed(self) -> bool:
+        """Whether one key per picture has to be drawn from the random streams."""
+        return any(path.keyed for path in self.paths)

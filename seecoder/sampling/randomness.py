@@ -50,6 +50,14 @@ class Randomness:
         ]
         return torch.cat([row.to(device) for row in rows])
 
+    def uniform(self, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+        """Numbers from [0, 1) of the given shape; row b comes from the stream of picture b alone."""
+        rows = [
+            torch.rand((1, *shape[1:]), generator=generator, device=generator.device, dtype=dtype)
+            for generator in self.generators
+        ]
+        return torch.cat([row.to(device) for row in rows])
+
     def keys(self) -> tuple[int, ...]:
         """One integer per picture, drawn from its stream: the seed of choices that are made on the CPU (jitter)."""
         return tuple(

@@ -92,14 +92,23 @@ class Stepper:
         Raises:
             ValueError: If the scheduler cannot start inside its trajectory.
         """
-        if index > 0 and hasattr(self._scheduler, "prk_timesteps"):
+        if index > 0:
+            self.require_restarts()
+        self._scheduler.set_timesteps(self._num_inference_steps, device=self._device)
+        if hasattr(self._scheduler, "set_begin_index"):
+            self._scheduler.set_begin_index(index)
+
+    def require_restarts(self) -> None:
+        """Check that the scheduler can start anywhere; methods of several stages do so before they begin.
+
+        Raises:
+            ValueError: If it cannot (PNDM's Runge-Kutta-like first steps).
+        """
+        if hasattr(self._scheduler, "prk_timesteps"):
             raise ValueError(
                 f"`scheduler`={self.name} cannot start inside its trajectory, which this method needs. "
                 "Use DDIMScheduler.from_config(scheduler.config) or another scheduler without a warm-up."
             )
-        self._scheduler.set_timesteps(self._num_inference_steps, device=self._device)
-        if hasattr(self._scheduler, "set_begin_index"):
-            self._scheduler.set_begin_index(index)
 
     def is_boundary(self, index: int) -> bool:
         """Whether step `index` begins a whole step (two-evaluation schedulers such as Heun have half steps)."""
