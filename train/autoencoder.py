@@ -1,7 +1,8 @@
 """First stage of Latent Diffusion: a KL-regularised autoencoder.
 
-Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models" (2022), section 3.1. In place of a perceptual network, which
-cannot be had without pretrained weights, the default loss weighs differences of neighbouring pixels: it keeps edges and textures.
+Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models" (2022), section 3.1. In place of a
+perceptual network, which cannot be had without pretrained weights, the default loss weighs differences of neighbouring
+pixels: it keeps edges and textures.
 """
 
 from dataclasses import dataclass

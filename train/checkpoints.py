@@ -1,7 +1,7 @@
 """Checkpoints that survive being killed: written beside, synced, renamed, and only trusted with a matching checksum.
 
-Lightning's own writer builds the file in the temporary folder of the machine and moves it, which is a copy when that is another file system, and
-never syncs it.
+Lightning's own writer builds the file in the temporary folder of the machine and moves it, which is a copy when that
+is another file system, and never syncs it.
 """
 
 import hashlib

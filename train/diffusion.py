@@ -1,7 +1,8 @@
 """Second stage of Latent Diffusion: a UNet that predicts the noise of latents, conditioned by cross-attention.
 
-Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models" (2022), sections 3.2 and 3.3. The conditioner is trained with the
-UNet; each of its tokens is dropped now and then, so that partial conditions and the zero context of guidance exist.
+Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models" (2022), sections 3.2 and 3.3. The
+conditioner is trained with the UNet; each of its tokens is dropped now and then, so that partial conditions and the
+zero context of guidance exist.
 """
 
 import json

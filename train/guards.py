@@ -21,9 +21,9 @@ class TrainingStopped(RuntimeError):
 class GradientGuard:
     """Clips gradients and throws away steps with a non-finite or exploding gradient.
 
-    Under data-parallel training the gradients were summed over processes before this looks at them, so a bad sample of one process shows in
-    all of them and all take the same decision without another message. A skipped step leaves weights and AdamW's moments as they
-    are.
+    Under data-parallel training the gradients were summed over processes before this looks at them, so a bad sample of
+    one process shows in all of them and all take the same decision without another message. A skipped step leaves
+    weights and AdamW's moments as they are.
     """
 
     def __init__(self, settings: GuardSettings):
@@ -100,8 +100,9 @@ class GradientGuard:
 class Termination(Callback):
     """Turns SIGTERM (and a time budget) into one clean stop on all processes.
 
-    Lightning's own handler broadcasts inside the signal handler, hangs when the signal reaches another process than the first, and ends
-    with exit code 0. Here a handler only sets a flag; the flag is combined over processes between two steps.
+    Lightning's own handler broadcasts inside the signal handler, hangs when the signal reaches another process than
+    the first, and ends with exit code 0. Here a handler only sets a flag; the flag is combined over processes between
+    two steps.
 
     Args:
         max_minutes: Also stop after this time; None for no limit.

@@ -1,7 +1,7 @@
 """Random numbers that belong to a sample: each is a pure function of (seed, purpose, epoch, sample).
 
-Lightning saves no random state, and hidden generator state would tie a run to its number of processes. Drawing a sample's noise from its
-own seed makes a continued run equal to an uninterrupted one, and N processes equal to one.
+Lightning saves no random state, and hidden generator state would tie a run to its number of processes. Drawing a
+sample's noise from its own seed makes a continued run equal to an uninterrupted one, and N processes equal to one.
 """
 
 import hashlib

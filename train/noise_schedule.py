@@ -1,6 +1,7 @@
 """The forward process in float32, from the base model's own scheduler config.
 
-bf16 has 733 distinct values for the 1,000 of the schedule and turns timestep 999 into 1000, so nothing here ever leaves float32 and int64.
+bf16 has 733 distinct values for the 1,000 of the schedule and turns timestep 999 into 1000, so nothing here ever
+leaves float32 and int64.
 """
 
 from collections.abc import Mapping
@@ -12,7 +13,8 @@ from torch import Tensor, nn
 
 PREDICTIONS = ("epsilon", "v_prediction")
 
-# Stable Diffusion's released schedule; the text of the Prompt-Free Diffusion paper says 8.5e-5, which no released model uses.
+# Stable Diffusion's released schedule; the text of the Prompt-Free Diffusion paper says 8.5e-5, which no released
+# model uses.
 STABLE_DIFFUSION_SCHEDULE: Mapping[str, Any] = {
     "beta_start": 0.00085,
     "beta_end": 0.012,

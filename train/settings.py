@@ -14,7 +14,8 @@ class OptimizerSettings:
         eps: AdamW's denominator term.
         weight_decay: Decoupled decay.
         warmup_steps: Steps of linear rise from zero.
-        schedule: "constant"; "cosine" to `lr * final_factor` at the last step; or "steps", times `gamma` at each milestone.
+        schedule: "constant"; "cosine" to `lr * final_factor` at the last step; or "steps", times `gamma` at each
+            milestone.
         decay_start: Fraction of the run at which "cosine" begins to fall.
         final_factor: Where "cosine" ends, relative to `lr`.
         milestones: Optimizer steps at which "steps" multiplies the rate.
@@ -69,7 +70,8 @@ class GuardSettings:
     """When an optimizer step is thrown away.
 
     Attributes:
-        max_norm_ratio: Skip a step whose gradient norm is above this many times the running mean; None only skips non-finite ones.
+        max_norm_ratio: Skip a step whose gradient norm is above this many times the running mean; None only skips
+            non-finite ones.
         max_skipped_in_a_row: Stop the run when more steps than this were skipped one after the other.
     """
 
@@ -86,7 +88,8 @@ class RunSettings:
         max_steps: Optimizer steps of the whole run; raise it to extend a finished run.
         max_minutes: Save and stop cleanly after this much time; the run can be continued. None: no limit.
         accumulate: Micro-batches of each optimizer step.
-        precision: Lightning's name: "32-true" or "bf16-mixed". "bf16-true" is refused: it would round the noise schedule.
+        precision: Lightning's name: "32-true" or "bf16-mixed". "bf16-true" is refused: it would round the noise
+            schedule.
         accelerator: Lightning's name: "auto", "cpu", "gpu".
         devices: Processes on this node.
         num_nodes: Nodes.

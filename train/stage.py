@@ -49,7 +49,7 @@ class Stage(LightningModule):
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
 
-    # What a subclass says ----------------------------------------------------------------------------------------------------
+    # What a subclass says ---------------------------------------------------------------------------------------------
 
     def loss(self, batch: dict[str, Any]) -> Tensor:
         """Loss of one micro-batch; may call `record`."""
@@ -62,7 +62,7 @@ class Stage(LightningModule):
     def export(self, folder: Path) -> None:
         """Write what users of the trained weights load, with the averaged weights in place."""
 
-    # Frozen parts --------------------------------------------------------------------------------------------------------------
+    # Frozen parts -----------------------------------------------------------------------------------------------------
 
     def freeze(self) -> None:
         """Freeze the modules named in `frozen_names`."""
@@ -85,7 +85,7 @@ class Stage(LightningModule):
     def _is_frozen(self, key: str) -> bool:
         return key.split(".", 1)[0] in self.frozen_names
 
-    # Steps ---------------------------------------------------------------------------------------------------------------------
+    # Steps ------------------------------------------------------------------------------------------------------------
 
     def on_fit_start(self) -> None:
         """Begin the average, unless a checkpoint brought one."""
@@ -126,7 +126,7 @@ class Stage(LightningModule):
             self.ema.update()
         self._sums["learning_rate"], self._counts["learning_rate"] = torch.tensor(rate), 1
 
-    # Log -----------------------------------------------------------------------------------------------------------------------
+    # Log --------------------------------------------------------------------------------------------------------------
 
     def record(self, name: str, value: Tensor) -> None:
         """Add to the mean that the next line of the log shows; no synchronisation with a GPU."""
@@ -140,7 +140,7 @@ class Stage(LightningModule):
         self._sums, self._counts = {}, {}
         return means
 
-    # Checkpoints ---------------------------------------------------------------------------------------------------------------
+    # Checkpoints ------------------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave frozen weights out, put the average and the guard in."""
@@ -153,11 +153,12 @@ class Stage(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Compare keys, take the average, and let the loops start afresh at the checkpoint's optimizer step.
 
-        The batch of an optimizer step is a pure function of that step (`train.stream`), so Lightning's position within an epoch, which
-        counts batches of one process, would only be in the way when the number of processes changes.
+        The batch of an optimizer step is a pure function of that step (`train.stream`), so Lightning's position within
+        an epoch, which counts batches of one process, would only be in the way when the number of processes changes.
 
         Raises:
-            ValueError: A trained weight is missing from the checkpoint, or the checkpoint has one that the module lacks.
+            ValueError: A trained weight is missing from the checkpoint, or the checkpoint has one that the module
+                lacks.
         """
         own = {key for key in self.state_dict() if not self._is_frozen(key)}
         different = sorted(own ^ set(checkpoint["state_dict"]))
@@ -171,7 +172,7 @@ class Stage(LightningModule):
         kept = {key: value for key, value in checkpoint["loops"]["fit_loop"].items() if "optimization" in key}
         checkpoint["loops"]["fit_loop"] = fresh | kept
 
-    # Evaluation ----------------------------------------------------------------------------------------------------------------
+    # Evaluation -------------------------------------------------------------------------------------------------------
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:

@@ -1,7 +1,8 @@
 """Which samples an optimizer step sees: a pure function of (seed, step), whatever the number of processes.
 
-Step s takes the global samples s * G ... (s + 1) * G - 1, where G is the global batch. Global sample k belongs to epoch k // n, and is number
-k % n in that epoch's shuffle of n samples. Nothing is saved, so nothing can be restored wrongly.
+Step s takes the global samples s * G ... (s + 1) * G - 1, where G is the global batch. Global sample k belongs to
+epoch k // n, and is number k % n in that epoch's shuffle of n samples. Nothing is saved, so nothing can be restored
+wrongly.
 """
 
 from collections.abc import Callable, Iterator
