@@ -15,7 +15,7 @@ from torch import Tensor
 
 from train.files import atomic_folder
 from train.noise import normal
-from train.settings import EmaSettings, GuardSettings, OptimizerSettings
+from train.settings import DEFAULT_EMA, EmaSettings, GuardSettings, OptimizerSettings
 from train.stage import Stage
 from train.world_data import chunks, to_model_range
 
@@ -61,8 +61,8 @@ class AutoencoderStage(Stage):
         latent_channels: int = 4,
         norm_num_groups: int = 8,
         sample_size: int = 64,
-        loss: AutoencoderLoss = AutoencoderLoss(),  # noqa: B008 - frozen
-        ema: EmaSettings | None = EmaSettings(),  # noqa: B008 - frozen
+        loss: AutoencoderLoss = AutoencoderLoss(),
+        ema: EmaSettings | None = DEFAULT_EMA,
         guard: GuardSettings | None = None,
         seed: int = 0,
     ):
@@ -134,7 +134,7 @@ def mean_psnr(vae: Any, pixels: Tensor, batch_size: int = 64) -> float:
 
 @torch.no_grad()
 def latent_std(vae: Any, pixels: Tensor, batch_size: int = 64) -> float:
-    """Standard deviation of sampled latents over all elements; 1 / this is `scaling_factor` (section G of the paper)."""
+    """Standard deviation of sampled latents over all elements; 1 / this is `scaling_factor` (section G)."""
     count, total, squares = 0, 0.0, 0.0
     for part in chunks(len(pixels), batch_size):
         posterior = vae.encode(to_model_range(pixels[part]).to(vae.device)).latent_dist

@@ -113,7 +113,7 @@ class BackboneStage(Stage):
         return losses
 
     def evaluate(self) -> dict[str, float]:
-        """Accuracy of each attribute on held-out scenes, the classifier's loss, and the mean error of place and size."""
+        """Accuracy of each attribute on held-out scenes, the classifier's loss, the mean error of place and size."""
         data = self.trainer.datamodule
         count = len(data.held_out_pixels)
         totals = {f"accuracy_{name}": 0.0 for name in ATTRIBUTES} | {"held_out_loss": 0.0, "layout_error": 0.0}
@@ -133,7 +133,7 @@ class BackboneStage(Stage):
         return self.figures
 
     def export(self, folder: Path) -> None:
-        """Write `backbone/`: model.safetensors under timm's keys, half precision, and config.json with name and overrides."""
+        """Write `backbone/`: model.safetensors with timm's keys in half precision, and config.json."""
         state = {key: half(value).cpu().contiguous() for key, value in self.backbone.state_dict().items()}
         config = {"backbone": self.backbone_name, "backbone_args": self.backbone_args, "held_out": self.figures}
         with atomic_folder(folder / "backbone") as temporary:

@@ -19,7 +19,7 @@ BAD_INPUT, TERMINATED = (
 def build_parser() -> ArgumentParser:
     """Parser of `fit`: one config file, and every value in it as an option."""
     from train.stage import Stage
-    from train.world_data import StageData
+    from train.stage_data import StageData
 
     parser = ArgumentParser(prog="python -m train", exit_on_error=False, description="Train a stage; see configs/.")
     commands = parser.add_subcommands(dest="command")

@@ -19,7 +19,7 @@ from data.world.conditioner import TOKENS, WorldConditioner
 from train.files import atomic_folder
 from train.noise import normal, timesteps, uniform
 from train.noise_schedule import STABLE_DIFFUSION_SCHEDULE, NoiseSchedule
-from train.settings import EmaSettings, GuardSettings, OptimizerSettings
+from train.settings import DEFAULT_EMA, EmaSettings, GuardSettings, OptimizerSettings
 from train.stage import Stage
 from train.world_data import chunks, scenes_from_dict, scenes_to_dict
 
@@ -27,7 +27,7 @@ NUM_LEVELS = 4  # the log shows the loss in this many equal ranges of timesteps
 
 
 class WorldDiffusionStage(Stage):
-    """Trains a `UNet2DConditionModel` and the world's conditioner on cached latents; exports a folder in diffusers' form.
+    """Trains a `UNet2DConditionModel` and the world's conditioner on cached latents; exports a diffusers folder.
 
     Args:
         optimizer: AdamW and its learning rate.
@@ -61,7 +61,7 @@ class WorldDiffusionStage(Stage):
         min_snr_gamma: float | None = None,
         drop_token: float = 0.1,
         drop_all: float = 0.1,
-        ema: EmaSettings | None = EmaSettings(),  # noqa: B008 - frozen
+        ema: EmaSettings | None = DEFAULT_EMA,
         guard: GuardSettings | None = None,
         seed: int = 0,
     ):
@@ -141,7 +141,7 @@ class WorldDiffusionStage(Stage):
 
 
 def kept_tokens(draws: Tensor, drop_token: float, drop_all: float) -> Tensor:
-    """Which tokens stay: (N, T + 1) uniform numbers -> (N, T) bool; the last number decides on all tokens of a sample."""
+    """Which tokens stay: (N, T + 1) uniform numbers -> (N, T) bool; the last number decides on all of a sample."""
     return (draws[:, :-1] >= drop_token) & (draws[:, -1:] >= drop_all)
 
 

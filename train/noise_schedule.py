@@ -68,14 +68,14 @@ class NoiseSchedule(nn.Module):
         return signal * latents.float() + level * noise.float()
 
     def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """What the UNet should say: eps, or v = sqrt(abar) eps - sqrt(1 - abar) x_0 (Salimans and Ho 2022, appendix D)."""
+        """What the UNet should say: eps, or v = sqrt(abar) eps - sqrt(1 - abar) x_0 (Salimans, Ho 2022, app. D)."""
         if self.prediction == "epsilon":
             return noise.float()
         signal, level = self.signal_and_noise(timesteps)
         return signal * noise.float() - level * latents.float()
 
     def min_snr_weights(self, timesteps: Tensor, gamma: float | None) -> Tensor:
-        """Loss weights (Hang et al. 2023, eq. 8): min(SNR, gamma) / SNR for noise, / (SNR + 1) for velocity; ones without gamma."""
+        """Weights min(SNR, gamma) / SNR for noise, / (SNR + 1) for velocity (Hang et al. 2023); ones without gamma."""
         if gamma is None:
             return torch.ones_like(timesteps, dtype=torch.float32)
         abar = self.alphas_cumprod[timesteps]

@@ -1,4 +1,4 @@
-"""Learning rates as pure functions of the optimizer step: nothing to save, so a rate given on the command line always takes effect."""
+"""Learning rates as functions of the step: nothing to save, so a rate from the command line always takes effect."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""What all trainings share: optimizer, learning rate by step, averaging, guard, and checkpoints without frozen weights."""
+"""What all trainings share: optimizer, rate by step, averaging, guard, and checkpoints without frozen weights."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -26,9 +26,7 @@ class Stage(LightningModule):
         seed: Seed of noise and dropout.
     """
 
-    frozen_names: tuple[
-        str, ...
-    ] = ()  # attributes that hold frozen modules: always eval, no gradients, not in checkpoints
+    frozen_names: tuple[str, ...] = ()  # paths of frozen modules: always eval, no gradients, not in checkpoints
 
     def __init__(
         self,
@@ -67,15 +65,13 @@ class Stage(LightningModule):
     def freeze(self) -> None:
         """Freeze the modules named in `frozen_names`."""
         for name in self.frozen_names:
-            getattr(self, name).eval().requires_grad_(False)
+            self.get_submodule(name).eval().requires_grad_(False)
 
     def train(self, mode: bool = True) -> "Stage":
         """Switch modes; frozen parts stay in eval mode, or their drop-path and BatchNorm would wake up."""
         super().train(mode)
         for name in self.frozen_names:
-            module = getattr(self, name, None)
-            if isinstance(module, nn.Module):
-                module.eval()
+            self.get_submodule(name).eval()
         return self
 
     def trained_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
@@ -83,7 +79,7 @@ class Stage(LightningModule):
         return ((name, weight) for name, weight in self.named_parameters() if weight.requires_grad)
 
     def _is_frozen(self, key: str) -> bool:
-        return key.split(".", 1)[0] in self.frozen_names
+        return key.startswith(tuple(f"{name}." for name in self.frozen_names))
 
     # Steps ------------------------------------------------------------------------------------------------------------
 

@@ -61,7 +61,7 @@ class Shuffle:
 
 
 class StepStream:
-    """Micro-batches of one process, from one optimizer step to another; a sized iterable that Lightning takes as data loader.
+    """Micro-batches of one process, from one optimizer step to another; a sized iterable, as Lightning wants.
 
     Args:
         keys: (first global sample, count) -> (count, 2) epochs and sample numbers.

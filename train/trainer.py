@@ -1,5 +1,6 @@
 """Lightning's trainer with our own checkpoints, log, guard and signal handling."""
 
+import logging
 import warnings
 from pathlib import Path
 from typing import Any
@@ -36,8 +37,7 @@ def build_trainer(run: RunSettings, batch_size: int) -> tuple[Trainer, Terminati
     """
     if run.threads is not None:
         torch.set_num_threads(run.threads)
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
+    _silence_lightning()
     folder = Path(run.folder)
     samples_a_step = batch_size * run.accumulate * run.devices * run.num_nodes
     recorder = Recorder(folder, run.log_every, samples_a_step)
@@ -69,6 +69,20 @@ def build_trainer(run: RunSettings, batch_size: int) -> tuple[Trainer, Terminati
         default_root_dir=folder,
     )
     return trainer, termination
+
+
+def _silence_lightning() -> None:
+    """Hide what does not apply: frozen modules are meant to be in eval mode, and our streams find their place by step."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for message in (
+        r".*does not have many workers.*",
+        r".*isinstance\(treespec, LeafSpec\).*",
+        r".*module\(s\) in eval mode at the start of training.*",
+        r".*your dataloader is not resumable.*",
+        r".*across ranks is zero.*",
+        r".*GPU available but not used.*",
+    ):
+        warnings.filterwarnings("ignore", message=message)
 
 
 def extra_loggers(run: RunSettings) -> list[Any]:

@@ -5,43 +5,14 @@ from dataclasses import fields
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
 from data.world.render import render
 from data.world.scenes import Scenes, sample_scenes
-from train.stream import Position, Shuffle, StepStream
+from train.stage_data import StageData
+from train.stream import Shuffle, StepStream
 
 HELD_OUT_SEED = 1_000_003  # added to the seed: held-out scenes come from another stream
-
-
-class StageData(LightningDataModule):
-    """Base of data sources: micro-batches by optimizer step.
-
-    Args:
-        batch_size: Samples of one micro-batch of one process.
-        seed: Seed of the order.
-    """
-
-    def __init__(self, batch_size: int, seed: int = 0):
-        super().__init__()
-        if batch_size < 1:
-            raise ValueError(f"`batch_size`={batch_size} must be at least 1.")
-        self.batch_size = batch_size
-        self.seed = seed
-
-    def position(self) -> Position:
-        """Where this process of the running training begins and ends."""
-        trainer = self.trainer
-        if trainer is None:
-            raise RuntimeError("Data is read by a trainer; there is none.")
-        return Position(
-            first_step=trainer.global_step,
-            last_step=trainer.max_steps,
-            accumulate=trainer.accumulate_grad_batches,
-            rank=trainer.global_rank,
-            world_size=trainer.world_size,
-        )
 
 
 class WorldPictures(StageData):

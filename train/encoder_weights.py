@@ -1,0 +1,133 @@
+"""Where an encoder's weights come from when a training begins, and what a checkpoint says for `seecoder export`."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from seecoder.checkpoint import BACKBONE_PREFIX, read_trained
+from seecoder.encoder import SeeCoder
+from seecoder.weights import load_strict, read_safetensors
+
+POSITION_KEY = "position_encoding"  # part of the names of what a position-aware encoder has and a plain one lacks
+
+
+def backbone_file(source: str) -> Path:
+    """The safetensors file of a backbone: the file itself, or `model.safetensors` in a folder of `world_backbone.yaml`.
+
+    Raises:
+        FileNotFoundError: There is none.
+    """
+    path = Path(source)
+    file = path / "model.safetensors" if path.is_dir() else path
+    if not file.is_file():
+        raise FileNotFoundError(f"`backbone_weights`={source} is no file, and no folder with model.safetensors.")
+    return file
+
+
+def load_backbone(encoder: SeeCoder, source: str) -> str:
+    """Fill the frozen backbone.
+
+    Args:
+        encoder: Whose backbone is filled.
+        source: A safetensors file, a folder that holds one, or "timm:NAME" for timm's pretrained weights.
+
+    Returns:
+        The source as a checkpoint names it.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        WeightsError: The weights do not cover the backbone.
+    """
+    if source.startswith("timm:"):
+        import timm
+
+        encoder.load_backbone_weights(timm.create_model(source.removeprefix("timm:"), pretrained=True).state_dict())
+        return source
+    file = backbone_file(source)
+    encoder.load_backbone_weights(file)
+    return str(file)
+
+
+def load_trained(encoder: SeeCoder, source: str) -> None:
+    """Start a new stage from weights, with a fresh optimizer.
+
+    A plain encoder's weights may start a position-aware one: its positional encoding begins with a last layer of
+    zeros, so that the first step sees exactly the plain encoder.
+
+    Args:
+        encoder: Whose trained weights are replaced. The backbone is, too, if the source holds one.
+        source: A run's folder or checkpoint (averages are preferred), a saved encoder's folder, or a released file.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        WeightsError: Weights are missing, unexpected or of another shape.
+    """
+    tensors = _read(encoder, source)
+    own = encoder.state_dict()
+    absent = sorted(set(own) - set(tensors))
+    allowed = [key for key in absent if POSITION_KEY in key or key.startswith(BACKBONE_PREFIX)]
+    if not any(key.startswith(BACKBONE_PREFIX) for key in tensors) or len(allowed) == len(absent):
+        tensors = {**{key: own[key] for key in allowed}, **tensors}
+    load_strict(encoder, tensors, source=source)
+
+
+def _read(encoder: SeeCoder, source: str) -> dict[str, Tensor]:
+    path = Path(source)
+    if (path / "config.json").is_file():
+        saved = SeeCoder.from_pretrained(path)
+        return dict(saved.state_dict())
+    if path.suffix == ".safetensors" and any(key.startswith("ctx.") for key in read_safetensors(path)[0]):
+        config = {key: value for key, value in encoder.config.items() if not key.startswith("_")}
+        config.pop("position_aware")
+        return dict(SeeCoder.from_official(path, **config).state_dict())
+    trained = read_trained(path)
+    return {**trained.trainable, **(trained.ema or {})}
+
+
+def describe_encoder(
+    encoder: SeeCoder, averages: dict[str, Tensor] | None, backbone_source: str, backbone_sha256: str
+) -> dict[str, Any]:
+    """What `seecoder.checkpoint.read_trained` looks for in a checkpoint: plain values and tensors.
+
+    Args:
+        encoder: The trained encoder.
+        averages: Running averages by the encoder's keys.
+        backbone_source: Where its frozen backbone came from.
+        backbone_sha256: `tensors_sha256` of the backbone in float32.
+    """
+    state = encoder.state_dict()
+    config = {key: value for key, value in encoder.config.items() if not key.startswith("_")}
+    return {
+        "encoder_config": {key: list(value) if isinstance(value, tuple) else value for key, value in config.items()},
+        "encoder_trainable": {key: value for key, value in state.items() if not key.startswith(BACKBONE_PREFIX)},
+        "ema": averages or {},
+        "backbone_source": backbone_source,
+        "backbone_sha256": backbone_sha256,
+    }
+
+
+def check_widths(encoder: SeeCoder, cross_attention_dim: int) -> None:
+    """Refuse an encoder whose tokens the base cannot take.
+
+    Raises:
+        ValueError: The widths differ.
+    """
+    width = encoder.config["context_dim"]
+    if width != cross_attention_dim:
+        raise ValueError(f"`context_dim`={width} of the encoder must equal the base's {cross_attention_dim}.")
+
+
+def seeded_encoder(config: dict[str, Any], seed: int) -> SeeCoder:
+    """Build an encoder whose initial weights follow from the seed alone.
+
+    Raises:
+        ValueError: An argument is not one of `SeeCoder`.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            return SeeCoder(**config)
+        except TypeError as error:
+            raise ValueError(f"`encoder`: {error}") from error

@@ -1,0 +1,216 @@
+"""Trains SeeCoder against a frozen base: the noise loss alone teaches it what a picture's context is.
+
+"Prompt-Free Diffusion: Taking 'Text' out of Text-to-Image Diffusion Models", arXiv 2305.16223, section 4.2. The picture
+is encoded twice: by the autoencoder, whose latent is noised, and by SeeCoder, whose context should help the UNet to tell
+the noise. Backbone, autoencoder and UNet are frozen; the gradient passes through the UNet into the context.
+"""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from seecoder.checkpoint import tensors_sha256
+from train.base import encode_moments, load_base, size_condition
+from train.encoder_weights import check_widths, describe_encoder, load_backbone, load_trained, seeded_encoder
+from train.files import atomic_folder
+from train.noise import normal, timesteps, uniform
+from train.noise_schedule import NoiseSchedule
+from train.previews import Preview, write_sheet
+from train.settings import DEFAULT_EMA, EmaSettings, GuardSettings, OptimizerSettings
+from train.stage import Stage
+from train.world_data import chunks
+
+NUM_LEVELS = 4  # the log shows the loss in this many equal ranges of timesteps
+HELD_OUT_EPOCH = -1  # held-out samples always get the noise of this epoch, so that evaluations are paired
+
+
+class SeeCoderStage(Stage):
+    """Trains the decoder and the query transformer of a `SeeCoder`.
+
+    Args:
+        optimizer: AdamW and its learning rate.
+        base: Folder or repository of the frozen base model, in diffusers' form.
+        encoder: Arguments of `SeeCoder`.
+        backbone_weights: Safetensors file or folder of the frozen backbone, or "timm:NAME"; None leaves it random,
+            which only makes sense with `init_from`.
+        init_from: Weights to start a new stage from (see `train.encoder_weights.load_trained`); the optimizer starts
+            afresh.
+        frozen_dtype: Dtype in which the UNet and the backbone are held.
+        vae_dtype: Dtype of the autoencoder.
+        context_dropout: Probability of a zero context. Nothing trains on such a sample, because a zero context carries
+            no trained parameter; so the default is off.
+        min_snr_gamma: Weigh the loss by min-SNR; None is the plain mean square.
+        gradient_checkpointing: Parts that recompute activations in the backward pass, to save memory.
+        preview: What the preview sheets show; None for none.
+        export_encoder: Write the whole encoder as a folder with every checkpoint. `seecoder export` does it later from
+            a checkpoint.
+        ema: Average of the weights.
+        guard: When a step is thrown away.
+        seed: Seed of initial weights, noise, timesteps and dropout.
+    """
+
+    frozen_names = ("vae", "unet", "encoder.backbone")
+
+    def __init__(
+        self,
+        optimizer: OptimizerSettings,
+        base: str,
+        encoder: dict[str, Any],
+        backbone_weights: str | None = None,
+        init_from: str | None = None,
+        frozen_dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+        vae_dtype: Literal["float32", "bfloat16"] = "float32",
+        context_dropout: float = 0.0,
+        min_snr_gamma: float | None = None,
+        gradient_checkpointing: tuple[Literal["encoder", "unet"], ...] = (),
+        preview: Preview | None = None,
+        export_encoder: bool = True,
+        ema: EmaSettings | None = DEFAULT_EMA,
+        guard: GuardSettings | None = None,
+        seed: int = 0,
+    ):
+        super().__init__(optimizer, ema, guard, seed)
+        if not 0 <= context_dropout < 1:
+            raise ValueError(f"`context_dropout`={context_dropout} must be a probability below 1.")
+        loaded = load_base(base, frozen_dtype, vae_dtype)
+        self.vae, self.unet = loaded.vae, loaded.unet
+        self.schedule = NoiseSchedule(loaded.scheduler_config)
+        self.scheduler_config = loaded.scheduler_config
+        self.encoder = seeded_encoder(encoder, seed)
+        check_widths(self.encoder, self.unet.config["cross_attention_dim"])
+        self.backbone_source = load_backbone(self.encoder, backbone_weights) if backbone_weights else ""
+        if init_from is not None:
+            load_trained(self.encoder, init_from)
+        self._freeze(frozen_dtype, gradient_checkpointing)
+        self.base_source = base
+        self.context_dropout, self.min_snr_gamma = context_dropout, min_snr_gamma
+        self.preview, self.export_encoder = preview, export_encoder
+
+    def _freeze(self, frozen_dtype: str, gradient_checkpointing: tuple[str, ...]) -> None:
+        """Ask for gradients of exactly what training moves."""
+        trained = {id(weight) for _, weight in self.encoder.trainable_named_parameters()}
+        for weight in self.encoder.parameters():
+            weight.requires_grad_(id(weight) in trained)
+        self.backbone_sha256 = tensors_sha256(self.encoder.backbone.state_dict())
+        self.encoder.backbone.to(getattr(torch, frozen_dtype))
+        for name in gradient_checkpointing:
+            getattr(self, name).enable_gradient_checkpointing()
+        self.freeze()
+
+    # Loss -------------------------------------------------------------------------------------------------------------
+
+    def loss(self, batch: dict[str, Any]) -> Tensor:
+        """Weighted mean square of one micro-batch."""
+        keys = batch["keys"].cpu()
+        context, pooled = self.encode(batch, keys)
+        if self.context_dropout:
+            kept = uniform(self.seed, "context_dropout", keys, 1) >= self.context_dropout
+            context = context * kept.to(context).unsqueeze(-1)
+        errors, times = self.errors(batch, keys, context, pooled)
+        for level in range(NUM_LEVELS):
+            chosen = (times * NUM_LEVELS // self.schedule.num_timesteps) == level
+            if chosen.any():
+                self.record(f"loss_level_{level + 1}", errors[chosen].mean())
+        return (errors * self.schedule.min_snr_weights(times, self.min_snr_gamma)).mean()
+
+    def encode(self, batch: dict[str, Any], keys: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Context and pooled vector of a batch; with keys, positions get their samples' own jitter."""
+        pixels = batch["pixels"].float() / 255
+        jitter = None
+        if keys is not None and self.encoder.config["position_aware"]:
+            levels = self.encoder.draw_position_jitter(batch_size=1)
+            assert levels is not None
+            draws = uniform(self.seed, "position_jitter", keys, levels[0].numel())
+            jitter = (draws - 0.5).view(len(keys), *levels.shape[1:]).to(pixels.device)
+        output = self.encoder.encode(pixels, jitter)
+        return output.context, output.pooled
+
+    def errors(
+        self, batch: dict[str, Any], keys: Tensor, context: Tensor, pooled: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Mean square error of each sample for a context, and the timesteps; noise depends on the keys alone."""
+        mean, std = self.moments(batch)
+        shape, device = mean.shape[1:], mean.device
+        latents = mean + std * normal(self.seed, "posterior", keys, shape).to(device)
+        noise = normal(self.seed, "noise", keys, shape).to(device)
+        times = timesteps(self.seed, keys, self.schedule.num_timesteps).to(device)
+        noisy = self.schedule.add_noise(latents, noise, times).contiguous(memory_format=torch.channels_last)
+        dtype = self.unet.dtype
+        extra = size_condition(self.unet, None if pooled is None else pooled.to(dtype), *batch["pixels"].shape[-2:])
+        output = self.unet(noisy.to(dtype), times, encoder_hidden_states=context.to(dtype), **extra).sample.float()
+        target = self.schedule.target(latents, noise, times)
+        return (output - target).square().flatten(1).mean(1), times
+
+    def moments(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Posterior of the latent, from the batch if it was cached there."""
+        if "latent_mean" in batch:
+            return batch["latent_mean"].float(), batch["latent_std"].float()
+        return encode_moments(self.vae, batch["pixels"].float() / 255)
+
+    # Evaluation -------------------------------------------------------------------------------------------------------
+
+    def evaluate(self) -> dict[str, float]:
+        """Held-out loss with each picture's own context, its neighbour's, and none; and the true tokens' in the world.
+
+        All use the same noise and timesteps, so the differences are almost free of noise: `gap_shuffled` above zero
+        says that the context is used, `gap_true_tokens` is what is still missing.
+        """
+        data: Any = self.trainer.datamodule
+        totals: dict[str, float] = {}
+        count = len(data.held_out_pixels)
+        if not count:
+            return {}
+        for part in chunks(count, data.batch_size):
+            pixels = data.held_out_pixels[part].to(self.device)
+            numbers = torch.arange(part.start, part.stop)
+            keys = torch.stack([torch.full_like(numbers, HELD_OUT_EPOCH), numbers], dim=1)
+            batch: dict[str, Any] = {"pixels": pixels}
+            batch["latent_mean"], batch["latent_std"] = self.moments(batch)
+            context, pooled = self.encode(batch, None)
+            contexts = {"own": context, "shuffled": context.roll(1, 0), "none": torch.zeros_like(context)}
+            if data.held_out_scenes is not None and self.conditioner is not None:
+                contexts["true_tokens"] = self.conditioner(data.held_out_scenes[part])
+            for name, tokens in contexts.items():
+                total = float(self.errors(batch, keys, tokens, pooled)[0].sum())
+                totals[name] = totals.get(name, 0.0) + total / count
+        own = totals.pop("own")
+        figures = {"held_out_loss": own, "gap_shuffled": totals["shuffled"] - own, "gap_none": totals["none"] - own}
+        if "true_tokens" in totals:
+            figures["gap_true_tokens"] = own - totals["true_tokens"]
+        return figures
+
+    @property
+    def conditioner(self) -> Any:
+        """The world's conditioner, if the base has one."""
+        if "_conditioner" not in self.__dict__:
+            folder = Path(self.base_source) / "conditioner"
+            found = None
+            if folder.is_dir():
+                from data.world.pretrained import load_conditioner
+
+                found = load_conditioner(self.base_source).requires_grad_(False).to(self.device)
+            self.__dict__["_conditioner"] = found  # past nn.Module: it is not part of what is trained or saved
+        return self.__dict__["_conditioner"]
+
+    # Checkpoints and exports ------------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what `seecoder export` needs."""
+        super().on_save_checkpoint(checkpoint)
+        averages = None
+        if self.ema is not None:
+            averages = {name.removeprefix("encoder."): value for name, value in self.ema.averages.items()}
+        checkpoint["seecoder"] = describe_encoder(self.encoder, averages, self.backbone_source, self.backbone_sha256)
+
+    def export(self, folder: Path) -> None:
+        """Write `encoder/`, whole, and a preview sheet."""
+        if self.export_encoder:
+            with atomic_folder(folder / "encoder") as temporary:
+                self.encoder.save_pretrained(temporary)
+        data: Any = self.trainer.datamodule
+        if self.preview is not None and len(data.held_out_pixels):
+            pixels = data.held_out_pixels[: self.preview.pictures].to(self.device)
+            context, pooled = self.encode({"pixels": pixels}, None)
+            write_sheet(self, pixels, context, pooled, folder / "previews" / f"step-{self.global_step:08d}.png")

@@ -1,0 +1,124 @@
+"""Training pictures from webdataset shards, in the order that the optimizer step alone decides."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from data.shards.dataset import ShardLoader
+from data.shards.opening import open_shards
+from data.shards.pictures import SquarePicture
+from train.stage_data import StageData
+
+
+class ShardPictures(StageData):
+    """Square pictures from shards that `python -m data.build` or img2dataset wrote.
+
+    A batch is a dict: `pixels` (N, 3, S, S) uint8 and `keys` (N, 2) epoch and sample number.
+
+    Args:
+        batch_size: Samples of one micro-batch of one process.
+        shards: Folders or https URLs of shards.
+        image_size: Height and width in pixels.
+        crop: "center", or "random": a place of its own for each (seed, epoch, sample).
+        flip: Mirror half of the samples.
+        num_workers: Reading processes of each training process.
+        window: Shards whose samples are mixed with each other.
+        ceiling: Share of unreadable samples above which the run stops.
+        cache: Folder into which https shards are fetched.
+        held_out_shards: Shards for evaluation; their first samples are used.
+        held_out: How many held-out samples; without `held_out_shards` this many scenes of the world are drawn.
+        held_out_world: Evaluate on scenes of the world, drawn afresh, in place of shards.
+        seed: Seed of the order, crops and flips.
+    """
+
+    def __init__(
+        self,
+        batch_size: int,
+        shards: str | list[str],
+        image_size: int = 512,
+        crop: Literal["center", "random"] = "center",
+        flip: bool = False,
+        num_workers: int = 0,
+        window: int = 8,
+        ceiling: float = 0.01,
+        cache: str | None = None,
+        held_out_shards: str | list[str] | None = None,
+        held_out: int = 64,
+        held_out_world: bool = False,
+        seed: int = 0,
+    ):
+        super().__init__(batch_size, seed)
+        self.places = shards if isinstance(shards, list) else [shards]
+        if cache is None:
+            open_shards(list(self.places))  # a missing folder is said before anything else is loaded
+        self.transform = SquarePicture(image_size, crop=crop, flip=flip, seed=seed)
+        self.num_workers, self.window, self.ceiling, self.cache = num_workers, window, ceiling, cache
+        self.held_out_places = held_out_shards
+        self.num_held_out, self.held_out_world = held_out, held_out_world
+
+    def setup(self, stage: str) -> None:
+        """Read or draw the held-out samples."""
+        self.held_out_scenes = None
+        self.held_out_pixels = torch.empty(0, 3, self.transform.size, self.transform.size, dtype=torch.uint8)
+        if self.held_out_world:
+            from train.world_data import HELD_OUT_SEED, draw_bytes, sample_scenes
+
+            self.held_out_scenes = sample_scenes(self.num_held_out, self.seed + HELD_OUT_SEED)
+            self.held_out_pixels = draw_bytes(self.held_out_scenes, self.transform.size)
+        elif self.held_out_places is not None:
+            self.held_out_pixels = self._read_held_out(self.held_out_places)
+
+    def _read_held_out(self, places: str | list[str]) -> Tensor:
+        transform = SquarePicture(self.transform.size)
+        given = list(places) if isinstance(places, list) else places
+        size = min(self.num_held_out, 16)
+        loader = ShardLoader(
+            given, transform, size, rank=0, world_size=1, shuffle=False, endless=False, cache=self.cache
+        )
+        pixels = []
+        for batch in loader:
+            pixels.append(batch["pixels"][batch["valid"]])
+            if sum(len(part) for part in pixels) >= self.num_held_out:
+                break
+        return torch.cat(pixels)[: self.num_held_out]
+
+    def train_dataloader(self) -> Any:
+        """Micro-batches from the trainer's present step on."""
+        where = self.position()
+        count = max(1, (where.last_step - where.first_step) * where.accumulate)
+        folder = Path(self.trainer.default_root_dir) if self.trainer is not None else Path()
+        loader = ShardLoader(
+            list(self.places),
+            self.transform,
+            self.batch_size,
+            rank=where.rank,
+            world_size=where.world_size,
+            seed=self.seed,
+            accumulate=where.accumulate,
+            batches=count,
+            num_workers=self.num_workers,
+            window=self.window,
+            ceiling=self.ceiling,
+            report=folder / "unreadable_samples.txt",
+            cache=self.cache,
+            pin_memory=torch.cuda.is_available(),
+        )
+        loader.seek(where.first_step * where.accumulate * where.world_size * self.batch_size)
+        return _Keyed(loader)
+
+
+class _Keyed:
+    """A shard loader whose batches name their samples as the noise wants it; Lightning sees no state to save."""
+
+    def __init__(self, loader: ShardLoader):
+        self.loader = loader
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for batch in self.loader:
+            yield {"pixels": batch["pixels"], "keys": torch.stack([batch["epoch"], batch["sample_id"]], dim=1)}
