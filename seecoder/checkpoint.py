@@ -1,12 +1,13 @@
 """What training leaves behind: the trained part of an encoder, and where its frozen part came from.
 
-A training run saves neither the frozen backbone nor the UNet. Its *trained file* therefore says three things: how the encoder
-is built (`encoder_config`), the trained tensors (`encoder_trainable`, and `ema`, their running average), and which backbone
-they were trained on (`backbone_source`, and `backbone_sha256` to prove that it is the same one). Two containers hold them:
+A training run saves neither the frozen backbone nor the UNet. Its *trained file* therefore says three things: how the
+encoder is built (`encoder_config`), the trained tensors (`encoder_trainable`, and `ema`, their running average), and
+which backbone they were trained on (`backbone_source`, and `backbone_sha256` to prove that it is the same one). Two
+containers hold them:
 
 * safetensors: tensors named `encoder_trainable.KEY` and `ema.KEY`; the rest as strings in the header (config as JSON).
-* a torch file (a Lightning checkpoint): the five names as entries of the dictionary, at the top or under `"seecoder"`; read with
-  `weights_only=True`, so that plain values and tensors load and nothing else does.
+* a torch file (a Lightning checkpoint): the five names as entries of the dictionary, at the top or under `"seecoder"`;
+  read with `weights_only=True`, so that plain values and tensors load and nothing else does.
 
 KEY is the key in `SeeCoder.state_dict()`; keys that begin with `backbone.` are the frozen part and never in the file.
 """
@@ -36,9 +37,9 @@ class TrainedEncoder:
     Attributes:
         config: keyword arguments of `SeeCoder`.
         trainable: every tensor of the encoder outside the backbone, by its key in the state dict.
-        ema: their running average under the same keys, or None where training kept none.
-        backbone_source: where the frozen backbone is: a `.safetensors` file, a saved encoder's folder or a released file, or
-            `timm:NAME` for timm's pretrained weights.
+        ema: running averages under the same keys (buffers may be left out), or None where training kept none.
+        backbone_source: where the frozen backbone is: a `.safetensors` file, a saved encoder's folder or a released
+            file, or `timm:NAME` for timm's pretrained weights.
         backbone_sha256: `tensors_sha256` of the backbone's state dict in float32, or "" if unknown.
         metadata: further strings (step, seed, ...).
     """
@@ -93,7 +94,8 @@ def read_trained(path: str | Path) -> TrainedEncoder:
     """Read a trained file in either container.
 
     Args:
-        path: `.safetensors`, or a torch file (`.ckpt`, `.pt`) that holds the entries named in this module's header.
+        path: `.safetensors`, or a torch file (`.ckpt`, `.pt`) that holds the entries named in this module's header, or
+            the folder of a run, whose newest whole checkpoint is read.
 
     Returns:
         The trained part; tensors on the CPU.
@@ -102,16 +104,55 @@ def read_trained(path: str | Path) -> TrainedEncoder:
         FileNotFoundError: no such file.
         WeightsError: the file is something else, or holds objects that are neither tensors nor plain values.
     """
-    file = Path(path)
+    file = newest_checkpoint(Path(path)) if Path(path).is_dir() else Path(path)
     if not file.is_file():
         raise FileNotFoundError(f"`{file}` is not a file; give the checkpoint that training wrote.")
     trained = _from_safetensors(file) if file.suffix == ".safetensors" else _from_torch(file)
     frozen = [key for key in trained.trainable if key.startswith(BACKBONE_PREFIX)]
     if frozen:
-        raise WeightsError(f"`{file}` holds {len(frozen)} backbone tensors (first: {frozen[0]}); expected trained ones only.")
-    if trained.ema is not None and set(trained.ema) != set(trained.trainable):
-        raise WeightsError(f"`{file}`: the averaged tensors and the trained ones have different keys; the file is damaged.")
+        raise WeightsError(
+            f"`{file}` holds {len(frozen)} backbone tensors (first: {frozen[0]}); expected trained ones only."
+        )
+    stray = sorted(set(trained.ema or {}) - set(trained.trainable))
+    if stray:
+        raise WeightsError(f"`{file}` averages {len(stray)} tensors that were not trained (first: {stray[0]}).")
     return trained
+
+
+def newest_checkpoint(folder: Path) -> Path:
+    """Find the newest whole checkpoint of a run.
+
+    Args:
+        folder: the run's folder, or its folder of checkpoints (`step-00001000.ckpt`, each with a `.sha256` beside it).
+
+    Returns:
+        The checkpoint with the highest step whose checksum file exists.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    found = [path for path in folder.rglob("step-*.ckpt") if _marker(path).is_file()]
+    if not found:
+        raise FileNotFoundError(
+            f"`{folder}` holds no whole checkpoint (step-*.ckpt with its .sha256); give the file itself."
+        )
+    return max(found, key=lambda path: path.name)
+
+
+def _marker(file: Path) -> Path:
+    return file.with_name(file.name + ".sha256")
+
+
+def _check_marker(file: Path) -> None:
+    """A torch file carries no checksum of its own; training writes one beside it."""
+    if not _marker(file).is_file():
+        return
+    with file.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    if digest != _marker(file).read_text().strip():
+        raise WeightsError(
+            f"`{file}` does not match its checksum file; it was damaged or cut. Use an older checkpoint."
+        )
 
 
 def _from_safetensors(file: Path) -> TrainedEncoder:
@@ -128,6 +169,7 @@ def _from_safetensors(file: Path) -> TrainedEncoder:
 
 
 def _from_torch(file: Path) -> TrainedEncoder:
+    _check_marker(file)
     try:
         loaded = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
@@ -136,7 +178,9 @@ def _from_torch(file: Path) -> TrainedEncoder:
         raise WeightsError(f"`{file}` cannot be read as a checkpoint of tensors and plain values: {reason}") from error
     entries = loaded.get("seecoder", loaded) if isinstance(loaded, dict) else loaded
     if not isinstance(entries, dict) or _TRAINABLE not in entries or "encoder_config" not in entries:
-        raise WeightsError(f"`{file}` has no `encoder_config` and `{_TRAINABLE}`; it is not a checkpoint of an encoder.")
+        raise WeightsError(
+            f"`{file}` has no `encoder_config` and `{_TRAINABLE}`; it is not a checkpoint of an encoder."
+        )
     return _assemble(file, entries)
 
 

@@ -1,7 +1,7 @@
 """Contexts as values: combine several pictures into one, scale, keep on disk.
 
-A context is what the encoder makes of a picture, (1, T, D) tokens that take the place of a prompt's embedding. Token i comes
-from the learned query i whatever the picture, so contexts of different pictures can be averaged slot by slot.
+A context is what the encoder makes of a picture, (1, T, D) tokens that take the place of a prompt's embedding. Token i
+comes from the learned query i whatever the picture, so contexts of different pictures can be averaged slot by slot.
 """
 
 import json
@@ -153,7 +153,9 @@ def load_context(path: str | Path) -> SavedContext:
     """
     tensors, metadata = read_safetensors(Path(path))
     if metadata.get("format") != _FORMAT or "context" not in tensors:
-        raise WeightsError(f"`{path}` holds no contexts (format {metadata.get('format')!r}); make one: seecoder encode.")
+        raise WeightsError(
+            f"`{path}` holds no contexts (format {metadata.get('format')!r}); make one: seecoder encode."
+        )
     return SavedContext(tensors["context"], tensors.get("pooled"), metadata)
 
 

@@ -1,0 +1,128 @@
+"""Make a trained encoder ready to use: the trained part of a checkpoint, joined with its backbone.
+
+CHECKPOINT is what training wrote (a file, or the folder of the run), or an encoder that is complete already (a folder,
+or a released file) and only changes its form. The export is complete, and is checked by encoding one picture both ways
+before it appears.
+
+  hub       a folder for `SeeCoder.from_pretrained` and the Hub, with a model card
+  official  one .safetensors file in the layout of the released files
+  onnx      a folder with a graph for pictures of one size (needs the extra `onnx`)
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from seecoder.cli.console import say
+from seecoder.cli.options import positive_int
+
+HELP = "make a trained encoder ready to use"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add this command's arguments."""
+    parser.add_argument(
+        "checkpoint", metavar="CHECKPOINT", help="training checkpoint or run folder; or a complete encoder"
+    )
+    parser.add_argument("out", metavar="OUT", help="the folder (hub, onnx) or file (official) to write")
+    parser.add_argument("--format", choices=("hub", "official", "onnx"), default="hub", help="what to write")
+    parser.add_argument(
+        "--backbone", metavar="FOLDER_OR_FILE", help="where the frozen backbone is, if not where training found it"
+    )
+    parser.add_argument("--no-ema", action="store_true", help="take the last weights, not their running average")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="what to store; default: as it is")
+    parser.add_argument(
+        "--size", type=positive_int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="onnx: pictures' size (512 512)"
+    )
+    parser.add_argument("--license", default="other", help="licence for the model card")
+    parser.add_argument(
+        "--base-model", default="", metavar="REPOSITORY", help="base that it was trained with, for the model card"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace what is there")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Export."""
+    if arguments.size and arguments.format != "onnx":
+        raise ValueError("`--size` has no effect without `--format onnx`.")
+    import torch
+
+    from seecoder.exporting import export_encoder
+    from seecoder.model_card import CardFacts
+
+    encoder, notes = open_encoder(arguments.checkpoint, arguments.backbone, use_ema=not arguments.no_ema)
+    if arguments.dtype:
+        encoder = encoder.to(getattr(torch, arguments.dtype))
+    say(f"writing {arguments.out} ({arguments.format}) and checking it with one picture")
+    report = export_encoder(
+        encoder,
+        arguments.out,
+        arguments.format,
+        facts=CardFacts(license=arguments.license, base_model=arguments.base_model, notes=notes),
+        size=tuple(arguments.size or (512, 512)),
+        overwrite=arguments.overwrite,
+    )
+    say(
+        f"wrote {report.path}: {report.num_tensors} tensors, {report.num_parameters:,} parameters; the contexts of one "
+        f"picture "
+        f"differ by {report.difference:.3g}"
+    )
+
+
+def open_encoder(source: str, backbone: str | None, *, use_ema: bool) -> tuple[Any, dict[str, str]]:
+    """Open a training checkpoint, or an encoder that is complete already.
+
+    Args:
+        source: the file or folder.
+        backbone: where the backbone of a checkpoint is, or None.
+        use_ema: take the running average of a checkpoint.
+
+    Returns:
+        The encoder, and facts for its model card.
+
+    Raises:
+        FileNotFoundError: nothing is there.
+        WeightsError: what is there does not fit.
+        ValueError: a backbone for an encoder that has one.
+    """
+    from seecoder.checkpoint import read_trained
+    from seecoder.cli.loading import load_encoder_or_context
+    from seecoder.exporting import build_encoder
+
+    path = Path(source)
+    if not is_complete_encoder(path):
+        trained = read_trained(path)
+        averaged = "the running average of the weights" if use_ema and trained.ema else "the last weights"
+        say(
+            f"{path}: {len(trained.trainable)} trained tensors, taking {averaged}; backbone "
+            f"{backbone or trained.backbone_source}"
+        )
+        notes = {name: trained.metadata[name] for name in ("step", "seed") if name in trained.metadata}
+        return build_encoder(trained, use_ema=use_ema, backbone=backbone), {**notes, "weights": averaged}
+    if backbone is not None:
+        raise ValueError(f"`--backbone` has no effect: `{path}` is a complete encoder.")
+    encoder, contexts = load_encoder_or_context(source)
+    if contexts is not None:
+        raise ValueError(f"`{path}` holds contexts, not an encoder.")
+    return encoder, {}
+
+
+def is_complete_encoder(path: Path) -> bool:
+    """Say whether a path is an encoder of ours or in the released layout, rather than what training left.
+
+    Args:
+        path: a file or folder.
+    """
+    if path.is_dir():
+        return (path / "config.json").is_file()
+    if path.suffix != ".safetensors" or not path.is_file():
+        return False
+    from safetensors import safe_open
+
+    from seecoder.official import PREFIX
+
+    try:
+        with safe_open(path, "pt") as file:
+            return any(key.startswith(PREFIX) for key in file.keys())  # noqa: SIM118 - not a dictionary
+    except Exception:
+        return False

@@ -1,0 +1,84 @@
+"""Turn a released file into a folder for `SeeCoder.from_pretrained`.
+
+Plain or position-aware is read off the file. A pickle (.pth, .pt, .bin, .ckpt) can run code when it is opened; it is
+read only with --allow-pickle, and even then only as tensors (weights_only=True).
+
+  seecoder import seecoder-v1-0.safetensors my-encoder
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from seecoder.cli.console import say
+
+HELP = "turn a released file into a folder"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add this command's arguments."""
+    parser.add_argument("file", metavar="FILE", help="the released file")
+    parser.add_argument("out", metavar="OUT", help="the folder to write")
+    parser.add_argument(
+        "--allow-pickle", action="store_true", help="read a pickle as tensors; only for sources that you trust"
+    )
+    parser.add_argument(
+        "--config", metavar="JSON", help="a config.json with the encoder's sizes, if they are not the released ones"
+    )
+    parser.add_argument("--license", default="other", help="licence for the model card")
+    parser.add_argument("--overwrite", action="store_true", help="replace what is there")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Import."""
+    path = Path(arguments.file)
+    if not path.is_file():
+        raise FileNotFoundError(f"`{path}` is not a file; give a released file.")
+    from seecoder.encoder import SeeCoder
+    from seecoder.exporting import export_encoder
+    from seecoder.model_card import CardFacts
+
+    config = _read_config(arguments.config)
+    source: Any = path if path.suffix == ".safetensors" else _read_pickle(path, arguments.allow_pickle)
+    encoder = SeeCoder.from_official(source, **config)
+    variant = "position-aware (SeeCoder-PA)" if encoder.config["position_aware"] else "plain (SeeCoder)"
+    say(f"{path}: {variant}, {str(encoder.dtype).removeprefix('torch.')}")
+    facts = CardFacts(license=arguments.license, notes={"imported from": path.name})
+    report = export_encoder(encoder, arguments.out, "hub", facts=facts, overwrite=arguments.overwrite)
+    say(f"wrote {report.path}: {report.num_tensors} tensors, {report.num_parameters:,} parameters")
+
+
+def _read_config(path: str | None) -> dict[str, Any]:
+    if path is None:
+        return {}
+    try:
+        config = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"`--config` {path} is not JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"`--config` {path} must hold one object.")
+    return {key: value for key, value in config.items() if not key.startswith("_")}
+
+
+def _read_pickle(path: Path, allowed: bool) -> dict[str, Any]:
+    """Read a pickle as a flat dictionary of tensors, without running what it carries."""
+    import torch
+
+    from seecoder.weights import WeightsError
+
+    if not allowed:
+        raise WeightsError(
+            f"`{path}` is not a safetensors file. Pickles can run code when they are opened. If you trust its source, "
+            f"say "
+            "--allow-pickle: it is then read as tensors only."
+        )
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise WeightsError(f"`{path}` holds more than tensors, or is damaged: {reason}") from error
+    tensors = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else loaded
+    if not isinstance(tensors, dict) or not all(isinstance(value, torch.Tensor) for value in tensors.values()):
+        raise WeightsError(f"`{path}` is not a dictionary of tensors.")
+    return {str(key): value for key, value in tensors.items()}

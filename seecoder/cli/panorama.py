@@ -1,0 +1,51 @@
+"""Make panoramas of pictures: wide results through overlapping windows, each as large as the base's training pictures.
+
+syncdiffusion (the default) keeps the windows alike in look by their perceptual distance; multidiffusion only blends
+them. With --wrap the right border continues at the left one. The result is four times as wide as high unless --width
+and --height say otherwise.
+
+  seecoder panorama hills.jpg --base sd-1.5 --encoder my-encoder --out wide --wrap
+"""
+
+import argparse
+from typing import Any
+
+from seecoder.cli import vary
+from seecoder.cli.methods import build_methods
+
+HELP = "make panoramas of pictures"
+METHODS = ("syncdiffusion", "multidiffusion")
+_ASPECT = 4
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add this command's arguments: those of `vary`, and --wrap."""
+    vary.add_arguments(parser)
+    parser.set_defaults(method=METHODS[0])
+    parser.add_argument("--wrap", action="store_true", help="close the loop: a 360 degree panorama")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Make the panoramas."""
+    if arguments.start_image:
+        raise ValueError("`--start-image` has no effect on panoramas; use `seecoder vary --method demofusion`.")
+    vary.make(arguments, panorama_methods(arguments), command="panorama", aspect=_ASPECT)
+
+
+def panorama_methods(arguments: argparse.Namespace) -> list[Any]:
+    """Make the methods of a panorama: always windows, and on top of them what holds them together.
+
+    Args:
+        arguments: the parsed options.
+
+    Raises:
+        ValueError: another method.
+    """
+    name = (arguments.method or "").lower()
+    if name not in METHODS:
+        raise ValueError(f"`--method` {arguments.method!r} makes no panoramas; use one of {', '.join(METHODS)}.")
+    options = list(arguments.method_option)
+    if arguments.wrap:
+        options.append(("multidiffusion.closed_loop", True))
+    names = "multidiffusion" if name == "multidiffusion" else "multidiffusion,syncdiffusion"
+    return build_methods(names, options) or []

@@ -1,0 +1,11 @@
+"""Pipelines in diffusers' manner: pictures in, pictures out, with any Stable Diffusion base.
+
+This package is where the classes say that they live; saved folders rely on it.
+"""
+
+from seecoder.context import ImageSet
+from seecoder.pipelines.output import SeeCoderPipelineOutput
+from seecoder.pipelines.stable_diffusion import SeeCoderPipeline
+from seecoder.pipelines.stable_diffusion_xl import SeeCoderXLPipeline
+
+__all__ = ["ImageSet", "SeeCoderPipeline", "SeeCoderPipelineOutput", "SeeCoderXLPipeline"]

@@ -1,0 +1,121 @@
+"""From pictures to the contexts that the UNet is fed with."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from seecoder.context import ImageSet, combine_contexts
+from seecoder.images import load_image
+from seecoder.pipelines.inputs import as_image_sets
+from seecoder.pipelines.request import Conditioning, Request
+from seecoder.pipelines.unet_facts import context_width
+
+__all__ = ["check_context", "condition", "encode_pictures"]
+
+
+@torch.no_grad()
+def encode_pictures(
+    encoder: Any, image: Any, weights: Sequence[float] | None, device: torch.device | str
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Encode the `image` argument of a call.
+
+    Args:
+        encoder: a `SeeCoder`, or None, which is an error here.
+        image: see `as_image_sets`; every entry becomes one context.
+        weights: weights of the pictures of every inner list.
+        device: where the encoder is (or will be put by its offloading hook).
+
+    Returns:
+        Contexts (N, T, D) and, if the encoder has them, pooled vectors (N, P), in the encoder's dtype.
+
+    Raises:
+        ImageError: a picture that cannot be read.
+        ValueError: no encoder, weights that do not fit, or entries whose contexts differ in length.
+    """
+    if encoder is None:
+        raise ValueError("`image` needs an encoder, and this pipeline has none. Pass `context`, or set `pipe.encoder`.")
+    sets = as_image_sets(image, weights)
+    # All pictures are opened before the first is encoded: a bad one should not cost the time of the others.
+    pictures = [[load_image(picture)[None] for picture in entry.images] for entry in sets]
+    rows = [_encode_set(encoder, entry, pixels, device) for entry, pixels in zip(sets, pictures, strict=True)]
+    lengths = {context.shape[1] for context, _ in rows}
+    if len(lengths) > 1:
+        raise ValueError(
+            f"the entries of `image` give contexts of different lengths {sorted(lengths)}; call once for each."
+        )
+    pooled = [vector for _, vector in rows if vector is not None]
+    return torch.cat([context for context, _ in rows]), torch.cat(pooled) if pooled else None
+
+
+def _encode_set(
+    encoder: Any, entry: ImageSet, pictures: Sequence[torch.Tensor], device: torch.device | str
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    # One at a time: every picture keeps its own size and aspect.
+    outputs = [encoder.encode(pixels.to(device)) for pixels in pictures]
+    context = combine_contexts([output.context for output in outputs], entry.weights, entry.combine)
+    pooled = [output.pooled for output in outputs if output.pooled is not None]
+    return context, combine_contexts(pooled, entry.weights) if pooled else None
+
+
+def condition(pipe: Any, request: Request) -> Conditioning:
+    """Make the contexts of a call, one row a picture to be made.
+
+    Unconditional is the zero context, as in the published code: the cross-attention of these UNets has no bias on keys
+    and values, so zeros leave only the output's bias. At guidance 1 there is no unconditional branch.
+
+    Args:
+        pipe: the pipeline.
+        request: the call.
+
+    Raises:
+        ImageError: a picture that cannot be read.
+        ValueError: neither or both of `image` and `context`, or a context that does not fit the UNet.
+    """
+    if (request.image is None) == (request.context is None):
+        raise ValueError("give either `image` or `context`, and not both.")
+    if request.context is None:
+        context, pooled = encode_pictures(pipe.encoder, request.image, request.context_weights, pipe._execution_device)
+    elif request.context_weights is not None:
+        raise ValueError("`context_weights` have no effect on a ready `context`; leave them out.")
+    else:
+        context, pooled = request.context, request.added.get("pooled_context")
+    check_context("context", context, context_width(pipe.unet))
+    context = context.to(pipe._execution_device, pipe.unet.dtype)
+    negative = _negative(request.negative_context, context, context_width(pipe.unet))
+    repeats = request.num_images_per_prompt
+    pooled = None if pooled is None else (pooled.to(context) * request.context_scale).repeat_interleave(repeats, dim=0)
+    return Conditioning(
+        context=(context * request.context_scale).repeat_interleave(repeats, dim=0),
+        negative_context=None if request.guidance_scale == 1.0 else negative.repeat_interleave(repeats, dim=0),
+        pooled=pooled,
+    )
+
+
+def _negative(negative: torch.Tensor | None, context: torch.Tensor, width: int) -> torch.Tensor:
+    if negative is None:
+        return torch.zeros_like(context)
+    check_context("negative_context", negative, width)
+    if negative.shape[1] != context.shape[1] or len(negative) not in (1, len(context)):
+        raise ValueError(
+            f"`negative_context` has shape {tuple(negative.shape)}; expected 1 or {len(context)} rows of "
+            f"{tuple(context.shape[1:])}, as `context` has."
+        )
+    return negative.to(context).expand(len(context), -1, -1)
+
+
+def check_context(name: str, context: torch.Tensor, width: int) -> None:
+    """Refuse a context that the UNet cannot read.
+
+    Args:
+        name: what to call it in the error.
+        context: (N, T, D).
+        width: D that the UNet reads.
+
+    Raises:
+        ValueError: another shape, or values that are not finite.
+    """
+    if context.ndim != 3 or len(context) == 0 or context.shape[-1] != width:
+        raise ValueError(f"`{name}` has shape {tuple(context.shape)}; this base reads (N, T, {width}).")
+    if not torch.isfinite(context).all():
+        raise ValueError(f"`{name}` contains NaN or infinity; encode the picture in float32 or bfloat16.")
