@@ -1,0 +1,114 @@
+"""Files and folders that appear under their name complete or not at all.
+
+What is written goes to a sibling whose name ends in `.partial`, reaches the disk, and is then renamed. A process that
+is killed leaves at most such a sibling, which no reader of pictures, weights or shards takes for the real thing.
+"""
+
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+
+@contextmanager
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success it replaces `path`, on any error it is removed.
+
+    Write the file under the yielded path in any way. Permissions are those of a newly created file (the umask decides).
+    An existing file of that name stays as it is until the new one is complete.
+
+    Raises:
+        FileNotFoundError: If the folder of `path` does not exist, or nothing was written.
+        IsADirectoryError: If `path` is a folder.
+        OSError: If the disk is full or fails; `path` is then as it was.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"`path`={path} is a folder; the name of a file is needed")
+    partial = _sibling(path, "partial")
+    try:
+        yield partial
+        if not partial.is_file():
+            raise FileNotFoundError(f"nothing was written for {path}")
+        _sync(partial)
+        os.replace(partial, path)
+    except BaseException:
+        with suppress(OSError):  # the first error is the one to report
+            partial.unlink()
+        raise
+    _sync_folder(path.parent)
+
+
+@contextmanager
+def atomic_directory(path: str | os.PathLike[str], *, overwrite: bool = False) -> Iterator[Path]:
+    """Yield a new temporary folder beside `path`; on success it becomes `path`, on any error it is removed.
+
+    Args:
+        path: The folder to make. It may exist if it is empty.
+        overwrite: Replace a folder that is not empty. The old one is moved aside first and deleted last; a kill in
+            between leaves it beside, as `.NAME.*.previous`.
+
+    Raises:
+        FileNotFoundError: If the parent folder does not exist.
+        FileExistsError: If `path` is a file, or a folder that is not empty and `overwrite` is false.
+        OSError: If the disk is full or fails; `path` is then as it was.
+    """
+    path = Path(path)
+    _check_replaceable(path, overwrite)
+    partial = _sibling(path, "partial")
+    partial.mkdir()
+    try:
+        yield partial
+        for folder, _, names in os.walk(partial):
+            for name in names:
+                _sync(Path(folder, name))
+            _sync_folder(Path(folder))
+        _check_replaceable(path, overwrite)  # minutes may have passed
+        previous = _sibling(path, "previous")
+        if path.is_dir() and any(path.iterdir()):
+            os.replace(path, previous)
+        try:
+            os.replace(partial, path)
+        except BaseException:
+            if previous.exists():
+                os.replace(previous, path)
+            raise
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    _sync_folder(path.parent)
+    shutil.rmtree(previous, ignore_errors=True)
+
+
+def _check_replaceable(path: Path, overwrite: bool) -> None:
+    if path.exists() and not path.is_dir():
+        raise FileExistsError(f"`path`={path} is a file; the name of a folder is needed")
+    if path.is_dir() and any(path.iterdir()) and not overwrite:
+        raise FileExistsError(f"`path`={path} is a folder that is not empty; choose another or remove it")
+
+
+def _sibling(path: Path, suffix: str) -> Path:
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"`path`={path}: the folder {path.parent} does not exist; make it first")
+    # Cut so that the longest legal name (255 bytes, and a character may take four) still makes a legal sibling.
+    return path.parent / f".{path.name[:50]}.{secrets.token_hex(4)}.{suffix}"
+
+
+def _sync(path: Path) -> None:
+    if path.is_symlink() or not path.is_file():
+        return
+    with open(path, "r+b") as file:  # Windows refuses to flush what is open for reading only
+        os.fsync(file.fileno())
+
+
+def _sync_folder(path: Path) -> None:
+    """Make a rename in this folder durable; Windows has no such call, and needs none."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
