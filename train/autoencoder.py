@@ -13,7 +13,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from train.files import atomic_folder
+from seecoder.weights import atomic_directory
 from train.noise import normal
 from train.settings import DEFAULT_EMA, EmaSettings, GuardSettings, OptimizerSettings
 from train.stage import Stage
@@ -70,7 +70,8 @@ class AutoencoderStage(Stage):
         levels = len(block_out_channels)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.vae = AutoencoderKL(
+            model_class: Any = AutoencoderKL
+            vae = model_class(
                 down_block_types=("DownEncoderBlock2D",) * levels,
                 up_block_types=("UpDecoderBlock2D",) * levels,
                 block_out_channels=block_out_channels,
@@ -80,7 +81,7 @@ class AutoencoderStage(Stage):
                 sample_size=sample_size,
                 mid_block_add_attention=False,
             )
-        self.vae.to(memory_format=torch.channels_last)
+        self.vae = vae.to(memory_format=torch.channels_last)
         self.weights = loss
 
     def loss(self, batch: dict[str, Any]) -> Tensor:
@@ -88,7 +89,7 @@ class AutoencoderStage(Stage):
         pixels = to_model_range(batch["pixels"]).contiguous(memory_format=torch.channels_last)
         posterior = self.vae.encode(pixels).latent_dist
         mean, std = posterior.mean.float(), posterior.std.float()
-        noise = normal(self.seed, "posterior", batch["keys"].cpu(), mean.shape[1:]).to(mean.device)
+        noise = normal(self.seed, "posterior", batch["keys"], mean.shape[1:]).to(mean.device)
         output = self.vae.decode(mean + std * noise).sample.float()
         terms = reconstruction_terms(output, pixels)
         terms["kl"] = 0.5 * (mean.square() + std.square() - 1 - 2 * std.log()).mean()
@@ -98,12 +99,12 @@ class AutoencoderStage(Stage):
 
     def evaluate(self) -> dict[str, float]:
         """PSNR of held-out pictures, in decibels, decoded from the posterior's mean."""
-        pixels = self.trainer.datamodule.held_out_pixels
+        pixels = self.data.held_out_pixels
         return {"psnr": mean_psnr(self.vae, pixels)}
 
     def export(self, folder: Path) -> None:
         """Write `vae/` in half precision, and check that it reads back the same."""
-        pixels = self.trainer.datamodule.held_out_pixels
+        pixels = self.data.held_out_pixels
         factor = 1 / latent_std(self.vae, pixels)
         save_autoencoder(self.vae, factor, folder / "vae")
         check_autoencoder(self.vae, pixels[:8], folder / "vae")
@@ -147,22 +148,22 @@ def latent_std(vae: Any, pixels: Tensor, batch_size: int = 64) -> float:
     return (squares / count - (total / count) ** 2) ** 0.5
 
 
-def save_autoencoder(vae: AutoencoderKL, scaling_factor: float, folder: Path) -> None:
+def save_autoencoder(vae: Any, scaling_factor: float, folder: Path) -> None:
     """Write a half-precision copy with its scaling factor, atomically."""
-    copy = AutoencoderKL.from_config({**vae.config, "scaling_factor": round(scaling_factor, 5)})
+    copy: Any = AutoencoderKL.from_config({**vae.config, "scaling_factor": round(scaling_factor, 5)})
     copy.load_state_dict(vae.state_dict())
-    with atomic_folder(folder) as temporary:
+    with atomic_directory(folder, overwrite=True) as temporary:
         copy.half().save_pretrained(temporary)
 
 
 @torch.no_grad()
-def check_autoencoder(vae: AutoencoderKL, pixels: Tensor, folder: Path, tolerance: float = 0.02) -> None:
+def check_autoencoder(vae: Any, pixels: Tensor, folder: Path, tolerance: float = 0.02) -> None:
     """Compare a written autoencoder's pictures with those of the one in memory.
 
     Raises:
         RuntimeError: They differ by more than `tolerance` of the full range, on average.
     """
-    written = AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32)
+    written: Any = AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32)
     target = to_model_range(pixels)
     device = vae.device
     expected = vae.decode(vae.encode(target.to(device)).latent_dist.mode()).sample.float().cpu()

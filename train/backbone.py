@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from data.world.scenes import BACKGROUNDS, HUES, SHAPES, TEXTURES
-from train.files import atomic_folder
+from seecoder.weights import atomic_directory
 from train.settings import EmaSettings, GuardSettings, OptimizerSettings
 from train.stage import Stage
 from train.world_data import chunks, scenes_to_dict
@@ -69,7 +69,7 @@ class BackboneStage(Stage):
         backbone: str = "resnet10t",
         backbone_args: dict[str, Any] | None = None,
         image_size: int = 64,
-        layout_weight: float = 1.0,
+        layout_weight: float = 0.3,
         label_smoothing: float = 0.0,
         noise: float = 0.0,
         ema: EmaSettings | None = None,
@@ -80,10 +80,10 @@ class BackboneStage(Stage):
         self.backbone_name, self.backbone_args = backbone, dict(backbone_args or {})
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.backbone = timm.create_model(backbone, pretrained=False, features_only=True, **self.backbone_args)
-            channels, strides = self.backbone.feature_info.channels(), self.backbone.feature_info.reduction()
+            model: Any = timm.create_model(backbone, pretrained=False, features_only=True, **self.backbone_args)
+            channels, strides = model.feature_info.channels(), model.feature_info.reduction()
             self.heads = AttributeHeads(tuple(channels), -(-image_size // strides[-1]))
-        self.backbone.to(memory_format=torch.channels_last)
+        self.backbone = model.to(memory_format=torch.channels_last)
         self.layout_weight, self.label_smoothing, self.noise = layout_weight, label_smoothing, noise
         self.figures: dict[str, float] = {}
 
@@ -114,7 +114,7 @@ class BackboneStage(Stage):
 
     def evaluate(self) -> dict[str, float]:
         """Accuracy of each attribute on held-out scenes, the classifier's loss, the mean error of place and size."""
-        data = self.trainer.datamodule
+        data = self.data
         count = len(data.held_out_pixels)
         totals = {f"accuracy_{name}": 0.0 for name in ATTRIBUTES} | {"held_out_loss": 0.0, "layout_error": 0.0}
         for part in chunks(count, 128):
@@ -136,7 +136,7 @@ class BackboneStage(Stage):
         """Write `backbone/`: model.safetensors with timm's keys in half precision, and config.json."""
         state = {key: half(value).cpu().contiguous() for key, value in self.backbone.state_dict().items()}
         config = {"backbone": self.backbone_name, "backbone_args": self.backbone_args, "held_out": self.figures}
-        with atomic_folder(folder / "backbone") as temporary:
+        with atomic_directory(folder / "backbone", overwrite=True) as temporary:
             save_file(state, temporary / "model.safetensors", metadata={"format": "pt"})
             (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 

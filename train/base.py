@@ -22,8 +22,8 @@ class Base:
         scheduler_config: Its noise schedule and what it predicts.
     """
 
-    vae: AutoencoderKL
-    unet: UNet2DConditionModel
+    vae: Any
+    unet: Any
     scheduler_config: Mapping[str, Any]
 
 
@@ -56,7 +56,7 @@ def load_base(source: str, dtype: str, vae_dtype: str) -> Base:
 
 
 @torch.no_grad()
-def encode_moments(vae: AutoencoderKL, pixels: Tensor) -> tuple[Tensor, Tensor]:
+def encode_moments(vae: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of the scaled latent, float32.
 
     Args:
@@ -72,14 +72,14 @@ def encode_moments(vae: AutoencoderKL, pixels: Tensor) -> tuple[Tensor, Tensor]:
     return (posterior.mean.float() - shift) * scale, posterior.std.float() * scale
 
 
-def decode_latents(vae: AutoencoderKL, latents: Tensor) -> Tensor:
+def decode_latents(vae: Any, latents: Tensor) -> Tensor:
     """Scaled latents to pixels in [0, 1], float32."""
     shift, scale = vae.config.get("shift_factor") or 0.0, vae.config["scaling_factor"]
     pixels = vae.decode((latents / scale + shift).to(vae.dtype)).sample
     return pixels.float().add(1).div(2).clamp(0, 1)
 
 
-def size_condition(unet: UNet2DConditionModel, pooled: Tensor | None, height: int, width: int) -> dict[str, Any]:
+def size_condition(unet: Any, pooled: Tensor | None, height: int, width: int) -> dict[str, Any]:
     """What a UNet of the SDXL family wants beside the context; empty for others.
 
     Args:

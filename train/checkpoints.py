@@ -7,29 +7,44 @@ is another file system, and never syncs it.
 import hashlib
 import os
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric.plugins import CheckpointIO
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Trainer
 
-from train.files import atomic_file
+from seecoder.weights import atomic_path
+from train.callbacks import StepCallback, is_due
 
 _NAME = re.compile(r"step-(\d{8})\.ckpt")
 
 
 class AtomicCheckpointIO(CheckpointIO):
-    """Writes `path` and `path.sha256`; the second, written last, says that the first is whole."""
+    """Writes `path` and `path.sha256`; the second, written last, says that the first is whole.
+
+    Attributes:
+        error: Why the last checkpoint could not be written, or None.
+    """
+
+    error: Exception | None = None
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | os.PathLike, storage_options: Any = None) -> None:
-        """Write one checkpoint; on any error nothing new is left behind."""
+        """Write one checkpoint; when the disk is full or fails, nothing new is left behind and `error` says so."""
         path = Path(path)
-        with atomic_file(path) as temporary:
-            torch.save(checkpoint, temporary)
-            digest = file_digest(temporary)
-        with atomic_file(_marker(path)) as temporary:
-            temporary.write_text(digest)
+        self.error = None
+        try:
+            with atomic_path(path) as temporary:
+                torch.save(checkpoint, temporary)
+                digest = file_digest(temporary)
+            with atomic_path(_marker(path)) as temporary:
+                temporary.write_text(digest)
+        except (OSError, RuntimeError) as error:  # torch's writer reports a full disk as RuntimeError
+            if isinstance(error, RuntimeError) and "write" not in str(error):
+                raise
+            # Raised here, it would leave the other processes waiting for this one behind Lightning's barrier.
+            self.error = error
 
     def load_checkpoint(
         self, path: str | os.PathLike, map_location: Any = None, weights_only: bool | None = True
@@ -74,43 +89,36 @@ def newest_complete(folder: Path) -> Path | None:
     return None
 
 
-class Checkpoints(Callback):
+class Checkpoints(StepCallback):
     """Saves every few optimizer steps, at the end, and when told to stop; prunes only after the new one is whole.
 
     Args:
+        writer: What writes.
         folder: Where checkpoints go.
         every: Optimizer steps between two.
         keep: How many of the newest stay.
+        keep_steps: Steps at which a checkpoint is written and stays for good.
     """
 
-    def __init__(self, folder: Path, every: int, keep: int):
+    def __init__(
+        self, writer: AtomicCheckpointIO, folder: Path, every: int, keep: int, keep_steps: Collection[int] = ()
+    ):
+        self.writer = writer
         self.folder = folder
         self.every = every
         self.keep = keep
-        self.saved_step = -1
+        self.keep_steps = frozenset(keep_steps)
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        """Save after the last micro-batch of every `every`-th step."""
-        step = trainer.global_step
-        if step == self.saved_step or trainer.fit_loop.epoch_loop._should_accumulate():
+    def on_step(self, trainer: Trainer, stage: Any, step: int) -> None:
+        """Save where it is due. A full disk costs this checkpoint, not the run."""
+        if not is_due(step, self.every, trainer) and step not in self.keep_steps:
             return
-        if step % self.every == 0 or trainer.should_stop or step >= trainer.max_steps:
-            self.save(trainer, step)
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """A continued run does not save its starting point again."""
-        self.saved_step = trainer.global_step
-
-    def save(self, trainer: Trainer, step: int) -> None:
-        """Save now; every process calls this. A full disk costs this checkpoint, not the run."""
-        self.saved_step = step
-        try:
-            trainer.save_checkpoint(self.folder / f"step-{step:08d}.ckpt")
-        except OSError as error:
-            print(
-                f"CHECKPOINT NOT WRITTEN at step {step}: {error}; older checkpoints stay, training goes on", flush=True
-            )
+        trainer.save_checkpoint(self.folder / f"step-{step:08d}.ckpt", weights_only=False)
+        if not trainer.is_global_zero:
             return
-        if trainer.is_global_zero:
-            for _, path in list_checkpoints(self.folder)[self.keep :]:
-                trainer.strategy.remove_checkpoint(path)
+        if self.writer.error is not None:
+            print(f"NO CHECKPOINT at step {step}: {self.writer.error}; older ones stay, training goes on", flush=True)
+            return
+        others = [path for found, path in list_checkpoints(self.folder) if found not in self.keep_steps]
+        for path in others[self.keep :]:
+            self.writer.remove_checkpoint(path)

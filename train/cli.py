@@ -2,22 +2,23 @@
 
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from jsonargparse import ActionYesNo, ArgumentError, ArgumentParser, Namespace
 
 from train.settings import RunSettings
 
-BAD_INPUT, TERMINATED = (
-    2,
-    143,
-)  # 143 = 128 + SIGTERM: a scheduler sees that the run was told to stop, not that it finished
+FINISHED, FAILED, BAD_INPUT, TERMINATED = 0, 1, 2, 143  # 143 = 128 + SIGTERM: a scheduler sees that it was told to stop
 
 
 def build_parser() -> ArgumentParser:
-    """Parser of `fit`: one config file, and every value in it as an option."""
+    """Parser of `fit`: one config file, and every value in it as an option.
+
+    Nothing is ever taken from a checkpoint: LightningCLI would merge the saved settings over the command line.
+    """
     from train.stage import Stage
     from train.stage_data import StageData
 
@@ -25,9 +26,8 @@ def build_parser() -> ArgumentParser:
     commands = parser.add_subcommands(dest="command")
     fit = ArgumentParser(exit_on_error=False, description="Train, or continue a training.")
     fit.add_argument("--config", action="config", help="YAML with everything below.")
-    fit.add_argument(
-        "--resume", action=ActionYesNo, default=True, help="Continue from the newest complete checkpoint in run.folder."
-    )
+    help_resume = "Continue from the newest complete checkpoint in run.folder."
+    fit.add_argument("--resume", action=ActionYesNo, default=True, help=help_resume)
     fit.add_class_arguments(RunSettings, "run")
     fit.add_subclass_arguments(Stage, "stage", required=True)
     fit.add_subclass_arguments(StageData, "data", required=True)
@@ -39,43 +39,100 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line.
 
     Returns:
-        0 when finished (or out of time), 2 on bad input, 143 when told to stop by SIGTERM.
+        0 when finished (or out of time), 1 when training had to stop, 2 on bad input, 143 when told to stop by SIGTERM.
     """
+    from seecoder.weights import WeightsError
+    from train.guards import TrainingStopped
+
     parser = build_parser()
     try:
         config = parser.parse_args(arguments)
         if config.command is None:
             parser.print_help()
             return BAD_INPUT
-        ready = parser.instantiate_classes(config)
-    except (ArgumentError, ValueError, TypeError, FileNotFoundError) as error:
-        print(f"python -m train: {one_line(error)}", file=sys.stderr)
-        return BAD_INPUT
-    return fit(ready.fit, parser.dump(config))
+        ready = parser.instantiate_classes(config)["fit"]
+        ready.run.micro_batches(ready.data.batch_size)
+    except (ArgumentError, ValueError, TypeError, OSError, WeightsError) as error:
+        return _complain(error, BAD_INPUT)
+    try:
+        return fit(ready, yaml.safe_load(parser.dump(config))["fit"])
+    except (FileNotFoundError, FileExistsError, WeightsError) as error:
+        return _complain(error, BAD_INPUT)
+    except TrainingStopped as error:
+        return _complain(error, FAILED)
 
 
-def one_line(error: BaseException) -> str:
-    """The parser's many lines as one."""
+def _complain(error: BaseException, code: int) -> int:
+    """Say the parser's many lines as one."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
-    return re.sub(r"\s+", " ", text).strip()
+    print("python -m train:", " ".join(text.split()), file=sys.stderr)
+    return code
 
 
-def fit(ready: Namespace, effective_config: str) -> int:
-    """Train what the configuration describes."""
-    from train.checkpoints import newest_complete
+def fit(ready: Namespace, config: Mapping[str, Any]) -> int:
+    """Train what the configuration describes.
+
+    Args:
+        ready: `run`, `stage`, `data` and `resume`.
+        config: The same as plain values, for the run's folder.
+
+    Raises:
+        FileExistsError: The folder holds checkpoints that are not to be continued.
+    """
     from train.trainer import build_trainer
 
     run: RunSettings = ready.run
     folder = Path(run.folder)
-    checkpoint = newest_complete(folder) if ready.resume else None
-    if checkpoint is None and any(folder.glob("step-*.ckpt")):
-        hint = "remove it or choose another run.folder" if not ready.resume else "none of them is whole"
-        print(f"python -m train: `run.folder`={folder} holds checkpoints of an earlier run: {hint}.", file=sys.stderr)
-        return BAD_INPUT
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(effective_config)
+    checkpoint = find_start(folder, ready.resume)
+    if checkpoint is not None and int(checkpoint.stem.removeprefix("step-")) >= run.max_steps:
+        print(f"{folder} is finished: {checkpoint.name} has `max_steps`={run.max_steps}; raise it to extend the run.")
+        return FINISHED
     trainer, termination = build_trainer(run, ready.data.batch_size)
-    print(f"{'continues from ' + str(checkpoint) if checkpoint else 'starts'}: {folder}", flush=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    if trainer.is_global_zero:
+        note_config(folder / "config.yaml", config)
+        print(f"continues from {checkpoint}" if checkpoint else f"starts in {folder}", flush=True)
     path: Any = str(checkpoint) if checkpoint else None
-    trainer.fit(ready.stage, datamodule=ready.data, ckpt_path=path)
-    return TERMINATED if termination.stopped_by_signal else 0
+    trainer.fit(ready.stage, datamodule=ready.data, ckpt_path=path, weights_only=True)
+    return TERMINATED if termination.stopped_by_signal else FINISHED
+
+
+def find_start(folder: Path, resume: bool) -> Path | None:
+    """Checkpoint to continue from, or None for a fresh start.
+
+    Raises:
+        FileExistsError: There are checkpoints, but none to continue from.
+    """
+    from train.checkpoints import list_checkpoints, newest_complete
+
+    if not list_checkpoints(folder):
+        return None
+    if not resume:
+        raise FileExistsError(f"`run.folder`={folder} holds an earlier run; remove it, choose another, or resume.")
+    found = newest_complete(folder)
+    if found is None:
+        raise FileExistsError(f"`run.folder`={folder} holds checkpoints, but none of them is whole; remove them.")
+    return found
+
+
+def note_config(path: Path, config: Mapping[str, Any]) -> None:
+    """Write the effective configuration, and say what differs from the run's earlier one."""
+    from seecoder.weights import atomic_path
+
+    new = dict(flatten(config))
+    if path.is_file():
+        old = dict(flatten(yaml.safe_load(path.read_text()) or {}))
+        for name in sorted(old.keys() | new.keys()):
+            if old.get(name) != new.get(name):
+                print(f"changed: {name}: {old.get(name)} -> {new.get(name)}", flush=True)
+    with atomic_path(path) as temporary:
+        temporary.write_text(yaml.safe_dump(dict(config), sort_keys=False))
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted names and values of a nested mapping."""
+    for name, value in config.items():
+        if isinstance(value, Mapping) and value:
+            yield from flatten(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value

@@ -13,10 +13,11 @@ from typing import Any, Literal
 import diffusers
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
+from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 
 from data.world.conditioner import TOKENS, WorldConditioner
-from train.files import atomic_folder
+from seecoder.weights import atomic_directory
 from train.noise import normal, timesteps, uniform
 from train.noise_schedule import STABLE_DIFFUSION_SCHEDULE, NoiseSchedule
 from train.settings import DEFAULT_EMA, EmaSettings, GuardSettings, OptimizerSettings
@@ -68,7 +69,8 @@ class WorldDiffusionStage(Stage):
         super().__init__(optimizer, ema, guard, seed)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.unet = UNet2DConditionModel(
+            model_class: Any = UNet2DConditionModel
+            unet = model_class(
                 sample_size=sample_size,
                 in_channels=4,
                 out_channels=4,
@@ -82,7 +84,7 @@ class WorldDiffusionStage(Stage):
                 norm_num_groups=norm_num_groups,
             )
             self.conditioner = WorldConditioner(context_dim=context_dim)
-        self.unet.to(memory_format=torch.channels_last)
+        self.unet = unet.to(memory_format=torch.channels_last)
         self.scheduler_config = {**STABLE_DIFFUSION_SCHEDULE, "prediction_type": prediction_type}
         self.schedule = NoiseSchedule(self.scheduler_config)
         self.vae_folder = Path(vae)
@@ -91,7 +93,7 @@ class WorldDiffusionStage(Stage):
 
     def loss(self, batch: dict[str, Any]) -> Tensor:
         """Weighted mean square of one micro-batch."""
-        keys = batch["keys"].cpu()
+        keys = batch["keys"]
         keep = kept_tokens(uniform(self.seed, "drop", keys, len(TOKENS) + 1), self.drop_token, self.drop_all)
         errors, times = self._errors(batch, keys, keep)
         for level in range(NUM_LEVELS):
@@ -115,13 +117,13 @@ class WorldDiffusionStage(Stage):
 
     def evaluate(self) -> dict[str, float]:
         """Loss on held-out scenes with always the same noise, with all tokens and with none."""
-        data = self.trainer.datamodule
+        data = self.data
         totals = {"held_out_loss": 0.0, "held_out_loss_no_context": 0.0}
         count = len(data.held_out_mean)
         for part in chunks(count, 64):
             scenes = data.held_out_scenes[part]
             batch = {"mean": data.held_out_mean[part], "std": data.held_out_std[part], "scenes": scenes_to_dict(scenes)}
-            batch = self.transfer_batch_to_device(batch, self.device, 0)
+            batch = move_data_to_device(batch, self.device)
             numbers = torch.arange(part.start, part.stop)
             keys = torch.stack([torch.full_like(numbers, -1), numbers], dim=1)
             nothing = torch.zeros(len(scenes), len(TOKENS), dtype=torch.bool)
@@ -132,11 +134,12 @@ class WorldDiffusionStage(Stage):
 
     def export(self, folder: Path) -> None:
         """Write `base/`: vae, unet, scheduler, conditioner and model_index.json, in half precision."""
-        with atomic_folder(folder / "base") as temporary:
+        with atomic_directory(folder / "base", overwrite=True) as temporary:
             shutil.copytree(self.vae_folder, temporary / "vae")
             save_half(self.unet, temporary / "unet")
             save_half(self.conditioner, temporary / "conditioner")
-            DDIMScheduler.from_config(self.scheduler_config).save_pretrained(temporary / "scheduler")
+            scheduler: Any = DDIMScheduler.from_config(self.scheduler_config)
+            scheduler.save_pretrained(temporary / "scheduler")
             (temporary / "model_index.json").write_text(json.dumps(model_index(), indent=2) + "\n")
 
 

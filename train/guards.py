@@ -1,14 +1,10 @@
-"""Two things that must not destroy a run: a bad gradient, and being told to stop."""
+"""A bad gradient must not destroy a run."""
 
 import json
-import signal
-import time
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
 from train.settings import GuardSettings
@@ -95,50 +91,3 @@ class GradientGuard:
         self.skipped = int(state["skipped"])
         self.skipped_in_a_row = int(state["skipped_in_a_row"])
         self.mean_norm = float(state["mean_norm"])
-
-
-class Termination(Callback):
-    """Turns SIGTERM (and a time budget) into one clean stop on all processes.
-
-    Lightning's own handler broadcasts inside the signal handler, hangs when the signal reaches another process than
-    the first, and ends with exit code 0. Here a handler only sets a flag; the flag is combined over processes between
-    two steps.
-
-    Args:
-        max_minutes: Also stop after this time; None for no limit.
-        check_every: Optimizer steps between two looks; one look is one small all-reduce.
-    """
-
-    def __init__(self, max_minutes: float | None = None, check_every: int = 1):
-        self.max_minutes = max_minutes
-        self.check_every = check_every
-        self.signaled = False
-        self.stopped_by_signal = False
-        self._started = 0.0
-        self._previous: Any = None
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Replace Lightning's handler, which was installed before this hook."""
-        self._started = time.monotonic()
-        self._previous = signal.signal(signal.SIGTERM, self._on_signal)
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self.signaled = True
-
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        """Stop all processes after the same step."""
-        if trainer.fit_loop.epoch_loop._should_accumulate() or trainer.global_step % self.check_every:
-            return
-        out_of_time = self.max_minutes is not None and time.monotonic() - self._started > 60 * self.max_minutes
-        flags = torch.tensor([float(self.signaled), float(out_of_time)], device=pl_module.device)
-        if trainer.world_size > 1:
-            torch.distributed.all_reduce(flags, op=torch.distributed.ReduceOp.MAX)
-        by_signal, by_time = (flags > 0).tolist()
-        if by_signal or by_time:
-            self.stopped_by_signal = by_signal
-            trainer.should_stop = True
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Give the handler back."""
-        if self._previous is not None:
-            signal.signal(signal.SIGTERM, self._previous)

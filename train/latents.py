@@ -45,9 +45,10 @@ class WorldLatents(WorldPictures):
         if self.pixels is not None:
             return
         super().setup(stage)
+        assert self.pixels is not None
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        vae = AutoencoderKL.from_pretrained(self.vae_folder, torch_dtype=torch.float32).to(device)
-        vae.to(memory_format=torch.channels_last)
+        vae: Any = AutoencoderKL.from_pretrained(self.vae_folder, torch_dtype=torch.float32)
+        vae.to(device).to(memory_format=torch.channels_last)
         self.mean, self.std = encode_posterior(vae, self.pixels)
         self.held_out_mean, self.held_out_std = encode_posterior(vae, self.held_out_pixels)
 

@@ -39,7 +39,7 @@ class NoiseSchedule(nn.Module):
 
     def __init__(self, scheduler_config: Mapping[str, Any]):
         super().__init__()
-        scheduler = DDIMScheduler.from_config(dict(scheduler_config))
+        scheduler: Any = DDIMScheduler.from_config(dict(scheduler_config))
         self.prediction: Literal["epsilon", "v_prediction"] = scheduler.config["prediction_type"]
         if self.prediction not in PREDICTIONS:
             raise ValueError(

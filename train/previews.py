@@ -9,8 +9,8 @@ from diffusers import DDIMScheduler
 from PIL import Image
 from torch import Tensor
 
+from seecoder.weights import atomic_path
 from train.base import decode_latents, size_condition
-from train.files import atomic_file
 from train.noise import normal
 
 _GAP = 4  # pixels between pictures
@@ -46,17 +46,18 @@ def write_sheet(stage: Any, pixels: Tensor, context: Tensor, pooled: Tensor | No
     rows = [pixels.cpu()]
     for row in range(stage.preview.rows):
         keys = torch.stack([torch.full((len(pixels),), -2 - row), torch.arange(len(pixels))], dim=1)
-        pictures = sample(stage, context, pooled, keys, tuple(pixels.shape[-2:]))
+        pictures = sample(stage, context, pooled, keys, pixels.shape[-2], pixels.shape[-1])
         rows.append((pictures * 255).round().to(torch.uint8).cpu())
     columns = [torch.nn.functional.pad(picture, (0, _GAP, 0, _GAP), value=255) for picture in torch.cat(rows)]
     lines = [torch.cat(columns[start : start + len(pixels)], dim=2) for start in range(0, len(columns), len(pixels))]
     sheet = torch.cat(lines, dim=1)
-    with atomic_file(path) as temporary:
+    path.parent.mkdir(exist_ok=True)
+    with atomic_path(path) as temporary:
         Image.fromarray(sheet.permute(1, 2, 0).numpy()).save(temporary, format="PNG")
 
 
 @torch.no_grad()
-def sample(stage: Any, context: Tensor, pooled: Tensor | None, keys: Tensor, size: tuple[int, int]) -> Tensor:
+def sample(stage: Any, context: Tensor, pooled: Tensor | None, keys: Tensor, height: int, width: int) -> Tensor:
     """Plain DDIM with guidance; start noise by key; (N, 3, H, W) in [0, 1].
 
     Args:
@@ -64,17 +65,18 @@ def sample(stage: Any, context: Tensor, pooled: Tensor | None, keys: Tensor, siz
         context: (N, tokens, width).
         pooled: (N, pooled_dim) or None.
         keys: (N, 2) of the start noise.
-        size: (height, width) in pixels.
+        height: Of the pictures, in pixels.
+        width: Of the pictures, in pixels.
     """
-    scheduler = DDIMScheduler.from_config(dict(stage.scheduler_config))
+    scheduler: Any = DDIMScheduler.from_config(dict(stage.scheduler_config))
     scheduler.set_timesteps(stage.preview.steps, device=context.device)
     factor = 2 ** (len(stage.vae.config["block_out_channels"]) - 1)
-    shape = (stage.unet.config["in_channels"], size[0] // factor, size[1] // factor)
+    shape = (stage.unet.config["in_channels"], height // factor, width // factor)
     latents = normal(stage.seed, "preview", keys, shape).to(context.device)
     dtype, scale = stage.unet.dtype, stage.preview.guidance_scale
     both = torch.cat([torch.zeros_like(context), context]).to(dtype)
     pooled = None if pooled is None else torch.cat([torch.zeros_like(pooled), pooled]).to(dtype)
-    extra = size_condition(stage.unet, pooled, *size)
+    extra = size_condition(stage.unet, pooled, height, width)
     for time in scheduler.timesteps:
         inputs = torch.cat([latents, latents]).to(dtype)
         none, own = stage.unet(inputs, time, encoder_hidden_states=both, **extra).sample.float().chunk(2)

@@ -5,9 +5,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Trainer
 
-from train.files import atomic_file
+from seecoder.weights import atomic_path
+from train.callbacks import StepCallback, is_due
+from train.termination import Termination
 
 _HEADER = ["step", "metric", "value"]
 
@@ -24,7 +26,7 @@ class MetricsFile:
         if self.path.exists():
             with self.path.open(newline="") as file:
                 rows = [row for row in list(csv.reader(file))[1:] if len(row) == 3 and int(row[0]) <= step]
-        with atomic_file(self.path) as temporary, temporary.open("w", newline="") as file:
+        with atomic_path(self.path) as temporary, temporary.open("w", newline="") as file:
             csv.writer(file, lineterminator="\n").writerows([_HEADER, *rows])
 
     def append(self, step: int, figures: dict[str, float]) -> None:
@@ -34,7 +36,7 @@ class MetricsFile:
             csv.writer(file, lineterminator="\n").writerows(rows)
 
 
-class Recorder(Callback):
+class Recorder(StepCallback):
     """Writes and prints the means that the stage recorded, with throughput.
 
     Args:
@@ -47,25 +49,27 @@ class Recorder(Callback):
         self.file = MetricsFile(folder / "metrics.csv")
         self.every = every
         self.batch_size = batch_size
+        self._clock, self._from_step = 0.0, 0
 
-    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+    def on_start(self, trainer: Trainer, stage: Any) -> None:
         """Start or continue the file."""
-        self._clock, self._step = time.monotonic(), trainer.global_step
+        self._clock, self._from_step = time.monotonic(), trainer.global_step
         if trainer.is_global_zero:
             self.file.cut_after(trainer.global_step)
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *args: Any) -> None:
+    def on_step(self, trainer: Trainer, stage: Any, step: int) -> None:
         """Write a line every few steps."""
-        step = trainer.global_step
-        if step == self._step or (step % self.every and step < trainer.max_steps):
-            return
-        if trainer.fit_loop.epoch_loop._should_accumulate():
+        if not is_due(step, self.every, trainer):
             return
         seconds = time.monotonic() - self._clock
-        figures = pl_module.take_records()
-        figures["images_per_second"] = (step - self._step) * self.batch_size / max(seconds, 1e-9)
-        self._clock, self._step = time.monotonic(), step
+        figures = stage.take_records()
+        figures["images_per_second"] = (step - self._from_step) * self.batch_size / max(seconds, 1e-9)
+        self._clock, self._from_step = time.monotonic(), step
         self.write(trainer, step, figures)
+
+    def leave_out(self, seconds: float) -> None:
+        """Do not count time that was not spent on training."""
+        self._clock += seconds
 
     def write(self, trainer: Trainer, step: int, figures: dict[str, float]) -> None:
         """Log figures of one step everywhere."""
@@ -78,44 +82,36 @@ class Recorder(Callback):
         print(f"step {step}/{trainer.max_steps}  {line}", flush=True)
 
 
-class Evaluation(Callback):
+class Evaluation(StepCallback):
     """Evaluates and exports with the averaged weights: every few steps, with every checkpoint, and at the end.
 
     Args:
         folder: The run's folder; exports go there.
         recorder: Where figures go.
+        termination: Knows whether the process was told to stop; then there is no time for this.
         every: Optimizer steps between two evaluations; 0 for those at checkpoints only.
         checkpoint_every: Optimizer steps between two checkpoints.
     """
 
-    def __init__(self, folder: Path, recorder: Recorder, every: int, checkpoint_every: int):
+    def __init__(self, folder: Path, recorder: Recorder, termination: Termination, every: int, checkpoint_every: int):
         self.folder = folder
         self.recorder = recorder
+        self.termination = termination
         self.every = every
         self.checkpoint_every = checkpoint_every
-        self._done = -1
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """A continued run does not evaluate its starting point again."""
-        self._done = trainer.global_step
-
-    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *args: Any) -> None:
-        """Evaluate, and export where a checkpoint is due."""
-        step = trainer.global_step
-        if step == self._done or trainer.fit_loop.epoch_loop._should_accumulate():
+    def on_step(self, trainer: Trainer, stage: Any, step: int) -> None:
+        """Evaluate on the first process; the others wait for it at the next gradient exchange."""
+        if not trainer.is_global_zero or self.termination.stopped_by_signal:
             return
-        ends = step >= trainer.max_steps or trainer.should_stop
-        checkpoint = ends or step % self.checkpoint_every == 0
-        if checkpoint or (self.every and step % self.every == 0):
-            self._done = step
-            self._run(trainer, pl_module, export=checkpoint)
-
-    def _run(self, trainer: Trainer, stage: Any, export: bool) -> None:
+        export = is_due(step, self.checkpoint_every, trainer)
+        if not export and (not self.every or step % self.every):
+            return
         started = time.monotonic()
         with stage.evaluating():
             figures = stage.evaluate()
-            if export and trainer.is_global_zero:
+            if export:
                 stage.export(self.folder)
         if figures:
-            self.recorder.write(trainer, trainer.global_step, figures)
-        self.recorder._clock += time.monotonic() - started  # throughput counts training only
+            self.recorder.write(trainer, step, figures)
+        self.recorder.leave_out(time.monotonic() - started)

@@ -1,8 +1,8 @@
 """Trains SeeCoder against a frozen base: the noise loss alone teaches it what a picture's context is.
 
 "Prompt-Free Diffusion: Taking 'Text' out of Text-to-Image Diffusion Models", arXiv 2305.16223, section 4.2. The picture
-is encoded twice: by the autoencoder, whose latent is noised, and by SeeCoder, whose context should help the UNet to tell
-the noise. Backbone, autoencoder and UNet are frozen; the gradient passes through the UNet into the context.
+is encoded twice: by the autoencoder, whose latent is noised, and by SeeCoder, whose context should help the UNet to
+tell the noise. Backbone, autoencoder and UNet are frozen; the gradient passes through the UNet into the context.
 """
 
 from pathlib import Path
@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from seecoder.checkpoint import tensors_sha256
+from seecoder.weights import atomic_directory
 from train.base import encode_moments, load_base, size_condition
 from train.encoder_weights import check_widths, describe_encoder, load_backbone, load_trained, seeded_encoder
-from train.files import atomic_folder
 from train.noise import normal, timesteps, uniform
 from train.noise_schedule import NoiseSchedule
 from train.previews import Preview, write_sheet
@@ -97,13 +97,13 @@ class SeeCoderStage(Stage):
         self.encoder.backbone.to(getattr(torch, frozen_dtype))
         for name in gradient_checkpointing:
             getattr(self, name).enable_gradient_checkpointing()
-        self.freeze()
+        self.freeze_parts()
 
     # Loss -------------------------------------------------------------------------------------------------------------
 
     def loss(self, batch: dict[str, Any]) -> Tensor:
         """Weighted mean square of one micro-batch."""
-        keys = batch["keys"].cpu()
+        keys = batch["keys"]
         context, pooled = self.encode(batch, keys)
         if self.context_dropout:
             kept = uniform(self.seed, "context_dropout", keys, 1) >= self.context_dropout
@@ -157,7 +157,7 @@ class SeeCoderStage(Stage):
         All use the same noise and timesteps, so the differences are almost free of noise: `gap_shuffled` above zero
         says that the context is used, `gap_true_tokens` is what is still missing.
         """
-        data: Any = self.trainer.datamodule
+        data = self.data
         totals: dict[str, float] = {}
         count = len(data.held_out_pixels)
         if not count:
@@ -190,7 +190,8 @@ class SeeCoderStage(Stage):
             if folder.is_dir():
                 from data.world.pretrained import load_conditioner
 
-                found = load_conditioner(self.base_source).requires_grad_(False).to(self.device)
+                loaded: Any = load_conditioner(self.base_source)
+                found = loaded.requires_grad_(False).to(self.device)
             self.__dict__["_conditioner"] = found  # past nn.Module: it is not part of what is trained or saved
         return self.__dict__["_conditioner"]
 
@@ -207,9 +208,9 @@ class SeeCoderStage(Stage):
     def export(self, folder: Path) -> None:
         """Write `encoder/`, whole, and a preview sheet."""
         if self.export_encoder:
-            with atomic_folder(folder / "encoder") as temporary:
+            with atomic_directory(folder / "encoder", overwrite=True) as temporary:
                 self.encoder.save_pretrained(temporary)
-        data: Any = self.trainer.datamodule
+        data = self.data
         if self.preview is not None and len(data.held_out_pixels):
             pixels = data.held_out_pixels[: self.preview.pictures].to(self.device)
             context, pooled = self.encode({"pixels": pixels}, None)

@@ -91,6 +91,7 @@ class RunSettings:
         max_steps: Optimizer steps of the whole run; raise it to extend a finished run.
         max_minutes: Save and stop cleanly after this much time; the run can be continued. None: no limit.
         accumulate: Micro-batches of each optimizer step.
+        global_batch: Samples of each optimizer step over all processes; when given, `accumulate` follows from it.
         precision: Lightning's name: "32-true" or "bf16-mixed". "bf16-true" is refused: it would round the noise
             schedule.
         accelerator: Lightning's name: "auto", "cpu", "gpu".
@@ -102,6 +103,7 @@ class RunSettings:
         evaluate_every: Steps between two evaluations on held-out samples; 0 evaluates at checkpoints only.
         checkpoint_every: Steps between two checkpoints.
         keep_checkpoints: How many of the newest checkpoints stay.
+        keep_steps: Steps at which a checkpoint is written and stays for good.
         loggers: More places for the log beside `metrics.csv`.
         deterministic: Refuse operations that are not bit-reproducible.
     """
@@ -110,6 +112,7 @@ class RunSettings:
     max_steps: int
     max_minutes: float | None = None
     accumulate: int = 1
+    global_batch: int | None = None
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     accelerator: str = "auto"
     devices: int = 1
@@ -120,6 +123,7 @@ class RunSettings:
     evaluate_every: int = 0
     checkpoint_every: int = 1000
     keep_checkpoints: int = 2
+    keep_steps: tuple[int, ...] = ()
     loggers: tuple[Literal["tensorboard", "wandb"], ...] = ()
     deterministic: bool = False
 
@@ -137,3 +141,22 @@ class RunSettings:
                 raise ValueError(f"`{name}`={getattr(self, name)} must be at least 1.")
         if self.evaluate_every < 0:
             raise ValueError(f"`evaluate_every`={self.evaluate_every} must not be negative.")
+
+    def micro_batches(self, batch_size: int) -> int:
+        """Micro-batches of each optimizer step.
+
+        Args:
+            batch_size: Samples of one micro-batch of one process.
+
+        Raises:
+            ValueError: `global_batch` cannot be made of whole micro-batches.
+        """
+        if self.global_batch is None:
+            return self.accumulate
+        at_once = batch_size * self.devices * self.num_nodes
+        if self.global_batch % at_once:
+            raise ValueError(
+                f"`global_batch`={self.global_batch} is no multiple of {at_once} samples at a time "
+                f"({self.num_nodes} nodes x {self.devices} devices x {batch_size}); change data.init_args.batch_size."
+            )
+        return self.global_batch // at_once

@@ -73,7 +73,7 @@ class ShardPictures(StageData):
 
     def _read_held_out(self, places: str | list[str]) -> Tensor:
         transform = SquarePicture(self.transform.size)
-        given = list(places) if isinstance(places, list) else places
+        given: list[str | Path] = [*places] if isinstance(places, list) else [places]
         size = min(self.num_held_out, 16)
         loader = ShardLoader(
             given, transform, size, rank=0, world_size=1, shuffle=False, endless=False, cache=self.cache

@@ -60,9 +60,15 @@ class Stage(LightningModule):
     def export(self, folder: Path) -> None:
         """Write what users of the trained weights load, with the averaged weights in place."""
 
+    @property
+    def data(self) -> Any:
+        """The run's data source."""
+        trainer: Any = self.trainer
+        return trainer.datamodule
+
     # Frozen parts -----------------------------------------------------------------------------------------------------
 
-    def freeze(self) -> None:
+    def freeze_parts(self) -> None:
         """Freeze the modules named in `frozen_names`."""
         for name in self.frozen_names:
             self.get_submodule(name).eval().requires_grad_(False)
@@ -103,7 +109,7 @@ class Stage(LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW over exactly the trained weights."""
         settings = self.optimizer_settings
-        return torch.optim.AdamW([weight for _, weight in self.trained_parameters()], lr=settings.lr)
+        return torch.optim.AdamW([weight for _, weight in self.trained_parameters()], lr=settings.lr, fused=True)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Clip, or throw a bad step away."""

@@ -1,5 +1,8 @@
 """Base of data sources: what a stage needs to know of where its samples come from."""
 
+from typing import Any
+
+import torch
 from lightning.pytorch import LightningDataModule
 
 from train.stream import Position
@@ -19,6 +22,11 @@ class StageData(LightningDataModule):
             raise ValueError(f"`batch_size`={batch_size} must be at least 1.")
         self.batch_size = batch_size
         self.seed = seed
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Move a batch, except the keys: they seed generators on the CPU, and reading them back would stall a GPU."""
+        keys = batch.pop("keys")
+        return {**super().transfer_batch_to_device(batch, device, dataloader_idx), "keys": keys}
 
     def position(self) -> Position:
         """Where this process of the running training begins and ends."""

@@ -9,9 +9,9 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from train.checkpoints import AtomicCheckpointIO, Checkpoints
-from train.guards import Termination
 from train.records import Evaluation, Recorder
 from train.settings import RunSettings
+from train.termination import Termination
 
 
 class _GuardFolder(Callback):
@@ -39,15 +39,17 @@ def build_trainer(run: RunSettings, batch_size: int) -> tuple[Trainer, Terminati
         torch.set_num_threads(run.threads)
     _silence_lightning()
     folder = Path(run.folder)
-    samples_a_step = batch_size * run.accumulate * run.devices * run.num_nodes
+    accumulate = run.micro_batches(batch_size)
+    samples_a_step = batch_size * accumulate * run.devices * run.num_nodes
+    writer = AtomicCheckpointIO()
     recorder = Recorder(folder, run.log_every, samples_a_step)
     termination = Termination(run.max_minutes)
     callbacks = [  # the order matters: stop flag, log, evaluation and export, checkpoint
         _GuardFolder(folder),
         termination,
         recorder,
-        Evaluation(folder, recorder, run.evaluate_every, run.checkpoint_every),
-        Checkpoints(folder, run.checkpoint_every, run.keep_checkpoints),
+        Evaluation(folder, recorder, termination, run.evaluate_every, run.checkpoint_every),
+        Checkpoints(writer, folder, run.checkpoint_every, run.keep_checkpoints, run.keep_steps),
     ]
     trainer = Trainer(
         accelerator=run.accelerator,
@@ -56,9 +58,9 @@ def build_trainer(run: RunSettings, batch_size: int) -> tuple[Trainer, Terminati
         strategy=run.strategy,
         precision=run.precision,
         max_steps=run.max_steps,
-        accumulate_grad_batches=run.accumulate,
+        accumulate_grad_batches=accumulate,
         callbacks=callbacks,
-        plugins=[AtomicCheckpointIO()],
+        plugins=[writer],
         logger=extra_loggers(run),
         deterministic=run.deterministic,
         enable_progress_bar=False,
@@ -72,7 +74,7 @@ def build_trainer(run: RunSettings, batch_size: int) -> tuple[Trainer, Terminati
 
 
 def _silence_lightning() -> None:
-    """Hide what does not apply: frozen modules are meant to be in eval mode, and our streams find their place by step."""
+    """Hide what does not apply: frozen modules stay in eval mode, our streams find their place by step."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     for message in (
         r".*does not have many workers.*",
