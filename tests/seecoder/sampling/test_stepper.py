@@ -1,0 +1,102 @@
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+
+from seecoder.sampling.randomness import Randomness
+from seecoder.sampling.stepper import Stepper
+
+CPU = torch.device("cpu")
+
+
+def make(scheduler, steps=10, eta=0.0):
+    return Stepper(scheduler, steps, eta=eta, randomness=Randomness(torch.Generator().manual_seed(0), 1), device=CPU)
+
+
+@pytest.mark.parametrize("name", ["ddim", "euler", "euler_ancestral", "dpm", "unipc", "lcm"])
+def test_noising_agrees_with_the_scheduler_itself(name, make_scheduler) -> None:
+    scheduler = make_scheduler(name)
+    stepper = make(scheduler)
+    scheduler.set_timesteps(10)
+    original, noise = torch.randn((2, 1, 4, 5, 5), dtype=torch.float64)
+    for index in (0, 4, 9):
+        expected = scheduler.add_noise(original, noise, scheduler.timesteps[index : index + 1])
+        assert torch.allclose(stepper.add_noise(original, noise, index), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["ddim", "euler", "dpm", "unipc"])
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
+def test_the_predicted_original_is_the_one_that_was_noised(name, prediction_type, make_scheduler) -> None:
+    stepper = make(make_scheduler(name, prediction_type=prediction_type))
+    original, noise = torch.randn((2, 1, 4, 5, 5), dtype=torch.float64)
+    for index in (0, 5, 9):
+        signal, spread = stepper.alphas_cumprod[index] ** 0.5, (1 - stepper.alphas_cumprod[index]) ** 0.5
+        output = {"epsilon": noise, "sample": original, "v_prediction": signal * noise - spread * original}
+        sample = stepper.add_noise(original, noise, index)
+        assert torch.allclose(stepper.predict_original(output[prediction_type], sample, index), original, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["ddim", "euler"])
+@pytest.mark.parametrize("prediction_type", ["v_prediction", "sample"])
+def test_transfer_keeps_the_noise_that_was_predicted(name, prediction_type, make_scheduler) -> None:
+    """Converting through the noise and back is what `transfer` must equal."""
+    stepper = make(make_scheduler(name, prediction_type=prediction_type))
+    seen, sample, output = torch.randn((3, 1, 4, 5, 5), dtype=torch.float64)
+    for index in (0, 5, 9):
+        alpha, sigma = stepper.coefficients(index)
+        noise = (seen - alpha * stepper.predict_original(output, seen, index)) / sigma
+        moved = stepper.transfer(output, seen, sample, index)
+        moved_noise = (sample - alpha * stepper.predict_original(moved, sample, index)) / sigma
+        assert torch.allclose(moved_noise, noise, rtol=1e-6, atol=1e-8)
+        assert torch.allclose(stepper.transfer(output, seen, seen, index), output)
+
+
+def test_transfer_is_finite_where_no_signal_is_left(make_scheduler) -> None:
+    scheduler = make_scheduler(
+        "ddim", prediction_type="v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing"
+    )
+    stepper = make(scheduler)
+    assert stepper.alphas_cumprod[0] < 1e-6
+    seen, sample, output = torch.randn((3, 1, 4, 5, 5), dtype=torch.float64)
+    assert torch.allclose(stepper.transfer(output, seen, sample, 0), output, atol=1e-2)
+
+
+@pytest.mark.parametrize("name", ["dpm", "unipc"])
+def test_check_24_restart_leaves_no_history(name, make_scheduler) -> None:
+    stepper = make(make_scheduler(name))
+    sample = torch.randn((1, 4, 5, 5))
+    first = stepper.step(sample * 0.1, sample, 0)
+    stepper.step(sample * 0.3, first, 1)
+    stepper.restart(0)
+    assert all(output is None for output in stepper._scheduler.model_outputs)
+    assert torch.equal(stepper.step(sample * 0.1, sample, 0), first)
+
+
+def test_the_given_scheduler_is_never_changed(make_scheduler) -> None:
+    scheduler = make_scheduler("dpm")
+    before = dict(vars(scheduler))
+    stepper = make(scheduler)
+    stepper.step(torch.ones(1, 4, 5, 5), torch.ones(1, 4, 5, 5), 0)
+    assert vars(scheduler).keys() == before.keys()
+    assert all(vars(scheduler)[name] is value for name, value in before.items())
+
+
+def test_schedulers_that_cannot_serve_are_refused(make_scheduler) -> None:
+    with pytest.raises(ValueError, match="FlowMatchEulerDiscreteScheduler predicts 'none'"):
+        make(FlowMatchEulerDiscreteScheduler())
+    with pytest.raises(ValueError, match=r"`eta`=1.0 has no effect with EulerDiscreteScheduler"):
+        make(make_scheduler("euler"), eta=1.0)
+    with pytest.raises(ValueError, match="PNDMScheduler cannot start inside its trajectory"):
+        make(make_scheduler("pndm")).restart(3)
+
+
+def test_half_steps_of_two_evaluation_schedulers_are_no_boundaries(make_scheduler) -> None:
+    stepper = make(make_scheduler("heun"), steps=4)
+    assert [stepper.is_boundary(index) for index in range(len(stepper))] == [
+        True,
+        False,
+        True,
+        False,
+        True,
+        False,
+        True,
+    ]
