@@ -1,20 +1,24 @@
 """First stage of Latent Diffusion: a KL-regularised autoencoder.
 
-Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models" (2022), section 3.1. In place of a
-perceptual network, which cannot be had without pretrained weights, the default loss weighs differences of neighbouring
-pixels: it keeps edges and textures.
+Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models" (2022), section 3.1. The default loss
+weighs differences of neighbouring pixels in place of a perceptual network, which cannot be had without pretrained
+weights: that keeps edges and textures. A perceptual term (any timm pyramid) and a patch-adversarial one can be
+switched on.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
-from torch import Tensor
+from torch import Tensor, nn
 
 from seecoder.weights import atomic_directory
+from train.adversarial import AdversarialSettings, Adversary, PatchDiscriminator
 from train.noise import normal
+from train.perceptual import PerceptualDistance, load_network
 from train.settings import DEFAULT_EMA, EmaSettings, GuardSettings, OptimizerSettings
 from train.stage import Stage
 from train.world_data import chunks, to_model_range
@@ -28,12 +32,14 @@ class AutoencoderLoss:
         absolute: Of |x - y|.
         squared: Of (x - y)².
         gradient: Of the absolute difference between horizontal and vertical pixel differences of x and y.
+        perceptual: Of the perceptual distance; needs `perceptual_network`.
         kl: Of the posterior's divergence from a standard normal, mean over latent elements.
     """
 
     absolute: float = 1.0
     squared: float = 1.0
     gradient: float = 0.5
+    perceptual: float = 0.0
     kl: float = 5e-4
 
 
@@ -48,6 +54,8 @@ class AutoencoderStage(Stage):
         norm_num_groups: Groups of group normalisation.
         sample_size: Picture size that the export's config names.
         loss: Weights of the loss terms.
+        perceptual_network: Folder of a backbone (`world_backbone.yaml`) whose features are compared.
+        adversarial: Patch discriminator; None for none.
         ema: Average of the weights.
         guard: When a step is thrown away.
         seed: Seed of the posterior's noise.
@@ -62,6 +70,8 @@ class AutoencoderStage(Stage):
         norm_num_groups: int = 8,
         sample_size: int = 64,
         loss: AutoencoderLoss = AutoencoderLoss(),
+        perceptual_network: str | None = None,
+        adversarial: AdversarialSettings | None = None,
         ema: EmaSettings | None = DEFAULT_EMA,
         guard: GuardSettings | None = None,
         seed: int = 0,
@@ -83,6 +93,28 @@ class AutoencoderStage(Stage):
             )
         self.vae = vae.to(memory_format=torch.channels_last)
         self.weights = loss
+        self._add_perceptual(perceptual_network)
+        self._add_adversary(adversarial)
+        self._last: tuple[Tensor, Tensor] | None = None  # pictures and outputs, for the discriminator's step
+
+    def _add_perceptual(self, folder: str | None) -> None:
+        if (folder is None) != (self.weights.perceptual == 0):
+            raise ValueError(
+                f"`perceptual_network`={folder} and its loss weight `perceptual`={self.weights.perceptual} are one: "
+                "give both or neither."
+            )
+        self.perceptual = None if folder is None else PerceptualDistance(load_network(folder))
+        if self.perceptual is not None:
+            self.frozen_names = ("perceptual",)
+
+    def _add_adversary(self, settings: AdversarialSettings | None) -> None:
+        self.adversary: Adversary | None = None
+        if settings is None:
+            return
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed + 1)
+            self.discriminator = PatchDiscriminator(settings.channels, settings.layers)
+        self.adversary = Adversary(self.discriminator, settings)
 
     def loss(self, batch: dict[str, Any]) -> Tensor:
         """Reconstruction and divergence of one micro-batch."""
@@ -92,10 +124,41 @@ class AutoencoderStage(Stage):
         noise = normal(self.seed, "posterior", batch["keys"], mean.shape[1:]).to(mean.device)
         output = self.vae.decode(mean + std * noise).sample.float()
         terms = reconstruction_terms(output, pixels)
+        if self.perceptual is not None:
+            terms["perceptual"] = self.perceptual(output, pixels)
+        total = torch.stack([getattr(self.weights, name) * value for name, value in terms.items()]).sum()
+        if self.adversary is not None and self.adversary.is_active(self.global_step):
+            last_weight = self.vae.decoder.conv_out.weight
+            term, terms["adaptive_weight"] = self.adversary.generator_term(total, output, last_weight)
+            total = total + term
+            self._last = (pixels, output.detach())
         terms["kl"] = 0.5 * (mean.square() + std.square() - 1 - 2 * std.log()).mean()
         for name, value in terms.items():
             self.record(name, value)
-        return torch.stack([getattr(self.weights, name) * value for name, value in terms.items()]).sum()
+        return total + self.weights.kl * terms["kl"]
+
+    def trained_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """The autoencoder's; the discriminator has an optimizer of its own."""
+        return ((name, weight) for name, weight in super().trained_parameters() if name.startswith("vae."))
+
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        """Step the autoencoder, then the discriminator on the last micro-batch."""
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        if self.adversary is not None and self._last is not None:
+            self.record("discriminator", self.adversary.train_step(*self._last))
+            self._last = None
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the discriminator's optimizer."""
+        super().on_save_checkpoint(checkpoint)
+        if self.adversary is not None:
+            checkpoint["adversary"] = self.adversary.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore the discriminator's optimizer."""
+        super().on_load_checkpoint(checkpoint)
+        if self.adversary is not None:
+            self.adversary.load_state_dict(checkpoint["adversary"])
 
     def evaluate(self) -> dict[str, float]:
         """PSNR of held-out pictures, in decibels, decoded from the posterior's mean."""

@@ -4,17 +4,12 @@ Lightning saves no random state, and hidden generator state would tie a run to i
 sample's noise from its own seed makes a continued run equal to an uninterrupted one, and N processes equal to one.
 """
 
-import hashlib
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-
-def derive_seed(*parts: int | str) -> int:
-    """Mix numbers and names into one 63-bit seed; the same on every machine and Python."""
-    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1
+from data.shards.plan import derive_seed
 
 
 def normal(seed: int, purpose: str, keys: Tensor, shape: Sequence[int]) -> Tensor:

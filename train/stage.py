@@ -9,9 +9,9 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
+from data.shards.plan import derive_seed
 from train.ema import Ema
 from train.guards import GradientGuard
-from train.noise import derive_seed
 from train.schedules import learning_rate
 from train.settings import EmaSettings, GuardSettings, OptimizerSettings
 

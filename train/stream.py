@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from train.noise import derive_seed
+from data.shards.plan import derive_seed
 
 
 @dataclass(frozen=True)
