@@ -133,6 +133,8 @@ class EncoderFiles(ModelMixin, ConfigMixin):
             raise ValueError(
                 "`use_safetensors`=False would load a pickle, which can run code; only safetensors are read."
             )
+        if "dtype" in kwargs:
+            kwargs["torch_dtype"] = kwargs.pop("dtype")  # the name that older diffusers know, and newer ones still do
         wants_report = kwargs.pop("output_loading_info", False)
         if kwargs.get("device_map") is None and kwargs.get("quantization_config") is None:
             # The other way of loading would cast the positional encoding, which is kept in float32.
@@ -208,6 +210,6 @@ def _check_report(report: Mapping[str, Any], source: str, position_aware: bool) 
         keys = sorted(str(key) for key in report[f"{kind}_keys"])
         if keys:
             raise WeightsError(
-                f"{len(keys)} weights of `{source}` are {kind} (first: {', '.join(keys[:3])}); its configuration is of a "
+                f"{len(keys)} weights of `{source}` are {kind} (first: {', '.join(keys[:3])}); it is configured as a "
                 f"{variant} encoder. The folder is damaged or mixed from two; export it again."
             )

@@ -109,6 +109,10 @@ class SeeCoder(EncoderFiles, ModelMixin, ConfigMixin):
     ) -> None:
         super().__init__()
         _check_sizes(context_dim, num_heads, num_global_queries, num_local_queries, pooled_dim)
+        if query_layers < 1 or decoder_layers < 0:
+            raise ValueError(
+                f"`query_layers`={query_layers}, `decoder_layers`={decoder_layers}: at least 1 and 0 are needed."
+            )
         self._mean, self._std = _channel_values("image_mean", image_mean), _channel_values("image_std", image_std)
         if not all(value > 0 for value in self._std):
             raise ValueError(f"`image_std`={tuple(image_std)} must be above zero.")
@@ -295,7 +299,7 @@ def _check_sizes(dim: int, heads: int, num_global: int, num_local: int, pooled_d
         raise ValueError(f"`context_dim`={dim} is not a multiple of `num_heads`={heads}.")
     if num_local < 1 or num_global < 0:
         raise ValueError(
-            f"`num_local_queries`={num_local} and `num_global_queries`={num_global} must be at least 1 and 0; the local "
+            f"`num_local_queries`={num_local}, `num_global_queries`={num_global}: at least 1 and 0 are needed; local "
             "queries are the ones that see the picture."
         )
     if pooled_dim is not None and (pooled_dim < 1 or num_global < 1):

@@ -104,7 +104,7 @@ def to_official(state: Mapping[str, torch.Tensor], backbone: SwinBackbone) -> di
         tensor = state[ours[0]] if len(ours) == 1 else torch.cat([state[key] for key in ours])
         if ".pe_layer." in released:
             tensor = tensor.to(state["query_transformer.queries"].dtype)
-        tensors[released] = tensor.detach().cpu().contiguous()
+        tensors[released] = tensor.detach()
     return tensors | _index_tables(backbone)
 
 
@@ -130,7 +130,7 @@ def from_official(
     expected |= {key: tuple(table.shape) for key, table in tables.items()}
     _check_keys(tensors, expected, source)
     for key, table in tables.items():
-        if not torch.equal(tensors[key].cpu(), table):
+        if not torch.equal(tensors[key].cpu(), table.cpu()):
             raise WeightsError(f"`{source}` holds another `{key}` than windows of its size have; the file is damaged.")
     renamed = {}
     for released, ours in mapping.items():
@@ -147,11 +147,7 @@ def _rename(key: str) -> str:
 
 
 def _index_tables(backbone: SwinBackbone) -> dict[str, torch.Tensor]:
-    return {
-        f"{PREFIX}imencoder.{name}": buffer.cpu().contiguous()
-        for name, buffer in backbone.named_buffers()
-        if name.endswith(_INDEX)
-    }
+    return {f"{PREFIX}imencoder.{name}": buffer for name, buffer in backbone.named_buffers() if name.endswith(_INDEX)}
 
 
 def _stacked_shape(parts: list[torch.Tensor]) -> tuple[int, ...]:
