@@ -45,6 +45,7 @@ from seecoder.sampling.conditions import Control
 from seecoder.sampling.demofusion import DemoFusion
 from seecoder.sampling.engine import Progress, StageEnd, sample
 from seecoder.sampling.multidiffusion import MultiDiffusion, Region
+from seecoder.sampling.scalecrafter import ScaleCrafter
 from seecoder.sampling.views import View
 
 __all__ = [
@@ -54,6 +55,7 @@ __all__ = [
     "MultiDiffusion",
     "Progress",
     "Region",
+    "ScaleCrafter",
     "StageEnd",
     "View",
     "sample",

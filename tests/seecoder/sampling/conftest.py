@@ -28,6 +28,7 @@ from diffusers import (
     HeunDiscreteScheduler,
     LCMScheduler,
     PNDMScheduler,
+    UNet2DConditionModel,
     UniPCMultistepScheduler,
 )
 
@@ -94,6 +95,45 @@ class ToyDenoiser(torch.nn.Module):
 @pytest.fixture
 def make_denoiser() -> Callable[..., ToyDenoiser]:
     return ToyDenoiser
+
+
+@pytest.fixture
+def make_unet() -> Callable[..., Any]:
+    """A real diffusers UNet of a few thousand weights; every weight random, so that nothing is trivially zero."""
+
+    def make(levels: int = 3, dtype: torch.dtype = torch.float64) -> UNet2DConditionModel:
+        channels = (8, 16, 16, 16)[:levels]
+        unet = UNet2DConditionModel(
+            sample_size=16,
+            block_out_channels=channels,
+            layers_per_block=1,
+            down_block_types=("DownBlock2D", *["CrossAttnDownBlock2D"] * (levels - 1)),
+            up_block_types=(*["CrossAttnUpBlock2D"] * (levels - 1), "UpBlock2D"),
+            cross_attention_dim=8,
+            attention_head_dim=2,
+            norm_num_groups=4,
+        )
+        generator = torch.Generator().manual_seed(0)
+        for parameter in unet.parameters():
+            parameter.data = torch.randn(parameter.shape, generator=generator) * 0.15
+        return unet.to(dtype).eval().requires_grad_(False)
+
+    return make
+
+
+@pytest.fixture
+def denoiser_of() -> Callable[..., Any]:
+    """The bare callable that a pipeline makes of a UNet; `rows` collects the batch size of every call."""
+
+    def make(unet: Any, rows: list[int] | None = None) -> Any:
+        def denoise(latents: torch.Tensor, timestep: torch.Tensor, context: torch.Tensor, **conditions: Any) -> Any:
+            if rows is not None:
+                rows.append(len(latents))
+            return unet(latents, timestep, encoder_hidden_states=context, return_dict=False, **conditions)[0]
+
+        return denoise
+
+    return make
 
 
 @pytest.fixture

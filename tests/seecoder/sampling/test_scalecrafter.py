@@ -1,0 +1,147 @@
+import pytest
+import torch
+
+from seecoder.sampling import ScaleCrafter, sample
+from seecoder.sampling.guidance import NEGATIVE, POSITIVE, classifier_free
+from seecoder.sampling.parts import Step
+from seecoder.sampling.redilation import progressive_factor
+from seecoder.sampling.scalecrafter import DAMPING, NoiseDamped, noise_damped
+from seecoder.sampling.scalecrafter_settings import PUBLISHED, derived_settings, per_axis, rule
+
+
+def test_check_16_progressive_dilation_falls_from_four_to_two() -> None:
+    factors = [progressive_factor(4.0, index, 35) for index in range(50)]
+    assert factors == [4.0] * 9 + [3.0] * 9 + [2.0] * 17 + [1.0] * 15
+
+
+def test_progressive_dilation_never_exceeds_its_factor() -> None:
+    assert progressive_factor(1.5, 0, 35) == 1.5
+    assert progressive_factor(1.0, 0, 35) == 1.0
+
+
+def run(method, make_scheduler, unet, denoiser, context, size=(32, 32), scale=3.0, **options):
+    return sample(
+        denoiser,
+        make_scheduler("ddim"),
+        latent_shape=(1, 4, *size),
+        native_size=(16, 16),
+        num_inference_steps=4,
+        context=context[:1],
+        negative_context=torch.zeros_like(context[:1]),
+        guidance_scale=scale,
+        generator=torch.Generator().manual_seed(0),
+        method=method,
+        unet=unet,
+        **options,
+    )
+
+
+def test_check_19_damping_with_the_dilated_network_is_ordinary_guidance(
+    make_scheduler, make_unet, denoiser_of, context, relative
+) -> None:
+    unet = make_unet()
+    dilation = {"level.1": 2.0, "level.2": 2.0}
+    ordinary = ScaleCrafter(dilation=dilation, dilate_tau=1.0, damp_tau=0.0)
+    damped = ScaleCrafter(dilation=dilation, dilate_tau=1.0, damping=dilation, damp_tau=1.0)
+    plain_base = ScaleCrafter(dilation=dilation, dilate_tau=1.0, damping={}, damp_tau=1.0)
+    expected = run(ordinary, make_scheduler, unet, denoiser_of(unet), context)
+    assert relative(run(damped, make_scheduler, unet, denoiser_of(unet), context), expected) < 1e-9
+    assert relative(run(plain_base, make_scheduler, unet, denoiser_of(unet), context), expected) > 1e-3
+
+
+def test_check_19_the_formula_and_its_value_at_scale_one() -> None:
+    base, negative, positive = torch.randn((3, 1, 4, 8, 8), dtype=torch.float64)
+    assert torch.allclose(noise_damped(base, negative, positive, 1.0), base + positive - negative)
+    assert torch.allclose(noise_damped(negative, negative, positive, 3.0), classifier_free(negative, positive, 3.0))
+
+
+def test_check_19_three_branches_while_damping_and_two_after(make_scheduler, make_unet, denoiser_of, context) -> None:
+    unet, rows = make_unet(), []
+    method = ScaleCrafter(
+        dilation={"level.2": 2.0}, dilate_tau=1.0, damping={"mid": 2.0}, damp_tau=0.5, progressive=False
+    )
+    run(method, make_scheduler, unet, denoiser_of(unet, rows), context)
+    assert sum(rows) == 2 * 3 + 2 * 2
+    step = Step(0, 4, torch.tensor(981), 1000, (32, 32), (16, 16))
+    assert set(NoiseDamped(3.0, 2).branches(step)) == {DAMPING, NEGATIVE, POSITIVE}
+
+
+def test_native_sizes_are_left_alone(make_scheduler, make_unet, denoiser_of, context) -> None:
+    unet = make_unet()
+    crafted = run(ScaleCrafter(), make_scheduler, unet, denoiser_of(unet), context, size=(16, 16))
+    assert torch.equal(crafted, run(None, make_scheduler, unet, denoiser_of(unet), context, size=(16, 16)))
+
+
+def test_an_interrupted_run_gives_the_network_back(make_scheduler, make_unet, denoiser_of, context) -> None:
+    unet = make_unet()
+    latents = torch.randn((1, 4, 16, 16), dtype=torch.float64)
+    before = unet(latents, 500, encoder_hidden_states=context[:1]).sample
+
+    def failing(*arguments, **conditions):
+        denoiser_of(unet)(*arguments, **conditions)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(ScaleCrafter(disperse=["mid"]), make_scheduler, unet, failing, context)
+    assert torch.equal(unet(latents, 500, encoder_hidden_states=context[:1]).sample, before)
+
+
+class Shape:
+    """The part of a UNet that settings are derived from."""
+
+    def __init__(self, channels, width) -> None:
+        self.config = {"block_out_channels": channels, "cross_attention_dim": width}
+        self.down_blocks, self.mid_block, self.up_blocks = list(channels), None, list(channels)
+
+
+SD15, SD21 = Shape((320, 640, 1280, 1280), 768), Shape((320, 640, 1280, 1280), 1024)
+SDXL, WORLD = Shape((320, 640, 1280), 2048), Shape((64, 96, 128), 128)
+
+
+@pytest.mark.parametrize(
+    ("unet", "native", "scale", "name"),
+    [
+        (SD15, 64, 2, "sd15"),
+        (SD21, 64, 4, "sd21"),
+        (SDXL, 128, 2, "sdxl"),
+        (SDXL, 128, 2.5, "sdxl"),
+        (SD15, 64, 4, "sd15"),
+    ],
+)
+def test_published_networks_get_their_published_settings(unet, native, scale, name) -> None:
+    size = (int(native * scale), int(native * scale))
+    settings, published = derived_settings(unet, (native, native), size), PUBLISHED[name, float(scale)]
+    assert per_axis(settings.dilation) == per_axis(published.dilation)
+    assert per_axis(settings.damping) == per_axis(published.damping)
+    assert (settings.dilate_tau, settings.damp_tau) == (published.dilate_tau, published.damp_tau)
+
+
+def test_a_two_to_one_picture_is_dilated_two_to_one() -> None:
+    settings = derived_settings(SD15, (64, 64), (128, 256))
+    assert settings.dilation == {"level.1": (2.0, 2.0), "level.2": (2.0, 3.0), "level.3": (2.0, 4.0)}
+
+
+def test_the_rule_leaves_the_first_level_alone_and_runs_throughout_on_small_networks() -> None:
+    twice = derived_settings(WORLD, (16, 16), (32, 32))
+    assert twice.dilation == {"level.1": (2.0, 2.0), "level.2": (2.0, 2.0)}
+    assert (twice.dilate_tau, twice.damp_tau, twice.progressive) == (1.0, 0.0, False)
+    fractional = derived_settings(WORLD, (16, 16), (24, 24))
+    assert fractional.dilation == {"level.1": (1.5, 1.5), "level.2": (1.5, 1.5)}
+
+
+@pytest.mark.parametrize("scale", [2.0, 4.0])
+def test_the_rule_agrees_with_the_published_factors_for_four_levels(scale) -> None:
+    assert rule(4, scale, published_network=True).dilation == PUBLISHED["sd15", scale].dilation
+
+
+def test_settings_that_make_no_sense_are_refused(make_scheduler, make_unet, denoiser_of, context) -> None:
+    unet = make_unet()
+    for method, message in (
+        (ScaleCrafter(dilation={"level.2": 0.5}), "dilation starts at 1"),
+        (ScaleCrafter(dilation={"down.3": 2.0}), "matches no convolution"),
+        (ScaleCrafter(dilate_tau=35.0), r"`dilate_tau`=35.0 must be a share of the trajectory, 0 to 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run(method, make_scheduler, unet, denoiser_of(unet), context)
+    with pytest.raises(ValueError, match="changes layers of the network"):
+        run(ScaleCrafter(), make_scheduler, None, denoiser_of(unet), context)
