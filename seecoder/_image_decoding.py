@@ -82,7 +82,8 @@ def rasterise(image: Image.Image, icc: bytes | None, header: Header | None = Non
         return _sixteen_bit(image, header)
     if image.mode in ("I", "F"):
         return Raster(_wide_grey(image, header))
-    image = image.convert({"La": "LA", "RGBa": "RGBA"}.get(image.mode, image.mode))
+    if image.mode in ("La", "RGBa"):  # premultiplied
+        image = image.convert(image.mode.upper())
     alpha = None
     if image.mode in ("1", "L", "P", "RGB", "LA", "PA", "RGBA") and image.has_transparency_data:
         grey = image.mode in ("1", "L", "LA")
@@ -140,7 +141,7 @@ def _to_srgb(image: Image.Image, icc: bytes | None) -> Image.Image:
             _log.warning("the embedded colour profile cannot be applied (%s); converted without it", error)
         else:
             return converted or image
-    return image if image.mode == "L" else image.convert("RGB")
+    return image if image.mode in ("L", "RGB") else image.convert("RGB")
 
 
 def _usable_profile(image: Image.Image, icc: bytes) -> Any:

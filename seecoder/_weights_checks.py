@@ -10,7 +10,7 @@ from pathlib import Path
 _MAX_HEADER_BYTES = 25_000_000
 _PICKLE_SUFFIXES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
 # Zip archives are what torch.save writes since 1.6; before that a bare pickle of protocol 2 to 5, or a tar archive.
-_PICKLE_MAGIC = re.compile(rb"PK\x03\x04|\x80[\x02-\x05].")
+_PICKLE_MAGIC = re.compile(rb"PK\x03\x04|\x80[\x02-\x05]")
 
 
 class WeightsError(RuntimeError):
