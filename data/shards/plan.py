@@ -1,0 +1,214 @@
+"""The order of data as a pure function of (seed, epoch, sample): no iterator state, no rank, no worker in it.
+
+One endless sequence of samples is laid end to end from epochs; each epoch holds every sample of the manifest exactly
+once, in an order of its own. Micro-batch, rank and worker only say which *positions* of that sequence somebody reads,
+so what a global batch holds does not depend on how many processes share it, and a single number is enough to continue
+a run.
+
+Within an epoch the shards are permuted, cut into blocks of `window` shards, and the samples of a block are permuted
+together. A reader therefore has at most `window` shards open at a time, and mixes samples over all of them.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+_CACHED_EPOCHS = 2  # a batch may straddle two
+_CACHED_BLOCKS = 4
+_NEAR_ATTEMPTS = 8  # substitutes from the same block, whose shards are open, before looking anywhere
+
+
+def derive_seed(*parts: int | str) -> int:
+    """Mix numbers and names into one seed in [0, 2^63); the same on every machine, Python and library version."""
+    plain = tuple(part if isinstance(part, str) else int(part) for part in parts)  # NumPy's integers print otherwise
+    digest = hashlib.blake2b(repr(plain).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def permutation(count: int, *parts: int | str) -> NDArray[np.int64]:
+    """Permute `range(count)` as a pure function of `parts`.
+
+    Sorting raw Philox output is used instead of `Generator.permutation`, whose result NumPy may change between versions
+    (NEP 19 freezes the bit generators only).
+    """
+    keys = np.random.Philox(key=derive_seed(*parts)).random_raw(count)
+    return np.argsort(keys, kind="stable")
+
+
+class Place(NamedTuple):
+    """Where a position of the sequence points.
+
+    Attributes:
+        epoch: Number of the epoch, from 0.
+        shard: Number of the shard in the manifest's order.
+        number: Number of the sample in its shard.
+        sample_id: Number of the sample in the manifest's order: stable over runs, epochs and world sizes.
+    """
+
+    epoch: int
+    shard: int
+    number: int
+    sample_id: int
+
+
+@dataclass(frozen=True)
+class Cursor:
+    """How far a run has read, in samples of all ranks together.
+
+    Attributes:
+        epoch: Epoch of the next sample.
+        samples_consumed: Samples of that epoch already consumed.
+        plan_hash: `Plan.digest` of the plan that this was counted in.
+    """
+
+    epoch: int
+    samples_consumed: int
+    plan_hash: str
+
+
+@dataclass(frozen=True)
+class _Epoch:
+    shards: NDArray[np.int64]  # permuted shard numbers
+    starts: NDArray[np.int64]  # (shards + 1,) where each begins in the epoch
+
+
+class Plan:
+    """Order of the samples of a set of shards.
+
+    Args:
+        samples: Number of samples of each shard, in the manifest's order.
+        seed: Seed of the order.
+        window: Shards whose samples are mixed with each other.
+        shuffle: False keeps the manifest's order in every epoch (evaluation).
+        identity: Fingerprint of the data itself; part of `digest`, so that a cursor is refused on other data.
+
+    Raises:
+        ValueError: There are no samples, a count is negative, or `window` is below 1.
+    """
+
+    def __init__(
+        self, samples: Sequence[int], *, seed: int = 0, window: int = 8, shuffle: bool = True, identity: str = ""
+    ):
+        if window < 1:
+            raise ValueError(f"`window`={window} must be at least 1 shard.")
+        if any(count < 0 for count in samples):
+            raise ValueError("`samples` holds a negative count; the manifest is damaged.")
+        self.counts = np.asarray(samples, dtype=np.int64)
+        self.samples = int(self.counts.sum())
+        if self.samples == 0:
+            raise ValueError(f"The {len(samples)} shards hold no samples at all.")
+        self.seed, self.window, self.shuffle, self.identity = seed, window, shuffle, identity
+        self.offsets = np.concatenate([[0], np.cumsum(self.counts)])  # sample_id of each shard's first sample
+        self._epochs: dict[int, _Epoch] = {}
+        self._blocks: dict[tuple[int, int], NDArray[np.int64]] = {}
+
+    def __len__(self) -> int:
+        """Return the samples of one epoch."""
+        return self.samples
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_epochs": {}, "_blocks": {}}  # workers rebuild these in milliseconds
+
+    @property
+    def digest(self) -> str:
+        """Fingerprint of everything that the order depends on."""
+        text = repr(
+            (1, self.seed, self.window if self.shuffle else 0, self.shuffle, self.identity, self.counts.tolist())
+        )
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+    def place(self, position: int) -> Place:
+        """Look up a position of the endless sequence.
+
+        Args:
+            position: Non-negative; epoch `e` begins at `e * len(plan)`.
+        """
+        epoch, local = divmod(position, self.samples)
+        order = self._epoch(epoch)
+        slot = int(np.searchsorted(order.starts, local, side="right")) - 1
+        if self.shuffle:
+            block = slot // self.window
+            first = int(order.starts[block * self.window])
+            local = first + int(self._block(epoch, block)[local - first])
+            slot = int(np.searchsorted(order.starts, local, side="right")) - 1
+        shard, number = int(order.shards[slot]), local - int(order.starts[slot])
+        return Place(epoch, shard, number, int(self.offsets[shard]) + number)
+
+    def substitute(self, position: int, attempt: int) -> Place:
+        """Choose who takes the place of an unreadable sample, as a pure function of (seed, position, attempt).
+
+        Batches keep their size that way on every rank without the ranks having to agree. The first attempts stay in
+        the block, whose shards are open anyway; later ones look in the whole epoch, because whole shards may be gone.
+
+        Args:
+            position: Position of the unreadable sample.
+            attempt: 0 for the first substitute, and so on.
+        """
+        epoch, local = divmod(position, self.samples)
+        first, stop = 0, self.samples
+        if attempt < _NEAR_ATTEMPTS:
+            starts = self._epoch(epoch).starts
+            block = (int(np.searchsorted(starts, local, side="right")) - 1) // self.window
+            first, stop = (
+                int(starts[block * self.window]),
+                int(starts[min((block + 1) * self.window, len(self.counts))]),
+            )
+        draw = derive_seed(self.seed, "substitute", position, attempt)
+        return self.place(epoch * self.samples + first + draw % (stop - first))
+
+    def shards_of_block(self, position: int, ahead: int = 0) -> list[int]:
+        """Name the shards that are read together around a position, or `ahead` blocks later (for fetching in time)."""
+        epoch, local = divmod(position, self.samples)
+        order = self._epoch(epoch)
+        block = (int(np.searchsorted(order.starts, local, side="right")) - 1) // self.window + ahead
+        blocks = -(-len(self.counts) // self.window)
+        if block >= blocks:
+            order, block = self._epoch(epoch + block // blocks), block % blocks
+        return order.shards[block * self.window : (block + 1) * self.window].tolist()
+
+    def cursor(self, position: int) -> Cursor:
+        """Describe a position by epoch and samples consumed in it."""
+        return Cursor(*divmod(position, self.samples), self.digest)
+
+    def position(self, cursor: Cursor | Mapping[str, Any]) -> int:
+        """Turn a cursor back into a position.
+
+        Raises:
+            ValueError: The cursor was counted in another plan: other shards, seed or window.
+        """
+        if not isinstance(cursor, Cursor):
+            cursor = Cursor(cursor["epoch"], cursor["samples_consumed"], cursor["plan_hash"])
+        if cursor.plan_hash != self.digest:
+            raise ValueError(
+                f"The cursor (epoch {cursor.epoch}, {cursor.samples_consumed} samples) belongs to other data: its plan "
+                f"is {cursor.plan_hash}, this one is {self.digest}. Use the shards, `seed` and `window` of the run "
+                "that saved it, or begin a new run."
+            )
+        return cursor.epoch * self.samples + cursor.samples_consumed
+
+    def _epoch(self, epoch: int) -> _Epoch:
+        if epoch not in self._epochs:
+            shards = np.arange(len(self.counts))
+            if self.shuffle:
+                shards = permutation(len(self.counts), self.seed, "shards", epoch)
+            starts = np.concatenate([[0], np.cumsum(self.counts[shards])])
+            _forget_oldest(self._epochs, _CACHED_EPOCHS)
+            self._epochs[epoch] = _Epoch(shards, starts)
+        return self._epochs[epoch]
+
+    def _block(self, epoch: int, block: int) -> NDArray[np.int64]:
+        if (epoch, block) not in self._blocks:
+            starts = self._epoch(epoch).starts
+            first, stop = starts[block * self.window], starts[min((block + 1) * self.window, len(self.counts))]
+            _forget_oldest(self._blocks, _CACHED_BLOCKS)
+            self._blocks[epoch, block] = permutation(int(stop - first), self.seed, "samples", epoch, block)
+        return self._blocks[epoch, block]
+
+
+def _forget_oldest(cache: dict[Any, Any], size: int) -> None:
+    while len(cache) >= size:
+        del cache[next(iter(cache))]

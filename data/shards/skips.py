@@ -1,0 +1,120 @@
+"""What could not be read: counted by reason, named once, logged sparingly, and a reason to stop if it is too much."""
+
+import json
+import logging
+import re
+from collections import Counter, deque
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+logger = logging.getLogger(__name__)
+
+LOG_EVERY = 1000
+RECENT = 10_000  # samples over which the rate is taken, so that a long good past does not hide a dead disk
+GRACE = 1000  # a rate over fewer samples than this says little; it is taken as if there had been this many
+_MOST_NAMES = 1_000_000
+
+
+def category(reason: str) -> str:
+    """Cut a reason down to what can be counted: no numbers, no particulars after a colon, semicolon or bracket."""
+    return re.sub(r"\d[\d,.]*", "N", re.split(r"[:;(]", reason, maxsplit=1)[0]).strip()[:80]
+
+
+class Skip(NamedTuple):
+    """One sample that could not be read.
+
+    Attributes:
+        sample_id: Its number in the manifest's order.
+        reason: Category, for counting ("truncated shard", "picture: not an image").
+        name: What is at fault, for naming: the shard where all of it from somewhere on is lost, else the sample.
+        detail: One line with the particulars.
+    """
+
+    sample_id: int
+    reason: str
+    name: str
+    detail: str
+
+
+class SkipLog:
+    """Counts skipped samples in the main process, whichever worker met them.
+
+    Args:
+        ceiling: Largest tolerated share of skipped samples among the last `RECENT`, in [0, 1].
+        report: File to which every named fault is appended as a line of JSON; None keeps the log only.
+
+    Attributes:
+        counts: Skipped samples by reason.
+        seen: Samples asked for, skipped ones among them.
+        names: What was at fault, each once, in order of first meeting, with its reason.
+
+    Raises:
+        ValueError: `ceiling` is outside [0, 1].
+    """
+
+    def __init__(self, ceiling: float = 0.01, report: str | Path | None = None):
+        if not 0 <= ceiling <= 1:
+            raise ValueError(
+                f"`ceiling`={ceiling} must be a share in [0, 1], such as 0.01 for one sample in a hundred."
+            )
+        self.ceiling = ceiling
+        self.report = Path(report) if report is not None else None
+        self.counts: Counter[str] = Counter()
+        self.seen = 0
+        self.names: dict[str, str] = {}
+        self._recent: deque[tuple[int, int]] = deque()
+        self._recent_seen = self._recent_skipped = 0
+
+    @property
+    def skipped(self) -> int:
+        """Skipped samples of all reasons."""
+        return self.counts.total()
+
+    def add(self, seen: int, skips: Sequence[Skip]) -> None:
+        """Take in one batch.
+
+        Args:
+            seen: Samples that the batch asked for.
+            skips: Those that could not be read.
+
+        Raises:
+            RuntimeError: The share of skipped samples is above the ceiling.
+        """
+        self.seen += seen
+        new = [skip for skip in skips if self._is_new(skip)]
+        for skip in skips:
+            self.counts[skip.reason] += 1
+            count = self.counts[skip.reason]
+            if count == 1 or count % LOG_EVERY == 0:
+                logger.warning("skipped sample %d: %s (%s; number %d of its kind)", *skip[:2], skip.detail, count)
+        if new and self.report is not None:
+            with self.report.open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps(skip._asdict()) + "\n" for skip in new)
+        self._check_rate(seen, len(skips))
+
+    def _is_new(self, skip: Skip) -> bool:
+        if skip.name in self.names or len(self.names) >= _MOST_NAMES:
+            return False
+        self.names[skip.name] = skip.reason
+        return True
+
+    def _check_rate(self, seen: int, skipped: int) -> None:
+        self._recent.append((seen, skipped))
+        self._recent_seen += seen
+        self._recent_skipped += skipped
+        while self._recent_seen - self._recent[0][0] >= RECENT:
+            old_seen, old_skipped = self._recent.popleft()
+            self._recent_seen -= old_seen
+            self._recent_skipped -= old_skipped
+        if self._recent_skipped > self.ceiling * max(self._recent_seen, GRACE):
+            raise RuntimeError(
+                f"{self._recent_skipped} of the last {self._recent_seen} samples could not be read, above the ceiling "
+                f"of {self.ceiling:.2%} (of at least {GRACE}). In all: {self.summary()}. Repair the data, or raise the "
+                "ceiling."
+            )
+
+    def summary(self) -> str:
+        """Say it in one line."""
+        reasons = ", ".join(f"{count} {reason}" for reason, count in self.counts.most_common())
+        return f"{self.skipped} of {self.seen} samples skipped" + (f" ({reasons})" if reasons else "")

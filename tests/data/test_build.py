@@ -1,0 +1,445 @@
+"""`python -m data.build`: what it writes, what it refuses, and that killing it changes nothing."""
+
+import hashlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from data import build
+from data.shards import building
+from data.shards.building import Build, claimed, run
+from data.shards.dataset import ShardLoader
+from data.shards.manifest import read_manifest
+from data.shards.opening import open_shards
+from data.shards.pictures import SquarePicture
+from data.shards.reading import ShardReader
+from data.shards.sources import Pictures, WorldScenes, find_pictures, read_list
+from data.shards.world import scenes_of
+from data.world.render import render
+from data.world.scenes import sample_scenes
+
+
+def digest(folder: Path) -> dict[str, str]:
+    """Every file of a folder with its sha256."""
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+
+
+def save(path: Path, height: int = 20, width: int = 30, seed: int = 0, **options: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path, **options)
+    return path
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Nine pictures of several formats, in subfolders, with names that need care."""
+    folder = tmp_path / "pictures"
+    for number, name in enumerate(
+        ["b.png", "a.jpg", "sub/c.webp", "sub/deep/d.JPG", "é ü.png", "x.y.z.png", "e.bmp", "f.tif", "g.gif"]
+    ):
+        save(folder / name, 20 + number, 40 - number, seed=number)
+    (folder / "notes.txt").write_text("no picture")
+    return folder
+
+
+def read(folder: Path) -> list[tuple[dict[str, Any], dict[str, bytes]]]:
+    """JSON and members of all samples."""
+    shards = open_shards(folder)
+    reader = ShardReader(shards, {"json"})
+    rows = [reader.read(shard, number) for shard, count in enumerate(shards.counts) for number in range(count)]
+    return [(json.loads(row["json"]), row) for row in rows]
+
+
+def test_folder_keeps_bytes_and_names(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert build.main(["folder", str(pictures), str(tmp_path / "out"), "--samples-per-shard", "4"]) == 0
+    output = capsys.readouterr().out
+    assert "1 files in" in output
+    assert "9 pictures" in output
+    assert "3 shards" in output
+    rows = read(tmp_path / "out")
+    names = [about["source"] for about, _ in rows]
+    assert names == sorted(names, key=str.encode)
+    for about, members in rows:
+        path = pictures / about["source"]
+        kind = {".jpg": "jpg", ".png": "png", ".webp": "webp"}.get(path.suffix.lower())
+        if kind is None:  # BMP, TIFF and GIF do not belong into a shard
+            assert set(members) == {"jpg", "json"}
+        else:
+            assert members[kind] == path.read_bytes()
+        with Image.open(path) as image:
+            assert (about["width"], about["height"]) == image.size
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        *(f"0000{number}.{kind}" for number in range(3) for kind in ("index.json", "tar")),
+        "manifest.json",
+    ]
+    manifest = read_manifest(tmp_path / "out")
+    assert [shard.samples for shard in manifest.shards] == [4, 4, 1]
+    assert manifest.settings["size"] == "keep"
+
+
+def test_size_scales_down_and_never_up(pictures: Path, tmp_path: Path):
+    arguments = ["folder", str(pictures), str(tmp_path / "out"), "--size", "24", "--encode", "png"]
+    assert build.main(arguments) == 0
+    for about, members in read(tmp_path / "out"):
+        original = Image.open(pictures / about["source"])
+        kind = next(kind for kind in ("png", "jpg", "webp") if kind in members)
+        with Image.open(io.BytesIO(members[kind])) as image, original:
+            assert image.size == (about["width"], about["height"])
+            if min(original.size) > 24:
+                assert min(image.size) == 24
+                assert kind == "png"
+                assert (about["original_width"], about["original_height"]) == original.size
+                assert abs(image.width / image.height - original.width / original.height) < 0.05
+            else:
+                assert image.size == original.size
+
+
+def test_pictures_pass_through_the_one_door(tmp_path: Path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by 90 degrees
+    save(tmp_path / "in" / "turned.jpg", 20, 40, exif=exif)
+    assert build.main(["folder", str(tmp_path / "in"), str(tmp_path / "out"), "--size", "10"]) == 0
+    ((about, _),) = read(tmp_path / "out")
+    assert (about["width"], about["height"]) == (10, 20)
+
+
+def test_shard_size_begins_new_shards(pictures: Path, tmp_path: Path):
+    limit = 6000
+    assert build.main(["folder", str(pictures), str(tmp_path / "out"), "--shard-size", str(limit)]) == 0
+    shards = open_shards(tmp_path / "out")
+    sizes = [(pictures / about["source"]).stat().st_size for about, _ in read(tmp_path / "out")]
+    assert len(shards.counts) > 1
+    position = 0
+    for count in shards.counts:
+        inside = sizes[position : position + count]
+        assert sum(inside) <= limit or count == 1
+        position += count
+        if position < len(sizes):
+            assert sum(inside) + sizes[position] > limit, "shards are as full as they may be"
+
+
+def test_list_is_relative_to_itself(pictures: Path, tmp_path: Path):
+    listed = pictures / "list.txt"
+    listed.write_text(f"# two pictures\nb.png\n\nsub/c.webp\n{pictures / 'a.jpg'}\n", encoding="utf-8")
+    assert build.main(["list", str(listed), str(tmp_path / "out")]) == 0
+    assert [Path(about["source"]).name for about, _ in read(tmp_path / "out")] == ["b.png", "c.webp", "a.jpg"]
+
+
+def test_world_shards_hold_what_was_drawn(tmp_path: Path):
+    arguments = [
+        "world",
+        str(tmp_path / "out"),
+        "--count",
+        "20",
+        "--seed",
+        "7",
+        "--start",
+        "5",
+        "--samples-per-shard",
+        "8",
+    ]
+    assert build.main(arguments) == 0
+    transform = SquarePicture(64, attributes=True)
+    loader = ShardLoader(tmp_path / "out", transform, 10, rank=0, world_size=1, shuffle=False)
+    batches = list(loader)
+    scenes = sample_scenes(20, 7, start=5)
+    drawn = render(scenes, 64).mul(255).round().to(torch.uint8)
+    assert torch.equal(torch.cat([batch["pixels"] for batch in batches]), drawn)
+    attributes = [row for batch in batches for row in batch["attributes"]]
+    assert [row["shape"] for row in attributes] == [scenes.describe(index)["shape"] for index in range(20)]
+    again = scenes_of(attributes)
+    assert all(torch.equal(getattr(again, name), getattr(scenes, name)) for name in vars(scenes))
+    with pytest.raises(ValueError, match="not a sample of the world"):
+        scenes_of([{"source": "a.png"}])
+    with pytest.raises(ValueError, match="empty"):
+        scenes_of([])
+
+
+@pytest.fixture
+def spoiled(pictures: Path) -> Path:
+    """Three bad pictures among the nine good ones."""
+    (pictures / "bad_html.jpg").write_text("<html>gone</html>")
+    (pictures / "bad_empty.png").write_bytes(b"")
+    data = (pictures / "a.jpg").read_bytes()
+    (pictures / "sub" / "bad_cut.jpg").write_bytes(data[: len(data) // 2])
+    return pictures
+
+
+def test_bad_pictures_are_counted_and_named(spoiled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    arguments = ["folder", str(spoiled), str(tmp_path / "out"), "--max-bad-rate", "0.25", "--samples-per-shard", "5"]
+    assert build.main(arguments) == 0
+    assert "3 bad pictures left out" in capsys.readouterr().out
+    report = [json.loads(line) for line in (tmp_path / "out" / "bad.jsonl").read_text().splitlines()]
+    assert [row["source"] for row in report] == ["bad_empty.png", "bad_html.jpg", "sub/bad_cut.jpg"]
+    assert all(row["reason"] for row in report)
+    assert len(read(tmp_path / "out")) == 9
+    assert read_manifest(tmp_path / "out").samples == 9
+
+
+def test_too_many_bad_pictures_stop_the_build(spoiled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    arguments = ["folder", str(spoiled), str(tmp_path / "out"), "--samples-per-shard", "5", "--max-bad-rate"]
+    assert build.main([*arguments, "0.2"]) == 2
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert message.startswith("error: 3 of 12 sources are bad (25.00%; `max_bad_rate` is 20.00%)")
+    assert not (tmp_path / "out" / "manifest.json").exists()
+    assert len((tmp_path / "out" / "bad.jsonl").read_text().splitlines()) == 3
+    assert build.main([*arguments, "0.3"]) == 0, "allowing more goes on from there"
+    assert "3 shards, 0.1 MB, 3 of them from an earlier run" in capsys.readouterr().out
+
+
+def test_a_shard_of_bad_pictures_only_is_left_out(tmp_path: Path):
+    for number in range(6):
+        save(tmp_path / "in" / f"{number}.png", seed=number)
+    for number in (2, 3):
+        (tmp_path / "in" / f"{number}.png").write_bytes(b"rubbish")
+    arguments = [
+        "folder",
+        str(tmp_path / "in"),
+        str(tmp_path / "out"),
+        "--max-bad-rate",
+        "1",
+        "--samples-per-shard",
+        "2",
+    ]
+    for _ in range(2):
+        assert build.main(arguments) == 0
+        assert [shard.name for shard in read_manifest(tmp_path / "out").shards] == ["00000.tar", "00002.tar"]
+
+
+def test_early_stop_above_the_rate_does_not_read_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(building, "_GRACE", 4)
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for number in range(20):
+        (folder / f"{number:02d}.png").write_bytes(b"rubbish")
+    assert build.main(["folder", str(folder), str(tmp_path / "out"), "--samples-per-shard", "2"]) == 2
+    assert len((tmp_path / "out" / "bad.jsonl").read_text().splitlines()) == 4
+
+
+WORLD = ["--count", "60", "--samples-per-shard", "7", "--size", "16"]
+
+
+def test_resume_keeps_what_is_whole_and_repairs_what_is_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    out = tmp_path / "out"
+    assert build.main(["world", str(out), *WORLD]) == 0
+    before, times = digest(out), {path.name: path.stat().st_mtime_ns for path in out.glob("*.tar")}
+    os.truncate(out / "00002.tar", 5000)
+    (out / "00004.index.json").unlink()
+    (out / "00005.tar").unlink()
+    (out / ".00006.tar.1234.partial").write_bytes(b"left behind")
+    capsys.readouterr()
+    assert build.main(["world", str(out), *WORLD]) == 0
+    assert "9 shards, 0.2 MB, 6 of them from an earlier run" in capsys.readouterr().out
+    assert digest(out) == before
+    kept = [name for name, stamp in times.items() if (out / name).stat().st_mtime_ns == stamp]
+    assert len(kept) == 6
+
+
+def test_interrupted_anywhere_the_end_is_the_same(tmp_path: Path):
+    source = WorldScenes(40, 0, 16)
+    whole = Build(source, tmp_path / "whole", samples_per_shard=6)
+    with claimed(whole):
+        run(whole)
+    expected = digest(tmp_path / "whole")
+    for moment in (0, 5, 6, 17, 39):
+        broken = Build(source, tmp_path / f"broken{moment}", samples_per_shard=6)
+        ticks = iter(range(moment))
+
+        def stop(_: int, ticks: Any = ticks) -> None:
+            if next(ticks, None) is None:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt), claimed(broken):
+            run(broken, tick=stop)
+        assert not (broken.folder / "manifest.json").exists()
+        with claimed(broken):
+            run(broken)
+        assert digest(broken.folder) == expected
+
+
+def test_killed_in_mid_write_and_run_again(tmp_path: Path):
+    # Two workers before the kill, two after it; the uninterrupted run has none.
+    out, size = tmp_path / "killed", ["--count", "200", "--samples-per-shard", "20", "--workers"]
+    command = [sys.executable, "-m", "data.build", "world", str(out), *size, "2"]
+    silent: Any = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(command, cwd=Path(__file__).parents[2], **silent)
+    while not list(out.glob("*.tar")) and process.poll() is None:
+        time.sleep(0.002)
+    workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert (out / "build.json").exists(), "killed before the end"
+    assert not (out / "manifest.json").exists()
+    deadline = time.monotonic() + 60
+    while any(is_running(worker) for worker in workers):
+        assert time.monotonic() < deadline, "workers must end with their parent"
+        time.sleep(0.01)
+    assert build.main(["world", str(out), *size, "2"]) == 0
+    assert build.main(["world", str(tmp_path / "whole"), *size, "1"]) == 0
+    assert digest(out) == digest(tmp_path / "whole")
+
+
+def is_running(process: str) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_another_build_in_the_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    out = tmp_path / "out"
+    assert build.main(["world", str(out), *WORLD]) == 0
+    before = digest(out)
+    capsys.readouterr()
+    assert build.main(["world", str(out), *WORLD, "--seed", "1"]) == 2
+    assert "holds another build (seed: 0 there, 1 now)" in capsys.readouterr().err
+    assert digest(out) == before
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "00000.tar").write_bytes(b"precious")
+    assert build.main(["world", str(tmp_path / "foreign"), *WORLD]) == 2
+    assert "unknown origin" in capsys.readouterr().err
+    assert (tmp_path / "foreign" / "00000.tar").read_bytes() == b"precious"
+
+
+def test_two_builds_at_a_time_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    own = Build(WorldScenes(60, 0, 16), tmp_path / "out", samples_per_shard=7)
+    with claimed(own):
+        assert build.main(["world", str(tmp_path / "out"), *WORLD]) == 2
+    assert "Another process is building" in capsys.readouterr().err
+    assert build.main(["world", str(tmp_path / "out"), *WORLD]) == 0
+
+
+def test_changed_sources_are_noticed(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert build.main(["folder", str(pictures), str(tmp_path / "out")]) == 0
+    save(pictures / "b.png", seed=99)
+    assert build.main(["folder", str(pictures), str(tmp_path / "out")]) == 2
+    assert "sources_sha256" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["folder", "{tmp}/none", "{tmp}/out"], "does not exist"),
+        (["folder", "{tmp}", "{tmp}/out"], "lies in the folder that is read"),
+        (["folder", "{tmp}/file", "{tmp}/out"], "is a file"),
+        (["folder", "{tmp}/empty", "{tmp}/out"], "no pictures were found"),
+        (["list", "{tmp}/none", "{tmp}/out"], "is no file"),
+        (["list", "{tmp}/urls", "{tmp}/out"], "use img2dataset"),
+        (["list", "{tmp}/binary", "{tmp}/out"], "not UTF-8"),
+        (["world", "{tmp}/out", "--count", "0"], "`count`=0"),
+        (["world", "{tmp}/out", "--count", "5", "--size", "4"], "`size`=4"),
+        (["world", "{tmp}/out", "--count", "5", "--samples-per-shard", "0"], "`samples_per_shard`=0"),
+        (["world", "{tmp}/out", "--count", "5", "--max-bad-rate", "7"], "`max_bad_rate`=7"),
+        (["world", "{tmp}/out", "--count", "5", "--workers", "-1"], "`workers`=-1"),
+        (["world", "{tmp}/file", "--count", "5"], "File exists"),
+        (["index", "{tmp}/empty"], "no .tar files"),
+        (["verify", "{tmp}/empty"], "No such file"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "urls").write_text("https://host/a.png\n")
+    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
+    (tmp_path / "empty").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    assert build.main([argument.replace("{tmp}", str(tmp_path)) for argument in arguments]) == 2
+    errors = capsys.readouterr().err.strip().splitlines()
+    assert len(errors) == 1
+    assert errors[0].startswith("error: ")
+    assert message in errors[0]
+    assert sorted(tmp_path.rglob("*")) == before, "nothing was written"
+
+
+@pytest.mark.parametrize("arguments", [["--shard-size", "big"], ["--size", "0"], ["--size", "x"], ["--quality", "0"]])
+def test_bad_options_exit_with_2(arguments: list[str], pictures: Path, tmp_path: Path):
+    with pytest.raises(SystemExit) as caught:
+        build.main(["folder", str(pictures), str(tmp_path / "out"), *arguments])
+    assert caught.value.code == 2
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("500", 500), ("1K", 1000), ("2MB", 2_000_000), ("1.5G", 1_500_000_000), ("1GiB", 2**30)]
+)
+def test_sizes_have_units(text: str, expected: int):
+    assert build._bytes(text) == expected
+
+
+def test_verify_finds_every_kind_of_change(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    out = tmp_path / "out"
+    assert build.main(["world", str(out), *WORLD]) == 0
+    assert build.main(["verify", str(out)]) == 0
+    (out / "00000.tar").unlink()
+    os.truncate(out / "00001.tar", 100)
+    with (out / "00002.tar").open("r+b") as file:
+        file.seek(700)
+        file.write(b"\xff")
+    capsys.readouterr()
+    assert build.main(["verify", str(out)]) == 2
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert "3 of 9 shards are not as they were: 00000.tar is missing; 00001.tar has 100 bytes" in message
+    assert "00002.tar has another sha256" in message
+
+
+def test_debug_shows_the_traceback(tmp_path: Path):
+    with pytest.raises(FileNotFoundError):
+        build.main(["folder", str(tmp_path / "none"), str(tmp_path / "out"), "--debug"])
+
+
+def test_full_disk_leaves_nothing_half_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    written: list[Path] = []
+    original: Callable[..., Any] = building.write_shard
+
+    def failing(path: Path, samples: Any, notes: Any) -> Any:
+        if len(written) == 3:
+            raise OSError(28, "No space left on device")
+        written.append(path)
+        return original(path, samples, notes)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(building, "write_shard", failing)
+        assert build.main(["world", str(tmp_path / "out"), *WORLD]) == 2
+    assert "No space left" in capsys.readouterr().err
+    assert sorted(path.suffix for path in (tmp_path / "out").iterdir()) == [".json"] * 4 + [".tar"] * 3
+    assert build.main(["world", str(tmp_path / "out"), *WORLD]) == 0
+
+
+def test_loops_of_links_are_not_followed(tmp_path: Path):
+    save(tmp_path / "in" / "a.png")
+    (tmp_path / "in" / "loop").symlink_to(tmp_path / "in")
+    (tmp_path / "in" / "b.png").symlink_to(tmp_path / "in" / "a.png")
+    assert [path.name for path in find_pictures(tmp_path / "in")[0]] == ["a.png", "b.png"]
+
+
+def test_file_names_that_are_no_text_are_shown_escaped(tmp_path: Path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    save(tmp_path / "a.png")
+    os.rename(tmp_path / "a.png", os.fsencode(folder) + b"/\xff.png")
+    assert build.main(["folder", str(folder), str(tmp_path / "out")]) == 0
+    assert read(tmp_path / "out")[0][0]["source"] == "\\xff.png"
+
+
+def test_a_list_may_name_files_that_are_gone(tmp_path: Path):
+    save(tmp_path / "a.png")
+    (tmp_path / "list").write_text("a.png\ngone.png\n")
+    paths = read_list(tmp_path / "list")
+    source = Pictures.of(paths, [path.name for path in paths], None, "jpeg", 95, 10**6)
+    assert [bool(item.reason) for item in source.samples(0, 2)] == [False, True]
