@@ -121,8 +121,13 @@ class SwinBackbone(CheckpointedModule):
 
 def pad_to_multiple(pixels: torch.Tensor, multiple: int) -> torch.Tensor:
     """Pad pixels (..., H, W) with zeros at the bottom and the right until both sides are multiples of `multiple`."""
-    bottom, right = -pixels.shape[-2] % multiple, -pixels.shape[-1] % multiple
+    bottom, right = _missing(pixels.shape[-2], multiple), _missing(pixels.shape[-1], multiple)
     return F.pad(pixels, (0, right, 0, bottom)) if bottom or right else pixels
+
+
+def _missing(size: int, multiple: int) -> int:
+    # Not `-size % multiple`: compiled for changing sizes, torch 2.14 cannot lower the remainder of a negative number.
+    return (multiple - size % multiple) % multiple
 
 
 def _block(block: Any, x: torch.Tensor, masks: torch.Tensor | None) -> torch.Tensor:
@@ -134,7 +139,7 @@ def _block(block: Any, x: torch.Tensor, masks: torch.Tensor | None) -> torch.Ten
 def _shifted_window_attention(block: Any, x: torch.Tensor, masks: torch.Tensor | None) -> torch.Tensor:
     height, width = x.shape[1:3]
     window_height, window_width = block.window_size
-    x = F.pad(x, (0, 0, 0, -width % window_width, 0, -height % window_height))
+    x = F.pad(x, (0, 0, 0, _missing(width, window_width), 0, _missing(height, window_height)))
     if masks is not None:
         x = torch.roll(x, shifts=(-block.shift_size[0], -block.shift_size[1]), dims=(1, 2))
 
