@@ -125,7 +125,7 @@ def _png(data: bytes) -> Header:
         if kind == b"IEND":
             break
         if not intact and kind[0:1].isupper():
-            raise BadImage(f"the file is damaged: the checksum of a {kind.decode('latin-1')} chunk is wrong")
+            raise BadImage(f"the file is damaged: the checksum of chunk {kind!r} is wrong")
         if not kept and kind != b"IHDR":
             raise BadImage("the file is damaged: it does not begin with its header")
         if kind == b"IDAT":

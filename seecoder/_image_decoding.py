@@ -153,7 +153,7 @@ def _usable_profile(image: Image.Image, icc: bytes) -> Any:
         _log.warning("the embedded colour profile is damaged (%s); converted without it", error)
         return None
     if space != {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK", "LAB": "Lab"}[image.mode]:
-        _log.warning("a colour profile for %s is embedded in a picture of mode %s; passed over", space, image.mode)
+        _log.warning("a colour profile for %r is embedded in a picture of mode %s; passed over", space, image.mode)
         return None
     # Converting sRGB to sRGB would only add rounding errors to the most common case of all.
     return None if space == "RGB" and description.startswith("sRGB") else profile

