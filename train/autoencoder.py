@@ -19,7 +19,7 @@ from seecoder.weights import atomic_directory
 from train.adversarial import AdversarialSettings, Adversary, PatchDiscriminator
 from train.noise import normal
 from train.perceptual import PerceptualDistance, load_network
-from train.settings import DEFAULT_EMA, EmaSettings, GuardSettings, OptimizerSettings
+from train.settings import EmaSettings, GuardSettings, OptimizerSettings
 from train.stage import Stage
 from train.world_data import chunks, to_model_range
 
@@ -56,7 +56,7 @@ class AutoencoderStage(Stage):
         loss: Weights of the loss terms.
         perceptual_network: Folder of a backbone (`world_backbone.yaml`) whose features are compared.
         adversarial: Patch discriminator; None for none.
-        ema: Average of the weights.
+        ema: Average of the weights, which evaluation and export use; None for none.
         guard: When a step is thrown away.
         seed: Seed of the posterior's noise.
     """
@@ -72,7 +72,7 @@ class AutoencoderStage(Stage):
         loss: AutoencoderLoss = AutoencoderLoss(),
         perceptual_network: str | None = None,
         adversarial: AdversarialSettings | None = None,
-        ema: EmaSettings | None = DEFAULT_EMA,
+        ema: EmaSettings | None = None,
         guard: GuardSettings | None = None,
         seed: int = 0,
     ):
@@ -170,7 +170,7 @@ class AutoencoderStage(Stage):
         pixels = self.data.held_out_pixels
         factor = 1 / latent_std(self.vae, pixels)
         save_autoencoder(self.vae, factor, folder / "vae")
-        check_autoencoder(self.vae, pixels[:8], folder / "vae")
+        check_autoencoder(self.vae, pixels, folder / "vae")
 
 
 def reconstruction_terms(output: Tensor, target: Tensor) -> dict[str, Tensor]:
@@ -213,7 +213,9 @@ def latent_std(vae: Any, pixels: Tensor, batch_size: int = 64) -> float:
 
 def save_autoencoder(vae: Any, scaling_factor: float, folder: Path) -> None:
     """Write a half-precision copy with its scaling factor, atomically."""
-    copy: Any = AutoencoderKL.from_config({**vae.config, "scaling_factor": round(scaling_factor, 5)})
+    copy: Any = AutoencoderKL.from_config(vae.config)
+    # Not through `from_config`: it puts every value that was a default back to the default.
+    copy.register_to_config(scaling_factor=round(scaling_factor, 5))
     copy.load_state_dict(vae.state_dict())
     with atomic_directory(folder, overwrite=True) as temporary:
         copy.half().save_pretrained(temporary)
@@ -221,13 +223,16 @@ def save_autoencoder(vae: Any, scaling_factor: float, folder: Path) -> None:
 
 @torch.no_grad()
 def check_autoencoder(vae: Any, pixels: Tensor, folder: Path, tolerance: float = 0.02) -> None:
-    """Compare a written autoencoder's pictures with those of the one in memory.
+    """Compare a written autoencoder with the one in memory, and the spread of its scaled latents with 1.
 
     Raises:
-        RuntimeError: They differ by more than `tolerance` of the full range, on average.
+        RuntimeError: Pictures differ by more than `tolerance` of the range on average, or the spread by 2 %.
     """
     written: Any = AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32)
-    target = to_model_range(pixels)
+    spread = latent_std(written, pixels) * written.config.scaling_factor
+    if not abs(spread - 1) <= 0.02:
+        raise RuntimeError(f"Scaled latents of {folder} have a standard deviation of {spread:.3g}, not 1.")
+    target = to_model_range(pixels[:8])
     device = vae.device
     expected = vae.decode(vae.encode(target.to(device)).latent_dist.mode()).sample.float().cpu()
     output = written.decode(written.encode(target).latent_dist.mode()).sample

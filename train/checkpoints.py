@@ -9,13 +9,14 @@ import os
 import re
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import Trainer
+from torch import nn
 
-from seecoder.weights import atomic_path
+from seecoder.weights import atomic_path, load_strict
 from train.callbacks import StepCallback, is_due
 
 _NAME = re.compile(r"step-(\d{8})\.ckpt")
@@ -36,13 +37,10 @@ class AtomicCheckpointIO(CheckpointIO):
         self.error = None
         try:
             with atomic_path(path) as temporary:
-                torch.save(checkpoint, temporary)
-                digest = file_digest(temporary)
+                digest = _save(checkpoint, temporary)
             with atomic_path(_marker(path)) as temporary:
                 temporary.write_text(digest)
-        except (OSError, RuntimeError) as error:  # torch's writer reports a full disk as RuntimeError
-            if isinstance(error, RuntimeError) and "write" not in str(error):
-                raise
+        except OSError as error:
             # Raised here, it would leave the other processes waiting for this one behind Lightning's barrier.
             self.error = error
 
@@ -56,6 +54,56 @@ class AtomicCheckpointIO(CheckpointIO):
         """Remove the marker first, so that a half-removed checkpoint is not taken for a whole one."""
         _marker(Path(path)).unlink(missing_ok=True)
         Path(path).unlink(missing_ok=True)
+
+
+def load_stage_weights(stage: nn.Module, source: Path) -> None:
+    """Start a stage from another run's weights: averages where there are, with everything else as in the checkpoint.
+
+    Args:
+        stage: What is filled.
+        source: A checkpoint, or a run's folder, whose newest complete one is taken.
+
+    Raises:
+        FileNotFoundError: There is none.
+        WeightsError: Names or shapes differ.
+    """
+    path = newest_complete(source) if source.is_dir() else source
+    if path is None or not path.is_file():
+        raise FileNotFoundError(f"`init_from`={source} is no checkpoint and no folder with a complete one.")
+    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    tensors = {**checkpoint["state_dict"], **checkpoint.get("ema", {}).get("averages", {})}
+    load_strict(stage, tensors, source=str(path))
+
+
+class _HashingFile:
+    """What `torch.save` writes to: hashes on the way, and remembers the real error, which torch replaces by its own."""
+
+    def __init__(self, file: BinaryIO):
+        self.file = file
+        self.digest = hashlib.sha256()
+        self.error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        try:
+            written = self.file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+        self.digest.update(data)
+        return written
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+def _save(checkpoint: dict[str, Any], path: Path) -> str:
+    with path.open("wb") as file:
+        target = _HashingFile(file)
+        try:
+            torch.save(checkpoint, target)  # pyright: ignore[reportArgumentType] - it needs `write` alone
+        except RuntimeError as error:
+            raise target.error or error from error
+    return target.digest.hexdigest()
 
 
 def _marker(path: Path) -> Path:

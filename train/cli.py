@@ -47,19 +47,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = build_parser()
     try:
         config = parser.parse_args(arguments)
-        if config.command is None:
-            parser.print_help()
-            return BAD_INPUT
-        ready = parser.instantiate_classes(config)["fit"]
+    except ArgumentError as error:
+        return _complain(error, BAD_INPUT)
+    try:
+        # Renamed in jsonargparse 4.49; the older name warns in newer ones.
+        instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
+        ready = instantiate(config)["fit"]
         ready.run.micro_batches(ready.data.batch_size)
     except (ArgumentError, ValueError, TypeError, OSError, WeightsError) as error:
-        return _complain(error, BAD_INPUT)
+        return _complain(_first_cause(error), BAD_INPUT)
     try:
         return fit(ready, yaml.safe_load(parser.dump(config))["fit"])
     except (FileNotFoundError, FileExistsError, WeightsError) as error:
         return _complain(error, BAD_INPUT)
     except TrainingStopped as error:
         return _complain(error, FAILED)
+
+
+def _first_cause(error: BaseException) -> BaseException:
+    """What a class said of its arguments, without the parser's account of how it tried to make it."""
+    while (cause := error.__cause__ or error.__context__) is not None:
+        error = cause
+    return error
 
 
 def _complain(error: BaseException, code: int) -> int:

@@ -18,9 +18,10 @@ from torch import Tensor
 
 from data.world.conditioner import TOKENS, WorldConditioner
 from seecoder.weights import atomic_directory
+from train.checkpoints import load_stage_weights
 from train.noise import normal, timesteps, uniform
 from train.noise_schedule import STABLE_DIFFUSION_SCHEDULE, NoiseSchedule
-from train.settings import DEFAULT_EMA, EmaSettings, GuardSettings, OptimizerSettings
+from train.settings import EmaSettings, GuardSettings, OptimizerSettings
 from train.stage import Stage
 from train.world_data import chunks, scenes_from_dict, scenes_to_dict
 
@@ -33,6 +34,8 @@ class WorldDiffusionStage(Stage):
     Args:
         optimizer: AdamW and its learning rate.
         vae: Folder of the autoencoder that made the latents; copied into the export.
+        init_from: A run's folder or checkpoint to take weights from (averages where there are); the optimizer starts
+            afresh.
         block_out_channels: Channels of the UNet's three levels.
         attention_heads: Heads of each level.
         layers_per_block: Residual layers of each level.
@@ -43,7 +46,7 @@ class WorldDiffusionStage(Stage):
         min_snr_gamma: Weigh the loss by min-SNR; None is the plain mean square.
         drop_token: Probability with which each token is dropped on its own.
         drop_all: Probability with which all tokens of a sample are dropped.
-        ema: Average of the weights.
+        ema: Average of the weights, which evaluation and export use; None for none.
         guard: When a step is thrown away.
         seed: Seed of noise, timesteps and drops.
     """
@@ -52,6 +55,7 @@ class WorldDiffusionStage(Stage):
         self,
         optimizer: OptimizerSettings,
         vae: str,
+        init_from: str | None = None,
         block_out_channels: tuple[int, int, int] = (64, 96, 128),
         attention_heads: tuple[int, int, int] = (2, 3, 4),
         layers_per_block: int = 1,
@@ -62,7 +66,7 @@ class WorldDiffusionStage(Stage):
         min_snr_gamma: float | None = None,
         drop_token: float = 0.1,
         drop_all: float = 0.1,
-        ema: EmaSettings | None = DEFAULT_EMA,
+        ema: EmaSettings | None = None,
         guard: GuardSettings | None = None,
         seed: int = 0,
     ):
@@ -85,6 +89,8 @@ class WorldDiffusionStage(Stage):
             )
             self.conditioner = WorldConditioner(context_dim=context_dim)
         self.unet = unet.to(memory_format=torch.channels_last)
+        if init_from is not None:
+            load_stage_weights(self, Path(init_from))
         self.scheduler_config = {**STABLE_DIFFUSION_SCHEDULE, "prediction_type": prediction_type}
         self.schedule = NoiseSchedule(self.scheduler_config)
         self.vae_folder = Path(vae)

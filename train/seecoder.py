@@ -18,7 +18,7 @@ from train.encoder_weights import check_widths, describe_encoder, load_backbone,
 from train.noise import normal, timesteps, uniform
 from train.noise_schedule import NoiseSchedule
 from train.previews import Preview, write_sheet
-from train.settings import DEFAULT_EMA, EmaSettings, GuardSettings, OptimizerSettings
+from train.settings import EmaSettings, GuardSettings, OptimizerSettings
 from train.stage import Stage
 from train.world_data import chunks
 
@@ -46,7 +46,7 @@ class SeeCoderStage(Stage):
         preview: What the preview sheets show; None for none.
         export_encoder: Write the whole encoder as a folder with every checkpoint. `seecoder export` does it later from
             a checkpoint.
-        ema: Average of the weights.
+        ema: Average of the weights, which evaluation and export use; None for none.
         guard: When a step is thrown away.
         seed: Seed of initial weights, noise, timesteps and dropout.
     """
@@ -67,7 +67,7 @@ class SeeCoderStage(Stage):
         gradient_checkpointing: tuple[Literal["encoder", "unet"], ...] = (),
         preview: Preview | None = None,
         export_encoder: bool = True,
-        ema: EmaSettings | None = DEFAULT_EMA,
+        ema: EmaSettings | None = None,
         guard: GuardSettings | None = None,
         seed: int = 0,
     ):

@@ -65,9 +65,6 @@ class EmaSettings:
             raise ValueError(f"`decay`={self.decay} must be in [0, 1).")
 
 
-DEFAULT_EMA = EmaSettings()
-
-
 @dataclass(frozen=True)
 class GuardSettings:
     """When an optimizer step is thrown away.

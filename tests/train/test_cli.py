@@ -1,0 +1,72 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from train.cli import build_parser, main
+from train.settings import RunSettings
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_every_config_loads_and_begins_with_its_command(path):
+    text = path.read_text()
+    header = text[: text.index("resume:")]
+    assert f"--config configs/{path.name}" in header
+    assert all(line.startswith("#") for line in header.strip().splitlines())
+    for word in ("Needs:", "Expect", "Writes:"):
+        assert word in header
+    config = build_parser().parse_args(["fit", "--config", str(path)]).fit
+    given = yaml.safe_load(text)
+    assert config.run.max_steps == given["run"]["max_steps"]
+    assert config.stage.class_path == given["stage"]["class_path"]
+
+
+def test_the_published_batch_is_reached_by_accumulation_on_any_number_of_devices():
+    path = Path(__file__).parents[2] / "configs" / "sd15.yaml"
+    for devices, nodes, expected in ((1, 1, 16), (8, 1, 2), (8, 2, 1), (4, 1, 4)):
+        arguments = ["fit", "--config", str(path), "--run.devices", str(devices), "--run.num_nodes", str(nodes)]
+        parsed = build_parser().parse_args(arguments).fit
+        assert _run_settings(parsed.run).micro_batches(parsed.data.init_args.batch_size) == expected
+    with pytest.raises(ValueError, match="global_batch"):
+        _run_settings(parsed.run, devices=3).micro_batches(32)
+
+
+def _run_settings(parsed, **changes):
+    return RunSettings(**{**parsed.as_dict(), **changes})
+
+
+BAD = [
+    (["--run.no_such_key", "3"], "no_such_key"),
+    (["--run.max_steps", "many"], "max_steps"),
+    (["--run.max_steps", "0"], "max_steps"),
+    (["--run.precision", "bf16-true"], "precision"),
+    (["--stage.init_args.no_such_key", "3"], "no_such_key"),
+    (["--stage.init_args.optimizer.lr", "high"], "lr"),
+    (["--stage.init_args.optimizer.lr", "-1"], "lr"),
+    (["--stage.init_args.base", "/no/such/folder"], "/no/such/folder"),
+    (["--stage.init_args.backbone_weights", "/no/such/file"], "/no/such/file"),
+    (["--stage.init_args.init_from", "/no/such/file"], "/no/such/file"),
+    (["--stage.init_args.encoder.no_such_key", "3"], "no_such_key"),
+    (["--stage.init_args.encoder.context_dim", "30"], "context_dim"),
+    (["--data.init_args.shards", "/no/such/folder"], "/no/such/folder"),
+    (["--data.init_args.batch_size", "0"], "batch_size"),
+    (["--run.global_batch", "7"], "global_batch"),
+    (["--config", "/no/such/config.yaml"], "config"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "named"), BAD, ids=[" ".join(arguments) for arguments, _ in BAD])
+def test_bad_input_is_one_line_and_exit_code_2(settings, fit, capsys, tmp_path, arguments, named):
+    assert fit(settings(), *arguments) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("python -m train: ")
+    assert named in lines[0]
+    assert not (tmp_path / "run").exists()
+
+
+def test_no_command_is_bad_input(capsys):
+    assert main([]) == 2
+    assert "command" in capsys.readouterr().err

@@ -1,0 +1,76 @@
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from train.guards import GradientGuard, TrainingStopped
+from train.settings import GuardSettings
+
+
+def weights(*gradients: float) -> list[nn.Parameter]:
+    made = [nn.Parameter(torch.ones(2)) for _ in gradients]
+    for weight, value in zip(made, gradients, strict=True):
+        weight.grad = torch.full((2,), value)
+    return made
+
+
+def test_clipping_scales_all_gradients_to_the_norm():
+    made = weights(3.0, 4.0)
+    norm = GradientGuard(GuardSettings()).check(made, 0, clip_norm=1.0)
+    assert float(norm) == pytest.approx(50**0.5)
+    after = torch.cat([weight.grad for weight in made])
+    assert float(after.norm()) == pytest.approx(1.0, abs=1e-5)
+    assert torch.allclose(after / after.norm(), torch.tensor([3.0, 3, 4, 4]) / 50**0.5, atol=1e-5)
+
+
+def test_small_gradients_are_left_alone():
+    made = weights(0.1)
+    GradientGuard(GuardSettings()).check(made, 0, clip_norm=1.0)
+    assert torch.equal(made[0].grad, torch.full((2,), 0.1))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_bad_gradient_changes_neither_weights_nor_moments(bad, tmp_path):
+    made = weights(1.0, 1.0)
+    optimizer = torch.optim.AdamW(made, lr=0.1, weight_decay=0.1)
+    guard = GradientGuard(GuardSettings())
+    guard.folder = tmp_path
+    guard.check(made, 0, 1.0)
+    optimizer.step()
+    before = [weight.detach().clone() for weight in made]
+    moments = [optimizer.state[weight]["exp_avg"].clone() for weight in made]
+    made[1].grad = torch.tensor([1.0, bad])
+    guard.remember({"keys": torch.tensor([[0, 17]])})
+    guard.check(made, 1, 1.0)
+    optimizer.step()
+    assert all(torch.equal(weight, old) for weight, old in zip(made, before, strict=True))
+    states = [optimizer.state[weight]["exp_avg"] for weight in made]
+    assert all(torch.equal(state, old) for state, old in zip(states, moments, strict=True))
+    line = json.loads((tmp_path / "skipped_steps.jsonl").read_text())
+    assert line["samples"] == [[0, 17]]
+    assert guard.skipped == 1
+
+
+def test_a_spike_is_skipped_against_the_running_mean():
+    guard = GradientGuard(GuardSettings(max_norm_ratio=5))
+    for step in range(3):
+        guard.check(weights(1.0), step, None)
+    spike = weights(20.0)
+    guard.check(spike, 3, None)
+    assert spike[0].grad is None
+    again = GradientGuard(GuardSettings(max_norm_ratio=5))
+    again.load_state_dict(guard.state_dict())
+    assert again.mean_norm == guard.mean_norm
+    assert again.skipped == 1
+
+
+def test_too_many_in_a_row_stop_the_run():
+    guard = GradientGuard(GuardSettings(max_skipped_in_a_row=2))
+    for step in range(2):
+        guard.check(weights(float("nan")), step, None)
+    guard.check(weights(1.0), 2, None)
+    for step in range(3, 5):
+        guard.check(weights(float("nan")), step, None)
+    with pytest.raises(TrainingStopped, match="3 optimizer steps in a row"):
+        guard.check(weights(float("nan")), 5, None)

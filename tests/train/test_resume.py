@@ -1,0 +1,228 @@
+"""A run that is stopped anywhere and started again ends with the weights of one that was not."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from lightning.pytorch import Callback
+
+import train.trainer
+from train.checkpoints import list_checkpoints
+
+ROOT = Path(__file__).parents[2]
+
+
+def flat(value, prefix=""):
+    """Every tensor and plain value of a checkpoint by its path."""
+    if isinstance(value, dict):
+        return {name: leaf for key, inner in value.items() for name, leaf in flat(inner, f"{prefix}/{key}").items()}
+    if isinstance(value, list | tuple):
+        return {name: leaf for key, inner in enumerate(value) for name, leaf in flat(inner, f"{prefix}/{key}").items()}
+    return {prefix: value}
+
+
+def assert_equal(first: dict, second: dict) -> None:
+    """Weights, moments, averages, guard: everything but Lightning's counts of batches, which begin anew."""
+    kept = ("state_dict", "optimizer_states", "ema", "guard", "global_step", "seecoder")
+    first, second = (flat({key: checkpoint[key] for key in kept}) for checkpoint in (first, second))
+    first.pop("/seecoder/backbone_source"), second.pop("/seecoder/backbone_source")
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        same = torch.equal(value, second[name]) if isinstance(value, torch.Tensor) else value == second[name]
+        assert same, name
+
+
+class _Kill(Callback):
+    """Breaks off in the middle of a step, as a crash would."""
+
+    def __init__(self, batches: int):
+        self.batches = batches
+
+    def on_train_batch_start(self, *_):
+        self.batches -= 1
+        if self.batches < 0:
+            raise KeyboardInterrupt
+
+
+@pytest.fixture
+def killed_after(monkeypatch, fit):
+    """Run, but crash before micro-batch number `batches`."""
+
+    def run(batches: int, config: dict) -> None:
+        build = train.trainer.build_trainer
+
+        def with_crash(*arguments):
+            trainer, termination = build(*arguments)
+            trainer.callbacks.append(_Kill(batches))
+            return trainer, termination
+
+        with monkeypatch.context() as patch:
+            patch.setattr(train.trainer, "build_trainer", with_crash)
+            with pytest.raises((KeyboardInterrupt, SystemExit)):
+                fit(config)
+
+    return run
+
+
+AWARE = {"stage.init_args.encoder.position_aware": True, "run.accumulate": 2, "run.max_steps": 6}
+
+
+def test_crashes_mid_step_and_mid_accumulation_change_nothing(settings, fit, killed_after, load, tmp_path):
+    assert fit(settings(**AWARE)) == 0
+    whole = load(tmp_path / "run" / "step-00000006.ckpt")
+    config = settings(**AWARE, **{"run.folder": str(tmp_path / "broken")})
+    for batches in (3, 5, 1, 4):  # micro-batches after each start; two make a step, two steps a checkpoint
+        killed_after(batches, config)
+    assert fit(config) == 0
+    assert_equal(whole, load(tmp_path / "broken" / "step-00000006.ckpt"))
+    logs = []
+    for name in ("run", "broken"):
+        with (tmp_path / name / "metrics.csv").open() as file:
+            logs.append([row for row in csv.reader(file) if row[1] != "images_per_second"])
+    assert logs[0] == logs[1]
+
+
+def test_a_torn_checkpoint_is_passed_over(settings, fit, load, tmp_path):
+    assert fit(settings()) == 0
+    run = tmp_path / "run"
+    whole = load(run / "step-00000006.ckpt")
+    newest = run / "step-00000006.ckpt"
+    newest.write_bytes(newest.read_bytes()[: newest.stat().st_size // 2])
+    assert fit(settings()) == 0
+    assert_equal(whole, load(newest))
+
+
+def test_a_finished_run_is_left_alone_and_can_be_extended(settings, fit, load, tmp_path, capsys):
+    assert fit(settings(**{"run.max_steps": 2})) == 0
+    capsys.readouterr()
+    assert fit(settings(**{"run.max_steps": 2})) == 0
+    assert "finished" in capsys.readouterr().out
+    assert fit(settings(**{"run.max_steps": 4})) == 0
+    assert "changed: run.max_steps: 2 -> 4" in capsys.readouterr().out
+    assert fit(settings(**{"run.max_steps": 4, "run.folder": str(tmp_path / "at_once")})) == 0
+    assert_equal(load(tmp_path / "run" / "step-00000004.ckpt"), load(tmp_path / "at_once" / "step-00000004.ckpt"))
+
+
+def test_a_fresh_start_over_an_old_run_is_refused(settings, fit, capsys):
+    assert fit(settings(**{"run.max_steps": 2})) == 0
+    assert fit(settings(**{"run.max_steps": 2}), "--no_resume") == 2
+    assert "earlier run" in capsys.readouterr().err
+
+
+def test_a_new_learning_rate_takes_effect(settings, fit, tmp_path):
+    assert fit(settings(**{"run.max_steps": 2})) == 0
+    changes = (
+        "--run.max_steps",
+        "4",
+        "--stage.init_args.optimizer.lr",
+        "0.25",
+        "--stage.init_args.optimizer.warmup_steps",
+        "0",
+    )
+    assert fit(settings(), *changes) == 0
+    with (tmp_path / "run" / "metrics.csv").open() as file:
+        rates = {int(step): float(value) for step, name, value in list(csv.reader(file))[1:] if name == "learning_rate"}
+    assert rates == {1: 5e-4, 2: 1e-3, 3: 0.25, 4: 0.25}
+    checkpoint = torch.load(tmp_path / "run" / "step-00000004.ckpt", weights_only=True)
+    assert checkpoint["optimizer_states"][0]["param_groups"][0]["lr"] == 0.25
+
+
+def test_old_checkpoints_are_pruned_and_milestones_stay(settings, fit, tmp_path):
+    changes = {"run.keep_checkpoints": 1, "run.keep_steps": [1, 3], "run.max_steps": 6}
+    assert fit(settings(**changes)) == 0
+    assert [step for step, _ in list_checkpoints(tmp_path / "run")] == [6, 3, 1]
+
+
+def test_sigterm_saves_once_and_exits_143(settings, fit, monkeypatch, load, tmp_path):
+    config = settings(**{"run.max_steps": 6, "run.checkpoint_every": 100, "run.folder": str(tmp_path / "stopped")})
+    from train.seecoder import SeeCoderStage
+
+    original = SeeCoderStage.loss
+
+    def loss_with_signal(self, batch):
+        if self.global_step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, batch)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patch:
+        patch.setattr(SeeCoderStage, "loss", loss_with_signal)
+        assert fit(config) == 143
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert [step for step, _ in list_checkpoints(tmp_path / "stopped")] == [3]
+    assert fit(config) == 0
+    assert fit(settings(**{"run.max_steps": 6})) == 0
+    assert_equal(load(tmp_path / "stopped" / "step-00000006.ckpt"), load(tmp_path / "run" / "step-00000006.ckpt"))
+
+
+def test_a_time_budget_stops_cleanly(settings, fit, tmp_path):
+    assert fit(settings(**{"run.max_minutes": 1e-9, "run.checkpoint_every": 100})) == 0
+    assert [step for step, _ in list_checkpoints(tmp_path / "run")] == [1]
+
+
+def test_a_poisoned_sample_costs_its_step_only(settings, fit, monkeypatch, load, tmp_path):
+    from train.seecoder import SeeCoderStage
+
+    original = SeeCoderStage.loss
+    monkeypatch.setattr(
+        SeeCoderStage,
+        "loss",
+        lambda self, batch: original(self, batch) * (float("nan") if self.global_step == 1 else 1),
+    )
+    assert fit(settings(**{"run.max_steps": 3})) == 0
+    checkpoint = load(tmp_path / "run" / "step-00000003.ckpt")
+    assert checkpoint["guard"]["skipped"] == 1
+    assert all(bool(value.isfinite().all()) for value in checkpoint["state_dict"].values())
+    assert (tmp_path / "run" / "skipped_steps.jsonl").read_text().count("\n") == 1
+
+
+def test_endless_nan_stops_the_run_with_the_checkpoint_from_before(settings, fit, monkeypatch, capsys, tmp_path):
+    from train.seecoder import SeeCoderStage
+
+    original = SeeCoderStage.loss
+    monkeypatch.setattr(
+        SeeCoderStage,
+        "loss",
+        lambda self, batch: original(self, batch) * (float("nan") if self.global_step >= 2 else 1),
+    )
+    guard = {"max_skipped_in_a_row": 1}
+    assert fit(settings(**{"run.checkpoint_every": 2, "stage.init_args.guard": guard})) == 1
+    assert "in a row" in capsys.readouterr().err
+    assert list_checkpoints(tmp_path / "run")[0][0] == 2
+
+
+def _command(config: dict, folder: Path) -> list[str]:
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return [sys.executable, "-m", "train", "fit", "--config", str(path)]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_kill_9_at_random_moments(settings, fit, load, tmp_path):
+    assert fit(settings(**{"run.max_steps": 40})) == 0
+    whole = load(tmp_path / "run" / "step-00000040.ckpt")
+    config = settings(**{"run.max_steps": 40, "run.folder": str(tmp_path / "killed")})
+    command = _command(config, tmp_path)
+    generator = torch.Generator().manual_seed(0)
+    kills = 0
+    while kills < 20:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        for line in process.stdout:
+            if line.startswith("step"):
+                break
+        time.sleep(float(torch.rand(1, generator=generator)) * 0.3)
+        process.kill()
+        process.wait()
+        kills += 1
+        if any(step == 40 for step, _ in list_checkpoints(tmp_path / "killed")):
+            break
+    assert subprocess.run(command, cwd=ROOT, check=False, capture_output=True).returncode == 0
+    assert_equal(whole, load(tmp_path / "killed" / "step-00000040.ckpt"))

@@ -1,0 +1,49 @@
+import torch
+
+from data.build import main as build_shards
+from train.shard_data import ShardPictures
+from train.stream import Position
+
+
+def batches(shards, position, monkeypatch, **options):
+    data = ShardPictures(batch_size=2, shards=str(shards), image_size=32, held_out=0, **options)
+    monkeypatch.setattr(type(data), "position", lambda self: position)
+    return list(data.train_dataloader())
+
+
+def test_order_is_that_of_the_step_and_the_sample(shards, monkeypatch):
+    whole = batches(shards, Position(0, 12), monkeypatch)
+    keys = torch.cat([batch["keys"] for batch in whole])
+    assert keys[:, 0].tolist() == [0] * 24
+    assert sorted(keys[:, 1].tolist()) == list(range(24))
+    rest = batches(shards, Position(5, 12), monkeypatch)
+    assert all(torch.equal(one["keys"], other["keys"]) for one, other in zip(rest, whole[5:], strict=True))
+    assert all(torch.equal(one["pixels"], other["pixels"]) for one, other in zip(rest, whole[5:], strict=True))
+
+
+def test_ranks_share_a_global_batch(shards, monkeypatch):
+    whole = batches(shards, Position(0, 6, accumulate=2), monkeypatch)
+    ranks = [batches(shards, Position(0, 6, rank=rank, world_size=2), monkeypatch) for rank in range(2)]
+    for step in range(6):
+        shared = torch.cat([rank[step]["keys"] for rank in ranks])
+        assert torch.equal(shared, torch.cat([batch["keys"] for batch in whole[2 * step : 2 * step + 2]]))
+
+
+def test_held_out_pictures(shards, tmp_path):
+    data = ShardPictures(batch_size=2, shards=str(shards), image_size=32, held_out=5, held_out_shards=str(shards))
+    data.setup("fit")
+    assert data.held_out_pixels.shape == (5, 3, 32, 32)
+    assert data.held_out_scenes is None
+    world = ShardPictures(batch_size=2, shards=str(shards), image_size=32, held_out=3, held_out_world=True)
+    world.setup("fit")
+    assert len(world.held_out_scenes) == 3
+    none = ShardPictures(batch_size=2, shards=str(shards), image_size=32)
+    none.setup("fit")
+    assert none.held_out_pixels.shape == (0, 3, 32, 32)
+
+
+def test_training_goes_on_into_the_next_epoch(settings, fit, tmp_path):
+    folder = tmp_path / "few"
+    assert build_shards(["world", str(folder), "--count", "4", "--size", "32", "--samples-per-shard", "2"]) == 0
+    config = settings(**{"data.init_args.shards": str(folder), "run.max_steps": 5})
+    assert fit(config) == 0
