@@ -27,8 +27,8 @@ _NEEDED = {
     *(266, 292, 293, 317, 320, 332, 338, 347, 529, 530, 531, 532),
 }
 
-# Compressions by number: none, fax, LZW, JPEG, deflate, packbits, Zstandard. Left out are LZMA (its dictionary may claim
-# gigabytes), WebP (not in Pillow's libtiff), the JPEG of 1992 and what nobody has written for decades.
+# Compressions by number: none, fax, LZW, JPEG, deflate, packbits, Zstandard. Left out are LZMA (its dictionary may
+# claim gigabytes), WebP (not in Pillow's libtiff), the JPEG of 1992 and what nobody has written for decades.
 _UNCOMPRESSED = 1
 _COMPRESSIONS = {1, 2, 3, 4, 5, 7, 8, 32773, 32946, 50000}
 _MAX_SAMPLES = 6
