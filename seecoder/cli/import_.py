@@ -38,9 +38,12 @@ def run(arguments: argparse.Namespace) -> None:
     from seecoder.encoder import SeeCoder
     from seecoder.exporting import export_encoder
     from seecoder.model_card import CardFacts
+    from seecoder.weights import read_pickle_allowed
 
     config = _read_config(arguments.config)
-    source: Any = path if path.suffix == ".safetensors" else _read_pickle(path, arguments.allow_pickle)
+    # Without the permission the file goes to the strict reader, which refuses pickles with the reason.
+    is_pickle = arguments.allow_pickle and path.suffix != ".safetensors"
+    source: Any = read_pickle_allowed(path) if is_pickle else path
     encoder = SeeCoder.from_official(source, **config)
     variant = "position-aware (SeeCoder-PA)" if encoder.config["position_aware"] else "plain (SeeCoder)"
     say(f"{path}: {variant}, {str(encoder.dtype).removeprefix('torch.')}")
@@ -59,26 +62,3 @@ def _read_config(path: str | None) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise ValueError(f"`--config` {path} must hold one object.")
     return {key: value for key, value in config.items() if not key.startswith("_")}
-
-
-def _read_pickle(path: Path, allowed: bool) -> dict[str, Any]:
-    """Read a pickle as a flat dictionary of tensors, without running what it carries."""
-    import torch
-
-    from seecoder.weights import WeightsError
-
-    if not allowed:
-        raise WeightsError(
-            f"`{path}` is not a safetensors file. Pickles can run code when they are opened. If you trust its source, "
-            f"say "
-            "--allow-pickle: it is then read as tensors only."
-        )
-    try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise WeightsError(f"`{path}` holds more than tensors, or is damaged: {reason}") from error
-    tensors = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else loaded
-    if not isinstance(tensors, dict) or not all(isinstance(value, torch.Tensor) for value in tensors.values()):
-        raise WeightsError(f"`{path}` is not a dictionary of tensors.")
-    return {str(key): value for key, value in tensors.items()}

@@ -33,7 +33,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def panorama_methods(arguments: argparse.Namespace) -> list[Any]:
-    """Make the methods of a panorama: always windows, and on top of them what holds them together.
+    """Make the method of a panorama, closed to a loop if asked for.
 
     Args:
         arguments: the parsed options.
@@ -44,8 +44,5 @@ def panorama_methods(arguments: argparse.Namespace) -> list[Any]:
     name = (arguments.method or "").lower()
     if name not in METHODS:
         raise ValueError(f"`--method` {arguments.method!r} makes no panoramas; use one of {', '.join(METHODS)}.")
-    options = list(arguments.method_option)
-    if arguments.wrap:
-        options.append(("multidiffusion.closed_loop", True))
-    names = "multidiffusion" if name == "multidiffusion" else "multidiffusion,syncdiffusion"
-    return build_methods(names, options) or []
+    closed = [(f"{name}.closed_loop", True)] if arguments.wrap else []
+    return build_methods(name, [*arguments.method_option, *closed]) or []

@@ -69,9 +69,9 @@ class ContextPipeline(DiffusionPipeline, StableDiffusionMixin):
 
         Args:
             base: a diffusers folder, or a repository on the Hub.
-            encoder: a `SeeCoder`; None if every call brings its `context`. It is cast to `dtype` if one is given.
+            encoder: a `SeeCoder`; None if every call brings its `context`.
             vae: another autoencoder than the base's.
-            dtype: what to hold the networks in; None for float32.
+            dtype: what to hold the networks in, given ones included; None reads float32 and leaves given ones alone.
             controlnet: a `ControlNetModel`.
             hub: `variant`, `revision`, `token`, `cache_dir`, `local_files_only`.
 
@@ -90,7 +90,10 @@ class ContextPipeline(DiffusionPipeline, StableDiffusionMixin):
             parts["vae"] = vae
         pipeline = cls(**parts, encoder=encoder, controlnet=controlnet)
         pipeline.register_to_config(_name_or_path=os.fspath(base))
-        return pipeline if dtype is None else pipeline.to(dtype=dtype)
+        for module in (vae, encoder, controlnet):
+            if module is not None and dtype is not None and module.dtype != dtype:
+                module.to(dtype)
+        return pipeline
 
     @classmethod
     def from_pipe(cls, pipeline: DiffusionPipeline, encoder: Any = None, **components: Any) -> Self:

@@ -41,6 +41,7 @@ def unscale_latents(vae: Any, latents: torch.Tensor) -> torch.Tensor:
     ).view(shape)
 
 
+@torch.no_grad()
 def decode_latents(
     vae: Any,
     latents: torch.Tensor,

@@ -131,7 +131,7 @@ def control_residuals(
     def residuals(
         latents: torch.Tensor, timestep: torch.Tensor, context: torch.Tensor, image: torch.Tensor, **conditions: Any
     ) -> dict[str, Any]:
-        if not start <= 1.0 - float(timestep) / num_train_timesteps <= end:
+        if not (1.0 - end) * num_train_timesteps <= float(timestep) <= (1.0 - start) * num_train_timesteps:
             return {}
         down, middle = controlnet(
             latents,

@@ -1,0 +1,93 @@
+"""The command as a whole: quick help, one line and exit code 2 on errors."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+from seecoder.cli import build_parser, main
+from seecoder.cli.console import check_new, safe_name
+
+COMMANDS = ["vary", "panorama", "encode", "export", "import", "info", "app"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(command, capsys):
+    with pytest.raises(SystemExit) as error:
+        main([command, "--help"])
+    assert error.value.code == 0
+    shown = capsys.readouterr().out
+    assert "--debug" in shown
+    assert len(shown) > 400
+
+
+def test_help_is_light():
+    """What `seecoder --help` imports decides how long it takes; the clock of a busy machine would not."""
+    code = (
+        "import sys; from seecoder.cli import build_parser; build_parser().format_help(); "
+        "heavy = {'torch', 'diffusers', 'timm', 'transformers', 'numpy', 'PIL', 'gradio'} & set(sys.modules); "
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    start = time.process_time()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert time.process_time() - start < 3
+
+
+def test_module_and_command_are_one():
+    done = subprocess.run([sys.executable, "-m", "seecoder", "--version"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert done.stdout.startswith("seecoder ")
+
+
+def test_errors_are_one_line_and_exit_code_2(tmp_path, capsys):
+    assert main(["info", str(tmp_path / "nothing")]) == 2
+    shown = capsys.readouterr().err.strip()
+    assert shown.startswith("seecoder info: ")
+    assert "\n" not in shown
+    with pytest.raises(FileNotFoundError):
+        main(["info", str(tmp_path / "nothing"), "--debug"])
+
+
+def test_bad_options_exit_with_2(capsys):
+    for arguments in (["vary"], ["vary", "a.png", "--steps", "0"], ["nonsense"], ["vary", "a.png", "--seed", "-1"]):
+        with pytest.raises(SystemExit) as error:
+            build_parser().parse_args(arguments)
+        assert error.value.code == 2
+    capsys.readouterr()
+
+
+def test_interruption_is_not_an_error_of_the_program(monkeypatch, capsys):
+    from seecoder.cli import info
+
+    def interrupt(path):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(info, "describe", interrupt)
+    assert main(["info", "."]) == 130
+    assert "interrupted" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "safe"),
+    [
+        ("../../etc/passwd", "etc-passwd"),
+        ("", "picture"),
+        ("猫.png", "png"),
+        ("a b\x00c", "a-b-c"),
+        ("x" * 99, "x" * 40),
+    ],
+)
+def test_names_become_safe(name, safe):
+    assert safe_name(name) == safe
+
+
+def test_existing_files_are_kept(tmp_path):
+    (tmp_path / "a").write_text("x")
+    check_new([tmp_path / "b"], overwrite=False)
+    with pytest.raises(FileExistsError, match="--overwrite"):
+        check_new([tmp_path / "a"], overwrite=False)
+    check_new([tmp_path / "a"], overwrite=True)
+    with pytest.raises(NotADirectoryError, match="is a file"):
+        check_new([tmp_path / "a" / "b"], overwrite=True)

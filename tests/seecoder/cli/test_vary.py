@@ -1,0 +1,169 @@
+"""`seecoder vary` and `seecoder panorama` write pictures, a sheet and settings, or nothing."""
+
+import json
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import ControlNetModel
+
+from seecoder import SeeCoderPipeline
+from seecoder.cli import main
+from seecoder.cli.methods import available_methods
+from seecoder.cli.panorama import panorama_methods
+from seecoder.cli.vary import seeds_of, sheet_path
+from seecoder.images import load_image
+
+
+def pixels_of(picture):
+    """The 8-bit pixels of a file or a Pillow image, as something that compares."""
+    return (load_image(picture) * 255).round().tolist()
+
+
+def size_of(path):
+    """(height, width)."""
+    return tuple(load_image(path).shape[-2:])
+
+
+def test_pictures_sheet_and_settings(pictures, networks, base_folder, tiny_encoder, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main(["vary", *pictures, *networks, "--out", str(out), "--seed", "3", "--count", "2"]) == 0
+    names = sorted(path.name for path in out.iterdir())
+    assert names == [
+        "0001-first-one-seed3.png",
+        "0001-first-one-seed4.png",
+        "0002-second-seed3.png",
+        "0002-second-seed4.png",
+        "settings.json",
+        "sheet.png",
+    ]
+    settings = json.loads((out / "settings.json").read_text())
+    assert [(entry["file"], entry["seed"]) for entry in settings["pictures"]][1] == ("0001-first-one-seed4.png", 4)
+    assert settings["options"]["guidance"] == 2.0
+    shown = capsys.readouterr().err
+    assert "4 pictures of 16x16" in shown
+    # The command is the pipeline.
+    pipe = SeeCoderPipeline.from_base(base_folder, encoder=tiny_encoder)
+    pipe.set_progress_bar_config(disable=True)
+    expected = pipe(pictures[0], num_inference_steps=2, generator=torch.Generator().manual_seed(4)).images[0]
+    assert pixels_of(out / "0001-first-one-seed4.png") == pixels_of(expected)
+
+
+def test_together_with_weights_and_strength(pictures, networks, base_folder, tiny_encoder, tmp_path):
+    out = tmp_path / "out"
+    options = ["--together", "--weights", "3", "1", "--context-scale", "0.5", "--sheet", "", "--scheduler", "DDIM"]
+    assert main(["vary", *pictures, *networks, "--out", str(out), *options]) == 0
+    assert sorted(path.name for path in out.iterdir()) == ["0001-together-seed0.png", "settings.json"]
+    pipe = SeeCoderPipeline.from_base(base_folder, encoder=tiny_encoder)
+    pipe.set_progress_bar_config(disable=True)
+    expected = pipe(
+        [pictures],
+        context_weights=[3, 1],
+        context_scale=0.5,
+        num_inference_steps=2,
+        generator=torch.Generator().manual_seed(0),
+    ).images[0]
+    assert pixels_of(out / "0001-together-seed0.png") == pixels_of(expected)
+
+
+def test_cached_contexts_stand_for_the_encoder(pictures, networks, base_folder, tmp_path):
+    contexts = str(tmp_path / "contexts.safetensors")
+    encoder = networks[networks.index("--encoder") + 1]
+    assert main(["encode", *pictures, "--encoder", encoder, "--device", "cpu", "--out", contexts]) == 0
+    assert main(["vary", *pictures, *networks, "--out", str(tmp_path / "a")]) == 0
+    cached = ["--base", str(base_folder), "--encoder", contexts, "--device", "cpu", "--steps", "2"]
+    assert main(["vary", *cached, "--out", str(tmp_path / "b")]) == 0
+    for first, second in (("0001-first-one-seed0", "0001-context-seed0"), ("0002-second-seed0", "0002-context-seed0")):
+        assert pixels_of(tmp_path / "a" / f"{first}.png") == pixels_of(tmp_path / "b" / f"{second}.png")
+    assert main(["vary", pictures[0], *cached, "--out", str(tmp_path / "c")]) == 2
+
+
+def test_methods_and_their_settings(pictures, networks, tmp_path, capsys):
+    out = tmp_path / "out"
+    large = ["--height", "32", "--width", "48", "--method", "MultiDiffusion", "--method-option", "stride=4"]
+    sheet = tmp_path / "sheets" / "one.png"
+    assert main(["vary", pictures[0], *networks, *large, "--out", str(out), "--sheet", str(sheet)]) == 0
+    assert size_of(out / "0001-first-one-seed0.png") == (32, 48)
+    assert sheet.is_file()
+    assert main(["vary", pictures[0], *networks, "--out", str(tmp_path / "x"), "--method", "magic"]) == 2
+    assert "choose from" in capsys.readouterr().err
+
+
+def test_controlnet(pictures, networks, tiny_controlnet, tmp_path):
+    tiny_controlnet.save_pretrained(tmp_path / "control")
+    assert isinstance(ControlNetModel.from_pretrained(tmp_path / "control"), ControlNetModel)
+    options = ["--controlnet", str(tmp_path / "control"), "--control-image", pictures[1]]
+    assert main(["vary", pictures[0], *networks, *options, "--out", str(tmp_path / "a")]) == 0
+    assert main(["vary", pictures[0], *networks, *options, "--control-scale", "0", "--out", str(tmp_path / "b")]) == 0
+    name = "0001-first-one-seed0.png"
+    assert pixels_of(tmp_path / "a" / name) != pixels_of(tmp_path / "b" / name)
+    assert main(["vary", pictures[0], *networks, *options[:2], "--out", str(tmp_path / "c")]) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--weights", "1", "2"], "no effect without `--together`"),
+        (["--together", "--weights", "1"], "has 1 numbers for 2 pictures"),
+        (["--concatenate"], "no effect without `--together`"),
+        (["--together", "--concatenate", "--weights", "1", "2"], "no effect with `--concatenate`"),
+        (["--seed", "1", "2", "--count", "3"], "contradicts"),
+        (["--height", "17"], "`height`=17 is not a positive multiple"),
+        (["--method-option", "stride=4"], "no effect without `--method`"),
+        (["--sheet", "sheet.exe"], "must end in .png"),
+        (["--scheduler", "Magic"], "not a scheduler of diffusers"),
+        (["--device", "abacus"], "is not a device"),
+        (["--base", "nowhere/at/all"], "nowhere/at/all"),
+        (["--encoder", "./nowhere"], "no such file or folder"),
+    ],
+)
+def test_bad_input_writes_nothing(pictures, networks, options, message, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main(["vary", *pictures, *networks, "--out", str(out), *options]) == 2
+    shown = capsys.readouterr().err
+    assert message in shown
+    assert "Traceback" not in shown
+    assert not out.exists()
+
+
+def test_a_bad_picture_stops_everything_before_it_starts(pictures, networks, tmp_path, capsys):
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"<html>not a picture</html>")
+    out = tmp_path / "out"
+    assert main(["vary", pictures[0], str(bad), *networks, "--out", str(out)]) == 2
+    assert "bad.png" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_files_are_not_overwritten_unasked(pictures, networks, tmp_path, capsys):
+    arguments = ["vary", pictures[0], *networks, "--out", str(tmp_path / "out")]
+    assert main(arguments) == 0
+    assert main(arguments) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert main([*arguments, "--overwrite"]) == 0
+
+
+def test_panorama_with_windows(pictures, networks, tmp_path):
+    out = tmp_path / "out"
+    options = ["--method", "multidiffusion", "--wrap", "--width", "48"]
+    assert main(["panorama", pictures[0], *networks, "--out", str(out), *options]) == 0
+    assert size_of(out / "0001-first-one-seed0.png") == (16, 48)
+    assert json.loads((out / "settings.json").read_text())["command"] == "panorama"
+    assert main(["panorama", pictures[0], *networks, "--out", str(out), "--method", "demofusion"]) == 2
+
+
+def test_panorama_methods():
+    methods = panorama_methods(Namespace(method="multidiffusion", method_option=[("stride", 4)], wrap=True))
+    assert [(type(entry).__name__, entry.closed_loop, entry.stride) for entry in methods] == [
+        ("MultiDiffusion", True, 4)
+    ]
+
+
+def test_seeds_and_sheets():
+    assert seeds_of([5], 3) == [5, 6, 7]
+    assert seeds_of([5, 1], None) == [5, 1]
+    assert seeds_of([5, 1], 2) == [5, 1]
+    assert sheet_path("a.png", Path("out")) == Path("out/a.png")
+    assert sheet_path("x/a.png", Path("out")) == Path("x/a.png")
+    assert sheet_path("", Path("out")) is None

@@ -1,0 +1,331 @@
+"""The pipeline on tiny real components: parity with diffusers, determinism, and that nothing shared is changed."""
+
+import copy
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, EulerDiscreteScheduler, StableDiffusionControlNetPipeline, StableDiffusionPipeline
+
+from seecoder import SeeCoderPipeline
+from seecoder.context import ImageSet
+from seecoder.images import ImageError, save_image
+
+STEPS = 2
+
+
+def seeded(number=0):
+    return torch.Generator().manual_seed(number)
+
+
+@pytest.fixture
+def pipe(parts):
+    pipeline = SeeCoderPipeline(**parts)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@pytest.fixture
+def make(pipe, picture):
+    """Pixels (N, 3, 16, 16) of a call, with few steps and a seed unless told otherwise."""
+
+    def run(image=picture, **arguments):
+        if "context" in arguments:
+            image = None
+        settings = {"num_inference_steps": STEPS, "generator": seeded(), "output_type": "pt", **arguments}
+        return pipe(image, **settings).images
+
+    return run
+
+
+def state_of(pipe):
+    return {
+        f"{name}.{key}": value.clone()
+        for name in ("unet", "vae", "encoder")
+        for key, value in getattr(pipe, name).state_dict().items()
+    }
+
+
+def test_stock_pipeline_accepts_the_context_and_gives_the_same_picture(pipe, make):
+    context = pipe.encode_context(torch.full((3, 40, 48), 0.3))
+    stock = StableDiffusionPipeline(
+        **{name: getattr(pipe, name) for name in ("vae", "unet", "scheduler")},
+        text_encoder=None,
+        tokenizer=None,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    stock.set_progress_bar_config(disable=True)
+    for scale in (1.0, 2.0):
+        theirs = stock(
+            prompt_embeds=context,
+            negative_prompt_embeds=torch.zeros_like(context),
+            num_inference_steps=3,
+            guidance_scale=scale,
+            guidance_rescale=0.0,
+            height=16,
+            width=16,
+            generator=seeded(),
+            output_type="pt",
+        ).images
+        ours = make(context=context, num_inference_steps=3, guidance_scale=scale)
+        assert torch.equal(ours, theirs)
+
+
+def test_stock_controlnet_pipeline_gives_the_same_picture(parts, tiny_controlnet):
+    pipe = SeeCoderPipeline(**parts, controlnet=tiny_controlnet)
+    pipe.set_progress_bar_config(disable=True)
+    stock = StableDiffusionControlNetPipeline(
+        **{name: parts[name] for name in ("vae", "unet", "scheduler")},
+        controlnet=tiny_controlnet,
+        text_encoder=None,
+        tokenizer=None,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    stock.set_progress_bar_config(disable=True)
+    context = pipe.encode_context(torch.full((3, 40, 48), 0.3))
+    hint = torch.rand((3, 16, 16), generator=seeded(5))
+    common = {"num_inference_steps": STEPS, "guidance_scale": 2.0, "height": 16, "width": 16, "output_type": "pt"}
+    theirs = stock(
+        prompt_embeds=context,
+        negative_prompt_embeds=torch.zeros_like(context),
+        image=hint[None],
+        controlnet_conditioning_scale=0.7,
+        generator=seeded(),
+        **common,
+    ).images
+    ours = pipe(
+        context=context, control_image=hint, controlnet_conditioning_scale=0.7, generator=seeded(), **common
+    ).images
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+    without = pipe(
+        context=context, control_image=hint, controlnet_conditioning_scale=0.0, generator=seeded(), **common
+    ).images
+    assert (ours - without).abs().max() > 1e-3
+    # Outside its range the ControlNet is as good as absent.
+    early = pipe(context=context, control_image=hint, control_guidance_end=0.0, generator=seeded(), **common).images
+    torch.testing.assert_close(early, without, atol=1e-6, rtol=0)
+
+
+def test_a_call_changes_no_component_and_calls_are_repeatable(pipe, make):
+    before, schedule = state_of(pipe), copy.deepcopy(pipe.scheduler.__dict__)
+    first, second = make(), make()
+    assert torch.equal(first, second)
+    assert all(torch.equal(value, before[name]) for name, value in state_of(pipe).items())
+    assert str(pipe.scheduler.__dict__) == str(schedule)
+
+
+def test_different_seeds_and_pictures_give_different_results(make, picture):
+    assert not torch.equal(make(), make(generator=seeded(1)))
+    assert not torch.equal(make(), make(image=1 - picture))
+
+
+def test_a_batch_is_what_its_pictures_are_alone(make, picture):
+    together = make(image=[picture, 1 - picture], generator=[seeded(1), seeded(2)])
+    torch.testing.assert_close(together[:1], make(generator=seeded(1)), atol=1e-5, rtol=0)
+    torch.testing.assert_close(together[1:], make(image=1 - picture, generator=seeded(2)), atol=1e-5, rtol=0)
+
+
+def test_several_results_of_one_picture_stand_next_to_each_other(make, picture):
+    four = make(image=[picture, 1 - picture], num_images_per_prompt=2, generator=[seeded(i) for i in range(4)])
+    assert four.shape == (4, 3, 16, 16)
+    torch.testing.assert_close(four[1:2], make(generator=seeded(1)), atol=1e-5, rtol=0)
+    torch.testing.assert_close(four[2:3], make(image=1 - picture, generator=seeded(2)), atol=1e-5, rtol=0)
+
+
+def test_several_pictures_make_one_context(pipe, make, picture):
+    one, other = pipe.encode_context(picture), pipe.encode_context(1 - picture)
+    both = make(image=[[picture, 1 - picture]], context_weights=[3, 1])
+    torch.testing.assert_close(both, make(context=0.75 * one + 0.25 * other), atol=1e-4, rtol=0)
+    torch.testing.assert_close(both, make(image=ImageSet([picture, 1 - picture], [3, 1])), atol=0, rtol=0)
+    torch.testing.assert_close(make(image=[[picture, picture]]), make(), atol=1e-4, rtol=0)
+    # The same tokens twice, side by side, are the same to an attention without positions.
+    twice = make(image=ImageSet([picture, picture], combine="concatenate"))
+    torch.testing.assert_close(twice, make(), atol=1e-4, rtol=0)
+
+
+def test_context_scale_zero_is_unconditional(make, pipe):
+    nothing = torch.zeros(1, 6, 32)
+    torch.testing.assert_close(make(context_scale=0.0), make(context=nothing, guidance_scale=1.0), atol=1e-5, rtol=0)
+    assert (make(context_scale=0.5) - make()).abs().max() > 1e-4
+
+
+def test_guidance_one_runs_half_the_batch(pipe, make):
+    rows = []
+    handle = pipe.unet.register_forward_pre_hook(lambda module, given: rows.append(len(given[0])))
+    make(guidance_scale=1.0)
+    make(guidance_scale=2.0)
+    handle.remove()
+    assert rows == [1] * STEPS + [2] * STEPS
+
+
+def test_negative_context_takes_the_place_of_zeros(pipe, make, picture):
+    own = pipe.encode_context(picture)
+    # Guidance between a context and itself is no guidance.
+    torch.testing.assert_close(make(negative_context=own), make(guidance_scale=1.0), atol=1e-5, rtol=0)
+
+
+def test_output_types_are_one_picture(pipe, make, picture):
+    pixels = make()
+    array = make(output_type="np")
+    torch.testing.assert_close(torch.from_numpy(array).permute(0, 3, 1, 2), pixels, atol=1e-6, rtol=0)
+    image = make(output_type="pil")[0]
+    assert image.size == (16, 16)
+    latents = make(output_type="latent")
+    assert latents.shape == (1, 4, 8, 8)
+    decoded = pipe.vae.decode(latents / pipe.vae.config.scaling_factor).sample
+    torch.testing.assert_close((decoded / 2 + 0.5).clamp(0, 1), pixels, atol=1e-6, rtol=0)
+    images, notes = pipe(picture, num_inference_steps=1, return_dict=False)
+    assert len(images) == 1
+    assert notes == []
+
+
+def test_size_defaults_to_the_training_size_and_may_be_any_multiple(make):
+    assert make().shape[-2:] == (16, 16)
+    assert make(height=20, width=34).shape[-2:] == (20, 34)
+
+
+def test_pictures_come_in_through_the_one_door(make, picture, tmp_path):
+    save_image(picture, tmp_path / "picture.png")
+    torch.testing.assert_close(make(image=str(tmp_path / "picture.png")), make(image=tmp_path / "picture.png"))
+    with pytest.raises(ImageError, match=r"missing\.png"):
+        make(image=tmp_path / "missing.png")
+
+
+def test_given_latents_replace_drawn_noise(make):
+    noise = torch.randn((1, 4, 8, 8), generator=seeded())
+    torch.testing.assert_close(make(latents=noise, generator=None), make())
+
+
+def test_callback_sees_every_step_and_can_stop(pipe, picture):
+    seen = []
+
+    def watch(running, step, timestep, tensors):
+        seen.append((step, timestep, sorted(tensors), tensors["latents"].shape))
+        running._interrupt = step == 1
+        return {}
+
+    output = pipe(
+        picture,
+        num_inference_steps=5,
+        callback_on_step_end=watch,
+        callback_on_step_end_tensor_inputs=["latents", "context"],
+    )
+    assert [step for step, *_ in seen] == [0, 1]
+    assert seen[0][1:] == (801.0, ["context", "latents"], (1, 4, 8, 8))
+    assert "interrupted after step 2 of 5" in output.notes[0]
+    # The next call is not interrupted any more.
+    assert pipe(picture, num_inference_steps=1).notes == []
+
+
+def test_callback_may_not_change_what_it_is_shown(pipe, picture):
+    with pytest.raises(ValueError, match="may look at the run and stop it"):
+        pipe(picture, num_inference_steps=1, callback_on_step_end=lambda *given: {"latents": given[-1]["latents"] * 2})
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # inside diffusers
+def test_other_schedulers_and_v_prediction(parts, picture):
+    for scheduler in (
+        EulerDiscreteScheduler.from_config(parts["scheduler"].config),
+        DDIMScheduler.from_config(parts["scheduler"].config, prediction_type="v_prediction"),
+    ):
+        pipe = SeeCoderPipeline(**{**parts, "scheduler": scheduler})
+        pipe.set_progress_bar_config(disable=True)
+        pixels = pipe(picture, num_inference_steps=STEPS, output_type="pt").images
+        assert torch.isfinite(pixels).all()
+
+
+def test_methods_reach_the_engine(make):
+    from seecoder.sampling.demofusion import DemoFusion
+    from seecoder.sampling.multidiffusion import MultiDiffusion
+
+    plain = make(height=32, width=32)
+    windows = make(height=32, width=32, method=MultiDiffusion())
+    assert (plain - windows).abs().max() > 1e-3
+    one_by_one = make(height=32, width=32, method=MultiDiffusion(), view_batch_size=1)
+    torch.testing.assert_close(one_by_one, windows, atol=1e-4, rtol=0)
+    assert make(height=32, width=32, method=[DemoFusion()]).shape[-2:] == (32, 32)
+    start = make(height=32, width=32, method=DemoFusion(), start_image=torch.rand(3, 16, 16))
+    assert start.shape[-2:] == (32, 32)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"height": 17}, r"`height`=17 is not a positive multiple of 2 .* Use 16 or 18"),
+        ({"width": 0}, r"`width`=0 is not a positive multiple"),
+        ({"num_inference_steps": 0}, r"`num_inference_steps`=0"),
+        ({"num_images_per_prompt": 0}, r"`num_images_per_prompt`=0"),
+        ({"guidance_scale": float("nan")}, r"`guidance_scale`=nan"),
+        ({"eta": 2.0}, r"`eta`=2.0 must lie between 0 and 1"),
+        ({"output_type": "jpeg"}, r"`output_type`='jpeg' is unknown"),
+        ({"generator": [torch.Generator()] * 2}, r"`generator` has 2 entries for 1 pictures"),
+        ({"latents": torch.zeros(1, 4, 9, 8)}, r"`latents` has shape \(1, 4, 9, 8\); expected \(1, 4, 8, 8\)"),
+        ({"context": torch.zeros(1, 6, 31)}, r"`context` has shape \(1, 6, 31\); this base reads \(N, T, 32\)"),
+        ({"context": torch.full((1, 6, 32), float("inf"))}, r"`context` contains NaN"),
+        ({"negative_context": torch.zeros(1, 5, 32)}, r"`negative_context` has shape \(1, 5, 32\)"),
+        ({"context_weights": [1.0]}, r"`context_weights` have no effect"),
+        ({"control_image": torch.zeros(3, 16, 16)}, r"there is a `control_image` but no `controlnet`"),
+        ({"callback_on_step_end_tensor_inputs": ["noise"]}, r"'noise'; choose from latents"),
+        ({"image": []}, r"`image` is an empty list"),
+        ({"image": [[]]}, r"inner list of `image` is empty"),
+        ({"start_image": torch.zeros(3, 16, 32)}, r"another aspect ratio .* `width` near 32"),
+        ({"control_guidance_start": 0.5, "control_guidance_end": 0.4}, r"`control_guidance_start`=0.5"),
+    ],
+)
+def test_bad_arguments_are_named_before_anything_runs(pipe, make, arguments, message):
+    def fail(*given):
+        raise AssertionError("the UNet ran")
+
+    handle = pipe.unet.register_forward_pre_hook(fail)
+    try:
+        with pytest.raises(ValueError, match=message):
+            make(**arguments)
+    finally:
+        handle.remove()
+
+
+def test_image_and_context_exclude_each_other(pipe, picture):
+    with pytest.raises(ValueError, match="either `image` or `context`"):
+        pipe(picture, context=torch.zeros(1, 6, 32))
+    with pytest.raises(ValueError, match="either `image` or `context`"):
+        pipe()
+
+
+def test_parts_that_do_not_fit_are_refused(parts, build):
+    with pytest.raises(ValueError, match=r"width 24, but this base's UNet reads 32"):
+        SeeCoderPipeline(**{**parts, "encoder": build["encoder"](context_dim=24)})
+    with pytest.raises(ValueError, match="inpainting"):
+        SeeCoderPipeline(**{**parts, "unet": build["unet"](in_channels=9)})
+    with pytest.raises(ValueError, match="guidance scale"):
+        SeeCoderPipeline(**{**parts, "unet": build["unet"](time_cond_proj_dim=8)})
+
+
+def test_without_an_encoder_a_context_is_needed(parts, picture):
+    pipe = SeeCoderPipeline(**{**parts, "encoder": None})
+    with pytest.raises(ValueError, match="this pipeline has none"):
+        pipe(picture)
+
+
+def test_lora_parts_for_a_text_encoder_are_left_out(pipe):
+    assert pipe.text_encoder is None
+    assert pipe.load_lora_into_text_encoder({}, text_encoder=None) is None
+    assert pipe._lora_loadable_modules == ["unet"]
+
+
+def test_closed_loops_are_decoded_without_a_seam(pipe, parts):
+    """The wrapped decode of a rolled panorama is the rolled decode; a plain decode has borders."""
+    from seecoder.pipelines.decoding import decode_latents
+
+    latents = torch.randn((1, 4, 8, 48), generator=seeded(7))
+    rolled = latents.roll(20, dims=-1)
+
+    def seam(wrap):
+        pixels = decode_latents(pipe.vae, latents, wrap=wrap)[0]
+        again = decode_latents(pipe.vae, rolled, wrap=wrap)[0].roll(-40, dims=-1)
+        assert pixels.shape[-2:] == (16, 96)
+        return float((pixels - again)[..., :4].abs().mean())
+
+    assert seam(True) < 0.2 * seam(False)
