@@ -55,6 +55,9 @@ class SeeCoder(EncoderFiles, ModelMixin, ConfigMixin):
     The backbone is frozen from the start: it asks for no gradient and stays in eval mode whatever `train()` is told
     (see `freeze_backbone`). `trainable_parameters()` is what an optimiser takes.
 
+    `torch.compile(encoder, fullgraph=True, dynamic=False)` makes one graph for every picture size. Compiling for sizes
+    that change (the default from the second size on) works out windows symbolically, which takes many minutes.
+
     Args:
         backbone: a model name of timm: a Swin (exact against the published encoder), any other pyramid, or a plain ViT.
         backbone_args: overrides for timm's constructor, e.g. `embed_dim`, `depths`, `num_heads`, `window_size` of a

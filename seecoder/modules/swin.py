@@ -126,7 +126,7 @@ def pad_to_multiple(pixels: torch.Tensor, multiple: int) -> torch.Tensor:
 
 
 def _missing(size: int, multiple: int) -> int:
-    # Not `-size % multiple`: compiled for changing sizes, torch 2.14 cannot lower the remainder of a negative number.
+    # Not `-size % multiple`: torch 2.14 cannot compile the remainder of a negative size that changes.
     return (multiple - size % multiple) % multiple
 
 
