@@ -42,21 +42,29 @@ latents (previews). Raising in either ends the run.
 
 from seecoder.sampling.composition import Method
 from seecoder.sampling.conditions import Control
+from seecoder.sampling.decoding import decode_in_tiles
 from seecoder.sampling.demofusion import DemoFusion
 from seecoder.sampling.engine import Progress, StageEnd, sample
+from seecoder.sampling.hidiffusion import HiDiffusion
 from seecoder.sampling.multidiffusion import MultiDiffusion, Region
+from seecoder.sampling.rectifiedhr import RectifiedHR
 from seecoder.sampling.scalecrafter import ScaleCrafter
+from seecoder.sampling.syncdiffusion import SyncDiffusion
 from seecoder.sampling.views import View
 
 __all__ = [
     "Control",
     "DemoFusion",
+    "HiDiffusion",
     "Method",
     "MultiDiffusion",
     "Progress",
+    "RectifiedHR",
     "Region",
     "ScaleCrafter",
     "StageEnd",
+    "SyncDiffusion",
     "View",
+    "decode_in_tiles",
     "sample",
 ]

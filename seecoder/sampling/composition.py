@@ -26,6 +26,8 @@ class Method(Protocol):
 class StagesMethod(Method, Protocol):
     """Makes the stages of a run: DemoFusion, RectifiedHR."""
 
+    starts_whole: ClassVar[bool]  # whether its first stage is a whole trajectory, which windows may make instead
+
     def stages(self, run: Run, recipe: "Recipe") -> list[Stage]:
         """The plan; `recipe` supplies what the other methods of the run contribute."""
         ...
@@ -176,6 +178,11 @@ def _checked(recipe: Recipe) -> Recipe:
     """The recipe with its windows filled in, or the reason why its parts do not go together."""
     if recipe.sync is not None and recipe.windows is None:
         recipe = replace(recipe, windows=recipe.sync.windows)
+    if recipe.sync is not None and recipe.maker is not None and not recipe.maker.starts_whole:
+        raise ValueError(
+            f"{_name(recipe.sync)} and {_name(recipe.maker)} do not compose: windows are synchronised in the first "
+            f"steps, which {_name(recipe.maker)} makes at the native size, where there is one window only."
+        )
     closed = recipe.windows is not None and recipe.windows.closed_loop
     if closed and recipe.maker is not None:
         raise ValueError(

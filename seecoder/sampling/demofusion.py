@@ -27,7 +27,7 @@ import torch
 from torch.nn import functional
 
 from seecoder.sampling.fields import Evaluator
-from seecoder.sampling.geometry import base_size, scale_over, scaled_size
+from seecoder.sampling.geometry import base_size, panorama_base, scale_over, scaled_size
 from seecoder.sampling.multidiffusion import MultiDiffusion
 from seecoder.sampling.parts import Edited, Opening, Outcome, Path, Run, Stage, Step
 from seecoder.sampling.stepper import Stepper
@@ -154,6 +154,7 @@ class DemoFusion:
     """
 
     role: ClassVar[str] = "stages"
+    starts_whole: ClassVar[bool] = True
 
     cosine_scale_1: float = 3.0
     cosine_scale_2: float = 1.0
@@ -169,19 +170,23 @@ class DemoFusion:
     blur_padding: Literal["reflect", "zeros"] = "reflect"
     num_phases: int | None = None
 
-    def sizes(self, size: Size, native_size: Size) -> list[Size]:
-        """(height, width) of every phase; the first has the native area, the scale grows evenly."""
-        scale = scale_over(size, native_size)
+    def sizes(self, size: Size, native_size: Size, *, is_panorama: bool = False) -> list[Size]:
+        """(height, width) of every phase; the scale grows evenly.
+
+        The first has the native area, or for a panorama, which is seen in windows from the start, the native height.
+        """
+        base = panorama_base(size, native_size) if is_panorama else base_size(size, native_size)
+        scale = scale_over(size, base if is_panorama else native_size)
         count = math.ceil(scale - 1e-6) if self.num_phases is None else self.num_phases
         if scale <= 1.0 or count <= 1:
             return [size]
         scales = [1.0 + (scale - 1.0) * phase / (count - 1) for phase in range(1, count)]
         later = [scaled_size(size, value / scale, native_size) for value in scales]
-        return list(dict.fromkeys([base_size(size, native_size), *later]))
+        return list(dict.fromkeys([base, *later]))
 
     def stages(self, run: Run, recipe: "Recipe") -> list[Stage]:
         """All phases; a given picture takes the place of the first ones."""
-        sizes = self.sizes(run.size, run.native_size)
+        sizes = self.sizes(run.size, run.native_size, is_panorama=recipe.sync is not None)
         first = 0 if run.picture_latents is None else _phase_of_picture(sizes, run.picture_latents)
         names = [f"phase {place + 1} of {len(sizes)}" for place in range(len(sizes))]
         if len(sizes) > 1 or run.picture_latents is not None:

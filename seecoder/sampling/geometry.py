@@ -17,6 +17,12 @@ def base_size(size: Size, native_size: Size) -> Size:
     return min(height, size[0]), min(width, size[1])
 
 
+def panorama_base(size: Size, native_size: Size) -> Size:
+    """The first stage of a panorama: its shorter side at the native one, for windows that are whole pictures."""
+    factor = max(native_size[0] / size[0], native_size[1] / size[1])
+    return scaled_size(size, factor, native_size)
+
+
 def scale_over(size: Size, native_size: Size) -> float:
     """How many times larger than native `size` is along one side, by area; 2.0 is four times the cells."""
     return ((size[0] * size[1]) / (native_size[0] * native_size[1])) ** 0.5

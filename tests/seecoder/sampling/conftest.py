@@ -79,7 +79,7 @@ class ToyDenoiser(torch.nn.Module):
         self.second = torch.nn.Conv2d(6, 4, kernel, padding=kernel // 2, padding_mode=mode)
         for parameter in self.parameters():
             parameter.data = torch.randn(parameter.shape, generator=generator) * 0.2
-        self.to(dtype)
+        self.to(dtype).requires_grad_(False)
         self.calls: list[tuple[torch.Tensor, float]] = []
         self.largest_batch = 0
         self.evaluations = 0.0

@@ -1,0 +1,139 @@
+"""Decoding large latents in tiles: bounded memory, little redundant work, no seams.
+
+A tile is a core, a strip of `feather` cells over which neighbouring tiles are blended, and a `halo` of context that is
+decoded and thrown away. Where the decoder sees no farther than `halo` cells the result equals the full decode; where
+it does (normalisation over the whole tile, attention) tiles differ slightly in tone and the blend hides the joint. At
+the borders of the picture a tile ends where the picture ends, so that the decoder's own padding is the full decode's.
+"""
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+
+from seecoder.sampling.views import Size
+
+
+class Segment(NamedTuple):
+    """One tile along one axis, in cells: decoded from start to stop, kept (and blended) from first to last."""
+
+    start: int
+    stop: int
+    first: int
+    last: int
+
+
+def segments(length: int, tile: int, halo: int, feather: int, wrap: bool = False) -> list[Segment]:
+    """Tiles along one axis: as few as fit, with cores of (nearly) equal length.
+
+    Args:
+        length: Cells along the axis.
+        tile: Most cells that a tile may have.
+        halo: Cells of context on each side.
+        feather: Cells on each side over which neighbours are blended.
+        wrap: The axis is a circle; starts may be negative and stops beyond the length.
+
+    Raises:
+        ValueError: If too little is left of a tile between its margins.
+    """
+    margin = halo + feather
+    smallest = 2 * margin + max(1, 4 * feather)  # cores may come out half as long, and hold two half blends
+    if tile < smallest:
+        raise ValueError(f"`tile`={tile} is too small for margins of {margin} cells. Use at least {smallest}.")
+    if length <= tile and not wrap:
+        return [Segment(0, length, 0, length)]
+    count = 1 if length + 2 * halo <= tile else -(-length // (tile - 2 * margin))
+    bounds = [round(length * place / count) for place in range(count + 1)]
+    blend = feather if count > 1 else 0
+    found = []
+    for low, high in pairwise(bounds):
+        first, last = low - blend, high + blend
+        start, stop = first - halo, last + halo
+        if not wrap:
+            first, last = (0 if low == 0 else first), (length if high == length else last)
+            start, stop = max(0, start), min(length, stop)
+        found.append(Segment(start, stop, first, last))
+    return found
+
+
+def ramp(segment: Segment, length: int, feather: int, scale: int, wrap: bool) -> torch.Tensor:
+    """Blending weights of a segment's kept pixels: 1 inside, linear over 2 * feather cells at inner joints."""
+    pixels = (segment.last - segment.first) * scale
+    weights = torch.ones(pixels, dtype=torch.float64)
+    zone = 2 * feather * scale
+    rise = (torch.arange(zone, dtype=torch.float64) + 0.5) / zone if zone else weights[:0]
+    is_whole = wrap and segment.last - segment.first == length
+    if (wrap or segment.first > 0) and not is_whole and zone:
+        weights[:zone] = rise
+    if (wrap or segment.last < length) and not is_whole and zone:
+        weights[-zone:] = torch.minimum(weights[-zone:], rise.flip(0))
+    return weights
+
+
+def redundancy(size: Size, tile: int = 128, halo: int = 12, feather: int = 4, wrap: bool = False) -> float:
+    """Cells that are decoded per cell of the picture; below 1.8 with the default margins at any size."""
+    rows = sum(s.stop - s.start for s in segments(size[0], tile, halo, feather))
+    columns = sum(s.stop - s.start for s in segments(size[1], tile, halo, feather, wrap))
+    return rows * columns / (size[0] * size[1])
+
+
+def decode_in_tiles(
+    decoder: Callable[[torch.Tensor], torch.Tensor],
+    latents: torch.Tensor,
+    *,
+    tile: int = 128,
+    halo: int = 12,
+    feather: int = 4,
+    wrap: bool = False,
+) -> torch.Tensor:
+    """Decode latents tile by tile.
+
+    Args:
+        decoder: Latents (N, C, h, w) -> pixels (N, channels, s*h, s*w), for any h and w and one integer s.
+        latents: (N, C, H, W).
+        tile: Largest side of a tile in cells; 128 is one native picture of SDXL.
+        halo: Context in cells; the receptive field of the decoder for an exact result.
+        feather: Half of the width of the blend between tiles, in cells.
+        wrap: Columns wrap around, as those of a closed panorama do.
+
+    Returns:
+        Pixels (N, channels, s*H, s*W), in the decoder's data type.
+    """
+    height, width = latents.shape[-2:]
+    rows, columns = segments(height, tile, halo, feather), segments(width, tile, halo, feather, wrap)
+    if len(rows) == len(columns) == 1 and not wrap:
+        return decoder(latents)
+    canvas: torch.Tensor | None = None
+    scale = 1
+    for row in rows:
+        for column in columns:
+            indices = torch.arange(column.start, column.stop, device=latents.device) % width
+            pixels = decoder(latents[..., row.start : row.stop, :][..., indices])
+            scale = pixels.shape[-2] // (row.stop - row.start)
+            if canvas is None:
+                canvas = pixels.new_zeros((*pixels.shape[:2], height * scale, width * scale))
+            _blend(canvas, pixels, (row, column), (height, width), feather, scale, wrap)
+    if canvas is None:
+        raise ValueError(f"`latents` of shape {tuple(latents.shape)} hold nothing to decode.")
+    return canvas
+
+
+def _blend(
+    canvas: torch.Tensor,
+    pixels: torch.Tensor,
+    tile: tuple[Segment, Segment],
+    size: Size,
+    feather: int,
+    scale: int,
+    wrap: bool,
+) -> None:
+    """Add the kept part of a tile to the canvas, in place."""
+    row, column = tile
+    top, left = (row.first - row.start) * scale, (column.first - column.start) * scale
+    vertical = ramp(row, size[0], feather, scale, wrap=False).to(pixels)
+    horizontal = ramp(column, size[1], feather, scale, wrap).to(pixels)
+    kept = pixels[..., top : top + len(vertical), left : left + len(horizontal)]
+    places = torch.arange(column.first * scale, column.last * scale, device=pixels.device) % canvas.shape[-1]
+    strip = canvas[..., row.first * scale : row.last * scale, :]
+    strip.index_add_(-1, places, kept * vertical[:, None] * horizontal[None, :])

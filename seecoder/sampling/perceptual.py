@@ -1,0 +1,77 @@
+"""How alike two pictures look: the loss that SyncDiffusion lets windows agree by.
+
+A loss is any callable (N, 3, h, w), (N, 3, h, w) in [-1, 1] -> (N,), differentiable in its first argument.
+"""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch.nn import functional
+
+logger = logging.getLogger(__name__)
+
+PerceptualLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+_VGG_FILE = "vgg16-397923af.pth"  # torchvision's name for the weights that LPIPS stands on
+_COARSEST = 4  # side of the coarsest level of the pyramid, in pixels
+
+
+def pyramid_distance(pictures: torch.Tensor, references: torch.Tensor) -> torch.Tensor:
+    """Mean squared difference of local colour and local contrast over a pyramid of scales; needs no weights.
+
+    At every halving of the resolution the pictures' local means (colour, layout) and local standard deviations
+    (texture) are compared; the mean over scales is returned, (N,). It knows nothing of objects: the stated fallback
+    where LPIPS has no weights.
+    """
+    total, levels = pictures.new_zeros(pictures.shape[0]), 0
+    while min(pictures.shape[-2:]) >= 2 * _COARSEST:
+        total = total + _difference(_contrast(pictures), _contrast(references))
+        pictures, references = functional.avg_pool2d(pictures, 2), functional.avg_pool2d(references, 2)
+        total = total + _difference(pictures, references)
+        levels += 2
+    return total / max(levels, 1)
+
+
+def _contrast(pictures: torch.Tensor) -> torch.Tensor:
+    mean = functional.avg_pool2d(pictures, 2)
+    variance = functional.avg_pool2d(pictures.square(), 2) - mean.square()
+    return (variance.clamp(min=0.0) + 1e-4).sqrt()  # the constant keeps the gradient finite on flat areas
+
+
+def _difference(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    return (first - second).square().mean(dim=(1, 2, 3))
+
+
+def lpips(device: torch.device) -> PerceptualLoss | None:
+    """LPIPS on VGG (Zhang et al., CVPR 2018) if the `lpips` package and VGG's weights are on this machine, else None.
+
+    Nothing is downloaded: the weights have to lie in torch's hub folder already.
+    """
+    if not (Path(torch.hub.get_dir()) / "checkpoints" / _VGG_FILE).is_file():
+        return None
+    try:
+        from lpips import LPIPS  # type: ignore[import-not-found]
+    except ImportError:
+        return None
+    model = LPIPS(net="vgg", verbose=False).to(device).eval().requires_grad_(False)
+
+    def loss(pictures: torch.Tensor, references: torch.Tensor) -> torch.Tensor:
+        # float32 whatever the pictures are: half precision underflows in the gradient.
+        return model(pictures.float(), references.float()).flatten()
+
+    return loss
+
+
+def default_loss(device: torch.device) -> PerceptualLoss:
+    """LPIPS where its weights are there, else `pyramid_distance`; the log says which."""
+    loss = lpips(device)
+    if loss is not None:
+        return loss
+    logger.warning(
+        "SyncDiffusion: LPIPS is not available (package `lpips` and %s in torch's hub folder); windows are compared by "
+        "a pyramid of local colour and contrast instead.",
+        _VGG_FILE,
+    )
+    return pyramid_distance

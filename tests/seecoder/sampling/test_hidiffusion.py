@@ -1,0 +1,99 @@
+import pytest
+import torch
+
+from seecoder.sampling import HiDiffusion, sample
+from seecoder.sampling.hidiffusion import Shrink, WindowAttention, from_windows, to_windows
+from seecoder.sampling.parts import Step
+
+
+def step(index: int = 0) -> Step:
+    return Step(index, 10, torch.tensor(981), 1000, (32, 32), (16, 16))
+
+
+def call(unet, latents, context):
+    return unet(latents, 500, encoder_hidden_states=context[:1]).sample
+
+
+@pytest.mark.parametrize("frame", [(8, 12), (6, 10), (7, 8)])
+@pytest.mark.parametrize("quarter", range(4))
+def test_windows_are_put_back_where_they_were_cut(frame, quarter) -> None:
+    tokens = torch.randn((2, frame[0] * frame[1], 5))
+    cut = to_windows(tokens, frame, quarter)
+    assert cut.shape == ((2, *tokens.shape[1:]) if frame[0] % 2 else (8, tokens.shape[1] // 4, 5))
+    assert torch.equal(from_windows(cut, frame, quarter), tokens)
+
+
+def test_a_window_is_a_quarter_of_the_frame() -> None:
+    tokens = torch.arange(16.0).view(1, 16, 1)
+    assert to_windows(tokens, (4, 4), 0)[0].flatten().tolist() == [0, 1, 4, 5]
+    assert to_windows(tokens, (4, 4), 2)[0].flatten().tolist() == [5, 6, 9, 10]
+
+
+@pytest.mark.parametrize("size", [(32, 32), (36, 20), (33, 47)])
+@pytest.mark.parametrize("factor", [2, 3])
+@pytest.mark.parametrize("level", [0, 1])
+def test_deep_features_shrink_and_the_output_keeps_its_size(size, factor, level, make_unet, context) -> None:
+    unet, sizes = make_unet(), []
+    handle = unet.mid_block.register_forward_pre_hook(lambda module, inputs: sizes.append(inputs[0].shape[-2:]))
+    latents = torch.randn((1, 4, *size), dtype=torch.float64)
+    with Shrink(unet, level, factor, 10, 10).active(step(), size):
+        assert call(unet, latents, context).shape == latents.shape
+    handle.remove()
+    expected = list(size)
+    for place in range(2):
+        stride = 2 * factor if place == level else 2
+        expected = [-(-side // stride) for side in expected]
+    assert list(sizes[0]) == expected
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_the_unet_is_given_back_bit_identical(interrupted, make_unet, context) -> None:
+    unet, latents = make_unet(), torch.randn((1, 4, 32, 32), dtype=torch.float64)
+    before = call(unet, latents, context)
+    for patch in (Shrink(unet, 0, 2, 0, 10), WindowAttention(unet)):
+        try:
+            with patch.active(step(), (32, 32)):
+                assert not torch.allclose(call(unet, latents, context), before)
+                if interrupted:
+                    raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            assert interrupted
+        assert torch.equal(call(unet, latents, context), before)
+        assert not any(module._forward_hooks or module._forward_pre_hooks for module in unet.modules())
+
+
+def test_the_shrinking_ends_in_two_stages() -> None:
+    class Block:
+        def __init__(self) -> None:
+            sampler = torch.nn.Module()
+            sampler.conv = torch.nn.Conv2d(1, 1, 3, stride=2, padding=1)
+            self.downsamplers = self.upsamplers = [sampler]
+
+    unet = torch.nn.Module()
+    unet.down_blocks = unet.up_blocks = [Block(), Block()]
+    shrink = Shrink(unet, 0, 4, 3, 7)
+    assert [shrink.factor(index) for index in range(10)] == [4] * 3 + [2] * 4 + [1] * 3
+
+
+def test_a_run_differs_from_plain_above_native_and_equals_it_at_native(
+    make_scheduler, make_unet, denoiser_of, context
+) -> None:
+    unet = make_unet()
+
+    def run(method, side):
+        return sample(
+            denoiser_of(unet),
+            make_scheduler("ddim"),
+            latent_shape=(1, 4, side, side),
+            native_size=(16, 16),
+            num_inference_steps=3,
+            context=context[:1],
+            generator=torch.Generator().manual_seed(0),
+            method=method,
+            unet=unet,
+        )
+
+    assert torch.equal(run(HiDiffusion(), 16), run(None, 16))
+    assert not torch.allclose(run(HiDiffusion(), 32), run(None, 32), rtol=1e-3)
+    with pytest.raises(ValueError, match=r"`level`=2 has no downsampler; this UNet has them on levels 0 to 1"):
+        run(HiDiffusion(level=2), 32)

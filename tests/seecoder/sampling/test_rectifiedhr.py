@@ -1,0 +1,113 @@
+import pytest
+import torch
+
+from seecoder.sampling import RectifiedHR, sample
+
+OPTIONS = {"native_size": (16, 16), "num_inference_steps": 50}
+
+
+def double(pixels):
+    return torch.nn.functional.avg_pool2d(pixels, 2).mean(dim=1, keepdim=True).expand(-1, 4, -1, -1)
+
+
+def halve(latents):
+    return latents[:, :3].repeat_interleave(2, 2).repeat_interleave(2, 3)
+
+
+@pytest.mark.parametrize(("scale", "evaluations"), [(1, 50), (2, 80), (4, 140)])
+def test_evaluations_in_native_windows(scale, evaluations, make_scheduler, context) -> None:
+    counted = 0.0
+
+    def silent(latents, timestep, context):
+        nonlocal counted
+        counted += latents.shape[2] * latents.shape[3] / 256
+        return torch.zeros_like(latents)
+
+    sample(
+        silent,
+        make_scheduler("ddim"),
+        latent_shape=(1, 4, 16 * scale, 16 * scale),
+        context=context[:1],
+        method=RectifiedHR(),
+        decoder=halve,
+        encoder=double,
+        **OPTIONS,
+    )
+    assert counted == evaluations
+
+
+@pytest.mark.parametrize("name", ["ddim", "euler", "dpm"])
+def test_the_trajectory_goes_on_at_the_noise_level_of_its_next_step(name, make_scheduler, context) -> None:
+    """A perfect denoiser of a zero picture leaves pure noise, whose deviation shows the level."""
+    scheduler = make_scheduler(name)
+    scheduler.set_timesteps(50)
+    alphas = make_scheduler("ddim").alphas_cumprod
+    levels = {}
+
+    def perfect(latents, timestep, context):
+        spread = float((1 - alphas[int(timestep)]) ** 0.5)
+        levels[int(timestep), latents.shape[-1]] = float(latents.std()) / spread
+        return latents / spread
+
+    sample(
+        perfect,
+        make_scheduler(name),
+        latent_shape=(1, 4, 32, 32),
+        context=context[:1],
+        generator=torch.Generator().manual_seed(0),
+        method=RectifiedHR(resize_in="latents"),
+        **OPTIONS,
+    )
+    assert sorted(side for _, side in levels) == [16] * 40 + [32] * 10
+    switch = max(timestep for timestep, side in levels if side == 32)
+    assert levels[switch, 32] == pytest.approx(1.0, abs=0.05)
+
+
+def test_guidance_rises_after_the_change(make_scheduler, context) -> None:
+    def telling(latents, timestep, context):
+        return context.mean(dim=(1, 2)).view(-1, 1, 1, 1).expand_as(latents)
+
+    reached = []
+    ones = torch.ones((1, 5, 8), dtype=torch.float64)
+    sample(
+        telling,
+        make_scheduler("ddim"),
+        latent_shape=(1, 4, 32, 32),
+        context=ones,
+        negative_context=torch.zeros_like(ones),
+        guidance_scale=5.0,
+        generator=torch.Generator().manual_seed(0),
+        method=RectifiedHR(resize_in="latents"),
+        on_step=lambda progress: reached.append(progress.latents),
+        **OPTIONS,
+    )
+    scheduler = make_scheduler("ddim")
+    scheduler.set_timesteps(50)
+    expected = scheduler.step(torch.full_like(reached[43], 30.0), scheduler.timesteps[44], reached[43]).prev_sample
+    assert torch.allclose(reached[44], expected, rtol=1e-6)
+
+
+def test_stages_at_most_double_while_there_are_switches_left() -> None:
+    assert RectifiedHR().sizes((128, 128), (64, 64)) == [(64, 64), (128, 128)]
+    assert RectifiedHR().sizes((256, 256), (64, 64)) == [(64, 64), (128, 128), (256, 256)]
+    assert RectifiedHR().sizes((64, 64), (64, 64)) == [(64, 64)]
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        (RectifiedHR(), 'needs `decoder` and `encoder`. Give them, or set resize_in="latents"'),
+        (RectifiedHR(switch_at=(1.0, 1.0), resize_in="latents"), "leaves a stage without steps"),
+        (RectifiedHR(guidance_boost=(2.0,)), "`guidance_boost` has 1 factors"),
+    ],
+)
+def test_what_does_not_fit_is_refused(method, message, make_scheduler, make_denoiser, context) -> None:
+    with pytest.raises(ValueError, match=message):
+        sample(
+            make_denoiser(),
+            make_scheduler("ddim"),
+            latent_shape=(1, 4, 32, 32),
+            context=context[:1],
+            method=method,
+            **OPTIONS,
+        )
