@@ -103,6 +103,8 @@ def fit(ready: Namespace, config: Mapping[str, Any]) -> int:
         print(f"continues from {checkpoint}" if checkpoint else f"starts in {folder}", flush=True)
     path: Any = str(checkpoint) if checkpoint else None
     trainer.fit(ready.stage, datamodule=ready.data, ckpt_path=path, weights_only=True)
+    if trainer.is_global_zero and trainer.global_step < run.max_steps:
+        print(f"stopped at step {trainer.global_step} of {run.max_steps}; the same command continues", flush=True)
     return TERMINATED if termination.stopped_by_signal else FINISHED
 
 

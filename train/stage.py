@@ -10,6 +10,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from data.shards.plan import derive_seed
+from seecoder.weights import WeightsError
 from train.ema import Ema
 from train.guards import GradientGuard
 from train.schedules import learning_rate
@@ -159,13 +160,13 @@ class Stage(LightningModule):
         an epoch, which counts batches of one process, would only be in the way when the number of processes changes.
 
         Raises:
-            ValueError: A trained weight is missing from the checkpoint, or the checkpoint has one that the module
+            WeightsError: A trained weight is missing from the checkpoint, or the checkpoint has one that the module
                 lacks.
         """
         own = {key for key in self.state_dict() if not self._is_frozen(key)}
         different = sorted(own ^ set(checkpoint["state_dict"]))
         if different:
-            raise ValueError(f"{len(different)} weights differ between checkpoint and module, first: {different[:3]}")
+            raise WeightsError(f"{len(different)} weights differ between checkpoint and module, first: {different[:3]}")
         self.guard.load_state_dict(checkpoint["guard"])
         if self.ema_settings is not None and "ema" in checkpoint:
             self.ema = self.ema or Ema(self.trained_parameters(), self.ema_settings)

@@ -43,7 +43,8 @@ def build_trainer(run: RunSettings, batch_size: int) -> tuple[Trainer, Terminati
     samples_a_step = batch_size * accumulate * run.devices * run.num_nodes
     writer = AtomicCheckpointIO()
     recorder = Recorder(folder, run.log_every, samples_a_step)
-    termination = Termination(run.max_minutes)
+    processes = run.devices * run.num_nodes
+    termination = Termination(run.max_minutes, check_every=1 if processes == 1 else 10)
     callbacks = [  # the order matters: stop flag, log, evaluation and export, checkpoint
         _GuardFolder(folder),
         termination,
