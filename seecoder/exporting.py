@@ -19,11 +19,11 @@ from seecoder.model_card import CardFacts, model_card
 from seecoder.official import PREFIX as OFFICIAL_PREFIX
 from seecoder.weights import WeightsError, atomic_directory, atomic_path, load_strict, read_safetensors
 
-__all__ = ["ExportReport", "Format", "build_encoder", "export_encoder", "probe"]
+__all__ = ["DEFAULT_ONNX_SIZE", "ExportReport", "Format", "build_encoder", "export_encoder", "probe"]
 
 Format = Literal["hub", "official", "onnx"]
 _ONNX_TOLERANCE = 1e-3  # of contexts whose standard deviation is about 1; another runtime sums in another order
-_DEFAULT_ONNX_SIZE = (512, 512)
+DEFAULT_ONNX_SIZE = (512, 512)
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ def export_encoder(
     format: Format = "hub",
     *,
     facts: CardFacts | None = None,
-    size: tuple[int, int] = _DEFAULT_ONNX_SIZE,
+    size: tuple[int, int] = DEFAULT_ONNX_SIZE,
     overwrite: bool = False,
 ) -> ExportReport:
     """Write a complete encoder, and check what was written.
@@ -206,17 +206,15 @@ def _write_hub(encoder: SeeCoder, folder: Path, size: tuple[int, int]) -> float:
 def _write_onnx(encoder: SeeCoder, folder: Path, size: tuple[int, int]) -> float:
     from seecoder.onnx_export import onnx_encoder, write_onnx
 
-    whole = SeeCoder.from_config(encoder.config)
-    load_strict(
-        whole,
-        {key: value.float() if value.is_floating_point() else value for key, value in encoder.state_dict().items()},
-        source="encoder",
-    )
+    config = {key: value for key, value in encoder.config.items() if not key.startswith("_")}
+    whole = SeeCoder(**config)
+    tensors = {
+        key: value.float() if value.is_floating_point() else value for key, value in encoder.state_dict().items()
+    }
+    load_strict(whole, tensors, source="encoder")
     whole = whole.eval()
     write_onnx(whole, folder, size)
-    (folder / "config.json").write_text(
-        json.dumps(dict(encoder.config), indent=2, default=list) + "\n", encoding="utf-8"
-    )
+    (folder / "config.json").write_text(json.dumps(config, indent=2, default=list) + "\n", encoding="utf-8")
     return _difference(whole, onnx_encoder(folder), exact=False, picture=probe(*size))
 
 

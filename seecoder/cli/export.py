@@ -47,7 +47,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise ValueError("`--size` has no effect without `--format onnx`.")
     import torch
 
-    from seecoder.exporting import export_encoder
+    from seecoder.exporting import DEFAULT_ONNX_SIZE, export_encoder
     from seecoder.model_card import CardFacts
 
     encoder, notes = open_encoder(arguments.checkpoint, arguments.backbone, use_ema=not arguments.no_ema)
@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace) -> None:
         arguments.out,
         arguments.format,
         facts=CardFacts(license=arguments.license, base_model=arguments.base_model, notes=notes),
-        size=tuple(arguments.size or (512, 512)),
+        size=(arguments.size[0], arguments.size[1]) if arguments.size else DEFAULT_ONNX_SIZE,
         overwrite=arguments.overwrite,
     )
     say(

@@ -42,7 +42,8 @@ class ContextPipeline(DiffusionPipeline, StableDiffusionMixin):
     _optional_components: ClassVar[list[str]] = ["encoder", "controlnet"]
     _callback_tensor_inputs: ClassVar[list[str]] = list(CALLBACK_TENSORS)
 
-    def _register(self, vae: Any, unet: Any, scheduler: Any, encoder: Any, controlnet: Any) -> None:
+    def __init__(self, vae: Any, unet: Any, scheduler: Any, encoder: Any = None, controlnet: Any = None) -> None:
+        super().__init__()
         self.register_modules(vae=vae, unet=unet, scheduler=scheduler, encoder=encoder, controlnet=controlnet)
         self.check_unet(unet)
         if encoder is not None:

@@ -90,7 +90,7 @@ def load_model(
     """
     source = f"{base}/{part}" if part else os.fspath(base)
     try:
-        model, report = cls.from_pretrained(
+        loaded: Any = cls.from_pretrained(
             os.fspath(base),
             subfolder=part,
             dtype=dtype or torch.float32,
@@ -98,6 +98,7 @@ def load_model(
             output_loading_info=True,
             **hub,
         )
+        model, report = loaded
     except OSError as error:
         raise FileNotFoundError(f"`{source}`: {first_line(error)} Only safetensors files are read.") from error
     except (ValueError, RuntimeError, KeyError) as error:

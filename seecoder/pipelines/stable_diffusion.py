@@ -50,8 +50,7 @@ class SeeCoderPipeline(ContextPipeline, StableDiffusionLoraLoaderMixin):
         encoder: SeeCoder | None = None,
         controlnet: ControlNetModel | None = None,
     ) -> None:
-        super().__init__()
-        self._register(vae, unet, scheduler, encoder, controlnet)
+        super().__init__(vae, unet, scheduler, encoder, controlnet)
 
     def encode_context(self, image: Any, context_weights: Sequence[float] | None = None) -> torch.Tensor:
         """Encode pictures once, to use them often: `pipe(context=...)`, `save_context`, or any diffusers pipeline.

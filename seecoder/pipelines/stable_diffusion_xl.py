@@ -62,8 +62,7 @@ class SeeCoderXLPipeline(ContextPipeline, StableDiffusionXLLoraLoaderMixin):
         encoder: SeeCoder | None = None,
         controlnet: ControlNetModel | None = None,
     ) -> None:
-        super().__init__()
-        self._register(vae, unet, scheduler, encoder, controlnet)
+        super().__init__(vae, unet, scheduler, encoder, controlnet)
 
     def encode_context(
         self, image: Any, context_weights: Sequence[float] | None = None

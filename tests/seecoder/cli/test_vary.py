@@ -158,6 +158,9 @@ def test_panorama_methods():
     assert [(type(entry).__name__, entry.closed_loop, entry.stride) for entry in methods] == [
         ("MultiDiffusion", True, 4)
     ]
+    if "syncdiffusion" in available_methods():
+        methods = panorama_methods(Namespace(method="syncdiffusion", method_option=[], wrap=False))
+        assert [(type(entry).__name__, entry.closed_loop) for entry in methods] == [("SyncDiffusion", False)]
 
 
 def test_seeds_and_sheets():
