@@ -201,7 +201,7 @@ class DemoFusion:
         return stages
 
     def _phase(self, run: Run, recipe: "Recipe", size: Size, base: Size, name: str, anchors: "_Anchors") -> Stage:
-        kappas = [cosine_decay(float(t), run.stepper.num_train_timesteps) for t in run.stepper.timesteps]
+        kappas = [cosine_decay(time, run.stepper.num_train_timesteps) for time in run.stepper.times]
         weights = [skip_weight(kappa, self.cosine_scale_1) for kappa in kappas]
         start = self._first_step(run.stepper, weights)
 
@@ -241,7 +241,7 @@ class DemoFusion:
         return [*shared, replace(global_path, weight=share)]
 
     def _dilated_share(self, step: Step) -> float:
-        return dilated_weight(cosine_decay(float(step.timestep), step.num_train_timesteps), self.cosine_scale_2)
+        return dilated_weight(cosine_decay(step.time, step.num_train_timesteps), self.cosine_scale_2)
 
     def _local_paths(self, run: Run, recipe: "Recipe", size: Size) -> list[Path]:
         local = recipe.windows
@@ -262,7 +262,7 @@ class DemoFusion:
         taps = (growth * (stride[0] - 1) + 1, growth * (stride[1] - 1) + 1)
 
         def prefilter(latents: torch.Tensor, step: Step) -> torch.Tensor:
-            kappa = cosine_decay(float(step.timestep), step.num_train_timesteps)
+            kappa = cosine_decay(step.time, step.num_train_timesteps)
             deviation = blur_deviation(kappa, self.cosine_scale_3, self.blur_sigma)
             blurred = blur(latents, taps, deviation, self.blur_padding)
             return with_statistics(blurred, *statistics(latents))

@@ -106,6 +106,7 @@ def sample(
         ValueError: If an argument does not fit, or the methods do not compose; the message says why.
     """
     _check(latent_shape, native_size, num_inference_steps, guidance_rescale, view_batch_size)
+    _check_picture(picture_latents, latent_shape)
     dtype = torch.promote_types(context.dtype, torch.float32)
     randomness = Randomness(generator, latent_shape[0])
     stepper = Stepper(scheduler, num_inference_steps, eta=eta, randomness=randomness, device=context.device)
@@ -149,9 +150,7 @@ def _run_stages(
             outcome = reached
             done += 1
             if on_step is not None:
-                progress = Progress(
-                    stage.name, place, len(stages), done, num_steps, float(step.timestep), reached.latents
-                )
+                progress = Progress(stage.name, place, len(stages), done, num_steps, step.time, reached.latents)
                 on_step(progress)
         if outcome is None:
             raise ValueError(f"Stage {stage.name!r} has no steps. Use more `num_inference_steps`.")
@@ -181,6 +180,7 @@ def _trajectory(
             index=index,
             count=len(stepper),
             timestep=stepper.timesteps[index],
+            time=stepper.times[index],
             num_train_timesteps=stepper.num_train_timesteps,
             latent_size=stage.latent_size,
             native_size=run.native_size,
@@ -220,3 +220,14 @@ def _check(
         raise ValueError(f"`guidance_rescale`={rescale} must lie between 0 and 1.")
     if view_batch_size < 1:
         raise ValueError(f"`view_batch_size`={view_batch_size} must be at least 1.")
+
+
+def _check_picture(picture_latents: torch.Tensor | None, latent_shape: tuple[int, ...]) -> None:
+    if picture_latents is None:
+        return
+    shape = tuple(picture_latents.shape)
+    if len(shape) != 4 or shape[0] not in (1, latent_shape[0]) or shape[1] != latent_shape[1]:
+        raise ValueError(
+            f"`picture_latents` has shape {shape}; give latents of one picture, or of {latent_shape[0]}, with "
+            f"{latent_shape[1]} channels."
+        )

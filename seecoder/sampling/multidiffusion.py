@@ -122,12 +122,13 @@ class MultiDiffusion:
 
     def _planner(self, views: Sequence[View], size: Size, weight: torch.Tensor | None = None) -> Planner:
         """Plans all windows, or those that meet a region's map."""
+        footprint = None if weight is None else (weight > 0).cpu()  # planning must not wait for an accelerator
 
         def plan(step: Step, picture: int) -> Sequence[View]:
             moved = jitter(views, size, (self.jitter, self.jitter), step.key(picture)) if self.jitter else views
-            if weight is None:
+            if footprint is None:
                 return moved
-            return [view for view in moved if bool(view.gather(weight).any())]
+            return [view for view in moved if bool(view.gather(footprint).any())]
 
         return plan
 

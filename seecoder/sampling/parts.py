@@ -39,6 +39,7 @@ class Step:
     index: int  # place in the whole trajectory, 0 … count - 1
     count: int  # steps of the whole trajectory
     timestep: torch.Tensor  # scalar, as the scheduler gives it
+    time: float  # the same number; formulas use it, so that no step waits for an accelerator
     num_train_timesteps: int
     latent_size: Size
     native_size: Size

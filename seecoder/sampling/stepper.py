@@ -50,6 +50,7 @@ class Stepper:
         self.num_train_timesteps = int(scheduler.config["num_train_timesteps"])
         self.restart(0)
         self.timesteps: torch.Tensor = self._scheduler.timesteps
+        self.times: list[float] = [float(time) for time in self.timesteps]
         self.alphas_cumprod = self._alphas_cumprod()
         self.variance_exploding = self._scales_its_input()
         self.restart(0)

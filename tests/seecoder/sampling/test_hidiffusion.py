@@ -7,7 +7,7 @@ from seecoder.sampling.parts import Step
 
 
 def step(index: int = 0) -> Step:
-    return Step(index, 10, torch.tensor(981), 1000, (32, 32), (16, 16))
+    return Step(index, 10, torch.tensor(981), 981.0, 1000, (32, 32), (16, 16))
 
 
 def call(unet, latents, context):

@@ -18,7 +18,7 @@ def conv(stride: int = 1, mode: str = "zeros") -> torch.nn.Conv2d:
 
 
 def step(index: int = 0, count: int = 50) -> Step:
-    return Step(index, count, torch.tensor(981), 1000, (32, 32), (16, 16))
+    return Step(index, count, torch.tensor(981), 981.0, 1000, (32, 32), (16, 16))
 
 
 def test_check_14_a_factor_of_one_is_the_plain_layer() -> None:

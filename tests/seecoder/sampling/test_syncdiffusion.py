@@ -53,7 +53,7 @@ def parts(make_scheduler, make_denoiser, context, decoder):
         conditions = Conditions(context[:batch], torch.zeros_like(context[:1]), None, None)
         evaluator = Evaluator(make_denoiser(), stepper, conditions, view_batch_size=3)
         path = settings.windows.paths(run, (8, 20), {})[0]
-        step = Step(2, 10, stepper.timesteps[2], 1000, (8, 20), (8, 8))
+        step = Step(2, 10, stepper.timesteps[2], stepper.times[2], 1000, (8, 20), (8, 8))
         return settings.editor(run, path), evaluator, step
 
     return build
@@ -184,7 +184,11 @@ def test_the_weight_decays_and_synchronisation_ends(parts) -> None:
     assert [sync_weight_at(20.0, 0.5, index) for index in range(3)] == [20.0, 10.0, 5.0]
     settings = SyncDiffusion(stride=4, sync_threshold=0.4, sync_every=2, loss=pyramid_distance)
     editor, _, step = parts(settings)
-    active = [index for index in range(10) if editor.is_large(Step(index, 10, step.timestep, 1000, (8, 20), (8, 8)))]
+    active = [
+        index
+        for index in range(10)
+        if editor.is_large(Step(index, 10, step.timestep, step.time, 1000, (8, 20), (8, 8)))
+    ]
     assert active == [1, 3]
 
 
