@@ -182,10 +182,8 @@ def build(pipe: Any, *, max_side: int = 2048, folder: Path) -> Any:
 
     cell = pipe.vae_scale_factor
     native = [side * cell for side in native_size(pipe.unet)]
-    names = [
-        "plain",
-        *(name for name in ("multidiffusion", "demofusion", "scalecrafter") if name in available_methods()),
-    ]
+    # Panoramas have other sizes and other needs; the command makes them.
+    names = ["plain", *(name for name in sorted(available_methods()) if name != "syncdiffusion")]
     vary = Variations(pipe, max_side, folder)
     progress_bar = gradio.Progress()  # gradio finds it as the default of an argument
 

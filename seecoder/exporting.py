@@ -6,6 +6,7 @@ written, and if the two differ nothing is left behind.
 """
 
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +34,7 @@ class ExportReport:
     Attributes:
         path: the file or folder.
         format: "hub", "official" or "onnx".
-        num_tensors: tensors of the encoder.
+        num_tensors: tensors that were written (the released layout fuses some, and has index tables).
         num_parameters: their entries, index tables not counted.
         difference: largest absolute difference between the two contexts of the check.
     """
@@ -167,14 +168,19 @@ def export_encoder(
     path = Path(out)
     path.parent.mkdir(parents=True, exist_ok=True)
     encoder = encoder.eval()
+    num_tensors = len(encoder.state_dict())
     if format == "official":
         difference = _export_official(encoder, path, overwrite)
+        num_tensors = len(read_safetensors(path)[0])
     else:
         write = _write_hub if format == "hub" else _write_onnx
         with atomic_directory(path, overwrite=overwrite) as folder:
             difference = write(encoder, folder, size)
-            (folder / "README.md").write_text(model_card(encoder, format, facts or CardFacts(), size), encoding="utf-8")
-    return ExportReport(path, format, len(encoder.state_dict()), count_parameters(encoder.state_dict()), difference)
+            card = folder / "README.md"
+            card.write_text(model_card(encoder, format, facts or CardFacts(), size), encoding="utf-8")
+            for file in folder.iterdir():
+                shutil.copymode(card, file)  # the safetensors library lets only the owner read
+    return ExportReport(path, format, num_tensors, count_parameters(encoder.state_dict()), difference)
 
 
 def count_parameters(tensors: Mapping[str, torch.Tensor]) -> int:

@@ -31,8 +31,10 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.json:
         print(json.dumps(facts, indent=2, default=str))
         return
-    for name, value in _lines(facts):
-        print(f"{name:<24}{value}")
+    lines = _lines(facts)
+    width = max(len(name) for name, _ in lines) + 2
+    for name, value in lines:
+        print(f"{name:<{width}}{value}")
 
 
 def _lines(facts: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:

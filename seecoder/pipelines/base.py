@@ -215,7 +215,7 @@ class ContextPipeline(DiffusionPipeline, StableDiffusionMixin):
             )
 
     def upcasts_vae(self) -> bool:
-        """Whether the VAE is decoded in float32 from the start, whatever its dtype."""
+        """Whether the VAE works in float32, whatever its dtype."""
         return False
 
     def added_conditions(self, request: Request, conditioning: Conditioning, size: tuple[int, int]) -> Any:

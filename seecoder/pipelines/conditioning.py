@@ -51,6 +51,10 @@ def encode_pictures(
 def _encode_set(
     encoder: Any, entry: ImageSet, pictures: Sequence[torch.Tensor], device: torch.device | str
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    # diffusers' offloading brings a module to the accelerator when `forward` is called; `encode` is not `forward`.
+    hook = getattr(encoder, "_hf_hook", None)
+    if hook is not None:
+        hook.pre_forward(encoder)
     # One at a time: every picture keeps its own size and aspect.
     outputs = [encoder.encode(pixels.to(device)) for pixels in pictures]
     context = combine_contexts([output.context for output in outputs], entry.weights, entry.combine)

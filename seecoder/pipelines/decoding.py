@@ -7,17 +7,22 @@ output.
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import nn
 
+from seecoder.sampling import decode_in_tiles
+
 logger = logging.getLogger(__name__)
 
-_MARGIN = 16  # cells; a convolutional decoder of three upsamplings sees no farther than this
-_MIN_TILE = 32  # cells; smaller tiles show
+_HALO = 12  # cells of context around a tile
+_TILES = (128, 64, 48)  # cells, tried in this order
+_REMEDY = {
+    False: "the decode ran out of memory; it was done one picture at a time, which changes nothing else.",
+    True: "the decode ran out of memory; it was done in tiles of {tile} cells, which can shift tones slightly.",
+}
 
 __all__ = ["decode_latents", "unscale_latents"]
 
@@ -46,7 +51,6 @@ def decode_latents(
     vae: Any,
     latents: torch.Tensor,
     *,
-    upcast: bool = False,
     wrap: bool = False,
 ) -> tuple[torch.Tensor, list[str]]:
     """Decode latents to pixels, with one remedy each for lack of memory and for overflow.
@@ -54,7 +58,6 @@ def decode_latents(
     Args:
         vae: a diffusers autoencoder; it comes back as it was, weights, dtype and settings.
         latents: (N, C, h, w) as the UNet sees them, in [-inf, inf] but finite.
-        upcast: decode a half-precision VAE in float32 from the start (SDXL's VAE asks for it).
         wrap: the left and the right border are neighbours (a closed panorama): decode them as such, or a seam shows.
 
     Returns:
@@ -70,64 +73,63 @@ def decode_latents(
             f"float32, "
             "or lower `guidance_scale`."
         )
-    decode = partial(_decode_wrapped if wrap else _decode, vae)
     latents = unscale_latents(vae, latents)
     notes: list[str] = []
-    half = next(vae.parameters()).dtype in (torch.float16, torch.bfloat16)
-    if not (upcast and half):
-        pixels = _decode_in_memory(vae, latents.to(next(vae.parameters()).dtype), decode, notes)
-        if torch.isfinite(pixels).all():
-            return pixels, notes
-        if not half:
-            raise RuntimeError(
-                "the decoded picture contains NaN or infinity although the VAE is in float32; its weights are bad."
-            )
-        _say(notes, f"the decode gave NaN in {latents.dtype}; it was repeated in float32.")
+    dtype = next(vae.parameters()).dtype
+    pixels = _decode_in_memory(vae, latents.to(dtype), wrap, notes)
+    if torch.isfinite(pixels).all():
+        return pixels, notes
+    if dtype not in (torch.float16, torch.bfloat16):
+        raise RuntimeError(
+            "the decoded picture contains NaN or infinity although the VAE is in float32; its weights are bad."
+        )
+    _say(notes, f"the decode gave NaN in {str(dtype).removeprefix('torch.')}; it was repeated in float32.")
     with in_float32(vae):
-        pixels = _decode_in_memory(vae, latents.float(), decode, notes)
+        pixels = _decode_in_memory(vae, latents.float(), wrap, notes)
     if not torch.isfinite(pixels).all():
         raise RuntimeError("the decoded picture contains NaN or infinity, in float32 too. Use another VAE (`vae=`).")
     return pixels, notes
 
 
-def _decode(vae: Any, latents: torch.Tensor) -> torch.Tensor:
-    return vae.decode(latents, return_dict=False)[0]
+def _decode(vae: Any, latents: torch.Tensor, wrap: bool, tile: int | None = None) -> torch.Tensor:
+    """Decode as a whole, or picture by picture in tiles of `tile` cells."""
 
+    def decoder(part: torch.Tensor) -> torch.Tensor:
+        return vae.decode(part, return_dict=False)[0]
 
-def _decode_wrapped(vae: Any, latents: torch.Tensor) -> torch.Tensor:
-    """Decode with some columns of the other side on both sides, and cut them off again."""
-    columns = latents.shape[-1]
-    margin = min(_MARGIN, columns)
-    pixels = _decode(vae, torch.cat([latents[..., -margin:], latents, latents[..., :margin]], dim=-1))
-    scale = pixels.shape[-1] // (columns + 2 * margin)
-    return pixels[..., margin * scale : -margin * scale]
-
-
-def _decode_in_memory(
-    vae: Any, latents: torch.Tensor, decode: Callable[[torch.Tensor], torch.Tensor], notes: list[str]
-) -> torch.Tensor:
-    try:
-        return decode(latents)
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-    # Outside the handler, which would keep the failed attempt's tensors alive through the traceback.
-    torch.cuda.empty_cache()
-    size = "x".join(str(side) for side in latents.shape[-2:])
-    if not hasattr(vae, "tiled_decode"):
-        raise RuntimeError(
-            f"no memory left to decode latents of {size}, and this VAE has no tiles. Ask for a smaller picture."
+    if tile is None and not wrap:
+        return decoder(latents)
+    if tile is None:
+        # One tile as large as the picture, with columns of the other side on both sides.
+        return decode_in_tiles(
+            decoder, latents, tile=max(*latents.shape[-2:], _TILES[-1]) + 2 * _HALO, halo=_HALO, wrap=True
         )
-    _say(notes, "the decode ran out of memory; it was done in overlapping tiles, which can shift tones slightly.")
-    try:
-        with in_tiles(vae, latents):
-            return decode(latents)
-    except RuntimeError as error:
-        if is_out_of_memory(error):
-            raise RuntimeError(
-                f"no memory left to decode latents of {size}, in tiles too. Ask for a smaller picture."
-            ) from error
-        raise
+    return torch.cat([decode_in_tiles(decoder, one, tile=tile, halo=_HALO, wrap=wrap) for one in latents.split(1)])
+
+
+def _decode_in_memory(vae: Any, latents: torch.Tensor, wrap: bool, notes: list[str]) -> torch.Tensor:
+    """Decode with as little as memory asks for: all at once, then in ever smaller tiles.
+
+    Raises:
+        RuntimeError: memory ran out in the smallest tiles, too.
+    """
+    longest = max(latents.shape[-2:])
+    one_by_one = [max(longest, _TILES[-1])] if len(latents) > 1 else []
+    attempts = [None, *one_by_one, *(tile for tile in _TILES if tile < longest)]
+    for tile in attempts:
+        try:
+            pixels = _decode(vae, latents, wrap, tile)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+        else:
+            if tile is not None:
+                _say(notes, _REMEDY[tile < longest].format(tile=tile))
+            return pixels
+        # Outside the handler, which would keep the failed attempt's tensors alive through the traceback.
+        torch.cuda.empty_cache()
+    size = "x".join(str(side) for side in latents.shape[-2:])
+    raise RuntimeError(f"no memory left to decode latents of {size} cells, in tiles too. Ask for a smaller picture.")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -156,30 +158,6 @@ def in_float32(module: nn.Module) -> Iterator[None]:
     finally:
         for tensor, original in zip(tensors, originals, strict=True):
             tensor.data = original
-
-
-@contextlib.contextmanager
-def in_tiles(vae: Any, latents: torch.Tensor) -> Iterator[None]:
-    """Let a VAE decode picture by picture and in tiles, small enough to make a difference for these latents.
-
-    Args:
-        vae: a diffusers autoencoder with `tiled_decode`; its settings come back afterwards.
-        latents: (N, C, h, w) to be decoded.
-    """
-    names = ("use_tiling", "use_slicing", "tile_latent_min_size", "tile_sample_min_size")
-    before = {name: getattr(vae, name) for name in names}
-    scale = vae.tile_sample_min_size / vae.tile_latent_min_size
-    try:
-        vae.enable_slicing()
-        vae.enable_tiling()
-        # Tiles of the VAE's own size, unless that is so small that they would show, or so large that nothing is cut.
-        own = max(_MIN_TILE, vae.tile_latent_min_size)
-        vae.tile_latent_min_size = max(8, min(own, max(latents.shape[-2:]) // 2))
-        vae.tile_sample_min_size = int(vae.tile_latent_min_size * scale)
-        yield
-    finally:
-        for name, value in before.items():
-            setattr(vae, name, value)
 
 
 def _say(notes: list[str], note: str) -> None:

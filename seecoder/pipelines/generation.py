@@ -1,6 +1,7 @@
 """One call from beginning to end: validate, encode, sample, decode."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -8,7 +9,7 @@ from torch.nn import functional
 
 from seecoder.images import load_image
 from seecoder.pipelines.conditioning import condition
-from seecoder.pipelines.decoding import decode_latents
+from seecoder.pipelines.decoding import decode_latents, in_float32
 from seecoder.pipelines.inputs import check_numbers, check_size, check_tensors
 from seecoder.pipelines.networks import HalvedOnDemand, control_residuals, decoder_of, encoder_of, unet_denoiser
 from seecoder.pipelines.output import SeeCoderPipelineOutput
@@ -49,10 +50,11 @@ def generate(pipe: Any, request: Request) -> SeeCoderPipelineOutput:
     conditioning = condition(pipe, request)
     shape = (len(conditioning.context), pipe.unet.config.in_channels, height // scale, width // scale)
     check_tensors(shape[0], request.generator, request.latents if request.method is None else None, shape)
-    latents, notes = _sample(pipe, request, conditioning, shape, native)
-    if request.output_type == "latent":
-        return SeeCoderPipelineOutput(images=latents, notes=notes)
-    pixels, said = decode_latents(pipe.vae, latents, upcast=pipe.upcasts_vae(), wrap=_is_closed_loop(request.method))
+    with in_float32(pipe.vae) if pipe.upcasts_vae() else nullcontext():
+        latents, notes = _sample(pipe, request, conditioning, shape, native)
+        if request.output_type == "latent":
+            return SeeCoderPipelineOutput(images=latents, notes=notes)
+        pixels, said = decode_latents(pipe.vae, latents, wrap=_is_closed_loop(request.method))
     images = pipe.image_processor.postprocess(pixels.float(), output_type=request.output_type)
     return SeeCoderPipelineOutput(images=images, notes=notes + said)
 

@@ -94,6 +94,7 @@ def test_hub_export_is_the_encoder(encoder, dtype, tmp_path):
     assert report.difference == 0.0
     assert report.num_tensors == len(encoder.state_dict())
     assert_same(SeeCoder.from_pretrained(tmp_path / "out", dtype=dtype), encoder)
+    assert len({file.stat().st_mode for file in (tmp_path / "out").iterdir()}) == 1  # all as readable as any new file
     card = (tmp_path / "out" / "README.md").read_text()
     for line in (
         "license: mit",
@@ -111,7 +112,9 @@ def test_official_export_is_the_encoder(encoder, tmp_path):
     config = {key: value for key, value in encoder.config.items() if not key.startswith("_")}
     assert_same(SeeCoder.from_official(tmp_path / "out.safetensors", **config), encoder)
     with safe_open(tmp_path / "out.safetensors", "pt") as file:
-        assert all(key.startswith("ctx.image.") for key in file.keys())  # noqa: SIM118 - not a dictionary
+        keys = list(file.keys())
+    assert all(key.startswith("ctx.image.") for key in keys)
+    assert report.num_tensors == len(keys)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")

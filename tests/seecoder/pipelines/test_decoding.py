@@ -88,29 +88,39 @@ def short_of_memory(vae, cells, error=torch.OutOfMemoryError):
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError, RuntimeError])
-def test_out_of_memory_is_decoded_in_tiles(build, latents, error, caplog):
+def test_out_of_memory_is_decoded_in_tiles(build, error, caplog):
     vae = fresh(build)
+    latents = torch.randn((1, 4, 24, 96), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         whole, notes = decode_latents(vae, latents)
         assert notes == []
-        short_of_memory(vae, 24 * 39, error)
+        short_of_memory(vae, 24 * 64, error)
         before = snapshot(vae)
         with caplog.at_level(logging.WARNING):
             tiled, notes = decode_latents(vae, latents)
     assert_as_before(vae, before)
-    assert len(notes) == 1
-    assert "overlapping tiles" in notes[0]
-    assert "overlapping tiles" in caplog.text
+    assert notes == ["the decode ran out of memory; it was done in tiles of 64 cells, which can shift tones slightly."]
+    assert notes[0] in caplog.text
     assert tiled.shape == whole.shape
-    # Tiles have their own attention and norms: alike, not equal.
-    assert (tiled - whole).abs().mean() < 0.2 * whole.abs().mean() + 0.1
+    # Tiles have their own norms and attention: alike, not equal.
+    assert (tiled - whole).abs().mean() < 0.1 * whole.abs().mean()
+
+
+def test_a_batch_is_first_tried_one_by_one(build, latents):
+    vae = fresh(build)
+    whole, _ = decode_latents(vae, latents)
+    short_of_memory(vae, 24 * 40)
+    one_by_one, notes = decode_latents(vae, latents)
+    torch.testing.assert_close(one_by_one, whole, atol=1e-5, rtol=0)
+    assert "one picture at a time, which changes nothing else" in notes[0]
+    assert len(notes) == 1
 
 
 def test_out_of_memory_in_tiles_too_is_a_clear_error(build, latents):
     vae = fresh(build)
     short_of_memory(vae, 0)
     before = snapshot(vae)
-    with pytest.raises(RuntimeError, match="no memory left to decode latents of 24x40, in tiles too"):
+    with pytest.raises(RuntimeError, match="no memory left to decode latents of 24x40 cells, in tiles too"):
         decode_latents(vae, latents)
     assert_as_before(vae, before)
 

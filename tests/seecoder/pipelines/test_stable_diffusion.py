@@ -315,6 +315,26 @@ def test_lora_parts_for_a_text_encoder_are_left_out(pipe):
     assert pipe._lora_loadable_modules == ["unet"]
 
 
+def test_offloading_hooks_are_told_before_the_encoder_runs(pipe, picture):
+    """`enable_model_cpu_offload` needs an accelerator; its hook is stood in for here."""
+    from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
+
+    class Recorder(ModelHook):
+        calls = 0
+
+        def pre_forward(self, module, *args, **kwargs):
+            self.calls += 1
+            return args, kwargs
+
+    recorder = Recorder()
+    add_hook_to_module(pipe.encoder, recorder)
+    try:
+        pipe(picture, num_inference_steps=1)
+    finally:
+        remove_hook_from_module(pipe.encoder)
+    assert recorder.calls == 1
+
+
 def test_closed_loops_are_decoded_without_a_seam(pipe, parts):
     """The wrapped decode of a rolled panorama is the rolled decode; a plain decode has borders."""
     from seecoder.pipelines.decoding import decode_latents
