@@ -33,8 +33,8 @@ What a method may need besides:
 Randomness: one stream per picture (see `seecoder.sampling.randomness`), never torch's global one during a run. A
 picture is the same alone, in a batch, and for every `view_batch_size` (up to rounding).
 
-Memory: the sample is kept in float32; the denoiser runs in `context`'s data type on `view_batch_size` (picture, view)
-pairs at a time, so memory does not grow with the number of views.
+Memory: the sample is kept in float32; the denoiser runs in `context`'s data type on `view_batch_size` native-sized
+(picture, view) pairs at a time (larger views count by their area), so memory does not grow with the number of views.
 
 `on_step(Progress)` is called after every step of the whole run, `on_stage(StageEnd)` after every stage with its clean
 latents (previews). Raising in either ends the run.

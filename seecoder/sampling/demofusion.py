@@ -24,9 +24,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
-from torch.nn import functional
 
 from seecoder.sampling.fields import Evaluator
+from seecoder.sampling.filters import blur, resized, statistics, with_statistics
 from seecoder.sampling.geometry import base_size, panorama_base, scale_over, scaled_size
 from seecoder.sampling.multidiffusion import MultiDiffusion
 from seecoder.sampling.parts import Edited, Opening, Outcome, Path, Run, Stage, Step
@@ -74,36 +74,6 @@ def influence(skip_weights: Sequence[float]) -> list[float]:
 def first_live_step(skip_weights: Sequence[float], threshold: float) -> int:
     """The first step whose influence on the final sample reaches `threshold`."""
     return next(i for i, weight in enumerate(influence(skip_weights)) if weight >= threshold)
-
-
-def gaussian_kernel(size: int, deviation: float, dtype: torch.dtype) -> torch.Tensor:
-    """Normalised one-dimensional Gaussian of `size` taps (odd); a delta as `deviation` goes to 0."""
-    places = torch.arange(size, dtype=torch.float64) - (size - 1) / 2
-    kernel = torch.exp(-0.5 * (places / max(deviation, 1e-6)) ** 2)
-    return (kernel / kernel.sum()).to(dtype)
-
-
-def blur(latents: torch.Tensor, taps: Size, deviation: float, padding: str) -> torch.Tensor:
-    """Depthwise separable Gaussian blur of (B, C, H, W) with `taps` odd taps along rows and columns."""
-    channels = latents.shape[1]
-    pad = [taps[1] // 2, taps[1] // 2, taps[0] // 2, taps[0] // 2]
-    padded = functional.pad(latents, pad, mode="constant" if padding == "zeros" else padding)
-    vertical = gaussian_kernel(taps[0], deviation, latents.dtype).to(latents.device).view(1, 1, -1, 1)
-    horizontal = gaussian_kernel(taps[1], deviation, latents.dtype).to(latents.device).view(1, 1, 1, -1)
-    blurred = functional.conv2d(padded, vertical.expand(channels, -1, -1, -1), groups=channels)
-    return functional.conv2d(blurred, horizontal.expand(channels, -1, -1, -1), groups=channels)
-
-
-def with_statistics(latents: torch.Tensor, mean: torch.Tensor, deviation: torch.Tensor) -> torch.Tensor:
-    """Each picture of (B, C, H, W) shifted and scaled to the given mean and deviation, (B, 1, 1, 1) each."""
-    own_mean, own_deviation = statistics(latents)
-    return (latents - own_mean) / own_deviation * deviation + mean
-
-
-def statistics(latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and standard deviation of every picture over channels and cells, (B, 1, 1, 1) each."""
-    axes = (1, 2, 3)
-    return latents.mean(dim=axes, keepdim=True), latents.std(dim=axes, keepdim=True)
 
 
 @dataclass(frozen=True)
@@ -292,13 +262,6 @@ class _Anchors:
 
     def restore(self, latents: torch.Tensor) -> torch.Tensor:
         return latents if self._statistics is None else with_statistics(latents, *self._statistics)
-
-
-def resized(latents: torch.Tensor, size: Size) -> torch.Tensor:
-    """Bicubic resize of clean latents (B, C, H, W) to `size` (Sec. 3.2)."""
-    if tuple(latents.shape[-2:]) == size:
-        return latents
-    return functional.interpolate(latents, size=size, mode="bicubic", align_corners=False)
 
 
 def _phase_of_picture(sizes: Sequence[Size], picture: torch.Tensor) -> int:

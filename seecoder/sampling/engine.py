@@ -95,7 +95,8 @@ def sample(
         decoder: Latents to pixels, differentiable where a method takes gradients.
         encoder: Pixels to latents.
         unet: The module inside `denoiser`, for methods that patch layers.
-        view_batch_size: (picture, view) pairs evaluated at once; bounds the memory, not the result.
+        view_batch_size: Native-sized (picture, view) pairs evaluated at once, larger views by their area; bounds the
+            memory and does not change the result.
         on_step: Called after every step; an exception raised in it ends the run and leaves the network as it was.
         on_stage: Called after every stage with its clean latents.
 

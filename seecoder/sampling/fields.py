@@ -24,7 +24,8 @@ class Evaluator:
         denoiser: Called as `denoiser(latents, timestep, context, **conditions)`; see `seecoder.sampling`.
         stepper: Scales inputs and knows the parametrisation.
         conditions: Context and added conditions.
-        view_batch_size: (picture, view) pairs that go through the denoiser at once, each with all its branches.
+        view_batch_size: Native-sized (picture, view) pairs that go through the denoiser at once, each with all its
+            branches; larger views count by their area.
     """
 
     def __init__(self, denoiser: Denoiser, stepper: Stepper, conditions: Conditions, view_batch_size: int) -> None:
@@ -91,14 +92,20 @@ class Evaluator:
         return values if offset is None else values + self.stepper.scale_input(offset[None], step.index)
 
     def micro_batches(self, step: Step, path: Path, pictures: int) -> Iterator[list[Item]]:
-        """All (picture, view) pairs of a path, in groups of one view size and at most `view_batch_size` pairs."""
+        """All (picture, view) pairs of a path, in groups of one view size that fit into the memory meant for them."""
         by_size: dict[Size, list[Item]] = {}
         for picture in range(pictures):
             for view in path.views(step, picture):
                 by_size.setdefault(view.size, []).append((picture, view))
-        for items in by_size.values():
-            for start in range(0, len(items), self.view_batch_size):
-                yield items[start : start + self.view_batch_size]
+        for size, items in by_size.items():
+            limit = self.batch_limit(step, size)
+            for start in range(0, len(items), limit):
+                yield items[start : start + limit]
+
+    def batch_limit(self, step: Step, size: Size) -> int:
+        """How many views of `size` cells are evaluated at once."""
+        native = step.native_size[0] * step.native_size[1]
+        return max(1, self.view_batch_size * native // max(native, size[0] * size[1]))
 
     def predict(
         self,

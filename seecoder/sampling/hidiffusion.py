@@ -9,21 +9,18 @@ The step comes from the engine, never from counters inside modules, so an interr
 shift is a function of the step, so it depends on nothing else.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
-
+from seecoder.sampling.feature_sizes import Shrink
 from seecoder.sampling.guidance import ClassifierFree
-from seecoder.sampling.parts import Guidance, Patch, Run, Step
+from seecoder.sampling.parts import Guidance, Patch, Run
 from seecoder.sampling.unet_levels import num_levels
 from seecoder.sampling.views import Size
+from seecoder.sampling.window_attention import WindowAttention
 
 _SDXL_LEVELS = 3
-
-Frames = dict[torch.nn.Module, Size]
 
 
 @dataclass(frozen=True)
@@ -67,127 +64,6 @@ class HiDiffusion:
     def guidance(self, run: Run, view_size: Size) -> Guidance:
         """Ordinary guidance."""
         return ClassifierFree(run.guidance_scale, run.guidance_rescale)
-
-
-class Shrink:
-    """RAU-Net (Sec. 3.2): the downsampler of one level with f times its stride, its upsampler to the old size.
-
-    Args:
-        unet: A diffusers UNet.
-        level: Whose downsampler shrinks more.
-        factor: How much more at first; later 2.
-        full_until: First step with a factor of 2.
-        until: First step of the plain network.
-    """
-
-    def __init__(self, unet: Any, level: int, factor: int, full_until: int, until: int) -> None:
-        self._downsamplers = [block.downsamplers[0] for block in unet.down_blocks[:-1]]
-        self._upsamplers = [block.upsamplers[0] for block in unet.up_blocks[:-1]][::-1]  # by level, like the others
-        self._conv: torch.nn.Conv2d = self._downsamplers[level].conv
-        self._factor, self._full_until, self._until = factor, full_until, until
-
-    def factor(self, index: int) -> int:
-        """How much more than trained the features shrink at a step."""
-        if index >= self._until:
-            return 1
-        return self._factor if index < self._full_until else 2
-
-    @contextmanager
-    def active(self, step: Step, size: Size) -> Iterator[None]:
-        """The network with small deep features."""
-        factor = self.factor(step.index)
-        if factor == 1:
-            yield
-            return
-        conv, sizes = self._conv, {}
-        before = conv.stride, conv.dilation, conv.padding
-        with ExitStack() as stack:
-            for down, up in zip(self._downsamplers, self._upsamplers, strict=True):
-                # Every upsampler returns to what its level had on the way down: halves of odd sizes are not doubles.
-                stack.callback(down.register_forward_pre_hook(_remembering(sizes)).remove)
-                stack.callback(up.register_forward_pre_hook(_returning(sizes, down)).remove)
-            try:
-                conv.stride = (conv.stride[0] * factor, conv.stride[1] * factor)
-                conv.dilation = (conv.dilation[0] * factor, conv.dilation[1] * factor)
-                conv.padding = (int(conv.padding[0]) * factor, int(conv.padding[1]) * factor)
-                yield
-            finally:
-                conv.stride, conv.dilation, conv.padding = before
-
-
-class WindowAttention:
-    """MSW-MSA (Sec. 3.3): self-attention of the outermost attention level in 2 x 2 windows, shifted by the step."""
-
-    def __init__(self, unet: Any) -> None:
-        blocks = [*unet.down_blocks, *list(unet.up_blocks)[::-1]]  # both lists by level
-        levels = len(unet.down_blocks)
-        outermost = min(i % levels for i, block in enumerate(blocks) if getattr(block, "attentions", None))
-        chosen = [blocks[outermost], blocks[levels + outermost]]
-        self._transformers = [entry for block in chosen for entry in getattr(block, "attentions", None) or ()]
-
-    @contextmanager
-    def active(self, step: Step, size: Size) -> Iterator[None]:
-        """The network with window attention."""
-        quarter = int(torch.randint(4, (), generator=torch.Generator().manual_seed(step.index)).item())
-        with ExitStack() as stack:
-            frames: Frames = {}
-            for transformer in self._transformers:
-                stack.callback(transformer.register_forward_pre_hook(_remembering(frames)).remove)
-                for block in transformer.transformer_blocks:
-                    stack.enter_context(_windowed(block.attn1, transformer, frames, quarter))
-            yield
-
-
-def _remembering(frames: Frames) -> Callable[..., None]:
-    """A hook that notes the (height, width) of what goes into a module."""
-
-    def hook(module: torch.nn.Module, inputs: tuple[Any, ...]) -> None:
-        frames[module] = (inputs[0].shape[-2], inputs[0].shape[-1])
-
-    return hook
-
-
-def _returning(frames: Frames, down: torch.nn.Module) -> Callable[..., tuple[Any, ...]]:
-    """A hook that has an upsampler come out at the size that went into the downsampler of its level."""
-    return lambda module, inputs: (inputs[0], frames[down])
-
-
-@contextmanager
-def _windowed(attention: torch.nn.Module, transformer: torch.nn.Module, frames: Frames, quarter: int) -> Iterator[None]:
-    def split(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        return (to_windows(inputs[0], frames[transformer], quarter), *inputs[1:])
-
-    def join(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
-        return from_windows(output, frames[transformer], quarter)
-
-    handles = attention.register_forward_pre_hook(split), attention.register_forward_hook(join)
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def to_windows(tokens: torch.Tensor, frame: Size, quarter: int) -> torch.Tensor:
-    """Tokens (N, h*w, C) -> (4*N, h*w/4, C), of a frame rolled by quarters of a window; odd frames stay whole."""
-    height, width = frame
-    if height % 2 or width % 2:
-        return tokens
-    values = tokens.view(-1, height, width, tokens.shape[-1])
-    values = values.roll((-(height // 2 * quarter // 4), -(width // 2 * quarter // 4)), (1, 2))
-    values = values.view(-1, 2, height // 2, 2, width // 2, tokens.shape[-1]).transpose(2, 3)
-    return values.reshape(-1, height * width // 4, tokens.shape[-1])
-
-
-def from_windows(tokens: torch.Tensor, frame: Size, quarter: int) -> torch.Tensor:
-    """The inverse of `to_windows`."""
-    height, width = frame
-    if height % 2 or width % 2:
-        return tokens
-    values = tokens.view(-1, 2, 2, height // 2, width // 2, tokens.shape[-1]).transpose(2, 3)
-    values = values.reshape(-1, height, width, tokens.shape[-1])
-    values = values.roll((height // 2 * quarter // 4, width // 2 * quarter // 4), (1, 2))
-    return values.reshape(-1, height * width, tokens.shape[-1])
 
 
 def _is_sdxl(unet: Any) -> bool:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import torch
 from torch.nn import functional
 
+from seecoder.sampling.filters import resized
 from seecoder.sampling.geometry import base_size, scale_over, scaled_size
 from seecoder.sampling.parts import Opening, Outcome, Run, Stage
 from seecoder.sampling.views import Size
@@ -84,7 +85,7 @@ class RectifiedHR:
 
     def _enlarged(self, run: Run, original: torch.Tensor, size: Size) -> torch.Tensor:
         if self.resize_in == "latents" or run.decoder is None or run.encoder is None:
-            return functional.interpolate(original, size=size, mode="bicubic", align_corners=False)
+            return resized(original, size)
         pixels = run.decoder(original)
         cell = pixels.shape[-1] // original.shape[-1]
         large = functional.interpolate(

@@ -144,6 +144,6 @@ class ScaleCrafter:
         """Noise-damped guidance for as long as the settings say."""
         settings = self.settings(run.unet, run.native_size, view_size)
         until = round(settings.damp_tau * len(run.stepper))
-        if until == 0:
+        if until == 0 or run.guidance_scale == 1.0:  # without guidance there is nothing to damp
             return ClassifierFree(run.guidance_scale, run.guidance_rescale)
         return NoiseDamped(run.guidance_scale, until, run.guidance_rescale)

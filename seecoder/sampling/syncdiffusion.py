@@ -111,8 +111,9 @@ class Synchronise:
         weight = sync_weight_at(self.settings.sync_weight, self.settings.sync_decay, step.index)
         offsets = {item: torch.zeros_like(item[1].gather(latents[item[0]])) for item in anchors}
         others = [item for item in items if item not in anchors]
-        for start in range(0, len(others), evaluator.view_batch_size):
-            batch = others[start : start + evaluator.view_batch_size]
+        limit = evaluator.batch_limit(step, items[0][1].size)
+        for start in range(0, len(others), limit):
+            batch = others[start : start + limit]
             gradients = self.gradients(latents, batch, references, step, evaluator)
             offsets |= {item: -weight * gradient for item, gradient in zip(batch, gradients, strict=True)}
         moved = latents + fuse_views(offsets, latents, self.path)
@@ -147,8 +148,9 @@ class Synchronise:
     ) -> torch.Tensor:
         """The anchor windows' predicted pictures, one row per picture of the batch."""
         rows = []
-        for start in range(0, len(anchors), evaluator.view_batch_size):
-            batch = anchors[start : start + evaluator.view_batch_size]
+        limit = evaluator.batch_limit(step, anchors[0][1].size)
+        for start in range(0, len(anchors), limit):
+            batch = anchors[start : start + limit]
             cuts = torch.cat([view.gather(latents[picture : picture + 1]) for picture, view in batch])
             rows.append(self.predicted(cuts, batch, step, evaluator))
         return torch.cat(rows)

@@ -282,6 +282,20 @@ def test_check_26_memory_follows_the_micro_batch_not_the_views(make_scheduler, m
         assert denoiser.largest_batch == 6  # three views, two branches
 
 
+def test_check_26_large_frames_count_by_their_area(make_scheduler, make_denoiser, context) -> None:
+    denoiser = make_denoiser()
+    sample(
+        denoiser,
+        make_scheduler("ddim"),
+        latent_shape=(3, 4, 16, 16),
+        native_size=(8, 8),
+        num_inference_steps=1,
+        context=context,
+        view_batch_size=4,
+    )
+    assert denoiser.largest_batch == 1
+
+
 def test_guidance_of_one_evaluates_the_conditional_branch_only(make_scheduler, make_denoiser, context) -> None:
     denoiser = make_denoiser()
     sample(

@@ -1,0 +1,75 @@
+"""Sizes of a UNet's feature maps: kept smaller than trained below one level, and put back on the way up.
+
+RAU-Net of HiDiffusion (Zhang et al., ECCV 2024, arXiv 2311.17528, Sec. 3.2).
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+
+from seecoder.sampling.parts import Step
+from seecoder.sampling.views import Size
+
+Frames = dict[torch.nn.Module, Size]
+
+
+class Shrink:
+    """The downsampler of one level with f times its stride, its upsampler to the old size.
+
+    Args:
+        unet: A diffusers UNet.
+        level: Whose downsampler shrinks more.
+        factor: How much more at first; later 2.
+        full_until: First step with a factor of 2.
+        until: First step of the plain network.
+    """
+
+    def __init__(self, unet: Any, level: int, factor: int, full_until: int, until: int) -> None:
+        self._downsamplers = [block.downsamplers[0] for block in unet.down_blocks[:-1]]
+        self._upsamplers = [block.upsamplers[0] for block in unet.up_blocks[:-1]][::-1]  # by level, like the others
+        self._conv: torch.nn.Conv2d = self._downsamplers[level].conv
+        self._factor, self._full_until, self._until = factor, full_until, until
+
+    def factor(self, index: int) -> int:
+        """How much more than trained the features shrink at a step."""
+        if index >= self._until:
+            return 1
+        return self._factor if index < self._full_until else 2
+
+    @contextmanager
+    def active(self, step: Step, size: Size) -> Iterator[None]:
+        """The network with small deep features."""
+        factor = self.factor(step.index)
+        if factor == 1:
+            yield
+            return
+        conv, sizes = self._conv, {}
+        before = conv.stride, conv.dilation, conv.padding
+        with ExitStack() as stack:
+            for down, up in zip(self._downsamplers, self._upsamplers, strict=True):
+                # Every upsampler returns to what its level had on the way down: halves of odd sizes are not doubles.
+                stack.callback(down.register_forward_pre_hook(remembering(sizes)).remove)
+                stack.callback(up.register_forward_pre_hook(_returning(sizes, down)).remove)
+            try:
+                conv.stride = (conv.stride[0] * factor, conv.stride[1] * factor)
+                conv.dilation = (conv.dilation[0] * factor, conv.dilation[1] * factor)
+                conv.padding = (int(conv.padding[0]) * factor, int(conv.padding[1]) * factor)
+                yield
+            finally:
+                conv.stride, conv.dilation, conv.padding = before
+
+
+def remembering(frames: Frames) -> Callable[..., None]:
+    """A hook that notes the (height, width) of what goes into a module."""
+
+    def hook(module: torch.nn.Module, inputs: tuple[Any, ...]) -> None:
+        frames[module] = (inputs[0].shape[-2], inputs[0].shape[-1])
+
+    return hook
+
+
+def _returning(frames: Frames, down: torch.nn.Module) -> Callable[..., tuple[Any, ...]]:
+    """A hook that has an upsampler come out at the size that went into the downsampler of its level."""
+    return lambda module, inputs: (inputs[0], frames[down])
