@@ -20,9 +20,11 @@ from tqdm import tqdm
 from data.shards.building import REPORT, Build, claimed, run
 from data.shards.img2dataset import make_manifest
 from data.shards.manifest import MANIFEST, Manifest, read_manifest
+from data.shards.pictures import SquarePicture
 from data.shards.sources import Pictures, Source, WorldScenes, find_pictures, read_list, readable
 from data.shards.writing import sha256_of
 
+_MOST_PIXELS_SCALED, _MOST_PIXELS_KEPT = 64_000_000, SquarePicture.max_pixels
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
 
 
@@ -109,7 +111,11 @@ def _add_picture_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--encode", choices=("jpeg", "png", "webp"), default="jpeg", help="of scaled pictures (jpeg)")
     parser.add_argument("--quality", type=int, choices=range(1, 101), default=95, metavar="1-100", help="(95)")
-    parser.add_argument("--max-pixels", type=int, default=64_000_000, help="larger pictures are bad (64,000,000)")
+    parser.add_argument(
+        "--max-pixels",
+        type=int,
+        help=f"larger pictures are bad ({_MOST_PIXELS_SCALED:,}; if kept {_MOST_PIXELS_KEPT:,}, as in training)",
+    )
 
 
 def _bytes(text: str) -> int:
@@ -142,9 +148,12 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def _pictures(options: argparse.Namespace, paths: list[Path], names: list[str]) -> int:
-    if options.max_pixels < 1:
-        raise ValueError(f"`max_pixels`={options.max_pixels} must be at least 1.")
-    source = Pictures.of(paths, names, options.size, options.encode, options.quality, options.max_pixels)
+    most = options.max_pixels
+    if most is None:
+        most = _MOST_PIXELS_KEPT if options.size is None else _MOST_PIXELS_SCALED
+    if most < 1:
+        raise ValueError(f"`max_pixels`={most} must be at least 1.")
+    source = Pictures.of(paths, names, options.size, options.encode, options.quality, most)
     how = "kept as they are" if options.size is None else f"scaled down to {options.size} pixels, as {options.encode}"
     return _build(options, source, f"{len(paths):,} pictures from {options.source}, {how}", options.shard_size)
 

@@ -7,22 +7,17 @@ finished when the index beside it names the sha256 that the tar file has; the ma
 import contextlib
 import fcntl
 import json
-import multiprocessing
 import os
-import signal
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from data.shards.index import read_index
 from data.shards.manifest import MANIFEST, Manifest, Shard, read_manifest, write_manifest
 from data.shards.opening import UNFINISHED
+from data.shards.processes import in_processes
 from data.shards.skips import category
 from data.shards.sources import Source
 from data.shards.writing import sha256_of, write_shard
@@ -234,7 +229,10 @@ def run(build: Build, workers: int = 0, tick: Callable[[int], object] = lambda _
     tasks = [(number, start, stop) for number, (start, stop) in enumerate(build.ranges())]
     try:
         if workers > 1:
-            _in_processes(build, tasks, workers, progress, tick)
+            for (number, *_), finished in in_processes(ensure, build, tasks, workers):
+                tick(finished.sources)
+                progress.add(number, finished)
+                _check_rate(build, progress, _GRACE)
         else:
             for task in tasks:
                 progress.add(task[0], ensure(build, *task, tick))
@@ -243,54 +241,6 @@ def run(build: Build, workers: int = 0, tick: Callable[[int], object] = lambda _
     finally:
         _write_report(build, progress)
     return _complete(build, progress), progress
-
-
-def _in_processes(
-    build: Build, tasks: list[tuple[int, int, int]], workers: int, progress: Progress, tick: Callable[[int], object]
-) -> None:
-    # Spawned, not forked: a fork of a process with torch's threads in it may hang.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, _set_build, (build,)) as pool:
-        waiting: dict[Future[Finished], int] = {}
-        remaining = iter(tasks)
-        try:
-            while True:
-                while len(waiting) < 2 * workers and (task := next(remaining, None)) is not None:
-                    waiting[pool.submit(_ensure_in_worker, *task)] = task[0]
-                if not waiting:
-                    return
-                for future in wait(waiting, return_when=FIRST_COMPLETED).done:
-                    finished = future.result()
-                    progress.add(waiting.pop(future), finished)
-                    tick(finished.sources)
-                _check_rate(build, progress, _GRACE)
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-_build: Build | None = None  # of a worker process; sent once, because it may name millions of files
-
-
-def _set_build(build: Build) -> None:
-    global _build
-    _build = build
-    torch.set_num_threads(1)  # the processes are the parallelism
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent sees to the end
-    threading.Thread(target=_follow_parent, daemon=True).start()
-
-
-def _follow_parent() -> None:
-    """End with the parent, even if it is killed; a worker would otherwise wait for work for ever."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
-def _ensure_in_worker(number: int, start: int, stop: int) -> Finished:
-    if _build is None:
-        raise RuntimeError("The worker was started without a build.")
-    return ensure(_build, number, start, stop)
 
 
 def _check_rate(build: Build, progress: Progress, least: int) -> None:

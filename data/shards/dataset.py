@@ -1,110 +1,19 @@
-"""Batches by position, and the loader that a training reads: resumable, the same for any number of ranks and workers.
-
-`ShardBatches[position]` is the batch that begins at a position of the plan's endless sequence. Nothing else decides
-what is in it, so torch's `DataLoader` may call it from any number of workers started in any way: there is no
-splitting to get wrong.
-"""
+"""The loader that a training reads: resumable, and the same for any number of ranks and workers."""
 
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, cast
 
-import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Sampler
 
-from data.shards.manifest import ShardSet
+from data.shards.batches import SKIPS, ShardBatches
 from data.shards.opening import open_shards
-from data.shards.pictures import Transform, UnusableSample
+from data.shards.pictures import Transform
 from data.shards.plan import Plan
 from data.shards.prefetch import Prefetcher
-from data.shards.reading import BadSample, ShardReader
 from data.shards.remote import Fetcher
-from data.shards.skips import Skip, SkipLog, category
-from seecoder.images import ImageError
-
-_MOST_SUBSTITUTES = 64
-_SKIPS = "_skips"  # travels from the worker to the loader inside the batch, and is taken out there
-
-
-class ShardBatches(Dataset[dict[str, Any]]):
-    """Batches of consecutive positions of a plan.
-
-    Args:
-        shards: The shards.
-        plan: Their order.
-        transform: Makes an example from a sample.
-        batch_size: Samples in a batch.
-        fetcher: Fetches https shards.
-        endless: True: positions go on into the next epoch. False: there is one epoch, and what lies beyond its end are
-            repetitions of its beginning that are marked as not `valid`.
-    """
-
-    def __init__(
-        self,
-        shards: ShardSet,
-        plan: Plan,
-        transform: Transform,
-        batch_size: int,
-        fetcher: Fetcher | None = None,
-        endless: bool = True,
-    ):
-        self.plan, self.transform, self.batch_size, self.endless = plan, transform, batch_size, endless
-        # Two blocks of shards: a batch may straddle the border between them.
-        self.reader = ShardReader(shards, transform.members, fetcher, most_open=2 * plan.window)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        """Make the batch that begins at position `index`.
-
-        Returns:
-            The stacked tensors and lists of `transform`, and `sample_id`, `epoch` (int64) and `valid` (bool),
-            (batch_size,) each.
-
-        Raises:
-            RuntimeError: No readable substitute was found for an unreadable sample.
-        """
-        skips: list[Skip] = []
-        examples = []
-        for position in range(index, index + self.batch_size):
-            valid = self.endless or position < len(self.plan)
-            example = self._example(position if self.endless else position % len(self.plan), skips if valid else [])
-            examples.append(example | {"valid": example["valid"] and valid})
-        return _stack(examples) | {_SKIPS: tuple(skips)}
-
-    def _example(self, position: int, skips: list[Skip]) -> dict[str, Any]:
-        """Make the example at a position, or at that of the first substitute that can be read."""
-        place = self.plan.place(position)
-        for attempt in range(_MOST_SUBSTITUTES + 1):
-            epoch, shard, number, sample_id = place
-            try:
-                sample = self.reader.read(shard, number)
-                example = self.transform(sample, epoch, sample_id)
-            except (BadSample, ImageError, UnusableSample) as error:
-                if attempt == 0:  # substitutes are counted at their own positions
-                    skips.append(self._skip(error, shard, number, sample_id))
-                place = self.plan.substitute(position, attempt)
-            else:
-                # A substitute is not what the evaluation asked for; in training it fills the batch.
-                ids = {"sample_id": torch.tensor(sample_id), "epoch": torch.tensor(epoch)}
-                return example | ids | {"valid": self.endless or attempt == 0}
-        first = skips[-1].detail if skips else "see the log"
-        raise RuntimeError(
-            f"No readable sample in {_MOST_SUBSTITUTES} attempts at position {position} ({first}). Check that the "
-            "shards are where the manifest says."
-        )
-
-    def _skip(self, error: Exception, shard: int, number: int, sample_id: int) -> Skip:
-        if isinstance(error, BadSample):
-            return Skip(sample_id, error.reason, error.name, error.detail)
-        name = f"{self.reader.shards.shards[shard].location}[{number}]"
-        reason = error.reason if isinstance(error, UnusableSample) else category(getattr(error, "reason", str(error)))
-        return Skip(sample_id, reason, name, f"{name}: {error}")
-
-
-def _stack(examples: list[dict[str, Any]]) -> dict[str, Any]:
-    columns = {name: [example[name] for example in examples] for name in examples[0]}
-    batch = {name: torch.stack(column) if torch.is_tensor(column[0]) else column for name, column in columns.items()}
-    return batch | {"valid": torch.tensor(columns["valid"])}
+from data.shards.skips import SkipLog
 
 
 class _Starts(Sampler[int]):
@@ -196,22 +105,7 @@ class ShardLoader:
         self._starts = _Starts()
         self.dataset = ShardBatches(shards, self.plan, transform, batch_size, fetcher, endless)
         self._prefetcher = Prefetcher(self.plan, shards, fetcher) if fetcher is not None else None
-        workers: dict[str, Any] = {}
-        if num_workers:
-            workers = {
-                "multiprocessing_context": start_method,
-                "prefetch_factor": prefetch,
-                "persistent_workers": True,
-            }
-        self._loader = DataLoader(
-            self.dataset,
-            batch_size=None,
-            sampler=self._starts,
-            num_workers=num_workers,
-            collate_fn=cast(Any, _as_it_is),  # typed for lists of samples; without a batch size it gets the batch
-            pin_memory=pin_memory,
-            **workers,
-        )
+        self._loader = _data_loader(self.dataset, self._starts, num_workers, start_method, prefetch, pin_memory)
 
     def _pass_length(self, accumulate: int) -> int:
         stride = self.batch_size * self.world_size
@@ -254,7 +148,7 @@ class ShardLoader:
             self._resuming = False
             self._position += stride
             self._into_pass += stride
-            self.skips.add(self.batch_size, batch.pop(_SKIPS))
+            self.skips.add(self.batch_size, batch.pop(SKIPS))
             if self._prefetcher is not None:
                 self._prefetcher.look_ahead(self._position)
             yield batch
@@ -285,6 +179,24 @@ class ShardLoader:
         with suppress(AttributeError):  # a single-process iterator has nothing to stop
             iterator._shutdown_workers()  # type: ignore[union-attr]
         self.dataset.reader.close()
+
+
+def _data_loader(
+    batches: ShardBatches, starts: _Starts, num_workers: int, start_method: str | None, prefetch: int, pin_memory: bool
+) -> DataLoader[dict[str, Any]]:
+    """Let torch's loader ask for batches by their positions, in order, from workers that live as long as the loader."""
+    workers: dict[str, Any] = {}
+    if num_workers:
+        workers = {"multiprocessing_context": start_method, "prefetch_factor": prefetch, "persistent_workers": True}
+    return DataLoader(
+        batches,
+        batch_size=None,
+        sampler=starts,
+        num_workers=num_workers,
+        collate_fn=cast(Any, _as_it_is),  # typed for lists of samples; without a batch size it gets the batch
+        pin_memory=pin_memory,
+        **workers,
+    )
 
 
 def _check(batch_size: int, rank: int, world_size: int, accumulate: int, batches: int | None, num_workers: int) -> None:

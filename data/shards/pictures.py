@@ -102,12 +102,14 @@ class SquarePicture:
             left = derive_seed(self.seed, "left", epoch, sample_id) % (width - side + 1)
         # Cut first: scaling a 10 x 100,000 picture up first would take gigabytes.
         pixels = pixels[:, top : top + side, left : left + side]
-        if self.flip and derive_seed(self.seed, "flip", epoch, sample_id) % 2:
-            pixels = pixels.flip(2)
         if side != self.size:
             shape = (self.size, self.size)
             pixels = functional.interpolate(pixels[None], shape, mode="bicubic", antialias=True, align_corners=False)[0]
-        return pixels.mul(255).round_().clamp_(0, 255).to(torch.uint8).contiguous()
+            pixels.clamp_(0, 1)  # bicubic overshoots at edges
+        levels = pixels.mul_(255).round_().to(torch.uint8)  # in place: `load_image` gave these pixels to us
+        if self.flip and derive_seed(self.seed, "flip", epoch, sample_id) % 2:
+            levels = levels.flip(2)
+        return levels.contiguous()
 
 
 def _parse(content: bytes) -> Any:

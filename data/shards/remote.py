@@ -63,6 +63,7 @@ class Fetcher:
         attempts: How often a shard is tried before it is given up for `patience` seconds.
         back_off: Seconds before the second attempt; doubled for each further one.
         timeout: Seconds without an answer after which an attempt has failed.
+        longest: Seconds that one attempt may take in all: a server that drips is as good as dead.
         patience: Seconds after which a shard that was given up is tried again.
     """
 
@@ -71,6 +72,7 @@ class Fetcher:
     attempts: int = 5
     back_off: float = 1.0
     timeout: float = 30.0
+    longest: float = 1800.0
     patience: float = 300.0
 
     def manifest(self, url: str) -> Manifest:
@@ -118,13 +120,15 @@ class Fetcher:
         return None
 
     def _download(self, url: str, shard: Shard, target: Path) -> None:
-        digest, size = hashlib.sha256(), 0
+        digest, size, deadline = hashlib.sha256(), 0, time.monotonic() + self.longest
         with atomic_path(target) as temporary, temporary.open("wb") as file:
             with open_url(url, self.timeout) as answer:
                 while chunk := answer.read(_CHUNK):
                     size += len(chunk)
                     if shard.bytes is not None and size > shard.bytes:
                         break  # never let a server fill the disk
+                    if time.monotonic() > deadline:
+                        raise TimeoutError(f"only {size} bytes came in {self.longest:g} s")
                     digest.update(chunk)
                     file.write(chunk)
             if shard.bytes is not None and size != shard.bytes:

@@ -232,6 +232,12 @@ def test_early_stop_above_the_rate_does_not_read_everything(tmp_path: Path, monk
 WORLD = ["--count", "60", "--samples-per-shard", "7", "--size", "16"]
 
 
+def test_workers_write_the_same_bytes(tmp_path: Path):
+    assert build.main(["world", str(tmp_path / "one"), *WORLD]) == 0
+    assert build.main(["world", str(tmp_path / "many"), *WORLD, "--workers", "2"]) == 0
+    assert digest(tmp_path / "one") == digest(tmp_path / "many")
+
+
 def test_resume_keeps_what_is_whole_and_repairs_what_is_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     out = tmp_path / "out"
     assert build.main(["world", str(out), *WORLD]) == 0
@@ -271,25 +277,40 @@ def test_interrupted_anywhere_the_end_is_the_same(tmp_path: Path):
 
 
 def test_killed_in_mid_write_and_run_again(tmp_path: Path):
-    # Two workers before the kill, two after it; the uninterrupted run has none.
-    out, size = tmp_path / "killed", ["--count", "200", "--samples-per-shard", "20", "--workers"]
-    command = [sys.executable, "-m", "data.build", "world", str(out), *size, "2"]
-    silent: Any = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen(command, cwd=Path(__file__).parents[2], **silent)
-    while not list(out.glob("*.tar")) and process.poll() is None:
-        time.sleep(0.002)
-    workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert (out / "build.json").exists(), "killed before the end"
-    assert not (out / "manifest.json").exists()
+    out, size = tmp_path / "killed", ["--count", "200", "--samples-per-shard", "20"]
+    kill_after_first_shard(["world", str(out), *size], out)
+    assert build.main(["world", str(out), *size]) == 0
+    assert build.main(["world", str(tmp_path / "whole"), *size]) == 0
+    assert digest(out) == digest(tmp_path / "whole")
+
+
+@pytest.mark.slow  # four processes are started, which takes longer than all they do
+def test_killed_with_workers_and_run_again(tmp_path: Path):
+    out, size = tmp_path / "killed", ["--count", "200", "--samples-per-shard", "20"]
+    workers = kill_after_first_shard(["world", str(out), *size, "--workers", "2"], out)
+    assert len(workers) >= 2
     deadline = time.monotonic() + 60
     while any(is_running(worker) for worker in workers):
         assert time.monotonic() < deadline, "workers must end with their parent"
         time.sleep(0.01)
-    assert build.main(["world", str(out), *size, "2"]) == 0
-    assert build.main(["world", str(tmp_path / "whole"), *size, "1"]) == 0
+    assert build.main(["world", str(out), *size, "--workers", "2"]) == 0
+    assert build.main(["world", str(tmp_path / "whole"), *size]) == 0
     assert digest(out) == digest(tmp_path / "whole")
+
+
+def kill_after_first_shard(arguments: list[str], out: Path) -> list[str]:
+    """Kill a build with signal 9 in mid-write; return the numbers of its child processes."""
+    silent: Any = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    root = Path(__file__).parents[2]
+    process = subprocess.Popen([sys.executable, "-m", "data.build", *arguments], cwd=root, **silent)
+    while not list(out.glob("*.tar")) and process.poll() is None:
+        time.sleep(0.002)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert (out / "build.json").exists(), "killed before the end"
+    assert not (out / "manifest.json").exists()
+    return children
 
 
 def is_running(process: str) -> bool:
@@ -394,6 +415,18 @@ def test_verify_finds_every_kind_of_change(tmp_path: Path, capsys: pytest.Captur
     message = capsys.readouterr().err.splitlines()[-1]
     assert "3 of 9 shards are not as they were: 00000.tar is missing; 00001.tar has 100 bytes" in message
     assert "00002.tar has another sha256" in message
+
+
+def test_index_gives_foreign_shards_a_manifest(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    out = tmp_path / "out"
+    assert build.main(["world", str(out), *WORLD]) == 0
+    before = read_manifest(out).shards
+    for path in out.glob("*.json"):
+        path.unlink()
+    assert build.main(["index", str(out)]) == 0
+    assert "60 samples in 9 shards" in capsys.readouterr().out
+    assert read_manifest(out).shards == before
+    assert build.main(["verify", str(out)]) == 0
 
 
 def test_debug_shows_the_traceback(tmp_path: Path):

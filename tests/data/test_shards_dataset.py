@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from data.shards import dataset
+from data.shards.batches import SKIPS
 from data.shards.dataset import ShardLoader
 from data.shards.index import scan
 from data.shards.pictures import SquarePicture
@@ -180,8 +180,9 @@ def test_length_is_that_of_a_pass(shards: Path):
         assert len(own) == len(list(own)) == len(list(own)) == expected, settings
 
 
-def test_a_pass_left_early_goes_on_in_a_whole_new_one(shards: Path):
-    own = loader(shards)
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_pass_left_early_goes_on_in_a_whole_new_one(shards: Path, num_workers: int):
+    own = loader(shards, num_workers=num_workers, start_method="fork" if num_workers else None)
     first = [next(iterator)["sample_id"].tolist() for iterator in [iter(own)] for _ in range(5)]
     iter(own)  # an iterator that nobody uses changes nothing
     second = [batch["sample_id"].tolist() for batch in own]
@@ -356,4 +357,4 @@ def test_lightning_leaves_it_as_it_is(shards: Path):
 
 
 def test_the_skips_do_not_reach_the_training(shards: Path):
-    assert all(dataset._SKIPS not in batch for batch in loader(shards))
+    assert all(SKIPS not in batch for batch in loader(shards))

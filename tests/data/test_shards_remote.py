@@ -108,6 +108,13 @@ def test_what_is_not_the_manifests_shard_is_not_used(server: Server, tmp_path: P
     assert not list((tmp_path / "cache").glob("*.tar"))
 
 
+def test_a_dripping_server_is_given_up(server: Server, tmp_path: Path):
+    shard = read_manifest(server.folder).shards[0]
+    assert Fetcher(tmp_path / "cache", attempts=2, longest=-1.0).fetch(f"{BASE}/{shard.name}", shard) is None
+    assert server.asked[shard.name] == 2
+    assert Fetcher(tmp_path / "cache", patience=0.0).fetch(f"{BASE}/{shard.name}", shard) is not None
+
+
 def test_many_readers_fetch_once(server: Server, tmp_path: Path):
     fetcher, shard = Fetcher(tmp_path / "cache"), read_manifest(server.folder).shards[0]
     threads = [threading.Thread(target=fetcher.fetch, args=(f"{BASE}/{shard.name}", shard)) for _ in range(6)]

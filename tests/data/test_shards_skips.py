@@ -57,9 +57,9 @@ def test_a_long_good_past_does_not_hide_a_dead_disk():
     log = SkipLog(0.01)
     for _ in range(100):
         log.add(RECENT // 10, [])
-    log.add(RECENT // 100, skips(RECENT // 100))  # exactly at the ceiling
-    with pytest.raises(RuntimeError, match="101 of the last"):
-        log.add(1, skips(1))
+    log.add(RECENT // 100, skips(RECENT // 100))
+    with pytest.raises(RuntimeError, match="102 of the last 10102"):
+        log.add(2, skips(2))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,70 @@
+"""Work through tasks in several processes that end with their parent."""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from typing import Any, TypeVar
+
+import torch
+
+Task = TypeVar("Task", bound=tuple[Any, ...])
+Result = TypeVar("Result")
+
+_work: Callable[..., Any] | None = None  # of a worker process, with the subject that it is about
+_subject: Any = None
+
+
+def in_processes(
+    work: Callable[..., Result], subject: Any, tasks: Iterable[Task], workers: int
+) -> Iterator[tuple[Task, Result]]:
+    """Call `work(subject, *task)` for every task.
+
+    Args:
+        work: A module's function.
+        subject: Sent to each process once, because it may be large.
+        tasks: The tasks; few are taken ahead.
+        workers: Processes.
+
+    Yields:
+        Tasks with their results, as they are done. Leaving early cancels what has not begun.
+    """
+    # Spawned, not forked: a fork of a process with torch's threads in it may hang.
+    context = multiprocessing.get_context("spawn")
+    with contextlib.ExitStack() as stack:
+        pool = stack.enter_context(ProcessPoolExecutor(workers, context, _prepare, (work, subject)))
+        stack.callback(pool.shutdown, cancel_futures=True)
+        waiting: dict[Future[Result], Task] = {}
+        remaining = iter(tasks)
+        while True:
+            while len(waiting) < 2 * workers and (task := next(remaining, None)) is not None:
+                waiting[pool.submit(_run, *task)] = task
+            if not waiting:
+                return
+            for future in wait(waiting, return_when=FIRST_COMPLETED).done:
+                yield waiting.pop(future), future.result()
+
+
+def _prepare(work: Callable[..., Any], subject: Any) -> None:
+    global _work, _subject
+    _work, _subject = work, subject
+    torch.set_num_threads(1)  # the processes are the parallelism
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent sees to the end
+    threading.Thread(target=_follow_parent, daemon=True).start()
+
+
+def _follow_parent() -> None:
+    """End with the parent, even if it is killed; a worker would otherwise wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _run(*task: Any) -> Any:
+    if _work is None:
+        raise RuntimeError("The process was started without its work.")
+    return _work(_subject, *task)
