@@ -174,3 +174,11 @@ def test_from_pipe_shares_networks_and_changes_nothing(parts):
     assert SeeCoderPipeline.from_pipe(ours).encoder is parts["encoder"]
     with pytest.raises(TypeError, match="unknown component `text_encoder`"):
         SeeCoderPipeline.from_pipe(stock, text_encoder=None)
+
+
+@pytest.mark.filterwarnings("ignore:The `local_dir_use_symlinks`:UserWarning")  # inside diffusers
+def test_repositories_that_cannot_be_reached_are_named():
+    with pytest.raises(FileNotFoundError, match="someone/a-base"):
+        SeeCoderPipeline.from_base("someone/a-base", local_files_only=True)
+    with pytest.raises(FileNotFoundError, match="neither a folder nor the name of a repository"):
+        SeeCoderPipeline.from_base("./not/here")

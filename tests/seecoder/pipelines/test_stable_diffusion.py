@@ -4,11 +4,19 @@ import copy
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, EulerDiscreteScheduler, StableDiffusionControlNetPipeline, StableDiffusionPipeline
+from diffusers import (
+    DDIMScheduler,
+    EulerDiscreteScheduler,
+    StableDiffusionControlNetPipeline,
+    StableDiffusionPipeline,
+    VQModel,
+)
 
 from seecoder import SeeCoderPipeline
+from seecoder.cli.methods import build_methods
 from seecoder.context import ImageSet
 from seecoder.images import ImageError, save_image
+from seecoder.sampling import DemoFusion, MultiDiffusion
 
 STEPS = 2
 
@@ -237,18 +245,61 @@ def test_other_schedulers_and_v_prediction(parts, picture):
         assert torch.isfinite(pixels).all()
 
 
-def test_methods_reach_the_engine(make):
-    from seecoder.sampling.demofusion import DemoFusion
-    from seecoder.sampling.multidiffusion import MultiDiffusion
+METHODS = ["demofusion", "hidiffusion", "multidiffusion", "rectifiedhr", "scalecrafter", "syncdiffusion"]
 
-    plain = make(height=32, width=32)
+
+@pytest.mark.parametrize("names", [*METHODS, "demofusion,scalecrafter", "multidiffusion,syncdiffusion"])
+@pytest.mark.parametrize("size", [(32, 32), (16, 64)])
+def test_every_method_runs_and_does_something(pipe, make, names, size):
+    before = state_of(pipe)
+    height, width = size
+    plain = make(height=height, width=width, num_inference_steps=4)
+    found = make(height=height, width=width, num_inference_steps=4, method=build_methods(names))
+    assert found.shape == (1, 3, height, width)
+    assert torch.isfinite(found).all()
+    assert (found - plain).abs().max() > 1e-3
+    assert all(torch.equal(value, before[name]) for name, value in state_of(pipe).items())
+
+
+def test_windows_at_once_change_nothing(make):
     windows = make(height=32, width=32, method=MultiDiffusion())
-    assert (plain - windows).abs().max() > 1e-3
     one_by_one = make(height=32, width=32, method=MultiDiffusion(), view_batch_size=1)
     torch.testing.assert_close(one_by_one, windows, atol=1e-4, rtol=0)
-    assert make(height=32, width=32, method=[DemoFusion()]).shape[-2:] == (32, 32)
-    start = make(height=32, width=32, method=DemoFusion(), start_image=torch.rand(3, 16, 16))
-    assert start.shape[-2:] == (32, 32)
+
+
+def test_a_start_image_takes_the_place_of_noise(make):
+    dark, bright = (
+        make(height=32, width=32, method=DemoFusion(), start_image=torch.full((3, 16, 16), level))
+        for level in (0.0, 1.0)
+    )
+    assert dark.shape[-2:] == (32, 32)
+    assert (dark - bright).abs().max() > 1e-3
+    with pytest.raises(ValueError, match="Use DemoFusion"):
+        make(start_image=torch.zeros(3, 16, 16))
+
+
+def test_a_vector_quantised_first_stage(parts, picture):
+    torch.manual_seed(0)
+    vae = VQModel(
+        block_out_channels=(8, 16),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        norm_num_groups=4,
+        latent_channels=4,
+        num_vq_embeddings=16,
+    ).eval()
+    pipe = SeeCoderPipeline(**{**parts, "vae": vae})
+    pipe.set_progress_bar_config(disable=True)
+    pixels = pipe(picture, num_inference_steps=1, output_type="pt").images
+    assert pixels.shape == (1, 3, 16, 16)
+    enlarged = pipe(picture, 32, 32, num_inference_steps=2, method=DemoFusion(), start_image=picture[:, :40, :40])
+    assert enlarged.images[0].size == (32, 32)
+
+
+def test_a_base_of_another_shape(parts, build, picture):
+    pipe = SeeCoderPipeline(**{**parts, "unet": build["unet"](sample_size=(8, 12))})
+    pipe.set_progress_bar_config(disable=True)
+    assert pipe(picture, num_inference_steps=1, output_type="pt").images.shape == (1, 3, 16, 24)
 
 
 @pytest.mark.parametrize(
