@@ -14,7 +14,9 @@ _INK, _PAPER = (40, 40, 40), (255, 255, 255)
 def contact_sheet(
     rows: Sequence[Sequence[Image.Image]], labels: Sequence[Sequence[str]] | None = None, cell: int = 256
 ) -> Image.Image:
-    """Put pictures side by side, each fitted into a cell without being cropped or enlarged.
+    """Put pictures side by side, each fitted into a cell without being cropped.
+
+    Large pictures are made smaller; small ones are enlarged by a whole factor, so that their pixels stay as they are.
 
     Args:
         rows: the pictures of every row, from top to bottom; rows may differ in length.
@@ -52,10 +54,13 @@ def contact_sheet(
 
 
 def _fitted(picture: Image.Image, cell: int) -> Image.Image:
-    share = min(1.0, cell / max(picture.size))
-    size = (max(1, round(picture.width * share)), max(1, round(picture.height * share)))
     picture = picture.convert("RGB")
-    return picture if size == picture.size else picture.resize(size, Image.Resampling.LANCZOS)
+    longest = max(picture.size)
+    if longest <= cell:
+        factor = cell // longest
+        return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
+    size = (max(1, round(picture.width * cell / longest)), max(1, round(picture.height * cell / longest)))
+    return picture.resize(size, Image.Resampling.LANCZOS)
 
 
 def _printable(text: str, width: int) -> str:

@@ -25,6 +25,8 @@ from seecoder.cli.options import add_base_options, add_sampling_options, positiv
 
 HELP = "make variations of pictures"
 SETTINGS_NAME = "settings.json"
+_COLUMNS = 8
+_CELL = 256
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -114,7 +116,11 @@ def make(arguments: argparse.Namespace, methods: list[Any] | None, *, command: s
         f"seeds "
         f"{', '.join(map(str, seeds))}, {arguments.steps} steps, method {arguments.method or 'plain'}"
     )
-    records = [_vary(pipe, job, seeds, row, given) for job, row in zip(jobs, files, strict=True)]
+    records = []
+    for index, (job, row) in enumerate(zip(jobs, files, strict=True)):
+        records.append(_vary(pipe, job, seeds, row, given))
+        if len(jobs) > 1:
+            say(f"{index + 1} of {len(jobs)} contexts done")
     if sheet is not None:
         _write_sheet(sheet, jobs, seeds, files)
     _write_settings(arguments, command, [record for row in records for record in row])
@@ -235,7 +241,7 @@ def _vary(pipe: Any, job: Job, seeds: list[int], files: list[Path], given: dict[
         conditions |= dict(zip(names, encoded if isinstance(encoded, tuple) else (encoded,), strict=False))
     records = []
     for number, file in zip(seeds, files, strict=True):
-        pipe.set_progress_bar_config(desc=file.name, leave=False)
+        pipe.set_progress_bar_config(desc=file.name, leave=False, disable=None)  # None: only at a terminal
         output = pipe(**conditions, **given, generator=torch.Generator().manual_seed(number))
         file.parent.mkdir(parents=True, exist_ok=True)
         save_image(output.images[0], file)
@@ -257,11 +263,15 @@ def _write_sheet(path: Path, jobs: list[Job], seeds: list[int], files: list[list
         # 8-bit from here on: sheets of hundreds of large pictures would not fit otherwise.
         shown = [to_pil(load_image(path)) for path in [*sources, *map(str, row)]]
         for picture in shown:
-            picture.thumbnail((256, 256))
+            picture.thumbnail((_CELL, _CELL))
         rows.append(shown)
         labels.append([Path(path).name for path in sources] + [f"seed {number}" for number in seeds])
+    if max(len(row) for row in rows) == 1:  # one picture a context: a page is easier to look at than a strip
+        flat, texts = [row[0] for row in rows], [row[0] for row in labels]
+        rows = [flat[start : start + _COLUMNS] for start in range(0, len(flat), _COLUMNS)]
+        labels = [texts[start : start + _COLUMNS] for start in range(0, len(texts), _COLUMNS)]
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_image(contact_sheet(rows, labels), path)
+    save_image(contact_sheet(rows, labels, _CELL), path)
     say(f"wrote {path}")
 
 

@@ -16,7 +16,8 @@ def test_every_picture_is_on_the_sheet_whole():
     counts = {colour: count for count, colour in sheet.getcolors(10_000)}
     assert counts[(255, 0, 0)] == 20 * 10
     assert counts[(0, 255, 0)] == 10 * 20
-    assert counts[(0, 0, 255)] == 10 * 10  # not enlarged
+    assert counts[(0, 0, 255)] == 20 * 20  # twice as large
+    assert contact_sheet([[plain((0, 0, 255), (11, 11))]], cell=20).size == (23, 23)  # by whole factors only
 
 
 def test_labels_need_the_same_layout_and_may_be_anything():
