@@ -36,6 +36,19 @@ picture is the same alone, in a batch, and for every `view_batch_size` (up to ro
 Memory: the sample is kept in float32; the denoiser runs in `context`'s data type on `view_batch_size` native-sized
 (picture, view) pairs at a time (larger views count by their area), so memory does not grow with the number of views.
 
+Methods, each a short file that names its parts, with one function an equation:
+
+    MultiDiffusion   windows             multidiffusion.py   fused windows, regions with their own context, closed loops
+    DemoFusion       stages              demofusion.py       skip residual, dilated sampling; from noise or a picture
+    RectifiedHR      stages              rectifiedhr.py      one trajectory, resolution changed near its end
+    ScaleCrafter     network             scalecrafter.py     re-dilation, dispersion, noise-damped guidance
+    HiDiffusion      network             hidiffusion.py      small deep features, window attention
+    SyncDiffusion    editor (+ windows)  syncdiffusion.py    windows of a panorama that agree
+
+Methods of different parts go together in a list, e.g. `method=[ScaleCrafter(), DemoFusion()]`, where re-dilation of the
+whole frame takes the place of the lattices; what does not go together is refused with the reason (`composition.py`). A
+panorama of a closed loop (`closed_loop=True`) has to be decoded around its border (`decode_in_tiles(…, wrap=True)`).
+
 `on_step(Progress)` is called after every step of the whole run, `on_stage(StageEnd)` after every stage with its clean
 latents (previews). Raising in either ends the run.
 """

@@ -37,6 +37,7 @@ class WindowsMethod(Method, Protocol):
     """Says through which windows the sample is seen: MultiDiffusion."""
 
     closed_loop: bool
+    regions: Sequence[Any]
 
     def window_size(self, native_size: Size, size: Size) -> Size:
         """(height, width) of a window over latents of `size`."""
@@ -44,6 +45,14 @@ class WindowsMethod(Method, Protocol):
 
     def paths(self, run: Run, size: Size, patches: Mapping[str, Sequence[Patch]]) -> list[Path]:
         """Paths over windows; their weights add up to 1."""
+        ...
+
+    def by_region(self, run: Run, path: Path, size: Size) -> list[Path]:
+        """A path split by the regions that have their own context, if there are any."""
+        ...
+
+    def without_bootstrap(self) -> "WindowsMethod":
+        """The same windows for samples that have their objects already."""
         ...
 
 
@@ -128,7 +137,10 @@ class Recipe:
         in_windows: bool = True,
     ) -> Stage:
         """One whole trajectory from noise at `size`; without `in_windows` the whole frame is seen at once."""
-        paths = self.paths(run, size) if in_windows or self.sync is not None else [self.frame(run, size)]
+        # Regions have to be there from the beginning; otherwise windows of the native size would be the frame itself.
+        has_regions = self.windows is not None and len(self.windows.regions) > 0
+        in_windows = in_windows or has_regions or self.sync is not None
+        paths = self.paths(run, size) if in_windows else [self.frame(run, size)]
         editors = [] if self.sync is None else [self.sync.editor(run, paths[0])]
 
         def begin(run: Run, outcome: Outcome | None) -> Opening:

@@ -28,7 +28,7 @@ import torch
 from seecoder.sampling.fields import Evaluator
 from seecoder.sampling.filters import blur, resized, statistics, with_statistics
 from seecoder.sampling.geometry import base_size, panorama_base, scale_over, scaled_size
-from seecoder.sampling.multidiffusion import MultiDiffusion
+from seecoder.sampling.multidiffusion import MultiDiffusion, times
 from seecoder.sampling.parts import Edited, Opening, Outcome, Path, Run, Stage, Step
 from seecoder.sampling.stepper import Stepper
 from seecoder.sampling.views import Size, lattices
@@ -200,28 +200,31 @@ class DemoFusion:
         """Local and global path with their shares; at the base size there is only the whole frame."""
         if scale_over(size, base) <= 1.0:
             return [recipe.frame(run, size)]
-        global_path = self._global_path(run, recipe, size, base) if self.use_dilated_sampling else None
+        frame = self._global_path(run, recipe, size, base) if self.use_dilated_sampling else recipe.frame(run, size)
+        whole = [frame] if recipe.windows is None else recipe.windows.by_region(run, frame, size)
         if not self.use_windows:
-            return [recipe.frame(run, size) if global_path is None else global_path]
-        local_paths = self._local_paths(run, recipe, size)
-        if global_path is None:
-            return local_paths
+            return whole
+        local = self._local_paths(run, recipe, size)
+        if not self.use_dilated_sampling:
+            return local
         share = self._dilated_share
-        shared = [replace(path, weight=_times(lambda step: 1.0 - share(step), path)) for path in local_paths]
-        return [*shared, replace(global_path, weight=share)]
+        return [
+            *(replace(path, weight=times(lambda step: 1.0 - share(step), path.weight)) for path in local),
+            *(replace(path, weight=times(share, path.weight)) for path in whole),
+        ]
 
     def _dilated_share(self, step: Step) -> float:
         return dilated_weight(cosine_decay(step.time, step.num_train_timesteps), self.cosine_scale_2)
 
     def _local_paths(self, run: Run, recipe: "Recipe", size: Size) -> list[Path]:
-        local = recipe.windows
-        if local is None:
-            window = MultiDiffusion().window_size(run.native_size, size)
-            stride = self.stride if self.stride is not None else (max(1, window[0] // 2), max(1, window[1] // 2))
-            rows, columns = (stride, stride) if isinstance(stride, int) else stride
-            move = max(0, min(window[0] - rows, window[1] - columns) // 4) if self.jitter else 0
-            local = MultiDiffusion(stride=(rows, columns), jitter=move)
-        return local.paths(run, size, {})
+        if recipe.windows is not None:
+            # The regions' objects stand from the first phase on; other backgrounds would only mislead the network.
+            return recipe.windows.without_bootstrap().paths(run, size, {})
+        window = MultiDiffusion().window_size(run.native_size, size)
+        stride = self.stride if self.stride is not None else (max(1, window[0] // 2), max(1, window[1] // 2))
+        rows, columns = (stride, stride) if isinstance(stride, int) else stride
+        move = max(0, min(window[0] - rows, window[1] - columns) // 4) if self.jitter else 0
+        return MultiDiffusion(stride=(rows, columns), jitter=move).paths(run, size, {})
 
     def _global_path(self, run: Run, recipe: "Recipe", size: Size, base: Size) -> Path:
         """Lattices of the blurred sample, or the whole frame under the network that the run is composed with."""
@@ -268,11 +271,6 @@ def _phase_of_picture(sizes: Sequence[Size], picture: torch.Tensor) -> int:
     """The last phase that is not larger than the given picture: what a large picture already shows is kept."""
     cells = picture.shape[-2] * picture.shape[-1]
     return max([0, *(place for place, size in enumerate(sizes) if size[0] * size[1] <= cells)])
-
-
-def _times(factor: Callable[[Step], float], path: Path) -> Callable[[Step], float | torch.Tensor]:
-    weight = path.weight
-    return factor if weight is None else lambda step: factor(step) * weight(step)
 
 
 def _round(value: float) -> int:

@@ -17,7 +17,7 @@ from typing import ClassVar, Literal
 import torch
 from torch.nn import functional
 
-from seecoder.sampling.parts import Patch, Path, Planner, Run, Step
+from seecoder.sampling.parts import Patch, Path, Planner, Run, Step, Weight
 from seecoder.sampling.stepper import Stepper
 from seecoder.sampling.views import Size, View, jitter, windows, wrapped_windows
 
@@ -100,37 +100,50 @@ class MultiDiffusion:
     def paths(self, run: Run, size: Size, patches: Mapping[str, Sequence[Patch]]) -> list[Path]:
         """One path for the background or the whole sample, and one for each region."""
         views = self.views(run.native_size, size)
-        path = Path(
-            self._planner(views, size), patches=patches, blend=self.blend, follows_offsets=True, keyed=self.jitter > 0
-        )
-        if not self.regions:
-            return [path]
-        maps = region_weights([region.mask for region in self.regions], size, run.device, run.dtype)
-        planner = self._planner(views, size, maps[0])
-        paths = [replace(path, views=planner, weight=_constant(maps[0]))]
-        for region, weight in zip(self.regions, maps[1:], strict=True):
-            paths.append(
-                replace(
-                    path,
-                    views=self._planner(views, size, weight),
-                    weight=_constant(weight),
-                    context=region.context.to(run.device),
-                    prefilter=bootstrapped(run, weight, size, self.bootstrap) if self.bootstrap > 0 else None,
-                )
-            )
-        return paths
-
-    def _planner(self, views: Sequence[View], size: Size, weight: torch.Tensor | None = None) -> Planner:
-        """Plans all windows, or those that meet a region's map."""
-        footprint = None if weight is None else (weight > 0).cpu()  # planning must not wait for an accelerator
 
         def plan(step: Step, picture: int) -> Sequence[View]:
-            moved = jitter(views, size, (self.jitter, self.jitter), step.key(picture)) if self.jitter else views
-            if footprint is None:
-                return moved
-            return [view for view in moved if bool(view.gather(footprint).any())]
+            return jitter(views, size, (self.jitter, self.jitter), step.key(picture)) if self.jitter else views
 
-        return plan
+        path = Path(plan, patches=patches, blend=self.blend, follows_offsets=True, keyed=self.jitter > 0)
+        found = self.by_region(run, path, size)
+        if not self.regions or self.bootstrap <= 0.0:
+            return found
+        maps = self._maps(run, size)[1:]
+        in_front = [
+            replace(entry, prefilter=bootstrapped(run, weight, size, self.bootstrap))
+            for entry, weight in zip(found[1:], maps, strict=True)
+        ]
+        return [found[0], *in_front]
+
+    def without_bootstrap(self) -> "MultiDiffusion":
+        """The same windows and regions, for samples that have their objects already."""
+        return replace(self, bootstrap=0.0)
+
+    def by_region(self, run: Run, path: Path, size: Size) -> list[Path]:
+        """A path split into one for the background and one for each region, each with its context and its share."""
+        if not self.regions:
+            return [path]
+        contexts = [path.context, *(region.context.to(run.device) for region in self.regions)]
+        return [
+            replace(
+                path, views=_meeting(path.views, share), weight=times(_constant(share), path.weight), context=context
+            )
+            for share, context in zip(self._maps(run, size), contexts, strict=True)
+        ]
+
+    def _maps(self, run: Run, size: Size) -> list[torch.Tensor]:
+        return region_weights([region.mask for region in self.regions], size, run.device, run.dtype)
+
+
+def _meeting(views: Planner, share: torch.Tensor) -> Planner:
+    """Only those of a planner's views that meet a region."""
+    footprint = (share > 0).cpu()  # planning must not wait for an accelerator
+    return lambda step, picture: [view for view in views(step, picture) if bool(view.gather(footprint).any())]
+
+
+def times(first: Weight, second: Weight | None) -> Weight:
+    """The product of two weights of a path, where None is 1."""
+    return first if second is None else lambda step: first(step) * second(step)
 
 
 def region_weights(

@@ -1,7 +1,16 @@
 import pytest
 import torch
 
-from seecoder.sampling import DemoFusion, HiDiffusion, MultiDiffusion, RectifiedHR, ScaleCrafter, SyncDiffusion, sample
+from seecoder.sampling import (
+    DemoFusion,
+    HiDiffusion,
+    MultiDiffusion,
+    RectifiedHR,
+    Region,
+    ScaleCrafter,
+    SyncDiffusion,
+    sample,
+)
 from seecoder.sampling.composition import compose
 from seecoder.sampling.perceptual import pyramid_distance
 
@@ -101,3 +110,36 @@ def test_scalecrafter_takes_the_place_of_the_lattices(make_scheduler, make_unet,
 def test_a_synchronised_panorama_is_the_first_phase_of_demofusion() -> None:
     assert DemoFusion().sizes((32, 96), (16, 16), is_panorama=True) == [(16, 48), (32, 96)]
     assert DemoFusion().sizes((16, 64), (16, 16), is_panorama=True) == [(16, 64)]
+
+
+def test_regions_hold_in_every_phase_of_demofusion(make_scheduler) -> None:
+    """A network that returns its context, on lattices too: each cell must only ever hear of its own region."""
+
+    def telling(latents, timestep, context):
+        return context.mean(dim=(1, 2)).view(-1, 1, 1, 1).expand_as(latents)
+
+    mask = torch.zeros(32, 32)
+    mask[:, :16] = 1.0
+    region = Region(mask, torch.full((1, 5, 8), 3.0, dtype=torch.float64))
+    reached = []
+    sample(
+        telling,
+        make_scheduler("ddim"),
+        latent_shape=(1, 4, 32, 32),
+        native_size=(16, 16),
+        num_inference_steps=4,
+        context=torch.ones((1, 5, 8), dtype=torch.float64),
+        latents=torch.zeros((1, 4, 16, 16), dtype=torch.float64),
+        generator=torch.Generator().manual_seed(0),
+        method=[MultiDiffusion(stride=8, regions=[region], bootstrap=0.0), DemoFusion(use_skip_residual=False)],
+        on_step=lambda progress: reached.append(progress.latents),
+    )
+    scheduler = make_scheduler("ddim")
+    scheduler.set_timesteps(4)
+    for phase in (reached[:4], reached[4:]):
+        outputs = torch.ones_like(phase[0])
+        outputs[..., : phase[0].shape[-1] // 2] = 3.0
+        for index in range(1, 4):
+            expected = scheduler.step(outputs, scheduler.timesteps[index], phase[index - 1]).prev_sample
+            assert index == 3 or torch.allclose(phase[index], expected)  # the last is brought to the anchor's moments
+    assert len(reached) == 8

@@ -296,6 +296,29 @@ def test_check_26_large_frames_count_by_their_area(make_scheduler, make_denoiser
     assert denoiser.largest_batch == 1
 
 
+@pytest.mark.parametrize("method", [None, MultiDiffusion(), DemoFusion()], ids=lambda m: type(m).__name__)
+def test_the_denoiser_works_in_the_type_of_the_context_and_the_sample_in_float32(
+    method, make_scheduler, context
+) -> None:
+    def half(latents, timestep, context):
+        assert latents.dtype == context.dtype == torch.bfloat16
+        return latents * 0.5
+
+    latents = sample(
+        half,
+        make_scheduler("dpm"),
+        latent_shape=(1, 4, 16, 16),
+        context=context[:1].bfloat16(),
+        negative_context=context[:1].bfloat16(),
+        guidance_scale=2.0,
+        method=method,
+        generator=torch.Generator().manual_seed(0),
+        **SMALL,
+    )
+    assert latents.dtype == torch.float32
+    assert latents.isfinite().all()
+
+
 def test_guidance_of_one_evaluates_the_conditional_branch_only(make_scheduler, make_denoiser, context) -> None:
     denoiser = make_denoiser()
     sample(
