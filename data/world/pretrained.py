@@ -20,4 +20,5 @@ def load_conditioner(base: str | Path = BASE) -> WorldConditioner:
     folder = Path(base) / "conditioner"
     if not folder.is_dir():
         raise FileNotFoundError(f"`base`={base} has no folder conditioner/: it is not a base of the world.")
-    return WorldConditioner.from_pretrained(folder).to(torch.float32).eval()  # pyright: ignore[reportReturnType]
+    conditioner = WorldConditioner.from_pretrained(folder, torch_dtype=torch.float32)
+    return conditioner.eval()
