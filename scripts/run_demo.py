@@ -12,6 +12,7 @@ sys.path.insert(0, str(ROOT))
 
 HELD_OUT_SEED = 9_000_000  # training shards are drawn from another stream
 SHARD_SEED = 100
+METHODS = {64: (), 128: ("--method", "scalecrafter"), 256: ("--method", "scalecrafter")}
 
 
 def run(title: str, *command: str | Path) -> None:
@@ -49,6 +50,19 @@ def draw_inputs(folder: Path) -> list[Path]:
     return paths
 
 
+def write_sheet(path: Path, inputs: list[Path], folders: dict[int, Path]) -> None:
+    """One row an input: the input, then its first variation at every size."""
+    from PIL import Image
+
+    from seecoder.images import save_image
+    from seecoder.sheet import contact_sheet
+
+    columns = [inputs] + [sorted(folder.glob("*.png")) for folder in folders.values()]
+    rows = [[Image.open(picture) for picture in row] for row in zip(*columns, strict=True)]
+    labels = [["input", *(f"variation at {side}" for side in folders)] for _ in rows]
+    save_image(contact_sheet(rows, labels), path)
+
+
 def main() -> None:
     """Run every step and say where the results are."""
     parser = argparse.ArgumentParser(prog="scripts/demo", description=__doc__)
@@ -74,25 +88,26 @@ def main() -> None:
         *("python", "-m", "train", "fit", "--config", "configs/world_seecoder.yaml"),
         *("--run.folder", training, "--run.max_steps", str(options.steps), "--data.init_args.shards", shards),
     )
-    run("Export the encoder", "seecoder", "export", training, encoder, "--format", "hub", "--overwrite")
+    run("Export the encoder", "seecoder", "export", training, encoder, "--overwrite")
     pictures = draw_inputs(inputs)
-    vary = ("seecoder", "vary", "--base", base, "--encoder", encoder, "--guidance", "4", "--seed", "0")
-    for side in (64, 128, 256):
-        method = () if side == 64 else ("--method", "scalecrafter")
+    vary = ("seecoder", "vary", "--base", base, "--encoder", encoder, "--guidance", "4", "--overwrite")
+    folders = {side: out / f"variations-{side}" for side in (64, 128, 256)}
+    for side, folder in folders.items():
         run(
             f"Vary held-out scenes at {side // 64}x the training size",
-            *(*vary, *pictures, "--height", str(side), "--width", str(side), *method),
-            *("--out", out / f"variations-{side}", "--sheet", out / f"sheet-{side}.png", "--overwrite"),
+            *(*vary, *pictures, "--height", str(side), "--width", str(side), *METHODS[side]),
+            *("--sheet", "", "--out", folder),
         )
+    write_sheet(out / "sheet.png", pictures, folders)
     photographs = [inputs / "photograph.jpg", *([options.photo.resolve()] if options.photo else [])]
-    run("Vary a photograph", *vary, *photographs, "--out", out / "photograph", "--overwrite")
+    run("Vary a photograph", *vary, *photographs, "--count", "3", "--out", out / "photograph")
     run(
         "Count what the variations keep",
         *("python", "scripts/evaluate_encoder", "--base", base, "--encoder", encoder),
         *("--count", str(options.count), "--seed", str(HELD_OUT_SEED), "--out", out),
     )
     print(f"\nDone in {(time.monotonic() - start) / 60:.1f} minutes. Look into {out}:")
-    print("sheet-64.png, sheet-128.png, sheet-256.png, table.md, and the pictures in photograph/.")
+    print("sheet.png, table.md, and the pictures in photograph/.")
 
 
 if __name__ == "__main__":
