@@ -9,6 +9,8 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from torch import Tensor
 
+from data.shards.moments import encode_moments as encode_moments
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -53,23 +55,6 @@ def load_base(source: str, dtype: str, vae_dtype: str) -> Base:
     for module in (vae, unet):
         module.eval().requires_grad_(False).to(memory_format=torch.channels_last)
     return Base(vae, unet, scheduler_config)
-
-
-@torch.no_grad()
-def encode_moments(vae: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of the scaled latent, float32.
-
-    Args:
-        vae: The frozen autoencoder.
-        pixels: (N, 3, H, W) float in [0, 1].
-
-    Returns:
-        Two (N, C, h, w) float32 tensors.
-    """
-    inputs = (pixels * 2 - 1).to(vae.dtype).contiguous(memory_format=torch.channels_last)
-    posterior = vae.encode(inputs).latent_dist
-    shift, scale = vae.config.get("shift_factor") or 0.0, vae.config["scaling_factor"]
-    return (posterior.mean.float() - shift) * scale, posterior.std.float() * scale
 
 
 def decode_latents(vae: Any, latents: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from data.shards.moments import CACHED, MEAN, STD, MomentsSource
 from seecoder.checkpoint import tensors_sha256
 from seecoder.weights import atomic_directory
 from train.base import encode_moments, load_base, size_condition
@@ -144,10 +145,20 @@ class SeeCoderStage(Stage):
         return (output - target).square().flatten(1).mean(1), times
 
     def moments(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """Posterior of the latent, from the batch if it was cached there."""
-        if "latent_mean" in batch:
-            return batch["latent_mean"].float(), batch["latent_std"].float()
-        return encode_moments(self.vae, batch["pixels"].float() / 255)
+        """Posterior of the latent: from the batch where it was cached, by the autoencoder where it was not."""
+        if MEAN not in batch:
+            return encode_moments(self.vae, batch["pixels"].float() / 255)
+        mean, std = batch[MEAN].float(), batch[STD].float()
+        absent = [row for row, cached in enumerate(batch.get(CACHED, ())) if not cached]
+        if absent:
+            rows = torch.tensor(absent, device=mean.device)
+            own_mean, own_std = encode_moments(self.vae, batch["pixels"][rows].float() / 255)
+            mean, std = mean.index_copy(0, rows, own_mean), std.index_copy(0, rows, own_std)
+        return mean, std
+
+    def moments_source(self, size: int) -> MomentsSource:
+        """What cached moments of square pictures must be of, to be those that `moments` would compute."""
+        return MomentsSource.of(self.vae, size)
 
     # Evaluation -------------------------------------------------------------------------------------------------------
 
@@ -167,7 +178,7 @@ class SeeCoderStage(Stage):
             numbers = torch.arange(part.start, part.stop)
             keys = torch.stack([torch.full_like(numbers, HELD_OUT_EPOCH), numbers], dim=1)
             batch: dict[str, Any] = {"pixels": pixels}
-            batch["latent_mean"], batch["latent_std"] = self.moments(batch)
+            batch[MEAN], batch[STD] = self.moments(batch)
             context, pooled = self.encode(batch, None)
             contexts = {"own": context, "shuffled": context.roll(1, 0), "none": torch.zeros_like(context)}
             if data.held_out_scenes is not None and self.conditioner is not None:

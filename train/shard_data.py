@@ -8,15 +8,18 @@ import torch
 from torch import Tensor
 
 from data.shards.dataset import ShardLoader
+from data.shards.moments import CACHED, MEAN, STD, MomentsSource, WithMoments, check_moments
 from data.shards.opening import open_shards
-from data.shards.pictures import SquarePicture
+from data.shards.pictures import SquarePicture, Transform
 from train.stage_data import StageData
 
 
 class ShardPictures(StageData):
     """Square pictures from shards that `python -m data.build` or img2dataset wrote.
 
-    A batch is a dict: `pixels` (N, 3, S, S) uint8 and `keys` (N, 2) epoch and sample number.
+    A batch is a dict: `pixels` (N, 3, S, S) uint8 and `keys` (N, 2) epoch and sample number. Where shards hold latent
+    moments, also `latent_mean` and `latent_std` (N, C, h, w) float16 and, unless all samples have them, `cached`: a
+    list of N that says which. Cached and raw shards are taken alike and may be mixed.
 
     Args:
         batch_size: Samples of one micro-batch of one process.
@@ -28,6 +31,7 @@ class ShardPictures(StageData):
         window: Shards whose samples are mixed with each other.
         ceiling: Share of unreadable samples above which the run stops.
         cache: Folder into which https shards are fetched.
+        cached_moments: Use latent moments that `python -m data.cache` laid beside the pictures.
         held_out_shards: Shards for evaluation; their first samples are used.
         held_out: How many held-out samples; without `held_out_shards` this many scenes of the world are drawn.
         held_out_world: Evaluate on scenes of the world, drawn afresh, in place of shards.
@@ -45,6 +49,7 @@ class ShardPictures(StageData):
         window: int = 8,
         ceiling: float = 0.01,
         cache: str | None = None,
+        cached_moments: bool = True,
         held_out_shards: str | list[str] | None = None,
         held_out: int = 64,
         held_out_world: bool = False,
@@ -56,6 +61,7 @@ class ShardPictures(StageData):
             open_shards(list(self.places))  # a missing folder is said before anything else is loaded
         self.transform = SquarePicture(image_size, crop=crop, flip=flip, seed=seed)
         self.num_workers, self.window, self.ceiling, self.cache = num_workers, window, ceiling, cache
+        self.cached_moments = cached_moments
         self.held_out_places = held_out_shards
         self.num_held_out, self.held_out_world = held_out, held_out_world
 
@@ -86,13 +92,21 @@ class ShardPictures(StageData):
         return torch.cat(pixels)[: self.num_held_out]
 
     def train_dataloader(self) -> Any:
-        """Micro-batches from the trainer's present step on."""
+        """Micro-batches from the trainer's present step on.
+
+        Raises:
+            WeightsError: Shards hold moments that the stage would not compute.
+        """
         where = self.position()
+        source = self._moments_source()
+        transform: Transform = self.transform
+        if source is not None and self.transform.crop == source.crop:
+            transform = WithMoments(self.transform, source)
         count = max(1, (where.last_step - where.first_step) * where.accumulate)
         folder = Path(self.trainer.default_root_dir) if self.trainer is not None else Path()
         loader = ShardLoader(
             list(self.places),
-            self.transform,
+            transform,
             self.batch_size,
             rank=where.rank,
             world_size=where.world_size,
@@ -106,8 +120,17 @@ class ShardPictures(StageData):
             cache=self.cache,
             pin_memory=torch.cuda.is_available(),
         )
+        if source is not None:
+            check_moments(loader.dataset.reader.shards, self.transform, source)
         loader.seek(where.first_step * where.accumulate * where.world_size * self.batch_size)
         return _Keyed(loader)
+
+    def _moments_source(self) -> MomentsSource | None:
+        """What moments must be of, or None for a stage that takes none."""
+        stage: Any = None if self.trainer is None else self.trainer.lightning_module
+        if not self.cached_moments or not hasattr(stage, "moments_source"):
+            return None
+        return stage.moments_source(self.transform.size)
 
 
 class _Keyed:
@@ -121,4 +144,13 @@ class _Keyed:
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         for batch in self.loader:
-            yield {"pixels": batch["pixels"], "keys": torch.stack([batch["epoch"], batch["sample_id"]], dim=1)}
+            keys = torch.stack([batch["epoch"], batch["sample_id"]], dim=1)
+            yield {"pixels": batch["pixels"], "keys": keys} | _moments(batch)
+
+
+def _moments(batch: dict[str, Any]) -> dict[str, Any]:
+    cached = batch.get(CACHED, ())
+    if not any(cached):
+        return {}
+    columns = {MEAN: batch[MEAN], STD: batch[STD]}
+    return columns if all(cached) else columns | {CACHED: cached}

@@ -9,7 +9,7 @@ import fcntl
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ class Build:
     """What shall be built.
 
     Attributes:
-        source: The samples.
+        source: The samples. A bad one that has members all the same is written with what it has.
         folder: Where shards go.
         samples_per_shard: Sources in a shard; bad ones among them leave it smaller.
         shard_bytes: Begin a new shard also when its sources have this many bytes together; None: only count.
@@ -162,11 +162,20 @@ def _check_folder(build: Build) -> None:
 
 
 def _compare(build: Build, there: dict[str, Any]) -> None:
-    now = build.settings
-    different = [name for name in sorted(now.keys() | there.keys()) if now.get(name) != there.get(name)]
+    was, now = dict(_flat(there)), dict(_flat(build.settings))
+    different = [name for name in sorted(now.keys() | was.keys()) if now.get(name) != was.get(name)]
     if different:
-        changes = ", ".join(f"{name}: {there.get(name)} there, {now.get(name)} now" for name in different)
+        changes = ", ".join(f"{name}: {was.get(name)} there, {now.get(name)} now" for name in different)
         raise FileExistsError(f"`{build.folder}` holds another build ({changes}). Choose another folder, or remove it.")
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted names and values of nested settings."""
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
 
 
 def ensure(build: Build, number: int, start: int, stop: int, tick: Callable[[int], object] | None = None) -> Finished:
@@ -190,12 +199,13 @@ def ensure(build: Build, number: int, start: int, stop: int, tick: Callable[[int
         for name, key, members, reason in build.source.samples(start, stop):
             if reason:
                 bad.append((name, reason))
-            else:
+            if members:
                 yield key, members
             if tick is not None:
                 tick(1)
 
-    return Finished(write_shard(build.path(number), samples(), {"bad": bad}), stop - start, bad, kept=False)
+    notes = {"bad": bad, "sources": stop - start}
+    return Finished(write_shard(build.path(number), samples(), notes), stop - start, bad, kept=False)
 
 
 def _verified(path: Path, sources: int) -> Finished | None:
@@ -206,7 +216,7 @@ def _verified(path: Path, sources: int) -> Finished | None:
     if index.samples and not (path.exists() and sha256_of(path) == rest["sha256"]):
         return None
     bad = [(str(name), str(reason)) for name, reason in rest["notes"].get("bad", [])]
-    if len(index.samples) + len(bad) != sources:
+    if rest["notes"].get("sources", len(index.samples) + len(bad)) != sources:
         return None
     return Finished(Shard(path.name, len(index.samples), rest["bytes"], rest["sha256"]), sources, bad, kept=True)
 

@@ -162,11 +162,12 @@ def check_location(location: str | Path) -> Path | str:
 
 @dataclass(frozen=True)
 class LocatedShard:
-    """A shard of the manifest together with where it lies and what its samples must hold."""
+    """A shard of the manifest together with where it lies, what its samples must hold and how it was made."""
 
     shard: Shard
     location: Path | str
     members: tuple[str, ...]
+    settings: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True)
@@ -190,9 +191,13 @@ class ShardSet:
 def locate(place: Path | str, manifest: Manifest) -> list[LocatedShard]:
     """Join a manifest with the folder or URL that holds its shards."""
     if isinstance(place, Path):
-        return [LocatedShard(shard, place / shard.name, manifest.members) for shard in manifest.shards]
+        return [
+            LocatedShard(shard, place / shard.name, manifest.members, manifest.settings) for shard in manifest.shards
+        ]
     base = place if place.endswith("/") else place + "/"
-    return [LocatedShard(shard, urljoin(base, shard.name), manifest.members) for shard in manifest.shards]
+    return [
+        LocatedShard(shard, urljoin(base, shard.name), manifest.members, manifest.settings) for shard in manifest.shards
+    ]
 
 
 def join(parts: Sequence[Sequence[LocatedShard]]) -> ShardSet:

@@ -107,9 +107,13 @@ class SquarePicture:
             pixels = functional.interpolate(pixels[None], shape, mode="bicubic", antialias=True, align_corners=False)[0]
             pixels.clamp_(0, 1)  # bicubic overshoots at edges
         levels = pixels.mul_(255).round_().to(torch.uint8)  # in place: `load_image` gave these pixels to us
-        if self.flip and derive_seed(self.seed, "flip", epoch, sample_id) % 2:
+        if self.is_flipped(epoch, sample_id):
             levels = levels.flip(2)
         return levels.contiguous()
+
+    def is_flipped(self, epoch: int, sample_id: int) -> bool:
+        """Whether the sample is mirrored in this epoch."""
+        return self.flip and derive_seed(self.seed, "flip", epoch, sample_id) % 2 == 1
 
 
 def _parse(content: bytes) -> Any:

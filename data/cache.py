@@ -1,0 +1,137 @@
+"""`python -m data.cache`: lay latent moments beside the pictures of shards, so that training need not encode them.
+
+    python -m data.cache SHARDS OUT --base FOLDER --size 512
+    python -m data.cache SHARDS OUT --base FOLDER --size 512 --flip --dtype bfloat16 --threads 8
+
+OUT becomes a folder of shards like SHARDS, sample for sample, each with one more member. A training reads it in place
+of SHARDS, or beside other folders, cached or not; the order of samples does not change. The moments are bound by hash
+to the autoencoder, its dtype, the size and the crop: a training that would compute others refuses them.
+
+One process uses one device. To use several, give each a folder of shards of its own. Stop it at any time, by any means;
+the same command goes on where it stopped.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from data.shards.building import REPORT, claimed, run
+from data.shards.caching import CacheBuild, CachedSamples, Moments
+from data.shards.manifest import check_location
+from data.shards.moments import MomentsSource
+from data.shards.opening import open_shards
+from data.shards.pictures import SquarePicture
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        arguments: The command line without the program; `sys.argv` when not given.
+
+    Returns:
+        Exit code: 0; 2 for bad input, with one line on stderr; 130 when interrupted.
+    """
+    options = _parser().parse_args(arguments)
+    try:
+        return _cache(options)
+    except KeyboardInterrupt:
+        print("\nstopped; run the same command again to go on", file=sys.stderr)
+        return 130
+    except (ValueError, TypeError, OSError, RuntimeError) as error:
+        if options.debug:
+            raise
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m data.cache", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("shards", type=Path, metavar="SHARDS", help="folder of shards")
+    parser.add_argument("out", type=Path, metavar="OUT", help="folder for the copies with moments")
+    parser.add_argument("--base", required=True, help="base model in diffusers' form: folder, or owner/name")
+    parser.add_argument("--size", type=int, default=512, help="side of the training pictures in pixels (512)")
+    parser.add_argument("--flip", action="store_true", help="also of mirrored pictures, for a training that flips")
+    parser.add_argument(
+        "--dtype", choices=tuple(_DTYPES), default="float32", help="`vae_dtype` of the training (float32)"
+    )
+    parser.add_argument("--batch-size", type=int, default=8, help="pictures encoded at once (8)")
+    parser.add_argument("--device", help="where to encode (a GPU if there is one)")
+    parser.add_argument("--threads", type=int, default=2, help="pictures decoded at the same time (2)")
+    parser.add_argument(
+        "--max-bad-rate", type=float, default=0.01, help="share of bad samples that is tolerated (0.01)"
+    )
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+def _cache(options: argparse.Namespace) -> int:
+    for name in ("batch_size", "threads"):
+        if getattr(options, name) < 1:
+            raise ValueError(f"`{name}`={getattr(options, name)} must be at least 1.")
+    _check_folders(options.shards, options.out)
+    shards = open_shards(options.shards)
+    vae = load_autoencoder(options.base, _DTYPES[options.dtype], options.device)
+    moments = Moments(vae, MomentsSource.of(vae, options.size), options.flip)
+    source = CachedSamples(shards, SquarePicture(options.size), (moments,), options.batch_size, options.threads)
+    build = CacheBuild(source, options.out, max_bad_rate=options.max_bad_rate)
+    channels, height, width = moments.source.shape
+    added = len(source) * (2 if options.flip else 1) * 2 * 2 * channels * height * width
+    print(
+        f"{len(source):,} samples of {len(shards.shards):,} shards -> {options.out}, with moments "
+        f"{moments.source.describe()}{', also mirrored' if options.flip else ''}, encoded on {vae.device}; about "
+        f"{added / 1e6:,.1f} MB beside the pictures. What is finished there is verified and kept",
+        flush=True,
+    )
+    with claimed(build), tqdm(total=len(source), unit="sample", mininterval=1 if sys.stderr.isatty() else 30) as bar:
+        manifest, progress = run(build, 0, bar.update)
+    kept = f"; {progress.kept:,} shards are from an earlier run" if progress.kept else ""
+    size = sum(shard.bytes or 0 for shard in manifest.shards)
+    print(f"done: {manifest.samples:,} samples in {len(manifest.shards):,} shards, {size / 1e6:,.1f} MB{kept}")
+    if progress.bad:
+        reasons = ", ".join(f"{count} x {reason}" for reason, count in progress.bad.most_common())
+        print(f"{progress.bad.total():,} bad samples have no moments ({reasons}); see {options.out / REPORT}")
+    return 0
+
+
+def _check_folders(shards: Path, out: Path) -> None:
+    check_location(shards)
+    if out.resolve() == (shards if shards.is_dir() else shards.parent).resolve():
+        raise ValueError(f"`OUT`={out} is the folder that is read. Choose another folder.")
+
+
+def load_autoencoder(base: str, dtype: torch.dtype, device: str | None = None) -> Any:
+    """Load the frozen autoencoder of a base, as training does.
+
+    Args:
+        base: Folder or repository ("owner/name") in diffusers' form.
+        dtype: In which it computes.
+        device: Where; None takes a GPU if there is one.
+
+    Raises:
+        FileNotFoundError: The folder has no autoencoder.
+        ValueError: There is no such device.
+    """
+    from diffusers import AutoencoderKL
+
+    if (Path(base).is_dir() or base.count("/") != 1) and not (Path(base) / "vae" / "config.json").is_file():
+        raise FileNotFoundError(f"`base`={base} has no vae/config.json; give a diffusers folder or owner/name.")
+    try:
+        where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError as error:
+        raise ValueError(f"`device`={device}: {str(error).splitlines()[0]}") from error
+    vae: Any = AutoencoderKL.from_pretrained(base, subfolder="vae", torch_dtype=dtype)
+    return vae.eval().requires_grad_(False).to(where, memory_format=torch.channels_last)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
