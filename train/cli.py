@@ -1,4 +1,4 @@
-"""`python -m train fit --config configs/….yaml [--dotted.overrides …]`."""
+"""`python -m train fit --config configs/….yaml [--dotted.overrides …]`, and `plan`, the same without doing it."""
 
 import re
 import sys
@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 from jsonargparse import ActionYesNo, ArgumentError, ArgumentParser, Namespace
 
+from train.hardware import Hardware
 from train.settings import RunSettings
 
 FINISHED, FAILED, BAD_INPUT, TERMINATED = 0, 1, 2, 143  # 143 = 128 + SIGTERM: a scheduler sees that it was told to stop
@@ -24,14 +25,21 @@ def build_parser() -> ArgumentParser:
 
     parser = ArgumentParser(prog="python -m train", exit_on_error=False, description="Train a stage; see configs/.")
     commands = parser.add_subcommands(dest="command")
-    fit = ArgumentParser(exit_on_error=False, description="Train, or continue a training.")
-    fit.add_argument("--config", action="config", help="YAML with everything below.")
-    help_resume = "Continue from the newest complete checkpoint in run.folder."
-    fit.add_argument("--resume", action=ActionYesNo, default=True, help=help_resume)
-    fit.add_class_arguments(RunSettings, "run")
-    fit.add_subclass_arguments(Stage, "stage", required=True)
-    fit.add_subclass_arguments(StageData, "data", required=True)
-    commands.add_subcommand("fit", fit)
+    about = {
+        "fit": "Train, or continue a training. With --plan: only say what would happen, like the command `plan`.",
+        "plan": "Say what `fit` with the same arguments will do, cost and write; needs no GPU and reads no weights.",
+    }
+    for name, description in about.items():
+        command = ArgumentParser(exit_on_error=False, description=description)
+        command.add_argument("--config", action="config", help="YAML with everything below.")
+        help_resume = "Continue from the newest complete checkpoint in run.folder."
+        command.add_argument("--resume", action=ActionYesNo, default=True, help=help_resume)
+        command.add_class_arguments(RunSettings, "run")
+        command.add_subclass_arguments(Stage, "stage", required=True)
+        command.add_subclass_arguments(StageData, "data", required=True)
+        if name == "plan":
+            command.add_class_arguments(Hardware, "hardware")
+        commands.add_subcommand(name, command)
     return parser
 
 
@@ -45,10 +53,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from train.guards import TrainingStopped
 
     parser = build_parser()
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments[:1] == ["fit"] and "--plan" in arguments:  # no setting of a run, so it stays out of its config.yaml
+        arguments = ["plan", *(argument for argument in arguments[1:] if argument != "--plan")]
     try:
         config = parser.parse_args(arguments)
     except ArgumentError as error:
         return _complain(error, BAD_INPUT)
+    if config.command == "plan":
+        return show_plan(config.plan)
     try:
         # Renamed in jsonargparse 4.49; the older name warns in newer ones.
         instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
@@ -62,6 +75,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain(error, BAD_INPUT)
     except TrainingStopped as error:
         return _complain(error, FAILED)
+
+
+def show_plan(config: Namespace) -> int:
+    """Print what a run would do; exit code 2 if it cannot work."""
+    from seecoder.weights import WeightsError
+    from train.planning import make_plan
+
+    try:
+        run = RunSettings(**config.run.as_dict())
+        for line in make_plan(run, config.stage, config.data, Hardware(**config.hardware.as_dict())):
+            print(line, flush=True)
+    except (ValueError, TypeError, OSError, WeightsError) as error:
+        return _complain(error, BAD_INPUT)
+    return FINISHED
 
 
 def _first_cause(error: BaseException) -> BaseException:

