@@ -44,6 +44,8 @@ class SeeCoderStage(Stage):
             no trained parameter; so the default is off.
         min_snr_gamma: Weigh the loss by min-SNR; None is the plain mean square.
         gradient_checkpointing: Parts that recompute activations in the backward pass, to save memory.
+        compiled: Parts that `torch.compile` makes faster after some minutes of work at the first step; for pictures of
+            one size.
         preview: What the preview sheets show; None for none.
         export_encoder: Write the whole encoder as a folder with every checkpoint. `seecoder export` does it later from
             a checkpoint.
@@ -66,6 +68,7 @@ class SeeCoderStage(Stage):
         context_dropout: float = 0.0,
         min_snr_gamma: float | None = None,
         gradient_checkpointing: tuple[Literal["encoder", "unet"], ...] = (),
+        compiled: tuple[Literal["decoder", "unet"], ...] = (),
         preview: Preview | None = None,
         export_encoder: bool = True,
         ema: EmaSettings | None = None,
@@ -85,6 +88,8 @@ class SeeCoderStage(Stage):
         if init_from is not None:
             load_trained(self.encoder, init_from)
         self._freeze(frozen_dtype, gradient_checkpointing)
+        for name in compiled:  # in place: names of weights stay as they are
+            {"decoder": self.encoder.decoder, "unet": self.unet}[name].compile(dynamic=False)
         self.base_source = base
         self.context_dropout, self.min_snr_gamma = context_dropout, min_snr_gamma
         self.preview, self.export_encoder = preview, export_encoder

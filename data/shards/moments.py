@@ -116,7 +116,7 @@ def encode_moments(vae: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
 
 def pack(moments: Mapping[str, Tensor], source: MomentsSource) -> bytes:
     """Make the member of one sample: `mean`, `std` and maybe `flipped_mean`, `flipped_std`, each (C, h, w) float16."""
-    return save(dict(moments), {"format": _FORMAT, "source": source.digest})
+    return save(dict(moments), {_FORMAT: source.digest})  # one entry: the order of several would be random
 
 
 def unpack(content: bytes) -> tuple[str, dict[str, Tensor]]:
@@ -131,9 +131,7 @@ def unpack(content: bytes) -> tuple[str, dict[str, Tensor]]:
     try:
         length = int.from_bytes(content[:8], "little")
         header = json.loads(content[8 : 8 + length])["__metadata__"]
-        if header["format"] != _FORMAT:
-            raise ValueError(f"format {header['format']!r}, not {_FORMAT!r}")
-        return str(header["source"]), load(content)
+        return str(header[_FORMAT]), load(content)
     except (ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
         raise UnusableSample(BAD_MOMENTS, f"its {MEMBER} does not parse: {error!r:.200}") from error
 

@@ -1,0 +1,220 @@
+"""`python -m data.cache`: same samples in the same places, moments that are right, and killing it changes nothing."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import AutoencoderKL
+
+from data import cache
+from data.shards import building, caching
+from data.shards.dataset import ShardLoader
+from data.shards.manifest import Manifest, read_manifest, write_manifest
+from data.shards.moments import MEMBER, MomentsSource, WithMoments, encode_moments, unpack
+from data.shards.opening import open_shards
+from data.shards.pictures import SquarePicture
+from data.shards.reading import ShardReader
+from data.shards.writing import write_shard
+
+SIZE = 8
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(4, 4),
+        norm_num_groups=2,
+        mid_block_add_attention=False,
+    )
+    folder = tmp_path_factory.mktemp("base")
+    vae.save_pretrained(folder / "vae")
+    return folder
+
+
+@pytest.fixture
+def run(base: Path) -> Callable[..., int]:
+    def run(shards: Path, out: Path, *more: str) -> int:
+        fixed = ["--base", str(base), "--size", str(SIZE), "--batch-size", "4", "--device", "cpu"]
+        return cache.main([str(shards), str(out), *fixed, *more])
+
+    return run
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+
+
+def members(folder: Path) -> Iterator[dict[str, bytes]]:
+    shards = open_shards(folder)
+    reader = ShardReader(shards, {"json", MEMBER})
+    for shard, count in enumerate(shards.counts):
+        for number in range(count):
+            yield reader.read(shard, number)
+
+
+def source(base: Path) -> tuple[Any, MomentsSource]:
+    vae = cache.load_autoencoder(str(base), torch.float32, "cpu")
+    return vae, MomentsSource.of(vae, SIZE)
+
+
+def test_every_sample_is_copied_and_gets_its_moments(base, run, make_shards, tmp_path, capsys):
+    raw, out = make_shards([5, 3, 6]), tmp_path / "out"
+    assert run(raw, out, "--flip") == 0
+    output = capsys.readouterr().out
+    assert "14 samples of 3 shards" in output
+    assert "done: 14 samples in 3 shards" in output
+    vae, about = source(base)
+    for before, after in zip(members(raw), members(out), strict=True):
+        content = after.pop(MEMBER)
+        assert after == before
+        digest, tensors = unpack(content)
+        assert digest == about.digest
+        pixels = SquarePicture(SIZE)(before, 0, 0)["pixels"][None].float() / 255
+        for prefix, picture in (("", pixels), ("flipped_", pixels.flip(3))):
+            for name, value in zip(("mean", "std"), encode_moments(vae, picture), strict=True):
+                torch.testing.assert_close(tensors[prefix + name].float(), value[0], rtol=2**-10, atol=1e-6)
+    assert read_manifest(out).settings["moments"]["digest"] == about.digest
+    assert read_manifest(out).members == read_manifest(raw).members
+
+
+def test_order_is_the_same_from_raw_cached_and_mixed_shards(base, run, make_shards, tmp_path):
+    one, two = make_shards([5, 4], "one"), make_shards([6, 3], "two")
+    for name in ("one", "two"):
+        assert run(tmp_path / name, tmp_path / f"cached-{name}") == 0
+    transform = WithMoments(SquarePicture(SIZE, flip=False), source(base)[1])
+    orders = []
+    for places in ([one, two], [tmp_path / "cached-one", tmp_path / "cached-two"], [tmp_path / "cached-one", two]):
+        loader = ShardLoader(places, transform, 4, rank=0, world_size=1, seed=3, window=2, batches=9)
+        batches = list(loader)
+        rows = [
+            (int(epoch), int(sample), picture.sum().item(), cached)
+            for batch in batches
+            for epoch, sample, picture, cached in zip(
+                batch["epoch"], batch["sample_id"], batch["pixels"], batch["cached"], strict=True
+            )
+        ]
+        orders.append([row[:3] for row in rows])
+        expected = [str(places[0 if row[1] < 9 else 1].name).startswith("cached") for row in rows]
+        assert [row[3] for row in rows] == expected
+    assert orders[0] == orders[1] == orders[2]
+
+
+def test_bad_and_lost_samples_keep_their_places(base, run, make_picture, tmp_path, capsys):
+    raw, out = tmp_path / "raw", tmp_path / "out"
+    raw.mkdir()
+    rows = [(f"{number:03d}", {"png": make_picture(number), "txt": b"caption"}) for number in range(6)]
+    rows[2] = ("002", {"png": b"no picture", "txt": b"caption"})
+    rows[4] = ("004", {"txt": b"caption alone"})
+    shards = [write_shard(raw / "0.tar", rows), write_shard(raw / "1.tar", rows[:2])]
+    (raw / "1.tar").unlink()
+    write_manifest(raw, Manifest(tuple(shards), ("png",)))
+    assert run(raw, out) == 2
+    assert "4 of 8 sources are bad" in capsys.readouterr().err
+    assert run(raw, out, "--max-bad-rate", "0.5") == 0
+    assert "4 bad samples have no moments" in capsys.readouterr().out
+    report = [json.loads(line) for line in (out / building.REPORT).read_text().splitlines()]
+    assert [row["source"] for row in report] == ["0.tar[2]", "0.tar[4]", "1.tar[0]", "1.tar[1]"]
+    assert read_manifest(out).samples == 8
+    transform = WithMoments(SquarePicture(SIZE), source(base)[1])
+    seen = []
+    for place in (raw, out):
+        loader = ShardLoader([place], transform, 2, rank=0, world_size=1, seed=1, batches=8, ceiling=1)
+        seen.append([batch["sample_id"].tolist() for batch in loader])
+        assert loader.skips.skipped == 8  # four in each of two epochs
+    assert seen[0] == seen[1]
+
+
+def test_values_beyond_half_precision_leave_the_sample_raw(base, run, make_shards, tmp_path, monkeypatch, capsys):
+    raw, out = make_shards([3]), tmp_path / "out"
+
+    def huge(vae: Any, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        mean, std = encode_moments(vae, pixels)
+        mean[1] = 1e5
+        return mean, std
+
+    monkeypatch.setattr(caching, "encode_moments", huge)
+    assert run(raw, out, "--max-bad-rate", "0.5") == 0
+    assert caching.NOT_FINITE in capsys.readouterr().out
+    assert [MEMBER in row for row in members(out)] == [True, False, True]
+
+
+def test_a_stopped_build_goes_on_and_ends_with_the_same_bytes(run, make_shards, tmp_path, monkeypatch, capsys):
+    raw, whole, stopped = make_shards([5, 5, 5]), tmp_path / "whole", tmp_path / "stopped"
+    assert run(raw, whole) == 0
+    calls = []
+
+    def failing(*arguments: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 4:  # in the second shard
+            raise KeyboardInterrupt
+        return encode_moments(*arguments)
+
+    monkeypatch.setattr(caching, "encode_moments", failing)
+    assert run(raw, stopped) == 130
+    assert not (stopped / "manifest.json").exists()
+    assert not list(stopped.glob("*.partial"))
+    with pytest.raises(ValueError, match="unfinished"):
+        open_shards(stopped)
+    monkeypatch.undo()
+    capsys.readouterr()
+    assert run(raw, stopped) == 0
+    assert "1 shards are from an earlier run" in capsys.readouterr().out
+    assert digests(stopped) == digests(whole)
+
+
+def test_another_cache_in_the_folder_is_refused(run, make_shards, tmp_path, capsys):
+    raw, out = make_shards([3]), tmp_path / "out"
+    assert run(raw, out) == 0
+    before = digests(out)
+    assert run(raw, out, "--flip") == 2
+    assert "moments.flipped: False there, True now" in capsys.readouterr().err
+    assert digests(out) == before
+
+
+def test_caching_a_cache_replaces_its_moments(run, make_shards, tmp_path):
+    raw = make_shards([3])
+    assert run(raw, tmp_path / "one") == 0
+    assert run(tmp_path / "one", tmp_path / "two") == 0
+    assert [*members(tmp_path / "one")] == [*members(tmp_path / "two")]
+
+
+def test_doubled_and_odd_keys_stay_apart(base, run, make_picture, tmp_path):
+    raw, out = tmp_path / "raw", tmp_path / "out"
+    raw.mkdir()
+    rows = [("a", {"png": b"bad"}), ("a", {"png": make_picture(1)}), ("b/../c", {"png": make_picture(2)})]
+    write_manifest(raw, Manifest((write_shard(raw / "0.tar", rows),)))
+    assert run(raw, out, "--max-bad-rate", "0.5") == 0
+    assert [sorted(row) for row in members(out)] == [["png"], [MEMBER, "png"], [MEMBER, "png"]]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--size", "9"), "multiple of 2"),
+        (("--batch-size", "0"), "`batch_size`=0"),
+        (("--device", "nowhere"), "`device`=nowhere"),
+        (("--base", "no/such/base"), "vae/config.json"),
+        (("--max-bad-rate", "2"), "`max_bad_rate`"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(run, make_shards, tmp_path, capsys, arguments, message):
+    assert run(make_shards([2]), tmp_path / "out", *arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_folder_that_is_read_is_not_written(run, make_shards, capsys):
+    raw = make_shards([2])
+    before = digests(raw)
+    assert run(raw, raw) == 2
+    assert "is the folder that is read" in capsys.readouterr().err
+    assert digests(raw) == before
