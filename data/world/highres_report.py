@@ -1,0 +1,134 @@
+"""The table of methods on disk: cells that are measured once, kept when a run is cut short, and read by people."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from data.world.highres import Factor, Row
+from seecoder.weights import atomic_path
+
+PERCENT = ("count", "shape", "hue", "texture", "background", "all")
+COLUMNS = {
+    "count": "one object %",
+    "objects": "objects",
+    "specks": "specks",
+    "horizons": "horizons",
+    "shape": "shape %",
+    "hue": "hue %",
+    "texture": "texture %",
+    "background": "background %",
+    "all": "all right %",
+    "spectrum": "spectrum dB",
+    "windows": "windows",
+    "seconds": "s",
+    "pictures": "n",
+}
+PANORAMA_COLUMNS = {
+    "hue_spread": "hue spread, degrees",
+    "objects": "objects a window",
+    "seam": "seam",
+    "horizons": "horizons",
+    "windows": "windows",
+    "seconds": "s",
+    "pictures": "n",
+}
+
+
+def factor_name(factor: Factor) -> str:
+    """Name a size: "2x1" is twice as wide as native and just as high, "2x" is twice as both."""
+    rows, columns = factor
+    return f"{columns}x" if rows == columns else f"{columns}x{rows}"
+
+
+def parsed_factor(name: str) -> Factor:
+    """The (rows, columns) of "2", "2x" or "4x1".
+
+    Raises:
+        ValueError: Something else.
+    """
+    width, _, height = name.strip().lower().partition("x")
+    if not width.isdigit() or (height and not height.isdigit()) or int(width) < 1 or (height and int(height) < 1):
+        raise ValueError(
+            f"`--factors` {name!r} is none; write 2 for twice the native side, 4x1 for four times as wide."
+        )
+    return (int(height) if height else int(width), int(width))
+
+
+def fingerprint(**settings: Any) -> str:
+    """A short name for everything that a cell's numbers depend on, the number of pictures left out."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True, default=repr).encode()).hexdigest()[:16]
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, shortened."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
+class Report:
+    """The cells measured so far, kept in one JSON file.
+
+    Args:
+        path: The file; what it holds already is kept.
+
+    Raises:
+        ValueError: The file is no report.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.content: dict[str, Any] = {"about": {}, "cells": {}, "panoramas": {}}
+        if path.is_file():
+            try:
+                found = json.loads(path.read_text())
+                self.content |= {key: dict(found[key]) for key in self.content}
+            except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+                raise ValueError(f"{path} is no report of this script ({error}); move it away.") from error
+
+    def has(self, part: str, group: str, label: str, mark: str, pictures: int) -> bool:
+        """Whether a cell is there already, measured the same way on at least so many pictures."""
+        cell = self.content[part].get(group, {}).get(label, {})
+        return cell.get("fingerprint") == mark and cell.get("pictures", 0) >= pictures
+
+    def put(self, part: str, group: str, label: str, cell: Mapping[str, Any]) -> None:
+        """Keep a cell, on disk at once."""
+        self.content[part].setdefault(group, {})[label] = dict(cell)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(self.path) as path:
+            path.write_text(json.dumps(self.content, indent=1) + "\n")
+
+    def markdown(self, rows: Sequence[Row]) -> str:
+        """All cells as tables, one for each size."""
+        order = [row.label for row in rows]
+        parts = []
+        for group, cells in sorted(self.content["cells"].items(), key=lambda entry: _area(entry[0])):
+            parts.append(f"### {group}\n\n" + table(cells, COLUMNS, order))
+        for group, cells in self.content["panoramas"].items():
+            parts.append(f"### panoramas, {group}\n\n" + table(cells, PANORAMA_COLUMNS, list(cells)))
+        return "\n\n".join(parts) + "\n"
+
+
+def _area(group: str) -> tuple[int, int]:
+    rows, columns = parsed_factor(group)
+    return rows != columns, rows * columns
+
+
+def table(cells: Mapping[str, Mapping[str, Any]], columns: Mapping[str, str], order: Sequence[str]) -> str:
+    """Markdown of named cells; rows that `order` does not know come last."""
+    known = {label: place for place, label in enumerate(order)}
+    lines = ["| | " + " | ".join(columns.values()) + " |", "|---" + "|---:" * len(columns) + "|"]
+    for label in sorted(cells, key=lambda label: known.get(label, len(known))):
+        values = (_formatted(name, cells[label].get(name)) for name in columns)
+        lines.append(f"| {label} | " + " | ".join(values) + " |")
+    return "\n".join(lines)
+
+
+def _formatted(name: str, value: float | None) -> str:
+    if value is None:
+        return ""
+    if name == "pictures":
+        return str(value)
+    if name in PERCENT:
+        return f"{100 * value:.1f}"
+    return f"{value:.0f}" if name == "windows" else f"{value:.2f}"
