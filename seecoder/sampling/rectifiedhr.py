@@ -4,6 +4,10 @@ Paper: Yang et al., "RectifiedHR: Enable Efficient High-Resolution Image Generat
 arXiv 2503.02537. At 0.8 of the trajectory (and at 0.9 for more than twice the native side) the predicted original is
 decoded, enlarged, encoded and noised to the next step. The fresh noise costs the latents energy, which a much higher
 guidance scale gives back: 5 becomes 30 after the first change and 50 after the second.
+
+With a method that lets the network see the whole of a larger sample (ScaleCrafter, HiDiffusion) the resolution may
+change as early as half-way: nothing is repeated, and the steps that are left draw real detail, so that no energy is
+lost. Those are the defaults of such a composition.
 """
 
 import math
@@ -24,30 +28,45 @@ if TYPE_CHECKING:
     from seecoder.sampling.composition import Recipe
 
 
+PUBLISHED_SWITCHES, PUBLISHED_BOOST = (0.8, 0.9), (6.0, 10.0)
+EARLY_SWITCHES, NO_BOOST = (0.5, 0.75), (1.0, 1.0)  # where the network knows larger samples
+
+
 @dataclass(frozen=True)
 class RectifiedHR:
-    """Settings of RectifiedHR.
+    """Settings of RectifiedHR; None takes what is published, or what suits a changed network it is composed with.
 
     Attributes:
-        switch_at: Shares of the trajectory at which the resolution changes; as many as the scale needs are used.
-        guidance_boost: Factor on the guidance scale after each change (published: 30 / 5 and 50 / 5). A scale of 1
-            stays 1.
+        switch_at: Shares of the trajectory at which the resolution changes; as many as the scale needs are used
+            (published: 0.8 and 0.9; with a changed network 0.5 and 0.75).
+        guidance_boost: Factor on the guidance scale after each change (published: 30 / 5 and 50 / 5; with a changed
+            network none). A scale of 1 stays 1.
         resize_in: "pixels" (published; needs the run's decoder and encoder), or "latents".
     """
 
     role: ClassVar[str] = "stages"
     starts_whole: ClassVar[bool] = False
 
-    switch_at: Sequence[float] = (0.8, 0.9)
-    guidance_boost: Sequence[float] = (6.0, 10.0)
+    switch_at: Sequence[float] | None = None
+    guidance_boost: Sequence[float] | None = None
     resize_in: Literal["pixels", "latents"] = "pixels"
+
+    def switches(self, *, network_changes: bool = False) -> Sequence[float]:
+        """The shares of the trajectory at which the resolution may change."""
+        default = EARLY_SWITCHES if network_changes else PUBLISHED_SWITCHES
+        return default if self.switch_at is None else self.switch_at
+
+    def boosts(self, *, network_changes: bool = False) -> Sequence[float]:
+        """The factors on the guidance scale after each change."""
+        default = NO_BOOST if network_changes else PUBLISHED_BOOST
+        return default if self.guidance_boost is None else self.guidance_boost
 
     def sizes(self, size: Size, native_size: Size) -> list[Size]:
         """(height, width) of the stages: at most doubling from one to the next while there are switches left."""
         scale = scale_over(size, native_size)
         if scale <= 1.0:
             return [size]
-        switches = min(max(1, math.ceil(math.log2(scale) - 0.05)), len(self.switch_at))
+        switches = min(max(1, math.ceil(math.log2(scale) - 0.05)), len(self.switches()))
         factors = [scale ** (place / switches) / scale for place in range(1, switches + 1)]
         return [base_size(size, native_size), *(scaled_size(size, factor, native_size) for factor in factors)]
 
@@ -58,21 +77,22 @@ class RectifiedHR:
             ValueError: If the settings do not fit, or the run lacks what they need.
         """
         sizes = self.sizes(run.size, run.native_size)
-        self._check(run, len(sizes) - 1)
+        shares = self.switches(network_changes=recipe.network is not None)
+        boosts = self.boosts(network_changes=recipe.network is not None)
+        self._check(run, len(sizes) - 1, len(shares), len(boosts))
         count = len(run.stepper)
-        starts = [0, *(_boundary(run, round(share * count)) for share in self.switch_at[: len(sizes) - 1]), count]
+        starts = [0, *(_boundary(run, round(share * count)) for share in shares[: len(sizes) - 1]), count]
         if any(low >= high for low, high in pairwise(starts)):
-            raise ValueError(f"`switch_at`={tuple(self.switch_at)} leaves a stage without steps; use more steps.")
+            raise ValueError(f"`switch_at`={tuple(shares)} leaves a stage without steps; use more steps.")
         first = recipe.base_stage(run, sizes[0], _name(0, sizes), in_windows=False)
         stages = [replace(first, steps=range(starts[0], starts[1]))]
         for place, size in enumerate(sizes[1:], start=1):
-            stages.append(self._later_stage(run, recipe, size, place, sizes, range(starts[place], starts[place + 1])))
+            steps, scale = range(starts[place], starts[place + 1]), run.guidance_scale
+            boosted = replace(run, guidance_scale=scale if scale == 1.0 else scale * boosts[place - 1])
+            stages.append(self._later_stage(boosted, recipe, size, _name(place, sizes), steps))
         return stages
 
-    def _later_stage(
-        self, run: Run, recipe: "Recipe", size: Size, place: int, sizes: Sequence[Size], steps: range
-    ) -> Stage:
-        scale = run.guidance_scale if run.guidance_scale == 1.0 else run.guidance_scale * self.guidance_boost[place - 1]
+    def _later_stage(self, run: Run, recipe: "Recipe", size: Size, name: str, steps: range) -> Stage:
 
         def begin(run: Run, outcome: Outcome | None) -> Opening:
             if outcome is None:
@@ -80,8 +100,7 @@ class RectifiedHR:
             original = self._enlarged(run, outcome.original, size)
             return Opening(run.stepper.add_noise(original, run.noise(size), steps.start))
 
-        guidance = recipe.guidance(replace(run, guidance_scale=scale), size)
-        return Stage(_name(place, sizes), size, steps, begin, recipe.paths(run, size), guidance)
+        return Stage(name, size, steps, begin, recipe.paths(run, size), recipe.guidance(run, size))
 
     def _enlarged(self, run: Run, original: torch.Tensor, size: Size) -> torch.Tensor:
         if self.resize_in == "latents" or run.decoder is None or run.encoder is None:
@@ -93,11 +112,11 @@ class RectifiedHR:
         )
         return run.encoder(large).to(original.dtype)
 
-    def _check(self, run: Run, switches: int) -> None:
+    def _check(self, run: Run, switches: int, shares: int, boosts: int) -> None:
         if run.picture_latents is not None:
             raise ValueError("`picture_latents` needs a method that starts from a picture. Use DemoFusion().")
-        if len(self.guidance_boost) < len(self.switch_at):
-            raise ValueError(f"`guidance_boost` has {len(self.guidance_boost)} factors, one per entry of `switch_at`.")
+        if boosts < min(shares, switches):
+            raise ValueError(f"`guidance_boost` has {boosts} factors; give one for each change that `switch_at` names.")
         if switches and self.resize_in == "pixels" and (run.decoder is None or run.encoder is None):
             raise ValueError('RectifiedHR() needs `decoder` and `encoder`. Give them, or set resize_in="latents".')
         if switches:

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from seecoder.sampling import RectifiedHR, sample
+from seecoder.sampling import RectifiedHR, ScaleCrafter, sample
 
 OPTIONS = {"native_size": (16, 16), "num_inference_steps": 50}
 
@@ -98,7 +98,7 @@ def test_stages_at_most_double_while_there_are_switches_left() -> None:
     [
         (RectifiedHR(), 'needs `decoder` and `encoder`. Give them, or set resize_in="latents"'),
         (RectifiedHR(switch_at=(1.0, 1.0), resize_in="latents"), "leaves a stage without steps"),
-        (RectifiedHR(guidance_boost=(2.0,)), "`guidance_boost` has 1 factors"),
+        (RectifiedHR(guidance_boost=()), "`guidance_boost` has 0 factors; give one for each change"),
     ],
 )
 def test_what_does_not_fit_is_refused(method, message, make_scheduler, make_denoiser, context) -> None:
@@ -111,3 +111,25 @@ def test_what_does_not_fit_is_refused(method, message, make_scheduler, make_deno
             method=method,
             **OPTIONS,
         )
+
+
+def test_a_changed_network_switches_early_and_needs_no_boost(make_unet, denoiser_of, make_scheduler, context) -> None:
+    ends = {}
+    unet = make_unet()
+    for methods in ([RectifiedHR(resize_in="latents")], [ScaleCrafter(), RectifiedHR(resize_in="latents")]):
+        sides = []
+        sample(
+            denoiser_of(unet),
+            make_scheduler("ddim"),
+            latent_shape=(1, 4, 32, 32),
+            context=context[:1],
+            method=methods,
+            unet=unet,
+            on_step=lambda progress, sides=sides: sides.append(progress.latents.shape[-1]),
+            native_size=(16, 16),
+            num_inference_steps=10,
+        )
+        ends[len(methods)] = sides.index(32)
+    assert ends == {1: 8, 2: 5}
+    assert RectifiedHR().boosts(network_changes=True) == (1.0, 1.0)
+    assert RectifiedHR(switch_at=(0.3,)).switches(network_changes=True) == (0.3,)
