@@ -12,7 +12,9 @@ sys.path.insert(0, str(ROOT))
 
 HELD_OUT_SEED = 9_000_000  # training shards are drawn from another stream
 SHARD_SEED = 100
-METHODS = {64: (), 128: ("--method", "scalecrafter"), 256: ("--method", "scalecrafter")}
+# The best of `scripts/highres_table`: re-dilated convolutions, on one trajectory whose resolution grows near its end.
+CASCADE = ("--method", "scalecrafter,rectifiedhr", "--method-option", "guidance_boost=[1,1]", "--method-option")
+METHODS = {64: (), 128: (*CASCADE, "switch_at=[0.5,0.8]"), 256: (*CASCADE, "switch_at=[0.4,0.7]")}
 
 
 def run(title: str, *command: str | Path) -> None:
