@@ -18,7 +18,6 @@ ABOVE = SQUARE + WIDE
 TWICE: tuple[Factor, ...] = ((2, 2),)
 FAR: tuple[Factor, ...] = ((2, 2), (4, 4))
 HALF = 8  # half of the world's native side in cells: DemoFusion's stride
-_THROUGHOUT = {"dilate_tau": 1.0, "damp_tau": 0.0}
 
 
 def _row(label: str, *methods: Any, factors: Sequence[Factor] = ABOVE, source: str = "sampled") -> Row:
@@ -36,8 +35,8 @@ ROWS: tuple[Row, ...] = (
     _row("DemoFusion", DemoFusion()),
     _row("RectifiedHR", RectifiedHR()),
     _row("ScaleCrafter + MultiDiffusion", ScaleCrafter(), MultiDiffusion(window=24, stride=8), factors=SQUARE[1:]),
-    _row("ScaleCrafter + DemoFusion", ScaleCrafter(), DemoFusion()),
-    _row("ScaleCrafter + RectifiedHR", ScaleCrafter(), RectifiedHR(guidance_boost=(1.0, 1.0))),
+    _row("ScaleCrafter + DemoFusion", ScaleCrafter(), DemoFusion(use_windows=False)),
+    _row("ScaleCrafter + RectifiedHR", ScaleCrafter(), RectifiedHR()),
 )
 
 ABLATIONS: tuple[Row, ...] = (
@@ -60,11 +59,37 @@ ABLATIONS: tuple[Row, ...] = (
 )
 
 
-def chosen(names: Sequence[str], rows: Sequence[Row] = ROWS + ABLATIONS) -> list[Row]:
+CANDIDATES: tuple[Row, ...] = (
+    *(
+        _row(f"ScaleCrafter + RectifiedHR at {share}", ScaleCrafter(), RectifiedHR(switch_at=share), factors=SQUARE)
+        for share in ((0.4, 0.6), (0.4, 0.7), (0.5, 0.75), (0.6, 0.8), (0.7, 0.85))
+    ),
+    *(
+        _row(
+            f"ScaleCrafter, deepest {share}, + RectifiedHR",
+            ScaleCrafter(dilate_tau=share),
+            RectifiedHR(),
+            factors=SQUARE,
+        )
+        for share in (0.8, 0.9)
+    ),
+    *(
+        _row(
+            f"DemoFusion, exponents {first}, {second}",
+            DemoFusion(cosine_scale_1=first, cosine_scale_2=second),
+            factors=SQUARE,
+        )
+        for first in (1.0, 3.0)
+        for second in (0.25, 0.5)
+    ),
+)
+
+
+def chosen(names: Sequence[str], rows: Sequence[Row] = ROWS + ABLATIONS + CANDIDATES) -> list[Row]:
     """Rows by name, in the order of the table.
 
     Args:
-        names: Labels in any case; none is all rows but the ablations, "ablations" those, "all" everything.
+        names: Labels in any case; none is the methods alone, "ablations" and "candidates" (for tuning) those too.
         rows: Where to choose from.
 
     Raises:
@@ -73,12 +98,13 @@ def chosen(names: Sequence[str], rows: Sequence[Row] = ROWS + ABLATIONS) -> list
     if not names:
         return list(ROWS)
     known = {row.label.lower(): row for row in rows}
+    groups = {"methods": ROWS, "ablations": ABLATIONS, "candidates": CANDIDATES}
     wanted: set[str] = set()
     for name in (entry.strip().lower() for entry in names):
         if name in known:
             wanted.add(name)
-        elif name in ("all", "ablations"):
-            wanted |= {row.label.lower() for row in (rows if name == "all" else ABLATIONS)}
+        elif name in groups:
+            wanted |= {row.label.lower() for row in groups[name]}
         else:
             raise ValueError(f"`--rows` {name!r} is unknown; choose from {'; '.join(row.label for row in rows)}.")
     return [row for row in rows if row.label.lower() in wanted]
