@@ -17,17 +17,15 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 from torch import Tensor
 
 from data.shards.manifest import ShardSet
-from data.shards.pictures import SquarePicture, UnusableSample
+from data.shards.pictures import SquarePicture
+from data.shards.tensors import pack_tensors, take, unpack_tensors
 from seecoder.checkpoint import tensors_sha256
 from seecoder.weights import WeightsError
 
 MEMBER = "moments.safetensors"
-BAD_MOMENTS = "bad moments"
 MEAN, STD = "latent_mean", "latent_std"  # columns of a batch, (N, C, h, w)
 CACHED = "cached"  # column of a batch, a list: whether the row's moments are there; False: zeros stand for them
 
@@ -116,7 +114,7 @@ def encode_moments(vae: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
 
 def pack(moments: Mapping[str, Tensor], source: MomentsSource) -> bytes:
     """Make the member of one sample: `mean`, `std` and maybe `flipped_mean`, `flipped_std`, each (C, h, w) float16."""
-    return save(dict(moments), {_FORMAT: source.digest})  # one entry: the order of several would be random
+    return pack_tensors(moments, _FORMAT, source.digest)
 
 
 def unpack(content: bytes) -> tuple[str, dict[str, Tensor]]:
@@ -128,12 +126,7 @@ def unpack(content: bytes) -> tuple[str, dict[str, Tensor]]:
     Raises:
         UnusableSample: It is damaged, or something else.
     """
-    try:
-        length = int.from_bytes(content[:8], "little")
-        header = json.loads(content[8 : 8 + length])["__metadata__"]
-        return str(header[_FORMAT]), load(content)
-    except (ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
-        raise UnusableSample(BAD_MOMENTS, f"its {MEMBER} does not parse: {error!r:.200}") from error
+    return unpack_tensors(content, _FORMAT)
 
 
 @dataclass(frozen=True)
@@ -179,14 +172,10 @@ class WithMoments:
         prefix = "flipped_" if self.picture.is_flipped(epoch, sample_id) else ""
         if prefix and "flipped_mean" not in tensors:
             raise WeightsError(_unflipped(f"Sample {sample_id}"))
-        mean, std = (self._checked(tensors, prefix + name) for name in ("mean", "std"))
+        mean, std = (
+            take(tensors, prefix + name, torch.float16, self.source.shape, "moments") for name in ("mean", "std")
+        )
         return example | {MEAN: mean, STD: std, CACHED: True}
-
-    def _checked(self, tensors: Mapping[str, Tensor], name: str) -> Tensor:
-        tensor = tensors.get(name)
-        if tensor is None or tensor.dtype != torch.float16 or tuple(tensor.shape) != self.source.shape:
-            raise UnusableSample(BAD_MOMENTS, f"its {MEMBER} lacks `{name}` {self.source.shape} float16")
-        return tensor
 
 
 def check_moments(shards: ShardSet, picture: SquarePicture, source: MomentsSource) -> int:

@@ -111,7 +111,7 @@ def test_damaged_moments_are_a_bad_sample(content: bytes, make_picture: Callable
 @pytest.mark.parametrize("change", [lambda value: value.float(), lambda value: value[:2]])
 def test_moments_of_another_form_are_a_bad_sample(change: Any, make_picture: Callable[..., bytes]):
     content = pack({name: change(value) for name, value in moments().items()}, SOURCE)
-    with pytest.raises(UnusableSample, match="lacks `mean`"):
+    with pytest.raises(UnusableSample, match="lack `mean`"):
         WithMoments(SquarePicture(8), SOURCE)({"png": make_picture(1), MEMBER: content}, 0, 0)
 
 
