@@ -80,5 +80,5 @@ def size_condition(unet: Any, pooled: Tensor | None, height: int, width: int) ->
         return {}
     if pooled is None:
         raise ValueError("The base is of the SDXL family: its encoder needs `pooled_dim` (1280).")
-    sizes = torch.tensor([height, width, 0, 0, height, width], device=pooled.device, dtype=pooled.dtype)
+    sizes = torch.tensor([height, width, 0, 0, height, width], device=pooled.device, dtype=torch.float32)  # not rounded
     return {"added_cond_kwargs": {"text_embeds": pooled, "time_ids": sizes.expand(len(pooled), -1)}}

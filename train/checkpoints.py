@@ -5,6 +5,7 @@ is another file system, and never syncs it.
 """
 
 import hashlib
+import json
 import os
 import re
 from collections.abc import Collection
@@ -18,6 +19,7 @@ from torch import nn
 
 from seecoder.weights import atomic_path, load_strict
 from train.callbacks import StepCallback, is_due
+from train.records import BEST, best_of
 
 _NAME = re.compile(r"step-(\d{8})\.ckpt")
 
@@ -146,16 +148,24 @@ class Checkpoints(StepCallback):
         every: Optimizer steps between two.
         keep: How many of the newest stay.
         keep_steps: Steps at which a checkpoint is written and stays for good.
+        keep_best: Metric of `metrics.csv`, lower being better, whose best checkpoint stays until a better one comes.
     """
 
     def __init__(
-        self, writer: AtomicCheckpointIO, folder: Path, every: int, keep: int, keep_steps: Collection[int] = ()
+        self,
+        writer: AtomicCheckpointIO,
+        folder: Path,
+        every: int,
+        keep: int,
+        keep_steps: Collection[int] = (),
+        keep_best: str | None = None,
     ):
         self.writer = writer
         self.folder = folder
         self.every = every
         self.keep = keep
         self.keep_steps = frozenset(keep_steps)
+        self.keep_best = keep_best
 
     def on_step(self, trainer: Trainer, stage: Any, step: int) -> None:
         """Save where it is due. A full disk costs this checkpoint, not the run."""
@@ -167,6 +177,23 @@ class Checkpoints(StepCallback):
         if self.writer.error is not None:
             print(f"NO CHECKPOINT at step {step}: {self.writer.error}; older ones stay, training goes on", flush=True)
             return
-        others = [path for found, path in list_checkpoints(self.folder) if found not in self.keep_steps]
-        for path in others[self.keep :]:
-            self.writer.remove_checkpoint(path)
+        best = self._note_best()
+        others = [(found, path) for found, path in list_checkpoints(self.folder) if found not in self.keep_steps]
+        for found, path in others[self.keep :]:
+            if found != best:
+                self.writer.remove_checkpoint(path)
+
+    def _note_best(self) -> int | None:
+        """Write `best.json`; the step of the best checkpoint that there is, from figures that a restart still finds."""
+        metrics = self.folder / "metrics.csv"
+        if self.keep_best is None or not metrics.is_file():
+            return None
+        there = dict(list_checkpoints(self.folder))
+        best = best_of(metrics, self.keep_best, there)
+        if best is None:
+            return None
+        step, value = best
+        content = {"step": step, "metric": self.keep_best, "value": value, "checkpoint": there[step].name}
+        with atomic_path(self.folder / BEST) as temporary:
+            temporary.write_text(json.dumps(content) + "\n")
+        return step

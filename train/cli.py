@@ -1,4 +1,4 @@
-"""`python -m train fit --config configs/….yaml [--dotted.overrides …]`, and `plan`, the same without doing it."""
+"""`python -m train fit --config configs/….yaml [--dotted.overrides …]`; `plan`, the same as a dry run; `report RUN`."""
 
 import re
 import sys
@@ -40,6 +40,12 @@ def build_parser() -> ArgumentParser:
         if name == "plan":
             command.add_class_arguments(Hardware, "hardware")
         commands.add_subcommand(name, command)
+    report = ArgumentParser(
+        exit_on_error=False, description="One page of HTML that shows a run, also while it goes on."
+    )
+    report.add_argument("folder", type=str, help="The run's folder.")
+    report.add_argument("--out", type=str | None, default=None, help="The file; report.html in the folder by default.")
+    commands.add_subcommand("report", report)
     return parser
 
 
@@ -60,8 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config = parser.parse_args(arguments)
     except ArgumentError as error:
         return _complain(error, BAD_INPUT)
-    if config.command == "plan":
-        return show_plan(config.plan)
+    if config.command != "fit":
+        return show_plan(config.plan) if config.command == "plan" else report(config.report)
     try:
         # Renamed in jsonargparse 4.49; the older name warns in newer ones.
         instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
@@ -91,6 +97,17 @@ def show_plan(config: Namespace) -> int:
     return FINISHED
 
 
+def report(config: Namespace) -> int:
+    """Write the page of a run."""
+    from train.report import write_report
+
+    try:
+        print(write_report(Path(config.folder), Path(config.out) if config.out else None))
+    except OSError as error:
+        return _complain(error, BAD_INPUT)
+    return FINISHED
+
+
 def _first_cause(error: BaseException) -> BaseException:
     """What a class said of its arguments, without the parser's account of how it tried to make it."""
     while (cause := error.__cause__ or error.__context__) is not None:
@@ -115,6 +132,7 @@ def fit(ready: Namespace, config: Mapping[str, Any]) -> int:
     Raises:
         FileExistsError: The folder holds checkpoints that are not to be continued.
     """
+    from train.provenance import note_start, write_card
     from train.trainer import build_trainer
 
     run: RunSettings = ready.run
@@ -127,9 +145,13 @@ def fit(ready: Namespace, config: Mapping[str, Any]) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     if trainer.is_global_zero:
         note_config(folder / "config.yaml", config)
+        start = int(checkpoint.stem.removeprefix("step-")) if checkpoint else 0
+        note_start(folder, start, run.devices * run.num_nodes)
         print(f"continues from {checkpoint}" if checkpoint else f"starts in {folder}", flush=True)
     path: Any = str(checkpoint) if checkpoint else None
     trainer.fit(ready.stage, datamodule=ready.data, ckpt_path=path, weights_only=True)
+    if trainer.is_global_zero:
+        write_card(folder, config)
     if trainer.is_global_zero and trainer.global_step < run.max_steps:
         print(f"stopped at step {trainer.global_step} of {run.max_steps}; the same command continues", flush=True)
     return TERMINATED if termination.stopped_by_signal else FINISHED

@@ -168,6 +168,7 @@ def count_costs(
     vae_dtype: str = "float32",
     gradient_checkpointing: tuple[str, ...] = (),
     cached_latents: bool = False,
+    encoder_size: int | None = None,
 ) -> Costs:
     """Count one picture's forward and backward pass.
 
@@ -180,6 +181,7 @@ def count_costs(
         vae_dtype: Dtype of the autoencoder.
         gradient_checkpointing: "encoder", "unet": what recomputes activations.
         cached_latents: Latents come from the shards; the autoencoder does not run.
+        encoder_size: Height and width at which the encoder sees the picture, if another.
     """
     with torch.device("meta"):
         encoder = SeeCoder(**encoder_config)
@@ -195,7 +197,8 @@ def count_costs(
     for name in gradient_checkpointing:
         {"encoder": encoder, "unet": unet}[name].enable_gradient_checkpointing()
     counter = Counter()
-    cast_bytes = _run(encoder, unet, None if cached_latents else vae, sizes, image_size, counter, mixed)
+    seen = encoder_size or image_size
+    cast_bytes = _run(encoder, unet, None if cached_latents else vae, sizes, (image_size, seen), counter, mixed)
     whole = {"backbone": encoder.backbone, "unet": unet, "vae": vae}
     frozen = {name: sum(weight.numel() for weight in module.parameters()) for name, module in whole.items()}
     frozen["encoder"] = (
@@ -208,8 +211,15 @@ def _make(kind: Any, config: Mapping[str, Any]) -> Any:
     return kind.from_config(dict(config))
 
 
-def _run(encoder: Any, unet: Any, vae: Any, sizes: BaseSizes, size: int, counter: Counter, mixed: bool) -> int:
-    """One picture through `SeeCoderStage.loss` and back; bytes of cast weights."""
+def _run(
+    encoder: Any, unet: Any, vae: Any, sizes: BaseSizes, sides: tuple[int, int], counter: Counter, mixed: bool
+) -> int:
+    """One picture of `sides` (whole, as the encoder sees it) through `SeeCoderStage.loss` and back.
+
+    Returns:
+        Bytes of cast weights.
+    """
+    size, seen = sides
     latent = size // sizes.latent_factor
     pixels = torch.empty(1, 3, size, size, device="meta")
     noisy = torch.empty(1, unet.config["in_channels"], latent, latent, device="meta", dtype=unet.dtype)
@@ -218,7 +228,7 @@ def _run(encoder: Any, unet: Any, vae: Any, sizes: BaseSizes, size: int, counter
     after = encoder.backbone.register_forward_hook(lambda *_: setattr(counter, "phase", "decoder and queries forward"))
     numerics = _Numerics(counter, mixed)
     with counter, numerics.applied():
-        output = encoder.encode(pixels)
+        output = encoder.encode(torch.empty(1, 3, seen, seen, device="meta"))
         if vae is not None:
             with counter.counting("autoencoder"):
                 encode_moments(vae, pixels)
@@ -228,11 +238,11 @@ def _run(encoder: Any, unet: Any, vae: Any, sizes: BaseSizes, size: int, counter
             context = output.context.to(unet.dtype)
             predicted = unet(noisy, times, encoder_hidden_states=context, **extra).sample.float()
             loss = predicted.square().mean()
-        ends = [output.context] if output.pooled is None else [output.context, output.pooled]
-        with counter.counting("unet backward"):
-            gradients = torch.autograd.grad(loss, ends)
+        with counter.counting("unet backward"):  # the pooled vector comes from the context, so this passes through it
+            (gradient,) = torch.autograd.grad(loss, [output.context])
         del loss, predicted, extra, context, pooled
         with counter.counting("decoder and queries backward"):
-            torch.autograd.backward(ends, list(gradients))
-    before.remove(), after.remove()
+            torch.autograd.backward([output.context], [gradient])
+    before.remove()
+    after.remove()
     return numerics.cast_bytes

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from train.encoder_weights import pooled_width
+
 _CROSS, _PLAIN = "CrossAttnDownBlock2D", "DownBlock2D"
 _UP_CROSS, _UP_PLAIN = "CrossAttnUpBlock2D", "UpBlock2D"
 
@@ -68,9 +70,7 @@ class BaseSizes:
     @property
     def pooled_dim(self) -> int | None:
         """Width of the pooled vector that the UNet wants beside the context; None for none."""
-        if self.unet.get("addition_embed_type") != "text_time":
-            return None
-        return int(self.unet["projection_class_embeddings_input_dim"]) - 6 * int(self.unet["addition_time_embed_dim"])
+        return pooled_width(self.unet)
 
 
 def base_sizes(source: str) -> BaseSizes | None:

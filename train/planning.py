@@ -5,6 +5,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from data.shards.manifest import ShardSet
+from data.shards.moments import MEMBER
+from data.shards.opening import open_shards
 from train.costs import Costs, count_costs
 from train.hardware import GIB, Hardware
 from train.known_bases import BaseSizes, base_sizes
@@ -43,7 +46,8 @@ def make_plan(run: RunSettings, stage: Any, data: Any, hardware: Hardware) -> It
         f"{step:,} samples a step, {run.max_steps * step:,} in all"
     )
     yield from _steps(run, options)
-    yield from _shards(run, source, step)
+    shards = _open(source)
+    yield from _shards(run, source, shards, step)
     if not stage.class_path.endswith(".SeeCoderStage"):
         yield f"costs    not estimated for {stage.class_path}; only train.seecoder.SeeCoderStage is counted"
         return
@@ -62,6 +66,8 @@ def make_plan(run: RunSettings, stage: Any, data: Any, hardware: Hardware) -> It
         frozen_dtype=options.get("frozen_dtype", "float32"),
         vae_dtype=options.get("vae_dtype", "float32"),
         gradient_checkpointing=tuple(options.get("gradient_checkpointing") or ()),
+        cached_latents=source.get("cached_moments", False) and _cached_share(shards) == 1,
+        encoder_size=options.get("encoder_size"),
     )
     yield from _networks(costs, options)
     yield from _throughput(costs, run, hardware, batch_size, accumulate)
@@ -84,7 +90,23 @@ def _steps(run: RunSettings, options: Mapping[str, Any]) -> Iterator[str]:
             raise Impossible(f"`{name}`={late} lie beyond `run.max_steps`={run.max_steps} and would never be reached.")
 
 
-def _shards(run: RunSettings, source: Mapping[str, Any], samples_a_step: int) -> Iterator[str]:
+def _open(source: Mapping[str, Any]) -> ShardSet | None:
+    """The run's shards, or None where they are fetched or not built yet."""
+    places = source.get("shards")
+    given: list[str | Path] = [*places] if isinstance(places, list) else [str(places)]
+    if places is None or source.get("cache") is not None or not all(Path(place).exists() for place in given):
+        return None
+    return open_shards(given)
+
+
+def _cached_share(shards: ShardSet | None) -> float:
+    """Share of samples whose latents lie beside the pictures."""
+    if shards is None:
+        return 0.0
+    return sum(row.shard.samples for row in shards.shards if MEMBER in row.members) / sum(shards.counts)
+
+
+def _shards(run: RunSettings, source: Mapping[str, Any], shards: ShardSet | None, samples_a_step: int) -> Iterator[str]:
     """Samples, epochs, and shards for each reader."""
     places = source.get("shards")
     if places is None:
@@ -92,16 +114,13 @@ def _shards(run: RunSettings, source: Mapping[str, Any], samples_a_step: int) ->
         if count:
             yield f"data     {count:,} samples in memory, {run.max_steps * samples_a_step / count:.1f} epochs"
         return
-    from data.shards.opening import open_shards
-
     processes, workers = run.devices * run.num_nodes, max(1, source.get("num_workers", 0))
     readers = processes * workers
     who = f"{readers} readers ({processes} processes x {workers})"
-    given = places if isinstance(places, list) else [places]
-    if source.get("cache") is not None or not all(Path(place).exists() for place in given):
-        yield f"data     {', '.join(map(str, given))}: not looked at; {who} need at least {readers} shards"
+    if shards is None:
+        yield f"data     {places}: not looked at; {who} need at least {readers} shards"
         return
-    counts = open_shards(given).counts
+    counts = shards.counts
     if len(counts) < readers:
         raise Impossible(
             f"{len(counts)} shards are fewer than {who}; use fewer data.init_args.num_workers, or make more and "
@@ -110,7 +129,8 @@ def _shards(run: RunSettings, source: Mapping[str, Any], samples_a_step: int) ->
     window = source.get("window", 8)
     yield (
         f"data     {sum(counts):,} samples in {len(counts):,} shards: {len(counts) / readers:.1f} for each of {who}, "
-        f"{min(window, len(counts))} open at a time; {run.max_steps * samples_a_step / sum(counts):.2f} epochs"
+        f"{min(window, len(counts))} open at a time; {run.max_steps * samples_a_step / sum(counts):.2f} epochs; "
+        f"{_cached_share(shards):.0%} have cached latents"
     )
 
 
@@ -163,7 +183,7 @@ def _throughput(costs: Costs, run: RunSettings, hardware: Hardware, batch_size: 
 
 def _disk(costs: Costs, run: RunSettings, options: Mapping[str, Any]) -> Iterator[str]:
     one = checkpoint_bytes(costs.trained, options.get("ema") is not None)
-    kept = run.keep_checkpoints + len(run.keep_steps) + 1
+    kept = run.keep_checkpoints + len(run.keep_steps) + (run.keep_best is not None) + 1  # one while it is written
     export = 4 * (costs.trained + costs.frozen["backbone"] + costs.frozen["encoder"])
     more = f"; encoder/ {_bytes(export)}, rewritten with each" if options.get("export_encoder", True) else ""
     yield (

@@ -33,7 +33,7 @@ class Preview:
     guidance_scale: float = 3.0
 
 
-def write_sheet(stage: Any, pixels: Tensor, context: Tensor, pooled: Tensor | None, path: Path) -> None:
+def write_sheet(stage: Any, pixels: Tensor, context: Tensor, pooled: Tensor | None, path: Path) -> Tensor:
     """Sample variations with a `SeeCoderStage`'s base and write the sheet as PNG.
 
     Args:
@@ -42,11 +42,15 @@ def write_sheet(stage: Any, pixels: Tensor, context: Tensor, pooled: Tensor | No
         context: (N, tokens, width) their contexts.
         pooled: (N, pooled_dim) or None.
         path: The file.
+
+    Returns:
+        (rows * N, 3, H, W) in [0, 1]: the variations, row by row.
     """
-    rows = [pixels.cpu()]
+    rows, variations = [pixels.cpu()], []
     for row in range(stage.preview.rows):
         keys = torch.stack([torch.full((len(pixels),), -2 - row), torch.arange(len(pixels))], dim=1)
         pictures = sample(stage, context, pooled, keys, pixels.shape[-2], pixels.shape[-1])
+        variations.append(pictures.cpu())
         rows.append((pictures * 255).round().to(torch.uint8).cpu())
     columns = [torch.nn.functional.pad(picture, (0, _GAP, 0, _GAP), value=255) for picture in torch.cat(rows)]
     lines = [torch.cat(columns[start : start + len(pixels)], dim=2) for start in range(0, len(columns), len(pixels))]
@@ -54,6 +58,25 @@ def write_sheet(stage: Any, pixels: Tensor, context: Tensor, pooled: Tensor | No
     path.parent.mkdir(exist_ok=True)
     with atomic_path(path) as temporary:
         Image.fromarray(sheet.permute(1, 2, 0).numpy()).save(temporary, format="PNG")
+    return torch.cat(variations)
+
+
+def score_previews(pictures: Tensor, scenes: Any) -> dict[str, float]:
+    """What the world's reader counts on variations.
+
+    Args:
+        pictures: (rows * N, 3, H, W) in [0, 1], row by row.
+        scenes: The N scenes of the inputs.
+
+    Returns:
+        Shares of pictures with one object, and with the input's attributes, as `preview_count`, `preview_shape`, ...
+    """
+    from data.world.evaluation import ATTRIBUTES, truth
+    from data.world.reader import agreement, read
+
+    rows = len(pictures) // len(scenes)
+    right = agreement(read(pictures), {name: values.repeat(rows) for name, values in truth(scenes).items()})
+    return {f"preview_{name}": float(right[name].mean()) for name in ("count", *ATTRIBUTES, "all")}
 
 
 @torch.no_grad()

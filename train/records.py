@@ -1,17 +1,46 @@
 """The log of a run: `metrics.csv` with one line for each figure, and one printed line now and then."""
 
 import csv
+import math
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 
 from seecoder.weights import atomic_path
 from train.callbacks import StepCallback, is_due
 from train.termination import Termination
 
+BEST = "best.json"  # in a run's folder: which checkpoint has the best figure
 _HEADER = ["step", "metric", "value"]
+
+
+def read_metrics(path: Path) -> dict[str, list[tuple[int, float]]]:
+    """Read `metrics.csv`: by metric, (step, value) in the order of writing, without half-written lines."""
+    found: dict[str, list[tuple[int, float]]] = {}
+    with path.open(newline="") as file:
+        for row in csv.reader(file):
+            try:
+                step, name, value = int(row[0]), row[1], float(row[2])
+            except (IndexError, ValueError):  # the header, or half a line
+                continue
+            found.setdefault(name, []).append((step, value))
+    return found
+
+
+def best_of(path: Path, metric: str, steps: Collection[int]) -> tuple[int, float] | None:
+    """Step with the lowest finite value of a metric, and the value.
+
+    Args:
+        path: `metrics.csv`.
+        metric: Its name.
+        steps: Steps that count, such as those with a checkpoint.
+    """
+    values = {step: value for step, value in read_metrics(path).get(metric, ()) if step in steps}
+    finite = [(value, step) for step, value in values.items() if math.isfinite(value)]
+    return (min(finite)[1], min(finite)[0]) if finite else None
 
 
 class MetricsFile:
@@ -49,6 +78,7 @@ class Recorder(StepCallback):
         self.file = MetricsFile(folder / "metrics.csv")
         self.every = every
         self.batch_size = batch_size
+        self.waited = 0.0  # seconds since the last line that went into waiting for data
         self._clock, self._from_step = 0.0, 0
 
     def on_start(self, trainer: Trainer, stage: Any) -> None:
@@ -64,7 +94,9 @@ class Recorder(StepCallback):
         seconds = time.monotonic() - self._clock
         figures = stage.take_records()
         figures["images_per_second"] = (step - self._from_step) * self.batch_size / max(seconds, 1e-9)
-        self._clock, self._from_step = time.monotonic(), step
+        figures["data_wait"] = min(1.0, self.waited / max(seconds, 1e-9))
+        figures |= _skipped(trainer, stage)
+        self._clock, self._from_step, self.waited = time.monotonic(), step, 0.0
         self.write(trainer, step, figures)
 
     def leave_out(self, seconds: float) -> None:
@@ -80,6 +112,36 @@ class Recorder(StepCallback):
             logger.log_metrics(figures, step=step)
         line = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
         print(f"step {step}/{trainer.max_steps}  {line}", flush=True)
+
+
+def _skipped(trainer: Trainer, stage: Any) -> dict[str, float]:
+    """Steps that the guard threw away, in all; samples that the first process could not read since it started."""
+    loader = getattr(trainer.train_dataloader, "loader", None)
+    skips = getattr(loader, "skips", None)
+    figures = {"skipped_steps": float(stage.guard.skipped)}
+    return figures if skips is None else figures | {"skipped_samples": float(skips.skipped)}
+
+
+class DataWait(Callback):
+    """Measures the time between the end of one micro-batch and the arrival of the next; the last of all callbacks."""
+
+    def __init__(self, recorder: Recorder):
+        self.recorder = recorder
+        self._idle_since = 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The first batch is waited for, too."""
+        self._idle_since = time.monotonic()
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """A batch is there."""
+        self.recorder.waited += time.monotonic() - self._idle_since
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """A batch is done, and so are evaluation and checkpoint."""
+        self._idle_since = time.monotonic()
 
 
 class Evaluation(StepCallback):
@@ -111,7 +173,7 @@ class Evaluation(StepCallback):
         with stage.evaluating():
             figures = stage.evaluate()
             if export:
-                stage.export(self.folder)
+                figures |= stage.export(self.folder) or {}
         if figures:
             self.recorder.write(trainer, step, figures)
         self.recorder.leave_out(time.monotonic() - started)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from data.shards.moments import CACHED, MEAN, STD, MomentsSource
 from seecoder.checkpoint import tensors_sha256
@@ -18,7 +19,7 @@ from train.base import encode_moments, load_base, size_condition
 from train.encoder_weights import check_widths, describe_encoder, load_backbone, load_trained, seeded_encoder
 from train.noise import normal, timesteps, uniform
 from train.noise_schedule import NoiseSchedule
-from train.previews import Preview, write_sheet
+from train.previews import Preview, score_previews, write_sheet
 from train.settings import EmaSettings, GuardSettings, OptimizerSettings
 from train.stage import Stage
 from train.world_data import chunks
@@ -46,6 +47,7 @@ class SeeCoderStage(Stage):
         gradient_checkpointing: Parts that recompute activations in the backward pass, to save memory.
         compiled: Parts that `torch.compile` makes faster after some minutes of work at the first step; for pictures of
             one size.
+        encoder_size: Height and width at which the encoder sees the pictures; None: the size of the latents' pictures.
         preview: What the preview sheets show; None for none.
         export_encoder: Write the whole encoder as a folder with every checkpoint. `seecoder export` does it later from
             a checkpoint.
@@ -69,6 +71,7 @@ class SeeCoderStage(Stage):
         min_snr_gamma: float | None = None,
         gradient_checkpointing: tuple[Literal["encoder", "unet"], ...] = (),
         compiled: tuple[Literal["decoder", "unet"], ...] = (),
+        encoder_size: int | None = None,
         preview: Preview | None = None,
         export_encoder: bool = True,
         ema: EmaSettings | None = None,
@@ -83,14 +86,14 @@ class SeeCoderStage(Stage):
         self.schedule = NoiseSchedule(loaded.scheduler_config)
         self.scheduler_config = loaded.scheduler_config
         self.encoder = seeded_encoder(encoder, seed)
-        check_widths(self.encoder, self.unet.config["cross_attention_dim"])
+        check_widths(self.encoder, self.unet)
         self.backbone_source = load_backbone(self.encoder, backbone_weights) if backbone_weights else ""
         if init_from is not None:
             load_trained(self.encoder, init_from)
         self._freeze(frozen_dtype, gradient_checkpointing)
         for name in compiled:  # in place: names of weights stay as they are
             {"decoder": self.encoder.decoder, "unet": self.unet}[name].compile(dynamic=False)
-        self.base_source = base
+        self.base_source, self.encoder_size = base, encoder_size
         self.context_dropout, self.min_snr_gamma = context_dropout, min_snr_gamma
         self.preview, self.export_encoder = preview, export_encoder
 
@@ -124,6 +127,8 @@ class SeeCoderStage(Stage):
     def encode(self, batch: dict[str, Any], keys: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Context and pooled vector of a batch; with keys, positions get their samples' own jitter."""
         pixels = batch["pixels"].float() / 255
+        if self.encoder_size is not None:
+            pixels = interpolate(pixels, size=(self.encoder_size, self.encoder_size), mode="bilinear", antialias=True)
         jitter = None
         if keys is not None and self.encoder.config["position_aware"]:
             levels = self.encoder.draw_position_jitter(batch_size=1)
@@ -185,11 +190,15 @@ class SeeCoderStage(Stage):
             batch: dict[str, Any] = {"pixels": pixels}
             batch[MEAN], batch[STD] = self.moments(batch)
             context, pooled = self.encode(batch, None)
-            contexts = {"own": context, "shuffled": context.roll(1, 0), "none": torch.zeros_like(context)}
+            contexts: dict[str, tuple[Tensor, Tensor | None]] = {
+                "own": (context, pooled),
+                "shuffled": (context.roll(1, 0), None if pooled is None else pooled.roll(1, 0)),
+                "none": (torch.zeros_like(context), None if pooled is None else torch.zeros_like(pooled)),
+            }
             if data.held_out_scenes is not None and self.conditioner is not None:
-                contexts["true_tokens"] = self.conditioner(data.held_out_scenes[part])
-            for name, tokens in contexts.items():
-                total = float(self.errors(batch, keys, tokens, pooled)[0].sum())
+                contexts["true_tokens"] = self.conditioner(data.held_out_scenes[part]), pooled
+            for name, condition in contexts.items():
+                total = float(self.errors(batch, keys, *condition)[0].sum())
                 totals[name] = totals.get(name, 0.0) + total / count
         own = totals.pop("own")
         figures = {"held_out_loss": own, "gap_shuffled": totals["shuffled"] - own, "gap_none": totals["none"] - own}
@@ -221,8 +230,8 @@ class SeeCoderStage(Stage):
             averages = {name.removeprefix("encoder."): value for name, value in self.ema.averages.items()}
         checkpoint["seecoder"] = describe_encoder(self.encoder, averages, self.backbone_source, self.backbone_sha256)
 
-    def export(self, folder: Path) -> None:
-        """Write `encoder/`, whole, and a preview sheet."""
+    def export(self, folder: Path) -> dict[str, float]:
+        """Write `encoder/`, whole, and a preview sheet; in the world, what the reader makes of its pictures."""
         if self.export_encoder:
             with atomic_directory(folder / "encoder", overwrite=True) as temporary:
                 self.encoder.save_pretrained(temporary)
@@ -230,4 +239,8 @@ class SeeCoderStage(Stage):
         if self.preview is not None and len(data.held_out_pixels):
             pixels = data.held_out_pixels[: self.preview.pictures].to(self.device)
             context, pooled = self.encode({"pixels": pixels}, None)
-            write_sheet(self, pixels, context, pooled, folder / "previews" / f"step-{self.global_step:08d}.png")
+            sheet = folder / "previews" / f"step-{self.global_step:08d}.png"
+            pictures = write_sheet(self, pixels, context, pooled, sheet)
+            if data.held_out_scenes is not None and self.conditioner is not None:
+                return score_previews(pictures, data.held_out_scenes[: len(pixels)])
+        return {}

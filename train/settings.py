@@ -101,6 +101,8 @@ class RunSettings:
         checkpoint_every: Steps between two checkpoints.
         keep_checkpoints: How many of the newest checkpoints stay.
         keep_steps: Steps at which a checkpoint is written and stays for good.
+        keep_best: Figure of `metrics.csv`, lower being better, whose best checkpoint stays as well and is named in
+            `best.json`; None for none.
         loggers: More places for the log beside `metrics.csv`.
         deterministic: Refuse operations that are not bit-reproducible.
     """
@@ -121,6 +123,7 @@ class RunSettings:
     checkpoint_every: int = 1000
     keep_checkpoints: int = 2
     keep_steps: tuple[int, ...] = ()
+    keep_best: str | None = "held_out_loss"
     loggers: tuple[Literal["tensorboard", "wandb"], ...] = ()
     deterministic: bool = False
 

@@ -58,8 +58,8 @@ class Stage(LightningModule):
         """Figures on held-out samples, with the averaged weights in place."""
         return {}
 
-    def export(self, folder: Path) -> None:
-        """Write what users of the trained weights load, with the averaged weights in place."""
+    def export(self, folder: Path) -> dict[str, float] | None:
+        """Write what users of the trained weights load, with the averaged weights in place; may give figures."""
 
     @property
     def data(self) -> Any:

@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from train.checkpoints import AtomicCheckpointIO, Checkpoints
-from train.records import Evaluation, Recorder
+from train.records import DataWait, Evaluation, Recorder
 from train.settings import RunSettings
 from train.termination import Termination
 
@@ -45,12 +45,13 @@ def build_trainer(run: RunSettings, batch_size: int) -> tuple[Trainer, Terminati
     recorder = Recorder(folder, run.log_every, samples_a_step)
     processes = run.devices * run.num_nodes
     termination = Termination(run.max_minutes, check_every=1 if processes == 1 else 10)
-    callbacks = [  # the order matters: stop flag, log, evaluation and export, checkpoint
+    callbacks = [  # the order matters: stop flag, log, evaluation and export, checkpoint, waiting
         _GuardFolder(folder),
         termination,
         recorder,
         Evaluation(folder, recorder, termination, run.evaluate_every, run.checkpoint_every),
-        Checkpoints(writer, folder, run.checkpoint_every, run.keep_checkpoints, run.keep_steps),
+        Checkpoints(writer, folder, run.checkpoint_every, run.keep_checkpoints, run.keep_steps, run.keep_best),
+        DataWait(recorder),
     ]
     trainer = Trainer(
         accelerator=run.accelerator,

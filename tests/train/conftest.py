@@ -18,6 +18,7 @@ from train.noise_schedule import STABLE_DIFFUSION_SCHEDULE
 from train.settings import OptimizerSettings
 
 CONTEXT_DIM = 32
+POOLED_DIM = 24
 BACKBONE = {
     "backbone": "resnet10t",
     "backbone_args": {"out_indices": [1, 2, 3], "channels": [8, 8, 8, 8], "stem_width": 8},
@@ -167,3 +168,28 @@ def fit(tmp_path) -> Callable[..., int]:
 def load() -> Callable[[Path], dict[str, Any]]:
     """Read a checkpoint."""
     return lambda path: torch.load(path, map_location="cpu", weights_only=True)
+
+
+@pytest.fixture(scope="session")
+def xl_base(tmp_path_factory) -> Path:
+    """A base of the SDXL family: two depths of transformers, pooled vector and time ids."""
+    folder = write_base(tmp_path_factory.mktemp("xl_base"))
+    torch.manual_seed(1)
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(16, 16),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        mid_block_type="UNetMidBlock2DCrossAttn",
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        transformer_layers_per_block=(1, 2),
+        use_linear_projection=True,
+        cross_attention_dim=CONTEXT_DIM,
+        attention_head_dim=2,
+        norm_num_groups=4,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=4,
+        projection_class_embeddings_input_dim=POOLED_DIM + 6 * 4,
+    )
+    unet.save_pretrained(folder / "unet")
+    return folder

@@ -85,7 +85,7 @@ def test_crashes_mid_step_and_mid_accumulation_change_nothing(settings, fit, kil
     logs = []
     for name in ("run", "broken"):
         with (tmp_path / name / "metrics.csv").open() as file:
-            logs.append([row for row in csv.reader(file) if row[1] != "images_per_second"])
+            logs.append([row for row in csv.reader(file) if row[1] not in ("images_per_second", "data_wait")])
     assert logs[0] == logs[1]
 
 
@@ -135,7 +135,7 @@ def test_a_new_learning_rate_takes_effect(settings, fit, tmp_path):
 
 
 def test_old_checkpoints_are_pruned_and_milestones_stay(settings, fit, tmp_path):
-    changes = {"run.keep_checkpoints": 1, "run.keep_steps": [1, 3], "run.max_steps": 6}
+    changes = {"run.keep_checkpoints": 1, "run.keep_steps": [1, 3], "run.max_steps": 6, "run.keep_best": None}
     assert fit(settings(**changes)) == 0
     assert [step for step, _ in list_checkpoints(tmp_path / "run")] == [6, 3, 1]
 
