@@ -72,10 +72,13 @@ class GuardSettings:
     Attributes:
         max_norm_ratio: Skip a step whose gradient norm is above this many times the running mean; None only skips
             non-finite ones.
+        max_loss_ratio: Likewise of any process's mean loss of a step; it varies with the drawn timesteps, so a small
+            batch needs a large ratio.
         max_skipped_in_a_row: Stop the run when more steps than this were skipped one after the other.
     """
 
     max_norm_ratio: float | None = None
+    max_loss_ratio: float | None = None
     max_skipped_in_a_row: int = 10
 
 

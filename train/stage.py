@@ -102,8 +102,8 @@ class Stage(LightningModule):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Loss of one micro-batch."""
-        self.guard.remember(batch)
         loss = self.loss(batch)
+        self.guard.remember(batch, loss)
         self.record("loss", loss)
         return loss
 

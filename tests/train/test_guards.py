@@ -74,3 +74,29 @@ def test_too_many_in_a_row_stop_the_run():
         guard.check(weights(float("nan")), step, None)
     with pytest.raises(TrainingStopped, match="3 optimizer steps in a row"):
         guard.check(weights(float("nan")), 5, None)
+
+
+def test_an_infinite_loss_with_finite_gradients_is_skipped():
+    guard = GradientGuard(GuardSettings())
+    made = weights(1.0)
+    guard.remember({}, torch.tensor(float("inf")))
+    guard.check(made, 0, None)
+    assert made[0].grad is None
+    guard.remember({}, torch.tensor(2.0))
+    guard.check(weights(1.0), 1, None)
+    assert (guard.skipped, guard.skipped_in_a_row, guard.mean_loss) == (1, 0, 2.0)
+
+
+def test_a_loss_far_above_its_mean_is_skipped_where_asked_for():
+    for ratio, skipped in ((None, 0), (10.0, 1)):
+        guard = GradientGuard(GuardSettings(max_loss_ratio=ratio))
+        for loss in (1.0, 1.0, 50.0):
+            guard.remember({}, torch.tensor(loss))
+            guard.check(weights(1.0), 0, None)
+        assert guard.skipped == skipped
+
+
+def test_state_of_an_earlier_version_is_taken():
+    guard = GradientGuard(GuardSettings())
+    guard.load_state_dict({"skipped": 3, "skipped_in_a_row": 1, "mean_norm": 0.5})
+    assert (guard.skipped, guard.mean_loss) == (3, 0.0)
