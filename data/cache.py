@@ -147,8 +147,8 @@ def load_autoencoder(base: str, dtype: torch.dtype, device: str | None = None) -
     return vae.eval().requires_grad_(False).to(where, memory_format=torch.channels_last)
 
 
-def load_backbone(config: Path, device: torch.device) -> SeeCoder:
-    """Build the encoder of a training with its frozen backbone; the rest of it has random weights.
+def load_backbone(config: Path, device: torch.device) -> Any:
+    """Build the `SeeCoder` of a training with its frozen backbone; the rest of it has random weights.
 
     Args:
         config: The training's YAML file, with `stage.init_args.encoder` and `backbone_weights`.
@@ -162,7 +162,7 @@ def load_backbone(config: Path, device: torch.device) -> SeeCoder:
     try:
         stage = yaml.safe_load(config.read_text(encoding="utf-8"))["stage"]["init_args"]
         arguments, weights = dict(stage["encoder"]), str(stage["backbone_weights"] or "")
-        encoder = SeeCoder(**arguments)
+        encoder: Any = SeeCoder(**arguments)
     except (yaml.YAMLError, KeyError, TypeError, UnicodeDecodeError) as error:
         raise ValueError(f"`maps`={config} is no configuration of a SeeCoder training: {error!r}") from error
     if weights.startswith("timm:"):

@@ -118,11 +118,19 @@ class Workload:
 
 @dataclass(frozen=True)
 class Turn:
-    """What a few steps took: seconds in all, seconds of waiting for input, pictures."""
+    """What a few steps took.
+
+    Attributes:
+        seconds: In all.
+        waited: Seconds of waiting for input.
+        pictures: How many.
+        processor: Seconds of processor time; far below `seconds` times threads on a machine that does something else.
+    """
 
     seconds: float
     waited: float
     pictures: int
+    processor: float
 
     @property
     def speed(self) -> float:
@@ -198,14 +206,15 @@ class Loop:
         """Train a few steps; each waits for the device, so that waiting for input is not hidden in its queue."""
         waited = 0.0
         self._wait()
-        start = time.perf_counter()
+        start, processor = time.perf_counter(), time.process_time()
         for _ in range(steps):
             asked = time.perf_counter()
             batch = next(self.batches)
             waited += time.perf_counter() - asked
             self._step(batch)
             self._wait()
-        return Turn(time.perf_counter() - start, waited, steps * self.batch_size)
+        spent = time.process_time() - processor
+        return Turn(time.perf_counter() - start, waited, steps * self.batch_size, spent)
 
     def _step(self, batch: dict[str, Any]) -> None:
         with ExitStack() as stack:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from data.shards.maps import MAPS_CACHED, MapsSource, column, compute_maps, context_of_maps
 from data.shards.moments import CACHED, MEAN, STD, MomentsSource
 from seecoder.checkpoint import tensors_sha256
 from seecoder.weights import atomic_directory
@@ -135,8 +136,25 @@ class SeeCoderStage(Stage):
             assert levels is not None
             draws = uniform(self.seed, "position_jitter", keys, levels[0].numel())
             jitter = (draws - 0.5).view(len(keys), *levels.shape[1:]).to(pixels.device)
+        if column(0) in batch:
+            return context_of_maps(self.encoder, self.maps(batch, pixels), jitter)
         output = self.encoder.encode(pixels, jitter)
         return output.context, output.pooled
+
+    def maps(self, batch: dict[str, Any], pixels: Tensor) -> list[Tensor]:
+        """Maps of the backbone: from the batch where they were cached, by the backbone where they were not."""
+        levels = range(len(self.encoder.backbone.channels))
+        maps = [batch[column(level)] for level in levels if column(level) in batch]
+        absent = [row for row, cached in enumerate(batch.get(MAPS_CACHED, ())) if not cached]
+        if absent:
+            rows = torch.tensor(absent, device=pixels.device)
+            own = compute_maps(self.encoder, pixels[rows])
+            maps = [level.float().index_copy(0, rows, made.float()) for level, made in zip(maps, own, strict=True)]
+        return maps
+
+    def maps_source(self, size: int) -> MapsSource | None:
+        """What cached maps must be of; None if the encoder sees pictures at another size."""
+        return None if self.encoder_size is not None else MapsSource.of(self.encoder, size)
 
     def errors(
         self, batch: dict[str, Any], keys: Tensor, context: Tensor, pooled: Tensor | None

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 from data.shards.dataset import ShardLoader
+from data.shards.maps import MAPS_CACHED, MapsSource, WithMaps, check_maps, column, has_maps
 from data.shards.moments import CACHED, MEAN, STD, MomentsSource, WithMoments, check_moments
 from data.shards.opening import open_shards
 from data.shards.pictures import SquarePicture, Transform
+from data.shards.remote import Fetcher
 from train.stage_data import StageData
 
 
@@ -19,7 +21,8 @@ class ShardPictures(StageData):
 
     A batch is a dict: `pixels` (N, 3, S, S) uint8 and `keys` (N, 2) epoch and sample number. Where shards hold latent
     moments, also `latent_mean` and `latent_std` (N, C, h, w) float16 and, unless all samples have them, `cached`: a
-    list of N that says which. Cached and raw shards are taken alike and may be mixed.
+    list of N that says which. Likewise `map_0`, `map_1`, ... (N, C, h, w) float16 and `maps_cached` where shards hold
+    backbone maps. Cached and raw shards are taken alike and may be mixed.
 
     Args:
         batch_size: Samples of one micro-batch of one process.
@@ -32,6 +35,7 @@ class ShardPictures(StageData):
         ceiling: Share of unreadable samples above which the run stops.
         cache: Folder into which https shards are fetched.
         cached_moments: Use latent moments that `python -m data.cache` laid beside the pictures.
+        cached_maps: Use backbone maps that it laid there.
         held_out_shards: Shards for evaluation; their first samples are used.
         held_out: How many held-out samples; without `held_out_shards` this many scenes of the world are drawn.
         held_out_world: Evaluate on scenes of the world, drawn afresh, in place of shards.
@@ -50,6 +54,7 @@ class ShardPictures(StageData):
         ceiling: float = 0.01,
         cache: str | None = None,
         cached_moments: bool = True,
+        cached_maps: bool = True,
         held_out_shards: str | list[str] | None = None,
         held_out: int = 64,
         held_out_world: bool = False,
@@ -61,7 +66,7 @@ class ShardPictures(StageData):
             open_shards(list(self.places))  # a missing folder is said before anything else is loaded
         self.transform = SquarePicture(image_size, crop=crop, flip=flip, seed=seed)
         self.num_workers, self.window, self.ceiling, self.cache = num_workers, window, ceiling, cache
-        self.cached_moments = cached_moments
+        self.cached_moments, self.cached_maps = cached_moments, cached_maps
         self.held_out_places = held_out_shards
         self.num_held_out, self.held_out_world = held_out, held_out_world
 
@@ -95,13 +100,16 @@ class ShardPictures(StageData):
         """Micro-batches from the trainer's present step on.
 
         Raises:
-            WeightsError: Shards hold moments that the stage would not compute.
+            WeightsError: Shards hold moments or maps that the stage would not compute.
         """
         where = self.position()
         source = self._moments_source()
         transform: Transform = self.transform
         if source is not None and self.transform.crop == source.crop:
             transform = WithMoments(self.transform, source)
+        maps = self._maps_source()
+        if maps is not None:
+            transform = WithMaps(transform, self.transform, maps)
         count = max(1, (where.last_step - where.first_step) * where.accumulate)
         folder = Path(self.trainer.default_root_dir) if self.trainer is not None else Path()
         loader = ShardLoader(
@@ -132,6 +140,17 @@ class ShardPictures(StageData):
             return None
         return stage.moments_source(self.transform.size)
 
+    def _maps_source(self) -> MapsSource | None:
+        """What maps must be of, or None where there are none, or the stage takes none."""
+        stage: Any = None if self.trainer is None else self.trainer.lightning_module
+        if not self.cached_maps or not hasattr(stage, "maps_source"):
+            return None
+        shards = open_shards(list(self.places), None if self.cache is None else Fetcher(Path(self.cache)))
+        source = stage.maps_source(self.transform.size) if has_maps(shards) else None
+        if source is not None:
+            check_maps(shards, self.transform, source)
+        return source
+
 
 class _Keyed:
     """A shard loader whose batches name their samples as the noise wants it; Lightning sees no state to save."""
@@ -145,12 +164,15 @@ class _Keyed:
     def __iter__(self) -> Iterator[dict[str, Any]]:
         for batch in self.loader:
             keys = torch.stack([batch["epoch"], batch["sample_id"]], dim=1)
-            yield {"pixels": batch["pixels"], "keys": keys} | _moments(batch)
+            moments = _cached(batch, CACHED, [MEAN, STD])
+            maps = _cached(batch, MAPS_CACHED, [column(level) for level in range(len(batch)) if column(level) in batch])
+            yield {"pixels": batch["pixels"], "keys": keys} | moments | maps
 
 
-def _moments(batch: dict[str, Any]) -> dict[str, Any]:
-    cached = batch.get(CACHED, ())
-    if not any(cached):
+def _cached(batch: dict[str, Any], flag: str, names: list[str]) -> dict[str, Any]:
+    """Columns that at least one sample has; with the flag unless all have them."""
+    there = batch.get(flag, ())
+    if not any(there):
         return {}
-    columns = {MEAN: batch[MEAN], STD: batch[STD]}
-    return columns if all(cached) else columns | {CACHED: cached}
+    columns = {name: batch[name] for name in names}
+    return columns if all(there) else columns | {flag: there}

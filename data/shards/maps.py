@@ -50,7 +50,7 @@ class MapsSource:
         """Describe the backbone of an encoder for square pictures of `size` pixels."""
         backbone = encoder.backbone
         weights = {key: value.float() for key, value in backbone.state_dict().items()}
-        config = json.dumps([encoder.config[name] for name in _BACKBONE_CONFIG])
+        config = json.dumps([encoder.config[name] for name in _BACKBONE_CONFIG], sort_keys=True)
         digest = hashlib.sha256(f"{tensors_sha256(weights)}\n{config}".encode()).hexdigest()
         first = next(backbone.parameters())
         maps = compute_maps(encoder, torch.zeros(1, 3, size, size, device=first.device))

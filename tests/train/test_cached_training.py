@@ -5,14 +5,21 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from data.cache import main as cache
+from data.shards.maps import compute_maps, context_of_maps
+from seecoder import SeeCoder
 from train.seecoder import SeeCoderStage
 from train.settings import OptimizerSettings
 from train.shard_data import ShardPictures
 from train.stream import Position
 
 SIZE = 32
+BACKBONE = {  # as in `settings`
+    "backbone": "resnet10t",
+    "backbone_args": {"out_indices": [1, 2, 3], "channels": [8, 8, 8, 8], "stem_width": 8},
+}
 HALF_STEP = 2.0**-11  # largest relative error of rounding to half precision
 HALF_LEAST = 2.0**-25  # largest absolute error where half precision is subnormal
 FLOAT_STEP = 2.0**-24
@@ -132,3 +139,50 @@ def test_a_run_may_change_to_cached_shards_and_sees_the_same_samples(
     assert fit(settings(**options, **{"run.max_steps": 2})) == 0
     assert fit(settings(**options, **{"run.max_steps": 4, "data.init_args.shards": str(cached)})) == 0
     assert seen == whole
+
+
+@pytest.fixture(scope="module")
+def with_maps(base: Path, backbone_folder: Path, shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("with_maps")
+    stage = {"encoder": {**BACKBONE, "context_dim": 32}, "backbone_weights": str(backbone_folder)}
+    (folder / "config.yaml").write_text(yaml.safe_dump({"stage": {"init_args": stage}}))
+    arguments = [str(shards), str(folder / "shards"), "--base", str(base), "--size", str(SIZE), "--device", "cpu"]
+    assert cache([*arguments, "--flip", "--maps", str(folder / "config.yaml")]) == 0
+    return folder / "shards"
+
+
+@torch.no_grad()
+def test_cached_maps_give_the_context_of_maps_in_half_precision(stage, batches, shards, with_maps, monkeypatch):
+    monkeypatch.setattr(ShardPictures, "_maps_source", lambda self: stage.maps_source(SIZE))
+    raw = batches(shards, shards)[:4]
+    for place, other in (("all", batches(with_maps, with_maps)[:4]), ("some", batches(with_maps, shards)[:4])):
+        for before, after in zip(raw, other, strict=True):
+            assert torch.equal(before["keys"], after["keys"])
+            rounded = [place == "all" or sample < 24 for sample in after["keys"][:, 1].tolist()]
+            assert after.get("maps_cached", ["map_0" in after] * 4) == rounded
+            pixels = before["pixels"].float() / 255
+            expected = [
+                torch.where(torch.tensor(rounded)[:, None, None, None], level.half().float(), level)
+                for level in compute_maps(stage.encoder, pixels)
+            ]
+            context, _ = stage.encode(after, after["keys"])
+            torch.testing.assert_close(context, context_of_maps(stage.encoder, expected)[0], rtol=0, atol=2e-3)
+            torch.testing.assert_close(context, stage.encode(before, before["keys"])[0], rtol=0, atol=0.05)
+
+
+def test_a_run_on_maps_never_calls_the_encoders_backbone(settings, fit, with_maps, monkeypatch):
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise AssertionError("encoded")
+
+    changes = {"data.init_args.shards": str(with_maps), "data.init_args.flip": True, "run.max_steps": 2}
+    changes |= {"data.init_args.held_out_world": False, "data.init_args.held_out": 0}
+    monkeypatch.setattr(SeeCoder, "encode", refuse)
+    assert fit(settings(**changes)) == 0
+
+
+def test_maps_of_another_backbone_are_refused_in_one_line(settings, fit, with_maps, capsys):
+    changes = {"data.init_args.shards": str(with_maps), "stage.init_args.frozen_dtype": "bfloat16"}
+    assert fit(settings(**changes)) == 2
+    error = capsys.readouterr().err
+    assert "holds backbone maps" in error
+    assert error.count("\n") == 1
