@@ -42,6 +42,7 @@ BAD = [
     (["--run.max_steps", "many"], "max_steps"),
     (["--run.max_steps", "0"], "max_steps"),
     (["--run.precision", "bf16-true"], "precision"),
+    (["--run.strategy", "deepspeed_stage_2"], "deepspeed_stage_2"),
     (["--stage.init_args.no_such_key", "3"], "no_such_key"),
     (["--stage.init_args.optimizer.lr", "high"], "lr"),
     (["--stage.init_args.optimizer.lr", "-1"], "lr"),
