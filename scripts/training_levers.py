@@ -54,7 +54,7 @@ NAMES = {
     "loading_ahead": "loading ahead, uint8 transfer",
     "checkpointed": "decoder checkpointing",
 }
-ALL = "all levers for speed"
+NAIVE, ALL = "naive loop", "all levers for speed"
 FOR_MEMORY = {"checkpointed"}  # saves memory and costs time: not among "all levers"
 
 
@@ -102,7 +102,7 @@ class Workload:
         names = [field.name for field in fields(Levers) if field.name not in without and not getattr(naive, field.name)]
         fast = [name for name in names if name not in FOR_MEMORY]
         everything = replace(naive, **dict.fromkeys(fast, True))
-        rows = {"naive loop": naive} | {NAMES[name]: replace(naive, **{name: True}) for name in names}
+        rows = {NAIVE: naive} | {NAMES[name]: replace(naive, **{name: True}) for name in names}
         rows[ALL] = everything
         if leave_one_out:
             rows |= {f"all but: {NAMES[name]}": replace(everything, **{name: False}) for name in fast}
