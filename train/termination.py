@@ -19,7 +19,8 @@ class Termination(StepCallback):
 
     Args:
         max_minutes: Also stop after this time; None for no limit.
-        check_every: Optimizer steps between two looks; with several processes one look is one small all-reduce.
+        check_every: Optimizer steps between two looks; with several processes one look is one small all-reduce. More
+            than 1 delays the save: steps of large models take half a minute, and schedulers wait a few minutes.
     """
 
     def __init__(self, max_minutes: float | None = None, check_every: int = 1):

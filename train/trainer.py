@@ -43,8 +43,7 @@ def build_trainer(run: RunSettings, batch_size: int) -> tuple[Trainer, Terminati
     samples_a_step = batch_size * accumulate * run.devices * run.num_nodes
     writer = AtomicCheckpointIO()
     recorder = Recorder(folder, run.log_every, samples_a_step)
-    processes = run.devices * run.num_nodes
-    termination = Termination(run.max_minutes, check_every=1 if processes == 1 else 10)
+    termination = Termination(run.max_minutes)
     callbacks = [  # the order matters: stop flag, log, evaluation and export, checkpoint, waiting
         _GuardFolder(folder),
         termination,
