@@ -3,7 +3,6 @@ import json
 import pytest
 import torch
 
-from train.base import load_base
 from train.cli import build_parser, main
 from train.costs import count_costs
 from train.hardware import Hardware
@@ -131,10 +130,12 @@ def test_assumed_peaks():
     assert Hardware(tflops=5).peak(half) == 5e12
 
 
-def test_the_library_never_needs_the_hub_for_a_plan(settings, plan, monkeypatch):
-    monkeypatch.setattr("huggingface_hub.file_download.hf_hub_download", None)
-    monkeypatch.setattr("train.base.load_base", None)
-    assert load_base is not None
+def test_a_plan_reads_no_weights(settings, plan, monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError("weights were read")
+
+    for name in ("train.seecoder.load_base", "train.seecoder.load_backbone", "train.seecoder.SeeCoder"):
+        monkeypatch.setattr(name, refuse, raising=False)
     assert plan(settings()) == 0
 
 
