@@ -110,7 +110,8 @@ class Decoder(CheckpointedModule):
         self.input_projections = nn.ModuleList(_Projection(channels, dim, bias=True) for channels in in_channels)
         self.lateral_projections = nn.ModuleList(_Projection(channels, dim, bias=False) for channels in in_channels)
         # Row 0 belongs to the coarsest level, the order in which the levels enter the transformer.
-        self.level_embedding = nn.Parameter(torch.randn(len(in_channels), dim))
+        # Small, unlike the released code's N(0, 1): see QueryTransformer.
+        self.level_embedding = nn.Parameter(0.02 * torch.randn(len(in_channels), dim))
         self.layers = nn.ModuleList(
             DecoderLayer(dim, num_heads, ffn_dim, dropout, attention) for _ in range(num_layers)
         )

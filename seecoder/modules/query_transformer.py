@@ -95,7 +95,8 @@ class QueryTransformer(CheckpointedModule):
         self.queries = nn.Parameter(torch.randn(num_global + num_local, dim))
         self.query_positions = nn.Parameter(torch.randn(num_global + num_local, dim))
         # Row 0 belongs to the finest level: the other way round than the decoder's table, as released.
-        self.level_embedding = nn.Parameter(torch.randn(num_levels, dim))
+        # Small, unlike the released code's N(0, 1): it is the same for every picture, and at that size it drowns them.
+        self.level_embedding = nn.Parameter(0.02 * torch.randn(num_levels, dim))
         self.blocks = nn.ModuleList(QueryBlock(dim, num_heads, ffn_dim) for _ in range(num_layers))
         self.position_encoding = PositionalEncoding(dim) if position_aware else None
 
