@@ -47,8 +47,9 @@ Methods, each a short file that names its parts, with one function an equation:
 
 Methods of different parts go together in a list, e.g. `method=[ScaleCrafter(), DemoFusion()]`, where re-dilation of the
 whole frame takes the place of the lattices, or `method=[ScaleCrafter(), RectifiedHR()]`, which draws the layout at the
-native size and lets the re-dilated network enlarge it, at less cost than plain sampling; what does not go together is refused with the reason (`composition.py`). A
-panorama of a closed loop (`closed_loop=True`) has to be decoded around its border (`decode_in_tiles(…, wrap=True)`).
+native size and lets the re-dilated network enlarge it, at less cost than plain sampling; what does not go together is
+refused with the reason (`composition.py`). A panorama of a closed loop (`closed_loop=True`) has to be decoded around
+its border (`decode_in_tiles(…, wrap=True)`).
 
 `on_step(Progress)` is called after every step of the whole run, `on_stage(StageEnd)` after every stage with its clean
 latents (previews). Raising in either ends the run.
