@@ -54,13 +54,11 @@ def draw_inputs(folder: Path) -> list[Path]:
 
 def write_sheet(path: Path, inputs: list[Path], folders: dict[int, Path]) -> None:
     """One row an input: the input, then its first variation at every size."""
-    from PIL import Image
-
-    from seecoder.images import save_image
+    from seecoder.images import load_image, save_image, to_pil
     from seecoder.sheet import contact_sheet
 
     columns = [inputs] + [sorted(folder.glob("*.png")) for folder in folders.values()]
-    rows = [[Image.open(picture) for picture in row] for row in zip(*columns, strict=True)]
+    rows = [[to_pil(load_image(picture)) for picture in row] for row in zip(*columns, strict=True)]
     labels = [["input", *(f"variation at {side}" for side in folders)] for _ in rows]
     save_image(contact_sheet(rows, labels), path)
 

@@ -128,7 +128,6 @@ def loader_speed(folder: Path, seconds: float = 6.0) -> dict[str, Any]:
         samples = [reader.read(plan.place(position).shard, plan.place(position).number) for position in range(64)]
         parts = {
             "reading bytes": lambda row: reader.read(plan.place(row).shard, plan.place(row).number),
-            "JPEG to bytes (Pillow alone)": lambda row: np.asarray(Image.open(io.BytesIO(samples[row]["jpg"]))),
             "JPEG to floats (load_image)": lambda row: load_image(samples[row]["jpg"]),
             "JPEG to a uint8 square (whole transform)": lambda row: transform(samples[row], 0, row),
         }
