@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from seecoder.modules.attention import Attention
-from seecoder.modules.query_transformer import QueryTransformer
+from seecoder.modules.query_transformer import INITIAL_GAIN, QueryTransformer
 
 SIZES = ((5, 3), (3, 2), (1, 2))
 GLOBAL, LOCAL, DIM = 2, 4, 16
@@ -112,3 +112,14 @@ def test_every_parameter_gets_a_gradient():
         assert parameter.grad is not None, name
         # A bias of the keys shifts all logits of a query alike and cancels in the softmax.
         assert parameter.grad.abs().max() > 1e-9 or name.endswith("key.bias"), name
+
+
+def test_the_context_starts_near_no_condition_and_says_something_about_the_picture():
+    torch.manual_seed(0)
+    transformer = QueryTransformer(3, 32, 4, 3, 64, GLOBAL, LOCAL, position_aware=False)
+    levels = [torch.randn(16, 32, *size) for size in SIZES]
+    with torch.no_grad():
+        context = transformer(levels)
+    assert context.pow(2).mean().sqrt() == pytest.approx(INITIAL_GAIN, rel=1e-3)  # as much as a layer norm lets through
+    share = context.var(0, correction=0).sum() / context.pow(2).mean(0).sum()
+    assert share > 0.1, "nearly all of the context is the same for every picture"
