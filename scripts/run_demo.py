@@ -71,7 +71,7 @@ def main() -> None:
     )
     parser.add_argument("--photo", type=Path, help="a picture of your own to vary as well")
     parser.add_argument("--count", type=int, default=256, help="held-out scenes of the table (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=600, help="training steps (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=1100, help="training steps (default: %(default)s)")
     parser.add_argument("--scenes", type=int, default=30720, help="training scenes (default: %(default)s)")
     options = parser.parse_args()
     out: Path = options.out.resolve()

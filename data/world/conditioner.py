@@ -5,6 +5,7 @@ conditions and, with all five dropped, the zero context that classifier-free gui
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
@@ -53,3 +54,8 @@ class WorldConditioner(ModelMixin, ConfigMixin):
         waves = torch.cat([phases.sin(), phases.cos()], dim=1).to(self.norm.weight.dtype)
         context = self.norm(torch.stack([*tokens, self.layout(waves)], dim=1))
         return context if keep is None else context * keep.to(device).unsqueeze(-1)
+
+
+def without(names: Sequence[str], count: int) -> Tensor:
+    """The `keep` of a conditioner that drops the named tokens, (count, 5) bool."""
+    return torch.tensor([name not in names for name in TOKENS]).expand(count, -1)

@@ -13,15 +13,10 @@ from scipy import ndimage
 from torch import Tensor
 
 from data.world.attributes import circular_mean
-from data.world.conditioner import TOKENS
+from data.world.conditioner import without
 from data.world.reader import read
 from data.world.scenes import Scenes
 from data.world.segmentation import Image, chroma, hue_degrees, saturated_mask
-
-
-def without(names: Sequence[str], count: int) -> Tensor:
-    """The `keep` of a conditioner that drops the named tokens, (count, 5) bool."""
-    return torch.tensor([name not in names for name in TOKENS]).expand(count, -1)
 
 
 @torch.no_grad()
