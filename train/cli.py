@@ -73,6 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
         ready = instantiate(config)["fit"]
         ready.run.micro_batches(ready.data.batch_size)
+        ready.run.check_installed()
     except (ArgumentError, ValueError, TypeError, OSError, WeightsError) as error:
         return _complain(_first_cause(error), BAD_INPUT)
     try:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,30 @@ from train.settings import GuardSettings
 
 class TrainingStopped(RuntimeError):
     """The run cannot go on; its last checkpoint is from before the trouble."""
+
+
+class Gradients:
+    """The gradients of an optimizer step, whole on every process, as one process or data-parallel ones have them.
+
+    Args:
+        weights: What is trained.
+
+    Attributes:
+        tensors: The gradients that this process holds; may be changed in place.
+    """
+
+    def __init__(self, weights: Iterable[nn.Parameter]):
+        self.weights = list(weights)
+        self.tensors = [weight.grad for weight in self.weights if weight.grad is not None]
+
+    def norm(self) -> Tensor:
+        """Global norm."""
+        return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(self.tensors)).float())
+
+    def drop(self) -> None:
+        """Let the optimizer leave weights and moments as they are."""
+        for weight in self.weights:
+            weight.grad = None
 
 
 class GradientGuard:
@@ -42,30 +67,30 @@ class GradientGuard:
             self._losses.append(loss.detach().float())
 
     @torch.no_grad()
-    def check(self, weights: list[nn.Parameter], step: int, clip_norm: float | None) -> Tensor:
+    def check(self, gradients: Gradients, step: int, clip_norm: float | None) -> Tensor:
         """Clip, or drop all gradients.
 
         Returns:
-            The global norm before clipping; zero for a skipped step.
+            Their global norm before clipping; zero for a skipped step.
 
         Raises:
             TrainingStopped: Too many steps in a row were bad.
         """
-        gradients = [weight.grad for weight in weights if weight.grad is not None]
-        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)).float())
+        norm = gradients.norm()
         mean = torch.stack(self._losses).mean() if self._losses else torch.zeros_like(norm)
         value, loss = torch.stack([norm, mean.to(norm.device)]).tolist()  # one look at the device
         is_bad, loss_of_all = self._decide(value, loss, norm.device)
         self._losses.clear()
         if is_bad:
-            self._skip(weights, step, value, loss)
+            gradients.drop()
+            self._note_skip(step, value, loss)
             return torch.zeros(())
         self.skipped_in_a_row = 0
         self.mean_norm = value if self.mean_norm == 0 else 0.98 * self.mean_norm + 0.02 * value
         self.mean_loss = loss_of_all if self.mean_loss == 0 else 0.98 * self.mean_loss + 0.02 * loss_of_all
         self._samples.clear()
         if clip_norm is not None and value > clip_norm:
-            torch._foreach_mul_(gradients, clip_norm / (value + 1e-6))
+            torch._foreach_mul_(gradients.tensors, clip_norm / (value + 1e-6))
         return norm
 
     def _decide(self, norm: float, loss: float, device: torch.device) -> tuple[bool, float]:
@@ -79,9 +104,7 @@ class GradientGuard:
         count, total = sums.tolist()
         return count > 0, total / distributed.get_world_size()
 
-    def _skip(self, weights: list[nn.Parameter], step: int, norm: float, loss: float) -> None:
-        for weight in weights:
-            weight.grad = None
+    def _note_skip(self, step: int, norm: float, loss: float) -> None:
         self.skipped += 1
         self.skipped_in_a_row += 1
         figures = f"gradient norm {norm:.3g}, loss {loss:.3g}"

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from data.shards.manifest import ShardSet
 from data.shards.moments import MEMBER
 from data.shards.opening import open_shards
 from train.costs import Costs, count_costs
+from train.deepspeed import BUCKET
 from train.hardware import GIB, Hardware
 from train.known_bases import BaseSizes, base_sizes
 from train.settings import RunSettings
@@ -197,6 +199,27 @@ def checkpoint_bytes(trained: int, has_average: bool) -> int:
     return 4 * trained * (4 if has_average else 3)
 
 
+def trained_bytes(trained: int, run: RunSettings, has_average: bool) -> float:
+    """What one process holds of trained parameters.
+
+    Under DDP weights, gradients and their copy for the exchange, AdamW's moments. Under ZeRO the moments, a second copy
+    of the weights and, in stage 2, the gradients are shared out over processes; the step makes its share of the
+    gradients contiguous, and exchanges through a bucket.
+
+    Args:
+        trained: Their number.
+        run: Processes, strategy, precision.
+        has_average: Whether there is a running average.
+    """
+    processes = run.devices * run.num_nodes
+    if run.zero_stage:
+        gradients = 1 if run.zero_stage == 1 else 1 / processes
+        whole = 4 * trained * (1 + gradients + 4 / processes) + 4 * BUCKET
+    else:
+        whole = 4 * trained * (4 + (processes > 1))
+    return whole + trained * (4 * has_average + 2 * (run.precision != "32-true"))  # autocast's 16-bit casts
+
+
 def _memory(
     costs: Costs, run: RunSettings, options: Mapping[str, Any], hardware: Hardware, batch_size: int
 ) -> Iterator[str]:
@@ -209,8 +232,8 @@ def _memory(
 
     frozen = DTYPES[options.get("frozen_dtype", "float32")].itemsize * (costs.frozen["backbone"] + costs.frozen["unet"])
     frozen += DTYPES[options.get("vae_dtype", "float32")].itemsize * costs.frozen["vae"] + 4 * costs.frozen["encoder"]
-    copies = 4 + (options.get("ema") is not None) + (run.devices * run.num_nodes > 1)  # weight, gradient, moments
-    trained = costs.trained * (4 * copies + (2 if run.precision != "32-true" else 0))
+    has_average = options.get("ema") is not None
+    trained = trained_bytes(costs.trained, run, has_average)
     activations = costs.activation_bytes * batch_size * _FRAGMENTATION
     fixed = frozen + trained + (0 if run.accelerator == "cpu" else _CONTEXT_GIB * GIB)
     total, limit = fixed + activations, hardware.memory(run)
@@ -220,6 +243,13 @@ def _memory(
         f"{_bytes(trained)}, {batch_size} pictures {_bytes(activations)} "
         f"({_bytes(costs.activation_bytes)} counted for one, + 10 %)"
     )
+    if run.zero_stage:
+        plain = trained_bytes(costs.trained, replace(run, strategy="ddp"), has_average)
+        what = "AdamW's state and gradients" if run.zero_stage == 2 else "AdamW's state"
+        yield (
+            f"zero     stage {run.zero_stage}: {what} shared out over {run.devices * run.num_nodes} processes: "
+            f"{_bytes(trained)} where ddp takes {_bytes(plain)}; needs the package deepspeed"
+        )
     if total > limit:
         most = int((limit - fixed) / (costs.activation_bytes * _FRAGMENTATION))
         advice = f"at most {most} fit" if most > 0 else "not even one fits"

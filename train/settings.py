@@ -1,7 +1,10 @@
 """What a run is told, as frozen dataclasses; `train.cli` fills them from YAML and the command line."""
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Literal
+
+ZERO_STAGES = {"deepspeed_stage_1": 1, "deepspeed_stage_2": 2}  # by the strategy's name
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,8 @@ class RunSettings:
         accelerator: Lightning's name: "auto", "cpu", "gpu".
         devices: Processes on this node.
         num_nodes: Nodes.
-        strategy: Lightning's name: "auto", "ddp", ...; those that shard weights or gradients are refused.
+        strategy: Lightning's name: "auto", "ddp", "deepspeed_stage_1" (AdamW's state is shared out over processes),
+            "deepspeed_stage_2" (gradients, too); those that offload or share out weights are refused.
         threads: CPU threads of torch in each process; None leaves torch's choice.
         log_every: Steps between two lines of the log.
         evaluate_every: Steps between two evaluations on held-out samples; 0 evaluates at checkpoints only.
@@ -142,14 +146,38 @@ class RunSettings:
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}`={getattr(self, name)} must be at least 1.")
-        if self.strategy.startswith(("deepspeed", "fsdp")):
-            raise ValueError(
-                f"`strategy`={self.strategy} is not supported yet: guard, average and checkpoints need whole gradients "
-                "and weights on each device. Use ddp; ZeRO-1 and 2 would spare it at most 12 bytes for each "
-                "trained parameter (1.2 GB of SeeCoder's 98.9 M)."
-            )
+        self._check_strategy()
         if self.evaluate_every < 0:
             raise ValueError(f"`evaluate_every`={self.evaluate_every} must not be negative.")
+
+    @property
+    def zero_stage(self) -> int:
+        """Stage of DeepSpeed's ZeRO: 1 or 2; 0 for other strategies."""
+        return ZERO_STAGES.get(self.strategy, 0)
+
+    def _check_strategy(self) -> None:
+        if self.strategy.startswith(("deepspeed", "fsdp")) and not self.zero_stage:
+            raise ValueError(
+                f"`strategy`={self.strategy} is not supported: guard, average and checkpoints need the trained weights "
+                f"whole on each device. Use ddp, or {' or '.join(ZERO_STAGES)}, which share out AdamW's state."
+            )
+        if self.zero_stage and self.precision == "16-mixed":
+            raise ValueError(
+                f"`precision`=16-mixed is not supported with `strategy`={self.strategy}, which would scale the loss "
+                "behind the guard's back; use bf16-mixed or 32-true, or ddp."
+            )
+
+    def check_installed(self) -> None:
+        """Refuse a strategy that cannot be had here; a plan may still be made.
+
+        Raises:
+            ValueError: DeepSpeed is asked for, but not installed.
+        """
+        if self.zero_stage and find_spec("deepspeed") is None:
+            raise ValueError(
+                f"`strategy`={self.strategy} needs DeepSpeed, which is not installed: pip install "
+                "'seecoder[deepspeed]', or use ddp."
+            )
 
     def micro_batches(self, batch_size: int) -> int:
         """Micro-batches of each optimizer step.

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from data.shards.plan import derive_seed
 from seecoder.weights import WeightsError
 from train.ema import Ema
-from train.guards import GradientGuard
+from train.guards import GradientGuard, Gradients
 from train.schedules import learning_rate
 from train.settings import EmaSettings, GuardSettings, OptimizerSettings
 
@@ -114,8 +114,9 @@ class Stage(LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Clip, or throw a bad step away."""
-        weights = [weight for _, weight in self.trained_parameters()]
-        norm = self.guard.check(weights, self.global_step, self.optimizer_settings.clip_norm)
+        share = getattr(self.trainer.strategy, "gradients", None)  # DeepSpeed leaves each process a share of them
+        gradients = share() if share else Gradients(weight for _, weight in self.trained_parameters())
+        norm = self.guard.check(gradients, self.global_step, self.optimizer_settings.clip_norm)
         self.record("gradient_norm", norm)
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:

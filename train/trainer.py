@@ -52,16 +52,17 @@ def build_trainer(run: RunSettings, batch_size: int) -> tuple[Trainer, Terminati
         Checkpoints(writer, folder, run.checkpoint_every, run.keep_checkpoints, run.keep_steps, run.keep_best),
         DataWait(recorder),
     ]
+    strategy, precision, plugins = _how_to_train(run, batch_size)
     trainer = Trainer(
         accelerator=run.accelerator,
         devices=run.devices,
         num_nodes=run.num_nodes,
-        strategy=run.strategy,
-        precision=run.precision,
+        strategy=strategy,
+        precision=precision,
         max_steps=run.max_steps,
         accumulate_grad_batches=accumulate,
         callbacks=callbacks,
-        plugins=[writer],
+        plugins=[writer, *plugins],
         logger=extra_loggers(run),
         deterministic=run.deterministic,
         enable_progress_bar=False,
@@ -72,6 +73,16 @@ def build_trainer(run: RunSettings, batch_size: int) -> tuple[Trainer, Terminati
         default_root_dir=folder,
     )
     return trainer, termination
+
+
+def _how_to_train(run: RunSettings, batch_size: int) -> tuple[Any, Any, list[Any]]:
+    """Strategy, precision and plugins: names that Lightning knows, and objects of our own for DeepSpeed."""
+    if not run.zero_stage:
+        return run.strategy, run.precision, []
+    from train.deepspeed import make_strategy
+
+    strategy, precision = make_strategy(run, batch_size)
+    return strategy, None, [precision]
 
 
 def _silence_lightning() -> None:
