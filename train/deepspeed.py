@@ -143,6 +143,8 @@ class ZeroStrategy(DeepSpeedStrategy):
 
     def _setup_model_and_optimizer(self, model: Any, optimizer: Any, lr_scheduler: Any = None) -> Any:
         model.to(self.root_device)
+        for _, weight in model.trained_parameters():  # DeepSpeed fails at the strides of channels-last
+            weight.data = weight.data.flatten().view(weight.shape)
         with _hidden(model, model.frozen_names):
             return self._initialize(model, optimizer, lr_scheduler)
 
