@@ -81,7 +81,7 @@ def main() -> None:
     run(
         "Write training shards of the world",
         *("python", "-m", "data.build", "world", shards, "--count", str(options.scenes), "--seed", str(SHARD_SEED)),
-        *("--samples-per-shard", "2048"),
+        *("--samples-per-shard", "2048", "--workers", "2"),
     )
     run(
         "Train the encoder: the backbone, the autoencoder and the UNet stay frozen",

@@ -17,7 +17,7 @@ from typing import Any
 from data.shards.index import read_index
 from data.shards.manifest import MANIFEST, Manifest, Shard, read_manifest, write_manifest
 from data.shards.opening import UNFINISHED
-from data.shards.processes import in_processes
+from data.shards.processes import in_processes, one_thread
 from data.shards.skips import category
 from data.shards.sources import Source
 from data.shards.writing import sha256_of, write_shard
@@ -244,9 +244,10 @@ def run(build: Build, workers: int = 0, tick: Callable[[int], object] = lambda _
                 progress.add(number, finished)
                 _check_rate(build, progress, _GRACE)
         else:
-            for task in tasks:
-                progress.add(task[0], ensure(build, *task, tick))
-                _check_rate(build, progress, _GRACE)
+            with one_thread():
+                for task in tasks:
+                    progress.add(task[0], ensure(build, *task, tick))
+                    _check_rate(build, progress, _GRACE)
         _check_rate(build, progress, 1)
     finally:
         _write_report(build, progress)

@@ -48,6 +48,21 @@ def in_processes(
                 yield waiting.pop(future), future.result()
 
 
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch work in one thread.
+
+    Work on single pictures gains nothing from more, and beside another program's threads it loses nearly everything:
+    each small operation waits for the slower of two processors.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def _prepare(work: Callable[..., Any], subject: Any) -> None:
     global _work, _subject
     _work, _subject = work, subject
