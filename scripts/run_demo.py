@@ -104,7 +104,7 @@ def main() -> None:
     run(
         "Count what the variations keep",
         *("python", "scripts/evaluate_encoder", "--base", base, "--encoder", encoder),
-        *("--count", str(options.count), "--seed", str(HELD_OUT_SEED), "--out", out),
+        *("--count", str(options.count), "--seed", str(HELD_OUT_SEED), "--steps", "25", "--out", out),
     )
     print(f"\nDone in {(time.monotonic() - start) / 60:.1f} minutes. Look into {out}:")
     print("sheet.png, table.md, and the pictures in photograph/.")
