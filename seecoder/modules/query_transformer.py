@@ -99,10 +99,11 @@ class QueryTransformer(CheckpointedModule):
         # Row 0 belongs to the finest level: the other way round than the decoder's table, as released.
         # Small, unlike the released code's N(0, 1): it is the same for every picture, and at that size it drowns them.
         self.level_embedding = nn.Parameter(0.02 * torch.randn(num_levels, dim))
-        self.blocks = nn.ModuleList(QueryBlock(dim, num_heads, ffn_dim) for _ in range(num_layers))
+        blocks = [QueryBlock(dim, num_heads, ffn_dim) for _ in range(num_layers)]
         # The context starts near zero, which a base takes for "no condition". At full size it starts as a wrong
         # condition, and the first hundred steps only teach the encoder to say the same about every picture.
-        nn.init.constant_(self.blocks[-1].feed_forward_norm.weight, INITIAL_GAIN)
+        nn.init.constant_(blocks[-1].feed_forward_norm.weight, INITIAL_GAIN)
+        self.blocks = nn.ModuleList(blocks)
         self.position_encoding = PositionalEncoding(dim) if position_aware else None
 
     def forward(self, levels: Sequence[torch.Tensor], position_jitter: torch.Tensor | None = None) -> torch.Tensor:
