@@ -186,12 +186,35 @@ class SeeCoder(EncoderFiles, ModelMixin, ConfigMixin):
             ValueError: a shape that cannot be encoded, or jitter for an encoder without positions.
         """
         self._check_input(pixels, position_jitter)
-        maps = self.backbone(self._normalise(pixels))
+        return self.encode_maps(self.compute_maps(pixels), position_jitter)
+
+    def compute_maps(self, pixels: torch.Tensor) -> list[torch.Tensor]:
+        """Run the backbone: the first half of `encode`, the one that training can keep.
+
+        Args:
+            pixels: as for `forward`, not checked.
+
+        Returns:
+            Maps (B, C, h, w) that `encode_maps` reads, finest first, in the backbone's dtype.
+        """
+        maps = list(self.backbone(self._normalise(pixels)))
+        return maps if self.feature_pyramid is not None else maps[-self._num_levels :]
+
+    def encode_maps(self, maps: Sequence[torch.Tensor], position_jitter: torch.Tensor | None = None) -> SeeCoderOutput:
+        """Decode and query the backbone's maps: the second half of `encode`.
+
+        Args:
+            maps: as `compute_maps` returns them.
+            position_jitter: as for `forward`, not checked.
+
+        Returns:
+            Context and pooled vector.
+        """
         # A frozen backbone may run in another dtype than the trained parts.
-        maps = [level.to(self.query_transformer.queries.dtype) for level in maps]
+        levels = [level.to(self.query_transformer.queries.dtype) for level in maps]
         if self.feature_pyramid is not None:
-            maps = self.feature_pyramid(maps)
-        context = self.query_transformer(self.decoder(maps[-self._num_levels :]), position_jitter)
+            levels = self.feature_pyramid(levels)
+        context = self.query_transformer(self.decoder(levels[-self._num_levels :]), position_jitter)
         pooled = None
         if self.pooled_projection is not None:
             pooled = self.pooled_projection(context[:, : self.query_transformer.num_global].mean(dim=1))

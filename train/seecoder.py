@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from data.shards.maps import MAPS_CACHED, MapsSource, column, compute_maps, context_of_maps
+from data.shards.maps import MAPS_CACHED, MapsSource, column
 from data.shards.moments import CACHED, MEAN, STD, MomentsSource
 from seecoder.checkpoint import tensors_sha256
 from seecoder.weights import atomic_directory
@@ -137,8 +137,9 @@ class SeeCoderStage(Stage):
             draws = uniform(self.seed, "position_jitter", keys, levels[0].numel())
             jitter = (draws - 0.5).view(len(keys), *levels.shape[1:]).to(pixels.device)
         if column(0) in batch:
-            return context_of_maps(self.encoder, self.maps(batch, pixels), jitter)
-        output = self.encoder.encode(pixels, jitter)
+            output = self.encoder.encode_maps(self.maps(batch, pixels), jitter)
+        else:
+            output = self.encoder.encode(pixels, jitter)
         return output.context, output.pooled
 
     def maps(self, batch: dict[str, Any], pixels: Tensor) -> list[Tensor]:
@@ -148,7 +149,7 @@ class SeeCoderStage(Stage):
         absent = [row for row, cached in enumerate(batch.get(MAPS_CACHED, ())) if not cached]
         if absent:
             rows = torch.tensor(absent, device=pixels.device)
-            own = compute_maps(self.encoder, pixels[rows])
+            own = self.encoder.compute_maps(pixels[rows])
             maps = [level.float().index_copy(0, rows, made.float()) for level, made in zip(maps, own, strict=True)]
         return maps
 

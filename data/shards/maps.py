@@ -6,7 +6,7 @@ the same few pictures are seen many times.
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -53,7 +53,7 @@ class MapsSource:
         config = json.dumps([encoder.config[name] for name in _BACKBONE_CONFIG], sort_keys=True)
         digest = hashlib.sha256(f"{tensors_sha256(weights)}\n{config}".encode()).hexdigest()
         first = next(backbone.parameters())
-        maps = compute_maps(encoder, torch.zeros(1, 3, size, size, device=first.device))
+        maps = encoder.compute_maps(torch.zeros(1, 3, size, size, device=first.device))
         shapes = tuple((level.shape[1], level.shape[2], level.shape[3]) for level in maps)
         return MapsSource(digest, str(first.dtype).removeprefix("torch."), size, shapes)
 
@@ -66,34 +66,6 @@ class MapsSource:
 def column(level: int) -> str:
     """Name of a map in a batch, (N, C, h, w)."""
     return f"map_{level}"
-
-
-@torch.no_grad()
-def compute_maps(encoder: SeeCoder, pixels: Tensor) -> list[Tensor]:
-    """What the decoder reads of the backbone.
-
-    Args:
-        encoder: The encoder.
-        pixels: (N, 3, H, W) float in [0, 1].
-
-    Returns:
-        Maps (N, C, h, w) in the backbone's dtype, finest first.
-    """
-    maps = encoder.backbone(encoder._normalise(pixels))
-    return list(maps) if encoder.backbone.is_plain else list(maps[-len(encoder.decoder.input_projections) :])
-
-
-def context_of_maps(
-    encoder: SeeCoder, maps: Sequence[Tensor], position_jitter: Tensor | None = None
-) -> tuple[Tensor, Tensor | None]:
-    """Context and pooled vector from maps: what `SeeCoder.encode` does after its backbone."""
-    levels = [level.to(encoder.query_transformer.queries.dtype) for level in maps]
-    if encoder.feature_pyramid is not None:
-        levels = encoder.feature_pyramid(levels)
-    context = encoder.query_transformer(encoder.decoder(levels), position_jitter)
-    if encoder.pooled_projection is None:
-        return context, None
-    return context, encoder.pooled_projection(context[:, : encoder.query_transformer.num_global].mean(dim=1))
 
 
 @dataclass(frozen=True)
@@ -131,8 +103,9 @@ class Maps:
             for row in rows
         ]
 
+    @torch.no_grad()
     def _columns(self, prefix: str, inputs: Tensor) -> dict[str, Tensor]:
-        maps = compute_maps(self.encoder, inputs)
+        maps = self.encoder.compute_maps(inputs)
         return {prefix + column(level): value.half().cpu().contiguous() for level, value in enumerate(maps)}
 
 

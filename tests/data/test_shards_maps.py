@@ -19,8 +19,6 @@ from data.shards.maps import (
     WithMaps,
     check_maps,
     column,
-    compute_maps,
-    context_of_maps,
     has_maps,
 )
 from data.shards.opening import open_shards
@@ -58,9 +56,11 @@ def tiny_encoder(**changes: Any) -> SeeCoder:
 def test_context_of_maps_is_the_context_of_the_picture(changes: dict[str, Any]):
     encoder, pixels = tiny_encoder(**changes), torch.rand(2, 3, SIZE, SIZE)
     whole = encoder.encode(pixels)
-    context, pooled = context_of_maps(encoder, compute_maps(encoder, pixels))
-    assert torch.equal(context, whole.context)
-    assert pooled is whole.pooled is None or torch.equal(pooled, whole.pooled)
+    maps = encoder.compute_maps(pixels)
+    del encoder.backbone  # maps are enough
+    output = encoder.encode_maps(maps)
+    assert torch.equal(output.context, whole.context)
+    assert output.pooled is whole.pooled is None or torch.equal(output.pooled, whole.pooled)
 
 
 def test_the_digest_covers_backbone_and_pixels_and_nothing_else():
@@ -115,7 +115,7 @@ def test_cached_maps_are_those_of_the_picture(cached: tuple[Path, Path]):
             example = transform(reader.read(0, number), epoch, number)
             flips.add(picture.is_flipped(epoch, number))
             assert example[MAPS_CACHED] is True
-            for level, value in enumerate(compute_maps(encoder, example["pixels"][None].float() / 255)):
+            for level, value in enumerate(encoder.compute_maps(example["pixels"][None].float() / 255)):
                 torch.testing.assert_close(example[column(level)].float(), value[0], rtol=2**-10, atol=1e-5)
     assert flips == {True, False}
 

@@ -8,7 +8,6 @@ import torch
 import yaml
 
 from data.cache import main as cache
-from data.shards.maps import compute_maps, context_of_maps
 from seecoder import SeeCoder
 from train.seecoder import SeeCoderStage
 from train.settings import OptimizerSettings
@@ -163,10 +162,10 @@ def test_cached_maps_give_the_context_of_maps_in_half_precision(stage, batches, 
             pixels = before["pixels"].float() / 255
             expected = [
                 torch.where(torch.tensor(rounded)[:, None, None, None], level.half().float(), level)
-                for level in compute_maps(stage.encoder, pixels)
+                for level in stage.encoder.compute_maps(pixels)
             ]
             context, _ = stage.encode(after, after["keys"])
-            torch.testing.assert_close(context, context_of_maps(stage.encoder, expected)[0], rtol=0, atol=2e-3)
+            torch.testing.assert_close(context, stage.encoder.encode_maps(expected).context, rtol=0, atol=2e-3)
             torch.testing.assert_close(context, stage.encode(before, before["keys"])[0], rtol=0, atol=0.05)
 
 
