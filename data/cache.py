@@ -165,17 +165,11 @@ def load_backbone(config: Path, device: torch.device) -> Any:
         encoder: Any = SeeCoder(**arguments)
     except (yaml.YAMLError, KeyError, TypeError, UnicodeDecodeError) as error:
         raise ValueError(f"`maps`={config} is no configuration of a SeeCoder training: {error!r}") from error
-    if weights.startswith("timm:"):
-        import timm
-
-        encoder.load_backbone_weights(timm.create_model(weights.removeprefix("timm:"), pretrained=True).state_dict())
-    elif weights:
-        path = Path(weights)
-        encoder.load_backbone_weights(path / "model.safetensors" if path.is_dir() else path)
-    else:
+    if not weights:
         raise ValueError(f"`maps`={config} names no `backbone_weights`: maps of random weights are of no use.")
     if stage.get("encoder_size") is not None:
         raise ValueError(f"`maps`={config} has `encoder_size`: maps are of pictures at the size of training only.")
+    encoder.load_backbone_weights(weights)
     encoder.backbone.to(getattr(torch, stage.get("frozen_dtype", "float32")))
     return encoder.eval().requires_grad_(False).to(device)
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from seecoder.encoder import SeeCoder
-    from seecoder.images import ImageError, load_image
+    from seecoder.images import ImageError, limit_area, load_image
     from seecoder.pipelines import SeeCoderPipeline, SeeCoderXLPipeline
     from seecoder.weights import WeightsError
 
@@ -15,6 +15,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "SeeCoder": "seecoder.encoder",
     "ImageError": "seecoder.images",
+    "limit_area": "seecoder.images",
     "load_image": "seecoder.images",
     "SeeCoderPipeline": "seecoder.pipelines",
     "SeeCoderXLPipeline": "seecoder.pipelines",
@@ -28,6 +29,7 @@ __all__ = [
     "SeeCoderXLPipeline",
     "WeightsError",
     "__version__",
+    "limit_area",
     "load_image",
 ]
 

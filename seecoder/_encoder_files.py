@@ -13,7 +13,13 @@ from diffusers import ModelMixin
 from diffusers.configuration_utils import ConfigMixin
 from torch import nn
 
-from seecoder.modules.backbone_weights import BackboneCoverage, is_output_norm, match_backbone_weights, unwrap
+from seecoder.modules.backbone_weights import (
+    BackboneCoverage,
+    is_output_norm,
+    match_backbone_weights,
+    read_backbone,
+    unwrap,
+)
 from seecoder.modules.swin import SwinBackbone
 from seecoder.official import PREFIX, from_official, is_position_aware, to_official
 from seecoder.weights import WeightsError, load_strict, read_safetensors, write_safetensors
@@ -36,9 +42,9 @@ class EncoderFiles(ModelMixin, ConfigMixin):
         """Fill the backbone with pretrained weights, for training from scratch.
 
         Args:
-            source: a safetensors file, or the tensors themselves: as timm saves them
-                (`timm.create_model(name, pretrained=True).state_dict()`), as Microsoft's Swin files hold them (under
-                "model"), with transformers' names, or a backbone of ours.
+            source: a safetensors file or a folder with one, "timm:NAME" (fetched by timm), or the tensors themselves:
+                as timm saves them (`timm.create_model(name, pretrained=True).state_dict()`), as Microsoft's Swin files
+                hold them (under "model"), with transformers' names, or a backbone of ours.
 
         Returns:
             Which keys were filled, which not, and which entries of the source were not needed.
@@ -48,7 +54,7 @@ class EncoderFiles(ModelMixin, ConfigMixin):
                 has them; they stay as they are), or shapes differ. Nothing is loaded then.
         """
         if isinstance(source, str | Path):
-            label, tensors = str(source), read_safetensors(source)[0]
+            label, tensors = str(source), read_backbone(source)
         else:
             label, tensors = "source", unwrap(source)
         state = self.backbone.state_dict()

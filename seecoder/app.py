@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from seecoder.context import ImageSet
+from seecoder.images import ENCODED_SIZE
 
 logger = logging.getLogger(__name__)
 
@@ -56,12 +57,14 @@ class Variations:
         pipe: a pipeline with an encoder.
         max_side: largest height and width in pixels.
         folder: where results are kept for the browser to fetch.
+        image_size: see `SeeCoderPipeline.__call__`.
     """
 
-    def __init__(self, pipe: Any, max_side: int, folder: Path) -> None:
+    def __init__(self, pipe: Any, max_side: int, folder: Path, image_size: int | None = ENCODED_SIZE) -> None:
         self._pipe = pipe
         self._max_side = max_side
         self._folder = folder
+        self._image_size = image_size
         # Gradio runs one request at a time; the lock holds whatever else calls this.
         self._lock = threading.Lock()
 
@@ -150,6 +153,7 @@ class Variations:
                     num_inference_steps=steps,
                     guidance_scale=guidance,
                     context_scale=strength,
+                    image_size=self._image_size,
                     method=methods,
                     generator=torch.Generator().manual_seed(number),
                     callback_on_step_end=show,
@@ -162,13 +166,14 @@ class Variations:
         return gallery, "\n".join(notes) or "Done."
 
 
-def build(pipe: Any, *, max_side: int = 2048, folder: Path) -> Any:
+def build(pipe: Any, *, max_side: int = 2048, folder: Path, image_size: int | None = ENCODED_SIZE) -> Any:
     """Build the page.
 
     Args:
         pipe: a pipeline with an encoder, on its device.
         max_side: largest height and width that can be asked for, in pixels.
         folder: where results are kept while the app runs.
+        image_size: see `SeeCoderPipeline.__call__`.
 
     Returns:
         A `gradio.Blocks`.
@@ -184,7 +189,7 @@ def build(pipe: Any, *, max_side: int = 2048, folder: Path) -> Any:
     native = [side * cell for side in native_size(pipe.unet)]
     # Panoramas have other sizes and other needs; the command makes them.
     names = ["plain", *(name for name in sorted(available_methods()) if name != "syncdiffusion")]
-    vary = Variations(pipe, max_side, folder)
+    vary = Variations(pipe, max_side, folder, image_size)
     progress_bar = gradio.Progress()  # gradio finds it as the default of an argument
 
     def answer(
@@ -228,13 +233,16 @@ def build(pipe: Any, *, max_side: int = 2048, folder: Path) -> Any:
     return page
 
 
-def serve(pipe: Any, *, port: int = 7860, max_side: int = 2048, **options: Any) -> Any:
+def serve(
+    pipe: Any, *, port: int = 7860, max_side: int = 2048, image_size: int | None = ENCODED_SIZE, **options: Any
+) -> Any:
     """Serve the page on this machine until interrupted.
 
     Args:
         pipe: a pipeline with an encoder, on its device.
         port: on 127.0.0.1.
         max_side: largest height and width that can be asked for, in pixels.
+        image_size: see `SeeCoderPipeline.__call__`.
         options: further arguments of gradio's `launch` (tests pass `prevent_thread_lock=True`).
 
     Raises:
@@ -246,5 +254,5 @@ def serve(pipe: Any, *, port: int = 7860, max_side: int = 2048, **options: Any) 
         raise ValueError(f"`{forbidden[0]}` is not open to change: the app is for this machine only.")
     pipe.set_progress_bar_config(disable=True)
     with tempfile.TemporaryDirectory(prefix="seecoder-") as folder:
-        page = build(pipe, max_side=max_side, folder=Path(folder))
+        page = build(pipe, max_side=max_side, folder=Path(folder), image_size=image_size)
         return page.launch(server_port=port, **LAUNCH_OPTIONS, **options)

@@ -17,7 +17,6 @@ import torch
 from seecoder.checkpoint import BACKBONE_PREFIX, TrainedEncoder, tensors_sha256
 from seecoder.encoder import SeeCoder
 from seecoder.model_card import CardFacts, model_card
-from seecoder.official import PREFIX as OFFICIAL_PREFIX
 from seecoder.weights import WeightsError, atomic_directory, atomic_path, load_strict, read_safetensors
 
 __all__ = ["DEFAULT_ONNX_SIZE", "ExportReport", "Format", "build_encoder", "export_encoder", "probe"]
@@ -67,7 +66,10 @@ def build_encoder(trained: TrainedEncoder, *, use_ema: bool = True, backbone: st
     source = str(backbone or trained.backbone_source)
     if not source:
         raise ValueError("the checkpoint does not say where its backbone is; name it with `--backbone`.")
-    _fill_backbone(encoder, source)
+    try:
+        encoder.load_backbone_weights(source)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error} Name the place where it is now with `--backbone`.") from error
     kept = {key: value for key, value in encoder.state_dict().items() if key.startswith(BACKBONE_PREFIX)}
     digest = tensors_sha256(encoder.backbone.state_dict())
     if trained.backbone_sha256 and digest != trained.backbone_sha256:
@@ -82,41 +84,6 @@ def build_encoder(trained: TrainedEncoder, *, use_ema: bool = True, backbone: st
     tensors = {key: value.to(own[key].dtype) if key in own else value for key, value in tensors.items()}
     load_strict(encoder, {**kept, **tensors}, source="checkpoint")
     return encoder.eval()
-
-
-def _fill_backbone(encoder: SeeCoder, source: str) -> None:
-    if source.startswith("timm:"):
-        import timm
-
-        encoder.load_backbone_weights(timm.create_model(source.removeprefix("timm:"), pretrained=True).state_dict())
-        return
-    tensors = _read_backbone(Path(source), encoder)
-    prefixed = {
-        key.removeprefix(BACKBONE_PREFIX): value for key, value in tensors.items() if key.startswith(BACKBONE_PREFIX)
-    }
-    encoder.load_backbone_weights(prefixed or tensors)
-
-
-def _read_backbone(path: Path, encoder: SeeCoder) -> dict[str, torch.Tensor]:
-    """Tensors of a backbone out of a file, or out of the one weights file of a folder."""
-    if path.is_dir():
-        files = sorted(path.glob("*.safetensors"))
-        if len(files) != 1:
-            raise FileNotFoundError(f"`{path}` holds {len(files)} safetensors files; name the one with the backbone.")
-        path = files[0]
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"the backbone `{path}` is not there; name the place where it is now with `--backbone`."
-        )
-    tensors, _ = read_safetensors(path)
-    if not any(key.startswith(OFFICIAL_PREFIX) for key in tensors):
-        return tensors
-    config = {**encoder.config, "position_aware": None}
-    given = {key: value for key, value in config.items() if not key.startswith("_") and value is not None}
-    return {
-        f"{BACKBONE_PREFIX}{key}": value
-        for key, value in SeeCoder.from_official(path, **given).backbone.state_dict().items()
-    }
 
 
 def probe(height: int = 72, width: int = 100) -> torch.Tensor:

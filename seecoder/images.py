@@ -15,6 +15,7 @@ Memory stays below 30 bytes a pixel plus three times the file. All of it may be 
 """
 
 import logging
+import math
 import os
 import stat
 from pathlib import Path
@@ -22,13 +23,16 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageFile
+from torch.nn import functional
 
 from seecoder._atomic import atomic_path
 from seecoder._image_containers import read_header
 from seecoder._image_decoding import Raster, decode, rasterise
 from seecoder._image_header import BadImage, orientation_from_exif
 
-__all__ = ["ImageError", "load_image", "save_image", "to_pil"]
+__all__ = ["ENCODED_SIZE", "ImageError", "limit_area", "load_image", "save_image", "to_pil"]
+
+ENCODED_SIZE = 512  # pixels; what released encoders were trained on, and the default of `image_size`
 
 _log = logging.getLogger(__name__)
 
@@ -99,6 +103,36 @@ def load_image(
     except Exception as error:
         reason = ascii(str(error))[1:200].rstrip("'\"")  # on one line, whatever the bytes of the file put into it
         raise ImageError(name, f"it cannot be decoded ({type(error).__name__}: {reason})") from error
+
+
+def limit_area(pixels: torch.Tensor, side: int | None, *, smallest: int = 32) -> torch.Tensor:
+    """Reduce a picture that has more pixels than a square of `side`, for an encoder that was trained on such squares.
+
+    Bicubic with antialiasing. The aspect ratio is kept to a pixel, except where the shorter side would fall below
+    `smallest`. Smaller pictures are returned as they are; nothing is ever enlarged.
+
+    Args:
+        pixels: (3, H, W) in [0, 1].
+        side: Of the square, in pixels; None changes nothing.
+        smallest: The shorter side is not reduced below this.
+
+    Returns:
+        (3, h, w) in [0, 1], h * w near side * side or below.
+
+    Raises:
+        ValueError: If `side` is below `smallest`.
+    """
+    if side is None:
+        return pixels
+    if side < smallest:
+        raise ValueError(f"`image_size`={side} is too small; use {smallest} pixels or more, or None for the own size.")
+    height, width = pixels.shape[-2:]
+    if height * width <= side * side:
+        return pixels
+    share = side / math.sqrt(height * width)
+    size = [max(min(length, smallest), round(share * length)) for length in (height, width)]
+    small = functional.interpolate(pixels[None].float(), size=size, mode="bicubic", antialias=True)
+    return small[0].clamp(0.0, 1.0).to(pixels.dtype)
 
 
 def to_pil(pixels: torch.Tensor) -> Image.Image:

@@ -14,43 +14,6 @@ from seecoder.weights import load_strict, read_safetensors
 POSITION_KEY = "position_encoding"  # part of the names of what a position-aware encoder has and a plain one lacks
 
 
-def backbone_file(source: str) -> Path:
-    """The safetensors file of a backbone: the file itself, or `model.safetensors` in a folder of `world_backbone.yaml`.
-
-    Raises:
-        FileNotFoundError: There is none.
-    """
-    path = Path(source)
-    file = path / "model.safetensors" if path.is_dir() else path
-    if not file.is_file():
-        raise FileNotFoundError(f"`backbone_weights`={source} is no file, and no folder with model.safetensors.")
-    return file
-
-
-def load_backbone(encoder: SeeCoder, source: str) -> str:
-    """Fill the frozen backbone.
-
-    Args:
-        encoder: Whose backbone is filled.
-        source: A safetensors file, a folder that holds one, or "timm:NAME" for timm's pretrained weights.
-
-    Returns:
-        The source as a checkpoint names it.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        WeightsError: The weights do not cover the backbone.
-    """
-    if source.startswith("timm:"):
-        import timm
-
-        encoder.load_backbone_weights(timm.create_model(source.removeprefix("timm:"), pretrained=True).state_dict())
-        return source
-    file = backbone_file(source)
-    encoder.load_backbone_weights(file)
-    return str(file)
-
-
 def load_trained(encoder: SeeCoder, source: str) -> None:
     """Start a new stage from weights, with a fresh optimizer.
 

@@ -17,7 +17,7 @@ from data.shards.moments import CACHED, MEAN, STD, MomentsSource
 from seecoder.checkpoint import tensors_sha256
 from seecoder.weights import atomic_directory
 from train.base import encode_moments, load_base, size_condition
-from train.encoder_weights import check_widths, describe_encoder, load_backbone, load_trained, seeded_encoder
+from train.encoder_weights import check_widths, describe_encoder, load_trained, seeded_encoder
 from train.noise import normal, timesteps, uniform
 from train.noise_schedule import NoiseSchedule
 from train.previews import Preview, score_previews, write_sheet
@@ -88,7 +88,9 @@ class SeeCoderStage(Stage):
         self.scheduler_config = loaded.scheduler_config
         self.encoder = seeded_encoder(encoder, seed)
         check_widths(self.encoder, self.unet)
-        self.backbone_source = load_backbone(self.encoder, backbone_weights) if backbone_weights else ""
+        self.backbone_source = backbone_weights or ""
+        if backbone_weights:
+            self.encoder.load_backbone_weights(backbone_weights)
         if init_from is not None:
             load_trained(self.encoder, init_from)
         self._freeze(frozen_dtype, gradient_checkpointing)

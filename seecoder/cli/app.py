@@ -9,7 +9,7 @@ It listens on this machine only, takes no path from the browser, and works on on
 import argparse
 
 from seecoder.cli.loading import load_pipeline
-from seecoder.cli.options import add_base_options, positive_int
+from seecoder.cli.options import add_base_options, add_image_size, positive_int
 
 HELP = "open the web app"
 
@@ -21,6 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-side", type=positive_int, default=2048, help="largest height and width that can be asked for"
     )
+    add_image_size(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -33,4 +34,4 @@ def run(arguments: argparse.Namespace) -> None:
     pipe, contexts = load_pipeline(arguments)
     if contexts is not None:
         raise ValueError("the web app encodes pictures; `--encoder` must be an encoder, not ready contexts.")
-    serve(pipe, port=arguments.port, max_side=arguments.max_side)
+    serve(pipe, port=arguments.port, max_side=arguments.max_side, image_size=arguments.image_size)

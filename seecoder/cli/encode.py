@@ -12,7 +12,7 @@ from pathlib import Path
 
 from seecoder.cli.console import check_new, say
 from seecoder.cli.loading import load_encoder_or_context, pick_device, pick_dtype
-from seecoder.cli.options import DTYPES, weight
+from seecoder.cli.options import DTYPES, add_image_size, weight
 
 HELP = "keep the contexts of pictures in a file"
 
@@ -26,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, metavar="FILE", help="the .safetensors file to write")
     parser.add_argument("--together", action="store_true", help="make one context of all pictures")
     parser.add_argument("--weights", type=weight, nargs="+", help="with --together: one number a picture")
+    add_image_size(parser)
     parser.add_argument("--device", default="auto", help="cpu, cuda, mps; auto takes an accelerator if there is one")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="what to encode in")
     parser.add_argument("--overwrite", action="store_true", help="write over an existing file")
@@ -48,7 +49,7 @@ def run(arguments: argparse.Namespace) -> None:
     if contexts is not None:
         raise ValueError(f"`--encoder` {arguments.encoder} holds contexts already; give an encoder.")
     say(f"encoding {len(arguments.pictures)} pictures with {arguments.encoder} on {device}")
-    context, pooled = encode_pictures(encoder.to(device), entry, None, device)
+    context, pooled = encode_pictures(encoder.to(device), entry, None, device, arguments.image_size)
     metadata = {"encoder": str(arguments.encoder), "sources": json.dumps(arguments.pictures)}
     out.parent.mkdir(parents=True, exist_ok=True)
     save_context(out, context, pooled, metadata)

@@ -7,7 +7,9 @@ from typing import Any
 
 __all__ = [
     "add_base_options",
+    "add_image_size",
     "add_sampling_options",
+    "image_size",
     "key_value",
     "positive_int",
     "seed",
@@ -17,6 +19,7 @@ __all__ = [
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 _SEED_LIMIT = 2**63
+_SMALLEST_SIDE = 32
 
 
 def positive_int(text: str) -> int:
@@ -57,6 +60,28 @@ def finite(text: str) -> float:
     if not math.isfinite(value):
         raise argparse.ArgumentTypeError(f"{text} is not a finite number")
     return value
+
+
+def image_size(text: str) -> int | None:
+    """Read the side of a square in pixels, or "own" for None."""
+    if text == "own":
+        return None
+    value = int(text)
+    if value < _SMALLEST_SIDE:
+        raise argparse.ArgumentTypeError(f"{text} is too small; use {_SMALLEST_SIDE} pixels or more, or own")
+    return value
+
+
+def add_image_size(parser: argparse._ActionsContainer) -> None:
+    """Add what says at which size the encoder sees pictures."""
+    parser.add_argument(
+        "--image-size",
+        type=image_size,
+        default=512,
+        metavar="PIXELS",
+        help="larger pictures are reduced to the area of such a square before they are encoded; best is what the "
+        "encoder was trained at; own: never (default: %(default)s)",
+    )
 
 
 def key_value(text: str) -> tuple[str, Any]:

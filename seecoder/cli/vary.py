@@ -21,7 +21,7 @@ from typing import Any
 from seecoder.cli.console import check_new, safe_name, say
 from seecoder.cli.loading import load_pipeline
 from seecoder.cli.methods import build_methods
-from seecoder.cli.options import add_base_options, add_sampling_options, positive_int, seed, weight
+from seecoder.cli.options import add_base_options, add_image_size, add_sampling_options, positive_int, seed, weight
 
 HELP = "make variations of pictures"
 SETTINGS_NAME = "settings.json"
@@ -41,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--seed", type=seed, nargs="+", default=[0], help="one seed a variation")
     group.add_argument("--count", type=positive_int, help="variations a picture; seeds count up from a single --seed")
     group.add_argument("--together", action="store_true", help="make one context of all pictures")
+    add_image_size(group)
     group.add_argument("--weights", type=weight, nargs="+", help="with --together: one number a picture")
     group.add_argument(
         "--concatenate", action="store_true", help="with --together: put the tokens side by side, do not average"
@@ -219,6 +220,7 @@ def pipeline_arguments(
         "guidance_scale": arguments.guidance,
         "guidance_rescale": arguments.guidance_rescale,
         "eta": arguments.eta,
+        "image_size": arguments.image_size,
         "context_scale": arguments.context_scale,
         "view_batch_size": arguments.view_batch,
         "start_image": arguments.start_image,
@@ -236,7 +238,7 @@ def _vary(pipe: Any, job: Job, seeds: list[int], files: list[Path], given: dict[
 
     conditions = dict(job.arguments)
     if "image" in conditions:  # encoded once, not once a seed
-        encoded = pipe.encode_context(conditions.pop("image"))
+        encoded = pipe.encode_context(conditions.pop("image"), image_size=given["image_size"])
         names = ("context", "pooled_context")
         conditions |= dict(zip(names, encoded if isinstance(encoded, tuple) else (encoded,), strict=False))
     records = []

@@ -12,10 +12,17 @@ The origins differ in names only, never in values:
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
+import timm
 import torch
 
-__all__ = ["BackboneCoverage", "match_backbone_weights", "unwrap"]
+from seecoder.weights import read_safetensors
+
+__all__ = ["BackboneCoverage", "match_backbone_weights", "read_backbone", "unwrap"]
+
+_TIMM = "timm:"
+_IN_ENCODERS = ("backbone.", "ctx.image.imencoder.")
 
 _PREFIXES = ("module.", "ctx.image.imencoder.", "imencoder.", "backbone.")
 _RECOMPUTED = ("relative_position_index", "attn_mask")  # buffers that follow from the window alone
@@ -56,6 +63,35 @@ class BackboneCoverage:
     loaded: tuple[str, ...]
     missing: tuple[str, ...]
     unused: tuple[str, ...]
+
+
+def read_backbone(source: str | Path) -> dict[str, torch.Tensor]:
+    """Read pretrained weights by their name.
+
+    Args:
+        source: a safetensors file, or a folder with one: a backbone, a saved or a released encoder; or "timm:NAME" for
+            timm's pretrained weights.
+
+    Returns:
+        The tensors; of a whole encoder, those of its backbone.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        WeightsError: it is no safetensors file.
+    """
+    if str(source).startswith(_TIMM):
+        return timm.create_model(str(source).removeprefix(_TIMM), pretrained=True).state_dict()
+    file = Path(source)
+    if file.is_dir():
+        files = sorted(file.glob("*.safetensors"))
+        if len(files) != 1:
+            raise FileNotFoundError(f"`{file}` holds {len(files)} safetensors files; name the one with the backbone.")
+        file = files[0]
+    if not file.is_file():
+        raise FileNotFoundError(f"the backbone `{file}` is not there; it is to be a safetensors file, or a folder.")
+    tensors = read_safetensors(file)[0]
+    inner = {key: value for key, value in tensors.items() if key.startswith(_IN_ENCODERS)}
+    return inner or tensors
 
 
 def unwrap(source: Mapping[str, object]) -> dict[str, torch.Tensor]:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from seecoder.context import ImageSet, combine_contexts
-from seecoder.images import load_image
+from seecoder.images import ENCODED_SIZE, limit_area, load_image
 from seecoder.pipelines.inputs import as_image_sets
 from seecoder.pipelines.request import Conditioning, Request
 from seecoder.pipelines.unet_facts import context_width
@@ -16,7 +16,11 @@ __all__ = ["check_context", "condition", "encode_pictures"]
 
 @torch.no_grad()
 def encode_pictures(
-    encoder: Any, image: Any, weights: Sequence[float] | None, device: torch.device | str
+    encoder: Any,
+    image: Any,
+    weights: Sequence[float] | None,
+    device: torch.device | str,
+    image_size: int | None = ENCODED_SIZE,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Encode the `image` argument of a call.
 
@@ -25,6 +29,7 @@ def encode_pictures(
         image: see `as_image_sets`; every entry becomes one context.
         weights: weights of the pictures of every inner list.
         device: where the encoder is (or will be put by its offloading hook).
+        image_size: pictures of more pixels than a square of this side are reduced to as many; None keeps them.
 
     Returns:
         Contexts (N, T, D) and, if the encoder has them, pooled vectors (N, P), in the encoder's dtype.
@@ -37,7 +42,7 @@ def encode_pictures(
         raise ValueError("`image` needs an encoder, and this pipeline has none. Pass `context`, or set `pipe.encoder`.")
     sets = as_image_sets(image, weights)
     # All pictures are opened before the first is encoded: a bad one should not cost the time of the others.
-    pictures = [[load_image(picture)[None] for picture in entry.images] for entry in sets]
+    pictures = [[limit_area(load_image(picture), image_size)[None] for picture in entry.images] for entry in sets]
     rows = [_encode_set(encoder, entry, pixels, device) for entry, pixels in zip(sets, pictures, strict=True)]
     lengths = {context.shape[1] for context, _ in rows}
     if len(lengths) > 1:
@@ -79,7 +84,9 @@ def condition(pipe: Any, request: Request) -> Conditioning:
     if (request.image is None) == (request.context is None):
         raise ValueError("give either `image` or `context`, and not both.")
     if request.context is None:
-        context, pooled = encode_pictures(pipe.encoder, request.image, request.context_weights, pipe._execution_device)
+        context, pooled = encode_pictures(
+            pipe.encoder, request.image, request.context_weights, pipe._execution_device, request.image_size
+        )
     elif request.context_weights is not None:
         raise ValueError("`context_weights` have no effect on a ready `context`; leave them out.")
     else:

@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from seecoder.images import ENCODED_SIZE
+
 __all__ = ["CALLBACK_TENSORS", "Conditioning", "Request"]
 
 CALLBACK_TENSORS = ("latents", "context", "negative_context")
@@ -30,6 +32,7 @@ class Request:
     context: torch.Tensor | None = None
     negative_context: torch.Tensor | None = None
     context_weights: Sequence[float] | None = None
+    image_size: int | None = ENCODED_SIZE
     context_scale: float = 1.0
     start_image: Any = None
     control_image: Any = None

@@ -8,6 +8,7 @@ from diffusers import AutoencoderKL, ControlNetModel, SchedulerMixin, UNet2DCond
 from diffusers.loaders import StableDiffusionLoraLoaderMixin
 
 from seecoder.encoder import SeeCoder
+from seecoder.images import ENCODED_SIZE
 from seecoder.pipelines.base import ContextPipeline
 from seecoder.pipelines.conditioning import encode_pictures
 from seecoder.pipelines.output import SeeCoderPipelineOutput
@@ -52,7 +53,9 @@ class SeeCoderPipeline(ContextPipeline, StableDiffusionLoraLoaderMixin):
     ) -> None:
         super().__init__(vae, unet, scheduler, encoder, controlnet)
 
-    def encode_context(self, image: Any, context_weights: Sequence[float] | None = None) -> torch.Tensor:
+    def encode_context(
+        self, image: Any, context_weights: Sequence[float] | None = None, image_size: int | None = ENCODED_SIZE
+    ) -> torch.Tensor:
         """Encode pictures once, to use them often: `pipe(context=...)`, `save_context`, or any diffusers pipeline.
 
         Stock pipelines take the result as `prompt_embeds`, with zeros of its shape as `negative_prompt_embeds`.
@@ -60,6 +63,7 @@ class SeeCoderPipeline(ContextPipeline, StableDiffusionLoraLoaderMixin):
         Args:
             image: as for `__call__`.
             context_weights: as for `__call__`.
+            image_size: as for `__call__`.
 
         Returns:
             (N, T, D), one row an entry of `image`.
@@ -68,7 +72,7 @@ class SeeCoderPipeline(ContextPipeline, StableDiffusionLoraLoaderMixin):
             ImageError: a picture that cannot be read.
             ValueError: weights that do not fit.
         """
-        return encode_pictures(self.encoder, image, context_weights, self._execution_device)[0]
+        return encode_pictures(self.encoder, image, context_weights, self._execution_device, image_size)[0]
 
     def __call__(
         self,
@@ -87,6 +91,7 @@ class SeeCoderPipeline(ContextPipeline, StableDiffusionLoraLoaderMixin):
         context: torch.Tensor | None = None,
         negative_context: torch.Tensor | None = None,
         context_weights: Sequence[float] | None = None,
+        image_size: int | None = ENCODED_SIZE,
         context_scale: float = 1.0,
         start_image: Any = None,
         control_image: Any = None,
@@ -121,6 +126,8 @@ class SeeCoderPipeline(ContextPipeline, StableDiffusionLoraLoaderMixin):
             context: (N, T, D) from `encode_context`, instead of `image`.
             negative_context: (1 or N, T, D) in place of the zeros that stand for "unconditional".
             context_weights: one number >= 0 for every picture of an inner list.
+            image_size: pictures of more pixels than a square of this side are reduced to as many before they are
+                encoded; None encodes all at their own size, as the published code does.
             context_scale: factor on the context. 0 is unconditional, 1 as encoded; above 1 exaggerates.
             start_image: a picture to enlarge instead of starting from noise, for methods that can (DemoFusion).
             control_image: what the ControlNet sees: one picture, or one for every result.

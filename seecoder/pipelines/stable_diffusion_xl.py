@@ -19,6 +19,7 @@ from diffusers import AutoencoderKL, ControlNetModel, SchedulerMixin, UNet2DCond
 from diffusers.loaders import StableDiffusionXLLoraLoaderMixin
 
 from seecoder.encoder import SeeCoder
+from seecoder.images import ENCODED_SIZE
 from seecoder.pipelines.base import ContextPipeline
 from seecoder.pipelines.conditioning import encode_pictures
 from seecoder.pipelines.output import SeeCoderPipelineOutput
@@ -65,13 +66,14 @@ class SeeCoderXLPipeline(ContextPipeline, StableDiffusionXLLoraLoaderMixin):
         super().__init__(vae, unet, scheduler, encoder, controlnet)
 
     def encode_context(
-        self, image: Any, context_weights: Sequence[float] | None = None
+        self, image: Any, context_weights: Sequence[float] | None = None, image_size: int | None = ENCODED_SIZE
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Encode pictures once, to use them often.
 
         Args:
             image: as for `__call__`.
             context_weights: as for `__call__`.
+            image_size: as for `__call__`.
 
         Returns:
             Context (N, T, 2048) and pooled vectors (N, 1280): what stock pipelines call `prompt_embeds` and
@@ -81,7 +83,7 @@ class SeeCoderXLPipeline(ContextPipeline, StableDiffusionXLLoraLoaderMixin):
             ImageError: a picture that cannot be read.
             ValueError: weights that do not fit, or an encoder without a pooled vector.
         """
-        context, pooled = encode_pictures(self.encoder, image, context_weights, self._execution_device)
+        context, pooled = encode_pictures(self.encoder, image, context_weights, self._execution_device, image_size)
         if pooled is None:
             raise ValueError("the encoder has no pooled vector; SDXL needs one trained with `pooled_dim`.")
         return context, pooled
@@ -103,6 +105,7 @@ class SeeCoderXLPipeline(ContextPipeline, StableDiffusionXLLoraLoaderMixin):
         context: torch.Tensor | None = None,
         negative_context: torch.Tensor | None = None,
         context_weights: Sequence[float] | None = None,
+        image_size: int | None = ENCODED_SIZE,
         context_scale: float = 1.0,
         start_image: Any = None,
         control_image: Any = None,
@@ -138,6 +141,7 @@ class SeeCoderXLPipeline(ContextPipeline, StableDiffusionXLLoraLoaderMixin):
             context: (N, T, 2048); `pooled_context` goes with it.
             negative_context: as there.
             context_weights: as there.
+            image_size: as there.
             context_scale: as there; it scales the pooled vector, too.
             start_image: as there.
             control_image: as there.

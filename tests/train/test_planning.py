@@ -134,8 +134,12 @@ def test_a_plan_reads_no_weights(settings, plan, monkeypatch):
     def refuse(*_, **__):
         raise AssertionError("weights were read")
 
-    for name in ("train.seecoder.load_base", "train.seecoder.load_backbone", "train.seecoder.SeeCoder"):
-        monkeypatch.setattr(name, refuse, raising=False)
+    for name in (
+        "train.seecoder.load_base",
+        "train.seecoder.seeded_encoder",
+        "seecoder.SeeCoder.load_backbone_weights",
+    ):
+        monkeypatch.setattr(name, refuse)
     assert plan(settings()) == 0
 
 

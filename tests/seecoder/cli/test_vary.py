@@ -13,6 +13,7 @@ from seecoder.cli import main
 from seecoder.cli.methods import available_methods
 from seecoder.cli.panorama import panorama_methods
 from seecoder.cli.vary import seeds_of, sheet_path
+from seecoder.context import load_context
 from seecoder.images import load_image
 
 
@@ -77,6 +78,24 @@ def test_cached_contexts_stand_for_the_encoder(pictures, networks, base_folder, 
     for first, second in (("0001-first-one-seed0", "0001-context-seed0"), ("0002-second-seed0", "0002-context-seed0")):
         assert pixels_of(tmp_path / "a" / f"{first}.png") == pixels_of(tmp_path / "b" / f"{second}.png")
     assert main(["vary", pictures[0], *cached, "--out", str(tmp_path / "c")]) == 2
+
+
+def test_the_size_at_which_the_encoder_sees_pictures(pictures, networks, tmp_path):
+    encoder = networks[networks.index("--encoder") + 1]
+    contexts = {}
+    for size in ("own", "512", "32"):
+        file = tmp_path / f"{size}.safetensors"
+        options = ["--encoder", encoder, "--device", "cpu", "--out", str(file), "--image-size", size]
+        assert main(["encode", pictures[0], *options]) == 0
+        contexts[size] = load_context(file).context
+        assert main(["vary", pictures[0], *networks, "--out", str(tmp_path / size), "--image-size", size]) == 0
+    assert torch.equal(contexts["own"], contexts["512"])
+    assert not torch.equal(contexts["own"], contexts["32"])
+    files = {size: pixels_of(tmp_path / size / "0001-first-one-seed0.png") for size in contexts}
+    assert files["own"] == files["512"] != files["32"]
+    for wrong in ("31", "big"):
+        with pytest.raises(SystemExit, match="2"):
+            main(["vary", pictures[0], *networks, "--out", str(tmp_path / "x"), "--image-size", wrong])
 
 
 def test_methods_and_their_settings(pictures, networks, tmp_path, capsys):

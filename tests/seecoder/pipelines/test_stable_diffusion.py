@@ -15,7 +15,7 @@ from diffusers import (
 from seecoder import SeeCoderPipeline
 from seecoder.cli.methods import build_methods
 from seecoder.context import ImageSet
-from seecoder.images import ImageError, save_image
+from seecoder.images import ImageError, limit_area, save_image
 from seecoder.sampling import DemoFusion, MultiDiffusion
 
 STEPS = 2
@@ -141,6 +141,18 @@ def test_several_results_of_one_picture_stand_next_to_each_other(make, picture):
     assert four.shape == (4, 3, 16, 16)
     torch.testing.assert_close(four[1:2], make(generator=seeded(1)), atol=1e-5, rtol=0)
     torch.testing.assert_close(four[2:3], make(image=1 - picture, generator=seeded(2)), atol=1e-5, rtol=0)
+
+
+def test_the_encoder_sees_large_pictures_reduced(pipe, make):
+    large = torch.rand(3, 96, 128, generator=seeded())
+    seen = limit_area(large, 48)
+    assert tuple(seen.shape) == (3, 42, 55)
+    torch.testing.assert_close(pipe.encode_context(large, image_size=48), pipe.encode_context(seen), atol=0, rtol=0)
+    torch.testing.assert_close(make(image=large, image_size=48), make(image=seen), atol=0, rtol=0)
+    own = pipe.encoder(large[None])
+    torch.testing.assert_close(pipe.encode_context(large), own, atol=0, rtol=0)  # 512 by default
+    torch.testing.assert_close(pipe.encode_context(large, image_size=None), own, atol=0, rtol=0)
+    assert not torch.equal(pipe.encode_context(large, image_size=48), own)
 
 
 def test_several_pictures_make_one_context(pipe, make, picture):
