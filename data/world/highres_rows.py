@@ -62,24 +62,25 @@ ABLATIONS: tuple[Row, ...] = (
 CANDIDATES: tuple[Row, ...] = (
     *(
         _row(f"ScaleCrafter + RectifiedHR at {share}", ScaleCrafter(), RectifiedHR(switch_at=share), factors=SQUARE)
-        for share in ((0.4, 0.7), (0.5, 0.75), (0.6, 0.8), (0.7, 0.85), (0.8, 0.9))
+        for share in ((0.4, 0.7), (0.5, 0.75), (0.6, 0.8), (0.7, 0.85), (0.8, 0.9), (0.85, 0.95))
     ),
     *(
         _row(
-            f"DemoFusion, exponents {first:g}, {second:g}",
-            DemoFusion(cosine_scale_1=first, cosine_scale_2=second),
+            f"DemoFusion, windows without context, {space}, exponents {first:g}, {second:g}",
+            DemoFusion(cosine_scale_1=first, cosine_scale_2=second, windows_see_context=False, resize_in=space),
+            factors=SQUARE,
+        )
+        for space in ("latents", "pixels")
+        for first in (1.0, 3.0)
+        for second in (0.25, 0.5, 1.0)
+    ),
+    *(
+        _row(
+            f"DemoFusion, dilated sampling only, pixels, exponent {first:g}",
+            DemoFusion(cosine_scale_1=first, use_windows=False, resize_in="pixels"),
             factors=SQUARE,
         )
         for first in (1.0, 3.0)
-        for second in (0.25, 0.5)
-    ),
-    *(
-        _row(
-            f"DemoFusion, dilated sampling only, exponent {first:g}",
-            DemoFusion(cosine_scale_1=first, use_windows=False),
-            factors=SQUARE,
-        )
-        for first in (0.5, 1.0, 3.0)
     ),
 )
 

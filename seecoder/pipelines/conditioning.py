@@ -71,7 +71,7 @@ def condition(pipe: Any, request: Request) -> Conditioning:
     """Make the contexts of a call, one row a picture to be made.
 
     Unconditional is the zero context, as in the published code: the cross-attention of these UNets has no bias on keys
-    and values, so zeros leave only the output's bias. At guidance 1 there is no unconditional branch.
+    and values, so zeros leave only the output's bias.
 
     Args:
         pipe: the pipeline.
@@ -98,7 +98,7 @@ def condition(pipe: Any, request: Request) -> Conditioning:
     pooled = None if pooled is None else (pooled.to(context) * request.context_scale).repeat_interleave(repeats, dim=0)
     return Conditioning(
         context=(context * request.context_scale).repeat_interleave(repeats, dim=0),
-        negative_context=None if request.guidance_scale == 1.0 else negative.repeat_interleave(repeats, dim=0),
+        negative_context=negative.repeat_interleave(repeats, dim=0),
         pooled=pooled,
     )
 

@@ -55,10 +55,10 @@ class Conditioning:
 
     Attributes:
         context: (B, T, D) on the UNet's device, in its dtype.
-        negative_context: the same shape; None where guidance is off.
+        negative_context: the same shape.
         pooled: (B, P) for SDXL, else None.
     """
 
     context: torch.Tensor
-    negative_context: torch.Tensor | None
+    negative_context: torch.Tensor
     pooled: torch.Tensor | None = None

@@ -95,7 +95,10 @@ class Conditions:
             if branch.context == "positive" and path.context is not None:
                 context = path.context.to(self.dtype)
             if context is None:
-                raise ValueError("`negative_context`=None, but guidance needs it. Give it, or set guidance_scale=1.")
+                raise ValueError(
+                    "`negative_context`=None, but guidance needs it, as do windows that do not see the context. Give "
+                    "it, or set guidance_scale=1."
+                )
             rows.append(_rows(context, [picture for picture, _ in items]))
         return torch.cat(rows)
 

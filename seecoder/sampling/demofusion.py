@@ -25,8 +25,9 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 
+from seecoder.sampling.enlargement import Space, check_enlargement, enlarged
 from seecoder.sampling.fields import Evaluator
-from seecoder.sampling.filters import blur, resized, statistics, with_statistics
+from seecoder.sampling.filters import blur, statistics, with_statistics
 from seecoder.sampling.geometry import base_size, panorama_base, scale_over, scaled_size
 from seecoder.sampling.multidiffusion import MultiDiffusion, times
 from seecoder.sampling.parts import Edited, Opening, Outcome, Path, Run, Stage, Step
@@ -117,9 +118,14 @@ class DemoFusion:
             (0.001: 11 of 50 steps). True is 0.001, False computes them all.
         use_skip_residual: Off only to see what it does (the sample then starts at the noised enlargement).
         use_dilated_sampling: Off only to see what it does.
+        windows_see_context: Off, the local windows are given the negative context: each sees a part of the picture,
+            and a context that describes the whole makes it draw the whole again (the repetition that AccDiffusion,
+            arXiv 2407.10738, traces back to it). Half the cost of the local path, too.
         use_windows: Without the local path the lattices, or the network that the run is composed with, do it all.
         blur_kernel: "released" has 2s - 1 taps at scale s, "paper" 4s - 3; they differ at s = 2 only.
         blur_padding: "reflect", or "zeros" as released.
+        resize_in: Where a phase enlarges the result of the one before, "latents" (published), or "pixels" (needs the
+            run's decoder and encoder).
         num_phases: None is one phase for every whole multiple of the native side, rounded up.
     """
 
@@ -135,9 +141,11 @@ class DemoFusion:
     skip_dead_steps: bool | float = True
     use_skip_residual: bool = True
     use_dilated_sampling: bool = True
+    windows_see_context: bool = True
     use_windows: bool = True
     blur_kernel: Literal["released", "paper"] = "released"
     blur_padding: Literal["reflect", "zeros"] = "reflect"
+    resize_in: Space = "latents"
     num_phases: int | None = None
 
     def sizes(self, size: Size, native_size: Size, *, is_panorama: bool = False) -> list[Size]:
@@ -161,6 +169,7 @@ class DemoFusion:
         names = [f"phase {place + 1} of {len(sizes)}" for place in range(len(sizes))]
         if len(sizes) > 1 or run.picture_latents is not None:
             run.stepper.require_restarts()
+            check_enlargement("DemoFusion", run, self.resize_in)
         stages = []
         anchors = _Anchors()
         if run.picture_latents is None:
@@ -176,7 +185,8 @@ class DemoFusion:
         start = self._first_step(run.stepper, weights)
 
         def begin(run: Run, outcome: Outcome | None) -> Opening:
-            reference = resized(_source(run, outcome), size).expand(run.latent_shape[0], -1, -1, -1)
+            reference = enlarged(run, _source(run, outcome), size, self.resize_in)
+            reference = reference.expand(run.latent_shape[0], -1, -1, -1)
             anchors.keep(reference)
             noise = run.noise(size)
             latents = run.stepper.add_noise(reference, noise, start)
@@ -224,7 +234,8 @@ class DemoFusion:
         stride = self.stride if self.stride is not None else (max(1, window[0] // 2), max(1, window[1] // 2))
         rows, columns = (stride, stride) if isinstance(stride, int) else stride
         move = max(0, min(window[0] - rows, window[1] - columns) // 4) if self.jitter else 0
-        return MultiDiffusion(stride=(rows, columns), jitter=move).paths(run, size, {})
+        paths = MultiDiffusion(stride=(rows, columns), jitter=move).paths(run, size, {})
+        return paths if self.windows_see_context else [replace(path, unconditional=True) for path in paths]
 
     def _global_path(self, run: Run, recipe: "Recipe", size: Size, base: Size) -> Path:
         """Lattices of the blurred sample, or the whole frame under the network that the run is composed with."""

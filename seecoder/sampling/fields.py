@@ -50,7 +50,7 @@ class Evaluator:
         """One path: every (context, network state) is evaluated once, however many branches ask for it."""
         cut_from = edited.latents if edited.cut_from is None else edited.cut_from
         seen = cut_from if path.prefilter is None else path.prefilter(cut_from, step)
-        needed = sorted({Branch(branch.context, path.network(branch.network)) for branch in branches})
+        needed = sorted({path.asked(branch) for branch in branches})
         fused: Fields = {}
         for network, group in groupby(sorted(needed, key=lambda branch: branch.network), lambda b: b.network):
             offsets = edited.offsets if path.follows_offsets else {}
@@ -58,7 +58,7 @@ class Evaluator:
         if path.prefilter is not None:
             latents = edited.latents
             fused = {b: self.stepper.transfer(f, seen, latents, step.index) for b, f in fused.items()}
-        return {branch: fused[Branch(branch.context, path.network(branch.network))] for branch in branches}
+        return {branch: fused[path.asked(branch)] for branch in branches}
 
     def _fuse(
         self,

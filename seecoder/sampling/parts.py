@@ -84,6 +84,7 @@ class Path:
         patches: Network changes by the name of the network state; a name that is missing here means "main".
         blend: Weights of the views where they overlap: "uniform" or "feather" (linear towards the borders).
         context: Replaces the run's positive context here (one region, one picture): (1 or B, tokens, width).
+        unconditional: Every branch is given the negative context here: the path adds detail, and no subject.
         follows_offsets: Whether an editor's per-view changes (SyncDiffusion) apply to this path's views.
         keyed: Whether the planner makes random choices (its stage then draws one key per picture).
     """
@@ -94,12 +95,14 @@ class Path:
     patches: Mapping[str, Sequence[Patch]] = field(default_factory=dict)
     blend: Literal["uniform", "feather"] = "uniform"
     context: torch.Tensor | None = None
+    unconditional: bool = False
     follows_offsets: bool = False
     keyed: bool = False
 
-    def network(self, name: str) -> str:
-        """The network state that this path has for `name`."""
-        return name if name in self.patches else "main"
+    def asked(self, branch: Branch) -> Branch:
+        """What this path has for a branch of the guidance rule."""
+        context = "negative" if self.unconditional else branch.context
+        return Branch(context, branch.network if branch.network in self.patches else "main")
 
 
 class Guidance(Protocol):

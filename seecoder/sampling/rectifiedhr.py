@@ -14,12 +14,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
-from torch.nn import functional
-
-from seecoder.sampling.filters import resized
+from seecoder.sampling.enlargement import Space, check_enlargement, enlarged
 from seecoder.sampling.geometry import base_size, scale_over, scaled_size
 from seecoder.sampling.parts import Opening, Outcome, Run, Stage
 from seecoder.sampling.views import Size
@@ -49,7 +46,7 @@ class RectifiedHR:
 
     switch_at: Sequence[float] | None = None
     guidance_boost: Sequence[float] | None = None
-    resize_in: Literal["pixels", "latents"] = "pixels"
+    resize_in: Space = "pixels"
 
     def switches(self, *, network_changes: bool = False) -> Sequence[float]:
         """The shares of the trajectory at which the resolution may change."""
@@ -97,29 +94,18 @@ class RectifiedHR:
         def begin(run: Run, outcome: Outcome | None) -> Opening:
             if outcome is None:
                 raise ValueError("A stage after the first needs the outcome of the one before.")
-            original = self._enlarged(run, outcome.original, size)
+            original = enlarged(run, outcome.original, size, self.resize_in)
             return Opening(run.stepper.add_noise(original, run.noise(size), steps.start))
 
         return Stage(name, size, steps, begin, recipe.paths(run, size), recipe.guidance(run, size))
-
-    def _enlarged(self, run: Run, original: torch.Tensor, size: Size) -> torch.Tensor:
-        if self.resize_in == "latents" or run.decoder is None or run.encoder is None:
-            return resized(original, size)
-        pixels = run.decoder(original)
-        cell = pixels.shape[-1] // original.shape[-1]
-        large = functional.interpolate(
-            pixels, size=(size[0] * cell, size[1] * cell), mode="bilinear", align_corners=False
-        )
-        return run.encoder(large).to(original.dtype)
 
     def _check(self, run: Run, switches: int, shares: int, boosts: int) -> None:
         if run.picture_latents is not None:
             raise ValueError("`picture_latents` needs a method that starts from a picture. Use DemoFusion().")
         if boosts < min(shares, switches):
             raise ValueError(f"`guidance_boost` has {boosts} factors; give one for each change that `switch_at` names.")
-        if switches and self.resize_in == "pixels" and (run.decoder is None or run.encoder is None):
-            raise ValueError('RectifiedHR() needs `decoder` and `encoder`. Give them, or set resize_in="latents".')
         if switches:
+            check_enlargement("RectifiedHR", run, self.resize_in)
             run.stepper.require_restarts()
 
 

@@ -1,5 +1,6 @@
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -229,3 +230,58 @@ def test_a_scheduler_that_cannot_restart_is_refused_before_the_first_step(
     with pytest.raises(ValueError, match="PNDMScheduler cannot start inside its trajectory"):
         run(DemoFusion(), make_scheduler, denoiser, context, name="pndm")
     assert not denoiser.calls
+
+
+def test_windows_without_context_predict_as_if_there_were_none(make_scheduler, make_denoiser, context) -> None:
+    """Without dilated sampling nothing else asks for the context, so guidance has nothing to add."""
+    generator = torch.Generator().manual_seed(3)
+    picture = torch.randn((1, 4, 16, 16), generator=generator, dtype=torch.float64)  # in place of all phases but one
+    nothing = torch.randn(context[:1].shape, generator=generator, dtype=context.dtype)
+
+    def enlarge(method, told, guidance_scale) -> torch.Tensor:
+        options = {"picture_latents": picture, "negative_context": nothing, "guidance_scale": guidance_scale}
+        return run(method, make_scheduler, make_denoiser(), told, **options)
+
+    seeing = DemoFusion(use_dilated_sampling=False)
+    blind = enlarge(replace(seeing, windows_see_context=False), context, 4.0)
+    torch.testing.assert_close(blind, enlarge(seeing, nothing, 1.0), atol=1e-10, rtol=0)
+    assert (blind - enlarge(seeing, context, 4.0)).abs().max() > 1e-3
+
+
+def test_windows_without_context_cost_half_under_guidance(make_scheduler, make_denoiser, context) -> None:
+    rows = {}
+    for sees in (True, False):
+        counted = []
+
+        def silent(latents, timestep, context, counted=counted):
+            counted.append(len(latents))
+            return torch.zeros_like(latents)
+
+        method = DemoFusion(windows_see_context=sees, use_dilated_sampling=False, skip_dead_steps=False)
+        run(method, make_scheduler, silent, context, guidance_scale=4.0, negative_context=0 * context[:1])
+        rows[sees] = sum(counted)
+    first_phase, windows = 8 * 2, 8 * 9  # steps x branches of the frame; steps x windows of the second phase
+    assert rows == {True: first_phase + 2 * windows, False: first_phase + windows}
+
+
+def test_windows_without_context_need_one_that_says_nothing(make_scheduler, make_denoiser, context) -> None:
+    with pytest.raises(ValueError, match="as do windows that do not see the context"):
+        run(DemoFusion(windows_see_context=False), make_scheduler, make_denoiser(), context)
+
+
+def test_phases_are_enlarged_through_pixels_where_asked_for(make_scheduler, make_denoiser, context) -> None:
+    with pytest.raises(ValueError, match=r"DemoFusion\(\) needs `decoder` and `encoder`"):
+        run(DemoFusion(resize_in="pixels"), make_scheduler, make_denoiser(), context)
+    with pytest.raises(ValueError, match="`resize_in`='paper' is unknown"):
+        run(DemoFusion(resize_in="paper"), make_scheduler, make_denoiser(), context)
+    sizes = []
+
+    def encode(pixels):
+        sizes.append(tuple(pixels.shape[-2:]))
+        return pixels / 2
+
+    codec = {"decoder": lambda latents: 2 * latents, "encoder": encode}  # pixels that are latents
+    pixels = run(DemoFusion(resize_in="pixels"), make_scheduler, make_denoiser(), context, **codec)
+    latents = run(DemoFusion(), make_scheduler, make_denoiser(), context, **codec)
+    assert sizes == [(16, 16)]
+    assert (pixels - latents).abs().max() > 1e-3  # bilinear in place of bicubic

@@ -1,0 +1,53 @@
+"""How one stage's picture becomes the next, larger one's: in latents, or through pixels."""
+
+from typing import Literal
+
+import torch
+from torch.nn import functional
+
+from seecoder.sampling.filters import resized
+from seecoder.sampling.parts import Run
+from seecoder.sampling.views import Size
+
+Space = Literal["latents", "pixels"]
+
+
+def enlarged(run: Run, latents: torch.Tensor, size: Size, space: Space) -> torch.Tensor:
+    """Enlarge clean latents.
+
+    Latents of an autoencoder are no picture: enlarged directly (bicubic) they decode with soft edges and, the coarser
+    the autoencoder is for what it shows, with fringes of foreign colour. Through pixels (bilinear) it costs a decode
+    and an encode.
+
+    Args:
+        run: Its decoder and encoder are used for "pixels".
+        latents: (B, C, h, w).
+        size: (height, width) in cells.
+        space: Where.
+
+    Returns:
+        (B, C, *size) in the dtype given.
+    """
+    if space == "latents" or run.decoder is None or run.encoder is None:
+        return resized(latents, size)
+    pixels = run.decoder(latents)
+    cell = pixels.shape[-1] // latents.shape[-1]
+    large = functional.interpolate(pixels, size=(size[0] * cell, size[1] * cell), mode="bilinear", align_corners=False)
+    return run.encoder(large).to(latents.dtype)
+
+
+def check_enlargement(name: str, run: Run, space: Space) -> None:
+    """Refuse a run that lacks what enlarging needs.
+
+    Args:
+        name: Of the method, for the error.
+        run: The run.
+        space: Where it enlarges.
+
+    Raises:
+        ValueError: Pixels without a decoder and an encoder, or an unknown space.
+    """
+    if space not in ("latents", "pixels"):
+        raise ValueError(f"`resize_in`={space!r} is unknown; use pixels or latents.")
+    if space == "pixels" and (run.decoder is None or run.encoder is None):
+        raise ValueError(f'{name}() needs `decoder` and `encoder`. Give them, or set resize_in="latents".')
