@@ -13,7 +13,7 @@ sys.path.insert(0, str(ROOT))
 HELD_OUT_SEED = 9_000_000  # training shards are drawn from another stream
 SHARD_SEED = 100
 # The best of `scripts/highres_table`: re-dilated convolutions, on one trajectory whose resolution grows near its end.
-CASCADE = ("--method", "scalecrafter,rectifiedhr")
+CASCADE = ("--method", "scalecrafter,rectifiedhr", "--method-option", "switch_at=(0.85, 0.95)")
 METHODS = {64: (), 128: CASCADE, 256: CASCADE}
 
 
@@ -91,6 +91,7 @@ def main() -> None:
     run("Export the encoder", "seecoder", "export", training, encoder, "--overwrite")
     pictures = draw_inputs(inputs)
     vary = ("seecoder", "vary", "--base", base, "--encoder", encoder, "--guidance", "4", "--overwrite")
+    seen = ("--image-size", "64")  # what the encoder is trained at
     folders = {side: out / f"variations-{side}" for side in (64, 128, 256)}
     for side, folder in folders.items():
         run(
@@ -100,7 +101,7 @@ def main() -> None:
         )
     write_sheet(out / "sheet.png", pictures, folders)
     photographs = [inputs / "photograph.jpg", *([options.photo.resolve()] if options.photo else [])]
-    run("Vary a photograph", *vary, *photographs, "--count", "3", "--out", out / "photograph")
+    run("Vary a photograph", *vary, *seen, *photographs, "--count", "3", "--out", out / "photograph")
     run(
         "Count what the variations keep",
         *("python", "scripts/evaluate_encoder", "--base", base, "--encoder", encoder),

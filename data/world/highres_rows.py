@@ -6,6 +6,7 @@ everything, and of equals the smallest distance of the spectra.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from data.world.highres import Factor, Row
@@ -18,6 +19,7 @@ ABOVE = SQUARE + WIDE
 TWICE: tuple[Factor, ...] = ((2, 2),)
 FAR: tuple[Factor, ...] = ((2, 2), (4, 4))
 HALF = 8  # half of the world's native side in cells: DemoFusion's stride
+BLIND_WINDOWS = DemoFusion(windows_see_context=False, resize_in="pixels")
 
 
 def _row(label: str, *methods: Any, factors: Sequence[Factor] = ABOVE, source: str = "sampled") -> Row:
@@ -33,10 +35,13 @@ ROWS: tuple[Row, ...] = (
     _row("HiDiffusion", HiDiffusion(level=1), factors=SQUARE),
     _row("ScaleCrafter", ScaleCrafter()),
     _row("DemoFusion", DemoFusion()),
+    _row(
+        "DemoFusion, windows without context", DemoFusion(windows_see_context=False, resize_in="pixels"), factors=SQUARE
+    ),
     _row("RectifiedHR", RectifiedHR()),
     _row("ScaleCrafter + MultiDiffusion", ScaleCrafter(), MultiDiffusion(window=24, stride=8), factors=SQUARE[1:]),
     _row("ScaleCrafter + DemoFusion", ScaleCrafter(), DemoFusion(use_windows=False)),
-    _row("ScaleCrafter + RectifiedHR", ScaleCrafter(), RectifiedHR()),
+    _row("ScaleCrafter + RectifiedHR", ScaleCrafter(), RectifiedHR(switch_at=(0.85, 0.95))),
 )
 
 ABLATIONS: tuple[Row, ...] = (
@@ -64,15 +69,14 @@ CANDIDATES: tuple[Row, ...] = (
         _row(f"ScaleCrafter + RectifiedHR at {share}", ScaleCrafter(), RectifiedHR(switch_at=share), factors=SQUARE)
         for share in ((0.4, 0.7), (0.5, 0.75), (0.6, 0.8), (0.7, 0.85), (0.8, 0.9), (0.85, 0.95))
     ),
+    _row("DemoFusion, windows without context, latents", replace(BLIND_WINDOWS, resize_in="latents"), factors=SQUARE),
     *(
         _row(
-            f"DemoFusion, windows without context, {space}, exponents {first:g}, {second:g}",
-            DemoFusion(cosine_scale_1=first, cosine_scale_2=second, windows_see_context=False, resize_in=space),
+            f"DemoFusion, windows without context, exponents {first:g}, {second:g}",
+            replace(BLIND_WINDOWS, cosine_scale_1=first, cosine_scale_2=second),
             factors=SQUARE,
         )
-        for space in ("latents", "pixels")
-        for first in (1.0, 3.0)
-        for second in (0.25, 0.5, 1.0)
+        for first, second in ((3.0, 1.0), (3.0, 0.5), (1.0, 0.5), (1.0, 1.0))
     ),
     *(
         _row(

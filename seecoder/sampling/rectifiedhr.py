@@ -5,9 +5,8 @@ arXiv 2503.02537. At 0.8 of the trajectory (and at 0.9 for more than twice the n
 decoded, enlarged, encoded and noised to the next step. The fresh noise costs the latents energy, which a much higher
 guidance scale gives back: 5 becomes 30 after the first change and 50 after the second.
 
-With a method that lets the network see the whole of a larger sample (ScaleCrafter, HiDiffusion) the resolution may
-change as early as half-way: nothing is repeated, and the steps that are left draw real detail, so that no energy is
-lost. Those are the defaults of such a composition.
+With a method that lets the network see the whole of a larger sample (ScaleCrafter, HiDiffusion) nothing is repeated
+and the steps that are left draw real detail, so that no energy is lost: the default of such a composition is no boost.
 """
 
 import math
@@ -25,33 +24,28 @@ if TYPE_CHECKING:
     from seecoder.sampling.composition import Recipe
 
 
-PUBLISHED_SWITCHES, PUBLISHED_BOOST = (0.8, 0.9), (6.0, 10.0)
-EARLY_SWITCHES, NO_BOOST = (0.5, 0.75), (1.0, 1.0)  # where the network knows larger samples
+PUBLISHED_BOOST = (6.0, 10.0)
+NO_BOOST = (1.0, 1.0)  # where the network knows larger samples
 
 
 @dataclass(frozen=True)
 class RectifiedHR:
-    """Settings of RectifiedHR; None takes what is published, or what suits a changed network it is composed with.
+    """Settings of RectifiedHR.
 
     Attributes:
-        switch_at: Shares of the trajectory at which the resolution changes; as many as the scale needs are used
-            (published: 0.8 and 0.9; with a changed network 0.5 and 0.75).
-        guidance_boost: Factor on the guidance scale after each change (published: 30 / 5 and 50 / 5; with a changed
-            network none). A scale of 1 stays 1.
+        switch_at: Shares of the trajectory at which the resolution changes; as many as the scale needs are used. Later
+            is cheaper and safer, earlier leaves more steps for detail.
+        guidance_boost: Factor on the guidance scale after each change. None is the published 30 / 5 and 50 / 5, and
+            with a changed network none. A scale of 1 stays 1.
         resize_in: "pixels" (published; needs the run's decoder and encoder), or "latents".
     """
 
     role: ClassVar[str] = "stages"
     starts_whole: ClassVar[bool] = False
 
-    switch_at: Sequence[float] | None = None
+    switch_at: Sequence[float] = (0.8, 0.9)
     guidance_boost: Sequence[float] | None = None
     resize_in: Space = "pixels"
-
-    def switches(self, *, network_changes: bool = False) -> Sequence[float]:
-        """The shares of the trajectory at which the resolution may change."""
-        default = EARLY_SWITCHES if network_changes else PUBLISHED_SWITCHES
-        return default if self.switch_at is None else self.switch_at
 
     def boosts(self, *, network_changes: bool = False) -> Sequence[float]:
         """The factors on the guidance scale after each change."""
@@ -63,7 +57,7 @@ class RectifiedHR:
         scale = scale_over(size, native_size)
         if scale <= 1.0:
             return [size]
-        switches = min(max(1, math.ceil(math.log2(scale) - 0.05)), len(self.switches()))
+        switches = min(max(1, math.ceil(math.log2(scale) - 0.05)), len(self.switch_at))
         factors = [scale ** (place / switches) / scale for place in range(1, switches + 1)]
         return [base_size(size, native_size), *(scaled_size(size, factor, native_size) for factor in factors)]
 
@@ -74,7 +68,7 @@ class RectifiedHR:
             ValueError: If the settings do not fit, or the run lacks what they need.
         """
         sizes = self.sizes(run.size, run.native_size)
-        shares = self.switches(network_changes=recipe.network is not None)
+        shares = self.switch_at
         boosts = self.boosts(network_changes=recipe.network is not None)
         self._check(run, len(sizes) - 1, len(shares), len(boosts))
         count = len(run.stepper)
