@@ -6,7 +6,7 @@ from html import escape
 
 _COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#ff7f0e", "#9467bd", "#8c564b", "#17becf", "#7f7f7f")
 _WIDTH, _HEIGHT = 520, 260
-_LEFT, _RIGHT, _TOP, _BOTTOM = 62, 12, 30, 40
+_LEFT, _RIGHT, _TOP, _BOTTOM = 62, 24, 28, 40
 _MOST_POINTS = 600  # of a line; more are averaged in groups
 
 Line = Sequence[tuple[float, float]]
@@ -22,30 +22,36 @@ def line_chart(title: str, lines: Mapping[str, Line], *, logarithmic: bool = Fal
         x_name: Below the horizontal axis.
 
     Returns:
-        An `<svg>` element; it says so where there is nothing to draw.
+        A `<figure>`: the title, which wraps, and an `<svg>` with the lines' names above them. It says so where there is
+        nothing to draw.
     """
     kept = {name: _thin(_usable(line, logarithmic)) for name, line in lines.items()}
     kept = {name: line for name, line in kept.items() if line}
-    parts = [f'<text x="{_LEFT}" y="18" class="title">{escape(title)}</text>']
     if not kept:
-        parts.append(f'<text x="{_WIDTH / 2}" y="{_HEIGHT / 2}" text-anchor="middle">nothing recorded yet</text>')
-        return _svg(parts)
+        return _figure(
+            title, [f'<text x="{_WIDTH / 2}" y="{_HEIGHT / 2}" text-anchor="middle">nothing recorded yet</text>']
+        )
     xs = [x for line in kept.values() for x, _ in line]
     ys = [y for line in kept.values() for _, y in line]
     x_range, y_range = _padded(min(xs), max(xs), 0), _padded(min(ys), max(ys), 0.05)
-    parts += _grid(x_range, y_range, logarithmic, x_name)
-    for number, (name, line) in enumerate(kept.items()):
+    parts = _grid(x_range, y_range, logarithmic, x_name)
+    for number, line in enumerate(kept.values()):
         colour = _COLOURS[number % len(_COLOURS)]
         points = " ".join(f"{_across(x, x_range):.1f},{_up(y, y_range):.1f}" for x, y in line)
         parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="1.6"/>')
         if len(line) == 1:
             x, y = points.split(",")
             parts.append(f'<circle cx="{x}" cy="{y}" r="3" fill="{colour}"/>')
-        if len(kept) > 1:
-            top = _TOP + 14 + 14 * number
-            label = f'<text x="{_WIDTH - _RIGHT - 6}" y="{top}" text-anchor="end" fill="{colour}">{escape(name)}</text>'
-            parts.append(label)
-    return _svg(parts)
+    return _figure(title, parts + (_legend(list(kept)) if len(kept) > 1 else []))
+
+
+def _legend(names: Sequence[str]) -> list[str]:
+    """Names side by side above the lines, in their colours."""
+    share = (_WIDTH - _LEFT - _RIGHT) / len(names)
+    return [
+        f'<text x="{_LEFT + share * number:.1f}" y="16" fill="{_COLOURS[number % len(_COLOURS)]}">{escape(name)}</text>'
+        for number, name in enumerate(names)
+    ]
 
 
 def _usable(line: Line, logarithmic: bool) -> list[tuple[float, float]]:
@@ -87,9 +93,20 @@ def ticks(low: float, high: float, most: int = 6) -> list[float]:
     return [round(number * step, 12) for number in range(first, math.floor(high / step) + 1)]
 
 
+def decades(low: float, high: float, most: int = 6) -> list[float]:
+    """Logarithms of 1, 2 and 5 times powers of ten within [low, high]; only the powers where they are too many."""
+    powers = range(math.floor(low), math.ceil(high) + 1)
+    for factors in ((1, 2, 5), (1,)):
+        found = [power + math.log10(factor) for power in powers for factor in factors]
+        kept = [value for value in found if low <= value <= high]
+        if len(kept) <= most:
+            break
+    return kept[:: -(-len(kept) // most)] if len(kept) > 1 else ticks(low, high, most)
+
+
 def _grid(x_range: tuple[float, float], y_range: tuple[float, float], logarithmic: bool, x_name: str) -> list[str]:
     parts = []
-    for value in ticks(*y_range):
+    for value in decades(*y_range) if logarithmic else ticks(*y_range):
         height = _up(value, y_range)
         label = f"{10**value:.3g}" if logarithmic else f"{value:.4g}"
         parts.append(f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{height:.1f}" y2="{height:.1f}" class="grid"/>')
@@ -102,6 +119,6 @@ def _grid(x_range: tuple[float, float], y_range: tuple[float, float], logarithmi
     return parts
 
 
-def _svg(parts: Sequence[str]) -> str:
+def _figure(title: str, parts: Sequence[str]) -> str:
     head = f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}" height="{_HEIGHT}" role="img">'
-    return head + "".join(parts) + "</svg>"
+    return f'<figure class="chart"><figcaption>{escape(title)}</figcaption>{head}{"".join(parts)}</svg></figure>'

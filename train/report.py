@@ -27,9 +27,10 @@ _CHARTS: tuple[tuple[str, tuple[str, ...], bool], ...] = (
 _PREVIEWS = 4  # sheets that are shown: the last, and others evenly before it
 _LINES = 20  # of a list of faults
 _STYLE = """body{font:14px/1.45 system-ui,sans-serif;max-width:1120px;margin:24px auto;padding:0 16px;color:#222}
-svg{font:11px system-ui,sans-serif;fill:#444;background:#fafafa;margin:4px}svg .title{font-weight:600;font-size:12px}
+svg{font:11px system-ui,sans-serif;fill:#444;background:#fafafa;margin:4px}
 .grid{stroke:#ddd}table{border-collapse:collapse}td,th{padding:2px 10px 2px 0;text-align:left;vertical-align:top}
-pre{background:#fafafa;padding:10px;overflow:auto}img{max-width:100%;image-rendering:auto}figure{margin:8px 0}"""
+pre{background:#fafafa;padding:10px;overflow:auto}img{max-width:100%;image-rendering:auto}figure{margin:8px 0}
+figure.chart{display:inline-block;width:528px;vertical-align:top}.chart figcaption{font-weight:600;font-size:13px}"""
 
 
 def write_report(folder: Path, out: Path | None = None) -> Path:

@@ -1,10 +1,11 @@
 import json
+import math
 import re
 import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from train.charts import line_chart, ticks
+from train.charts import decades, line_chart, ticks
 from train.checkpoints import list_checkpoints
 from train.cli import main
 from train.provenance import note_start
@@ -35,6 +36,23 @@ def test_ticks_are_few_and_inside(limits):
     found = ticks(*limits)
     assert 2 <= len(found) <= 6
     assert all(limits[0] <= value <= limits[1] for value in found)
+
+
+@pytest.mark.parametrize(
+    ("limits", "expected"),
+    [
+        ((0.009, 0.25), [0.01, 0.02, 0.05, 0.1, 0.2]),
+        ((0.5, 2000), [1, 10, 100, 1000]),
+        ((1e-9, 1), [1e-9, 1e-7, 1e-5, 1e-3, 1e-1]),
+    ],
+)
+def test_logarithmic_ticks_are_round(limits, expected):
+    found = decades(*(math.log10(limit) for limit in limits))
+    assert [10**value for value in found] == pytest.approx(expected)
+
+
+def test_a_narrow_logarithmic_axis_has_ticks_too():
+    assert len(decades(math.log10(3), math.log10(4))) >= 2
 
 
 def test_charts_are_well_formed_whatever_is_drawn():
