@@ -1,15 +1,15 @@
-"""`python -m train fit --config configs/….yaml [--dotted.overrides …]`; `plan`, the same as a dry run; `report RUN`."""
+"""`python -m train fit --config configs/….yaml [--dotted.overrides …]`; `plan`, a dry run; `scale`; `report RUN`."""
 
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from jsonargparse import ActionYesNo, ArgumentError, ArgumentParser, Namespace
 
-from train.hardware import Hardware
+from train.hardware import Cluster, Hardware
 from train.settings import RunSettings
 
 FINISHED, FAILED, BAD_INPUT, TERMINATED = 0, 1, 2, 143  # 143 = 128 + SIGTERM: a scheduler sees that it was told to stop
@@ -28,6 +28,7 @@ def build_parser() -> ArgumentParser:
     about = {
         "fit": "Train, or continue a training. With --plan: only say what would happen, like the command `plan`.",
         "plan": "Say what `fit` with the same arguments will do, cost and write; needs no GPU and reads no weights.",
+        "scale": "Estimate how long `fit` would take on many GPUs, and what would break first; needs none of them.",
     }
     for name, description in about.items():
         command = ArgumentParser(exit_on_error=False, description=description)
@@ -37,8 +38,12 @@ def build_parser() -> ArgumentParser:
         command.add_class_arguments(RunSettings, "run")
         command.add_subclass_arguments(Stage, "stage", required=True)
         command.add_subclass_arguments(StageData, "data", required=True)
-        if name == "plan":
+        if name != "fit":
             command.add_class_arguments(Hardware, "hardware")
+        if name == "scale":
+            command.add_class_arguments(Cluster, "cluster")
+            help_gpus = "Numbers of GPUs, in place of run.devices and run.num_nodes."
+            command.add_argument("--gpus", type=int, nargs="+", default=[1, 16, 128, 1024], help=help_gpus)
         commands.add_subcommand(name, command)
     report = ArgumentParser(
         exit_on_error=False, description="One page of HTML that shows a run, also while it goes on."
@@ -67,7 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ArgumentError as error:
         return _complain(error, BAD_INPUT)
     if config.command != "fit":
-        return show_plan(config.plan) if config.command == "plan" else report(config.report)
+        show = {"plan": show_plan, "scale": show_scale, "report": report}[config.command]
+        return show(config[config.command])
     try:
         # Renamed in jsonargparse 4.49; the older name warns in newer ones.
         instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
@@ -86,12 +92,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def show_plan(config: Namespace) -> int:
     """Print what a run would do; exit code 2 if it cannot work."""
-    from seecoder.weights import WeightsError
     from train.planning import make_plan
 
+    return _print(lambda run, hardware: make_plan(run, config.stage, config.data, hardware), config)
+
+
+def show_scale(config: Namespace) -> int:
+    """Print what a run would be on many GPUs; exit code 2 on bad input."""
+    from train.scale_table import make_table
+
+    def lines(run: RunSettings, hardware: Hardware) -> Iterator[str]:
+        cluster = Cluster(**config.cluster.as_dict())
+        return make_table(run, config.stage, config.data, hardware, cluster, config.gpus)
+
+    return _print(lines, config)
+
+
+def _print(lines: Callable[[RunSettings, Hardware], Iterator[str]], config: Namespace) -> int:
+    """Print lines as they come."""
+    from seecoder.weights import WeightsError
+
     try:
-        run = RunSettings(**config.run.as_dict())
-        for line in make_plan(run, config.stage, config.data, Hardware(**config.hardware.as_dict())):
+        for line in lines(RunSettings(**config.run.as_dict()), Hardware(**config.hardware.as_dict())):
             print(line, flush=True)
     except (ValueError, TypeError, OSError, WeightsError) as error:
         return _complain(error, BAD_INPUT)

@@ -98,15 +98,28 @@ def pooled_width(unet_config: Mapping[str, Any]) -> int | None:
     return int(unet_config["projection_class_embeddings_input_dim"]) - time_width
 
 
-def seeded_encoder(config: dict[str, Any], seed: int) -> SeeCoder:
+def seeded_encoder(config: dict[str, Any], seed: int, position_gain: float = 0.0) -> SeeCoder:
     """Build an encoder whose initial weights follow from the seed alone.
 
+    Args:
+        config: Arguments of `SeeCoder`.
+        seed: Of the weights.
+        position_gain: Xavier gain of the positional encoding's last weight; 0 leaves it at zero, as published.
+
     Raises:
-        ValueError: An argument is not one of `SeeCoder`.
+        ValueError: An argument is not one of `SeeCoder`, or a gain has no positions to act on.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
-            return SeeCoder(**config)
+            encoder = SeeCoder(**config)
         except TypeError as error:
             raise ValueError(f"`encoder`: {error}") from error
+        if position_gain:
+            positions: Any = encoder.query_transformer.position_encoding
+            if position_gain < 0 or positions is None:
+                raise ValueError(
+                    f"`position_gain`={position_gain} must not be negative, and needs position_aware=true in `encoder`."
+                )
+            torch.nn.init.xavier_normal_(positions.mlp[-1].weight, position_gain)
+    return encoder

@@ -1,7 +1,7 @@
-"""What estimates of a run's speed and memory assume about the machine."""
+"""What estimates of a run's speed and memory assume about the machine, and about many of them."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from train.settings import RunSettings
 
@@ -63,3 +63,55 @@ class Hardware:
     def memory(self, run: RunSettings) -> float:
         """Memory of a device in bytes."""
         return GIB * (self.memory_gib or DEVICES[self.name(run)].memory)
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What estimates assume about many machines; not one of these numbers is measured by us.
+
+    Attributes:
+        gpus_per_node: GPUs of a machine.
+        node_gb: GB/s that a GPU exchanges within its machine; NCCL's own model has at most 235 for A100s (tuning.cc).
+        network_gb: GB/s of the network for each GPU: one port of 200 Gbit/s each.
+        node_latency_us: Microseconds of one step of a ring within a machine; NCCL's model has 3.4.
+        network_latency_us: The same between machines; NCCL's model has 9.6.
+        fixed_seconds: What a micro-batch costs before its first picture: launches, layers too small to fill a GPU.
+            NVIDIA's ControlNet on an A100 trains 21.52 pictures a second in micro-batches of 8 and 27.20 in those of 32
+            (NeMo's performance page): 0.104 s, and 0.0335 s a picture.
+        cores_per_gpu: CPU cores that may read for one GPU.
+        decodes_per_core: JPEG of 512 x 512 pixels that a core reads in a second.
+        opening_ms: Milliseconds to open a shard and read its index of 1,000 samples.
+        picture_kb: Kilobytes of a picture in the shards.
+        storage_gb: GB/s that all machines together get from the storage.
+        samples_per_shard: Samples of a shard.
+        shards: Shards; None: those that are there, else as many as the plan's pictures fill, each seen once.
+        checkpoint_gb: GB/s at which one process writes a checkpoint, its checksum included.
+        hours_between_failures: Hours of one GPU for each interruption; Llama 3 had 419 in 54 days on 16,384 (arXiv
+            2407.21783, section 3.3.4).
+        restart_minutes: From an interruption to the first new step.
+    """
+
+    gpus_per_node: int = 8
+    node_gb: float = 235.0
+    network_gb: float = 25.0
+    node_latency_us: float = 3.4
+    network_latency_us: float = 9.6
+    fixed_seconds: float = 0.1
+    cores_per_gpu: float = 16.0
+    decodes_per_core: float = 250.0
+    opening_ms: float = 3.0
+    picture_kb: float = 100.0
+    storage_gb: float = 10.0
+    samples_per_shard: int = 1000
+    shards: int | None = None
+    checkpoint_gb: float = 0.5
+    hours_between_failures: float = 50_000.0
+    restart_minutes: float = 10.0
+
+    def __post_init__(self):
+        free = ("node_latency_us", "network_latency_us", "fixed_seconds", "opening_ms", "restart_minutes")
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value is not None and not (math.isfinite(value) and (value > 0 or (value == 0 and field.name in free))):
+                least = "at least 0" if field.name in free else "above 0"
+                raise ValueError(f"`cluster.{field.name}`={value} must be {least}, and finite.")

@@ -11,13 +11,13 @@ from data.shards.moments import MEMBER
 from data.shards.opening import open_shards
 from train.costs import Costs, count_costs
 from train.deepspeed import BUCKET
-from train.hardware import GIB, Hardware
+from train.hardware import GIB, Cluster, Hardware
 from train.known_bases import BaseSizes, base_sizes
+from train.scaling import exchange_seconds
 from train.settings import RunSettings
 
 _CONTEXT_GIB = 1.0  # what CUDA, cuDNN and NCCL take before the first tensor
 _FRAGMENTATION = 1.1  # the caching allocator's loss, on activations
-_LINK_BYTES = 25e9  # bytes a second and GPU of the gradient exchange
 
 
 class Impossible(ValueError):
@@ -37,7 +37,7 @@ def make_plan(run: RunSettings, stage: Any, data: Any, hardware: Hardware) -> It
         Impossible: The settings contradict each other, or do not fit the memory.
         ValueError: Likewise, by the settings' own checks.
     """
-    options, source = _plain(stage.init_args), _plain(data.init_args)
+    options, source = plain(stage.init_args), plain(data.init_args)
     batch_size = source["batch_size"]
     processes = run.devices * run.num_nodes
     accumulate = run.micro_batches(batch_size)
@@ -48,7 +48,7 @@ def make_plan(run: RunSettings, stage: Any, data: Any, hardware: Hardware) -> It
         f"{step:,} samples a step, {run.max_steps * step:,} in all"
     )
     yield from _steps(run, options)
-    shards = _open(source)
+    shards = open_if_there(source)
     yield from _shards(run, source, shards, step)
     if not stage.class_path.endswith(".SeeCoderStage"):
         yield f"costs    not estimated for {stage.class_path}; only train.seecoder.SeeCoderStage is counted"
@@ -58,12 +58,31 @@ def make_plan(run: RunSettings, stage: Any, data: Any, hardware: Hardware) -> It
         yield f"costs    not estimated: {options['base']} is in no built-in table; give a local folder to count it"
         return
     image_size = source.get("image_size", 512)
-    _check_fit(options, sizes, image_size)
+    check_fit(options, sizes, image_size)
     yield f"base     {options['base']} ({sizes.origin}); no weights were read"
-    costs = count_costs(
+    costs = count_run(run, options, source, sizes, shards)
+    yield from _networks(costs, options)
+    yield from _throughput(costs, run, hardware, batch_size, accumulate)
+    yield from _disk(costs, run, options)
+    yield from _memory(costs, run, options, hardware, batch_size)
+
+
+def count_run(
+    run: RunSettings, options: Mapping[str, Any], source: Mapping[str, Any], sizes: BaseSizes, shards: ShardSet | None
+) -> Costs:
+    """Count one picture of a run.
+
+    Args:
+        run: Its settings.
+        options: Arguments of `train.seecoder.SeeCoderStage`.
+        source: Arguments of the data source.
+        sizes: The base.
+        shards: What `open_if_there` gave.
+    """
+    return count_costs(
         options["encoder"],
         sizes,
-        image_size,
+        source.get("image_size", 512),
         mixed=run.precision != "32-true",
         frozen_dtype=options.get("frozen_dtype", "float32"),
         vae_dtype=options.get("vae_dtype", "float32"),
@@ -71,10 +90,6 @@ def make_plan(run: RunSettings, stage: Any, data: Any, hardware: Hardware) -> It
         cached_latents=source.get("cached_moments", False) and _cached_share(shards) == 1,
         encoder_size=options.get("encoder_size"),
     )
-    yield from _networks(costs, options)
-    yield from _throughput(costs, run, hardware, batch_size, accumulate)
-    yield from _disk(costs, run, options)
-    yield from _memory(costs, run, options, hardware, batch_size)
 
 
 def _steps(run: RunSettings, options: Mapping[str, Any]) -> Iterator[str]:
@@ -92,8 +107,8 @@ def _steps(run: RunSettings, options: Mapping[str, Any]) -> Iterator[str]:
             raise Impossible(f"`{name}`={late} lie beyond `run.max_steps`={run.max_steps} and would never be reached.")
 
 
-def _open(source: Mapping[str, Any]) -> ShardSet | None:
-    """The run's shards, or None where they are fetched or not built yet."""
+def open_if_there(source: Mapping[str, Any]) -> ShardSet | None:
+    """Open a run's shards; None where they are fetched or not built yet."""
     places = source.get("shards")
     given: list[str | Path] = [*places] if isinstance(places, list) else [str(places)]
     if places is None or source.get("cache") is not None or not all(Path(place).exists() for place in given):
@@ -136,7 +151,7 @@ def _shards(run: RunSettings, source: Mapping[str, Any], shards: ShardSet | None
     )
 
 
-def _check_fit(options: Mapping[str, Any], sizes: BaseSizes, image_size: int) -> None:
+def check_fit(options: Mapping[str, Any], sizes: BaseSizes, image_size: int) -> None:
     """Refuse an encoder or a picture that the base cannot take.
 
     Raises:
@@ -169,7 +184,8 @@ def _throughput(costs: Costs, run: RunSettings, hardware: Hardware, batch_size: 
     processes = run.devices * run.num_nodes
     rate = hardware.peak(run) * hardware.efficiency / costs.total_flops
     step = batch_size * accumulate / rate
-    exchange = 4 * costs.trained / _LINK_BYTES if processes > 1 else 0.0
+    cluster = Cluster(gpus_per_node=run.devices)
+    exchange = exchange_seconds(4 * costs.trained, processes, cluster)
     seconds = run.max_steps * (step + exchange)
     yield (
         f"speed    {rate:.3g} images/s per device ESTIMATED from {hardware.peak(run) / 1e12:g} TFLOP/s "
@@ -177,9 +193,10 @@ def _throughput(costs: Costs, run: RunSettings, hardware: Hardware, batch_size: 
     )
     yield (
         f"time     {step + exchange:.3g} s a step, of which {1000 * exchange:.0f} ms to exchange "
-        f"{4 * costs.trained / 1e6:.0f} MB of gradients at an assumed {_LINK_BYTES / 1e9:g} GB/s; "
-        f"{seconds / 86400:.2f} days in all, {seconds * processes / 3600:,.0f} device-hours, "
-        "reading, evaluation and previews left out (ESTIMATED)"
+        f"{4 * costs.trained / 1e6:.0f} MB of gradients at an assumed {cluster.node_gb:g} GB/s within a node and "
+        f"{cluster.network_gb:g} between them; {seconds / 86400:.2f} days in all, {seconds * processes / 3600:,.0f} "
+        "device-hours, fixed costs, reading, evaluation and previews left out (ESTIMATED; `python -m train scale` has "
+        "them)"
     )
 
 
@@ -272,6 +289,6 @@ def _tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _plain(namespace: Any) -> dict[str, Any]:
-    """A parser's namespace as nested dicts."""
+def plain(namespace: Any) -> dict[str, Any]:
+    """Turn a parser's namespace into nested dicts."""
     return namespace.as_dict() if hasattr(namespace, "as_dict") else dict(namespace)

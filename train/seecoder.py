@@ -40,6 +40,8 @@ class SeeCoderStage(Stage):
             which only makes sense with `init_from`.
         init_from: Weights to start a new stage from (see `train.encoder_weights.load_trained`); the optimizer starts
             afresh.
+        position_gain: How strongly positions count from the first step on: the Xavier gain of the positional encoding's
+            last weight. 0 as published: it starts as the plain encoder, and learns slowly to look at places.
         frozen_dtype: Dtype in which the UNet and the backbone are held.
         vae_dtype: Dtype of the autoencoder.
         context_dropout: Probability of a zero context. Nothing trains on such a sample, because a zero context carries
@@ -66,6 +68,7 @@ class SeeCoderStage(Stage):
         encoder: dict[str, Any],
         backbone_weights: str | None = None,
         init_from: str | None = None,
+        position_gain: float = 0.0,
         frozen_dtype: Literal["float32", "bfloat16", "float16"] = "float32",
         vae_dtype: Literal["float32", "bfloat16"] = "float32",
         context_dropout: float = 0.0,
@@ -86,7 +89,7 @@ class SeeCoderStage(Stage):
         self.vae, self.unet = loaded.vae, loaded.unet
         self.schedule = NoiseSchedule(loaded.scheduler_config)
         self.scheduler_config = loaded.scheduler_config
-        self.encoder = seeded_encoder(encoder, seed)
+        self.encoder = seeded_encoder(encoder, seed, position_gain)
         check_widths(self.encoder, self.unet)
         self.backbone_source = backbone_weights or ""
         if backbone_weights:

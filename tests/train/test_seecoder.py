@@ -123,6 +123,21 @@ def test_position_encoding_starts_at_zero_and_then_learns(stage):
     assert all(float(gradient.abs().max()) > 0 for gradient in later)
 
 
+def test_positions_can_count_from_the_first_step(stage):
+    still, moving = stage(encoder={"position_aware": True}), stage(encoder={"position_aware": True}, position_gain=6.0)
+    again = stage(encoder={"position_aware": True}, position_gain=6.0)
+    for (name, one), (_, other) in zip(
+        still.encoder.named_parameters(), moving.encoder.named_parameters(), strict=True
+    ):
+        assert torch.equal(one, other) == ("position_encoding.mlp.4.weight" not in name)
+    pixels = torch.rand(2, 3, 32, 32)
+    assert not torch.equal(still.encoder.eval()(pixels), moving.encoder.eval()(pixels))
+    assert torch.equal(again.encoder.eval()(pixels), moving.encoder(pixels))
+    for changes in ({"position_gain": 6.0}, {"encoder": {"position_aware": True}, "position_gain": -1.0}):
+        with pytest.raises(ValueError, match="`position_gain`="):
+            stage(**changes)
+
+
 def load_trained_like(aware, plain) -> None:
     state = aware.encoder.state_dict()
     aware.encoder.load_state_dict({**state, **plain.encoder.state_dict()})
