@@ -54,7 +54,7 @@ def draw_inputs(folder: Path) -> list[Path]:
 
 def write_sheet(path: Path, inputs: list[Path], folders: dict[int, Path]) -> None:
     """One row an input: the input, then its first variation at every size."""
-    from seecoder.images import load_image, save_image, to_pil
+    from seecoder.images import ImageError, load_image, save_image, to_pil
     from seecoder.sheet import contact_sheet
 
     columns = [inputs] + [sorted(folder.glob("*.png")) for folder in folders.values()]
@@ -74,6 +74,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1100, help="training steps (default: %(default)s)")
     parser.add_argument("--scenes", type=int, default=30720, help="training scenes (default: %(default)s)")
     options = parser.parse_args()
+    if options.photo is not None:
+        try:
+            load_image(options.photo)
+        except ImageError as error:  # said now, and not after the training
+            parser.exit(2, f"`--photo` {error}\n")
     out: Path = options.out.resolve()
     base = ROOT / "data" / "world" / "base"
     start = time.monotonic()
