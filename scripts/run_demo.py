@@ -54,13 +54,24 @@ def draw_inputs(folder: Path) -> list[Path]:
 
 def write_sheet(path: Path, inputs: list[Path], folders: dict[int, Path]) -> None:
     """One row an input: the input, then its first variation at every size."""
-    from seecoder.images import ImageError, load_image, save_image, to_pil
+    from seecoder.images import load_image, save_image, to_pil
     from seecoder.sheet import contact_sheet
 
     columns = [inputs] + [sorted(folder.glob("*.png")) for folder in folders.values()]
     rows = [[to_pil(load_image(picture)) for picture in row] for row in zip(*columns, strict=True)]
     labels = [["input", *(f"variation at {side}" for side in folders)] for _ in rows]
     save_image(contact_sheet(rows, labels), path)
+
+
+def check_photo(parser: argparse.ArgumentParser, photo: Path | None) -> None:
+    """Refuse a photograph that cannot be read now, and not after the training."""
+    from seecoder.images import ImageError, load_image
+
+    try:
+        if photo is not None:
+            load_image(photo)
+    except ImageError as error:
+        parser.exit(2, f"`--photo`: {error}\n")
 
 
 def main() -> None:
@@ -74,11 +85,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1100, help="training steps (default: %(default)s)")
     parser.add_argument("--scenes", type=int, default=30720, help="training scenes (default: %(default)s)")
     options = parser.parse_args()
-    if options.photo is not None:
-        try:
-            load_image(options.photo)
-        except ImageError as error:  # said now, and not after the training
-            parser.exit(2, f"`--photo` {error}\n")
+    check_photo(parser, options.photo)
     out: Path = options.out.resolve()
     base = ROOT / "data" / "world" / "base"
     start = time.monotonic()
