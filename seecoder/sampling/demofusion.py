@@ -227,15 +227,17 @@ class DemoFusion:
         return dilated_weight(cosine_decay(step.time, step.num_train_timesteps), self.cosine_scale_2)
 
     def _local_paths(self, run: Run, recipe: "Recipe", size: Size) -> list[Path]:
-        if recipe.windows is not None:
-            # The regions' objects stand from the first phase on; other backgrounds would only mislead the network.
-            return recipe.windows.without_bootstrap().paths(run, size, {})
+        # The regions' objects stand from the first phase on; other backgrounds would only mislead the network.
+        windows = self._windows(run, size) if recipe.windows is None else recipe.windows.without_bootstrap()
+        paths = windows.paths(run, size, {})
+        return paths if self.windows_see_context else [replace(path, unconditional=True) for path in paths]
+
+    def _windows(self, run: Run, size: Size) -> MultiDiffusion:
         window = MultiDiffusion().window_size(run.native_size, size)
         stride = self.stride if self.stride is not None else (max(1, window[0] // 2), max(1, window[1] // 2))
         rows, columns = (stride, stride) if isinstance(stride, int) else stride
         move = max(0, min(window[0] - rows, window[1] - columns) // 4) if self.jitter else 0
-        paths = MultiDiffusion(stride=(rows, columns), jitter=move).paths(run, size, {})
-        return paths if self.windows_see_context else [replace(path, unconditional=True) for path in paths]
+        return MultiDiffusion(stride=(rows, columns), jitter=move)
 
     def _global_path(self, run: Run, recipe: "Recipe", size: Size, base: Size) -> Path:
         """Lattices of the blurred sample, or the whole frame under the network that the run is composed with."""
