@@ -27,9 +27,14 @@ def enlarged(run: Run, latents: torch.Tensor, size: Size, space: Space) -> torch
 
     Returns:
         (B, C, *size) in the dtype given.
+
+    Raises:
+        ValueError: Pixels without a decoder and an encoder (`check_enlargement` says so before the first step).
     """
-    if space == "latents" or run.decoder is None or run.encoder is None:
+    if space == "latents":
         return resized(latents, size)
+    if run.decoder is None or run.encoder is None:
+        raise ValueError('resize_in="pixels" needs `decoder` and `encoder`.')
     pixels = run.decoder(latents)
     cell = pixels.shape[-1] // latents.shape[-1]
     large = functional.interpolate(pixels, size=(size[0] * cell, size[1] * cell), mode="bilinear", align_corners=False)

@@ -1,5 +1,6 @@
 """`seecoder vary` and `seecoder panorama` write pictures, a sheet and settings, or nothing."""
 
+import argparse
 import json
 from argparse import Namespace
 from pathlib import Path
@@ -11,10 +12,11 @@ from diffusers import ControlNetModel
 from seecoder import SeeCoderPipeline
 from seecoder.cli import main
 from seecoder.cli.methods import available_methods
+from seecoder.cli.options import add_image_size
 from seecoder.cli.panorama import panorama_methods
 from seecoder.cli.vary import seeds_of, sheet_path
 from seecoder.context import load_context
-from seecoder.images import load_image
+from seecoder.images import ENCODED_SIZE, load_image
 
 
 def pixels_of(picture):
@@ -93,6 +95,9 @@ def test_the_size_at_which_the_encoder_sees_pictures(pictures, networks, tmp_pat
     assert not torch.equal(contexts["own"], contexts["32"])
     files = {size: pixels_of(tmp_path / size / "0001-first-one-seed0.png") for size in contexts}
     assert files["own"] == files["512"] != files["32"]
+    parser = argparse.ArgumentParser()
+    add_image_size(parser)
+    assert parser.parse_args([]).image_size == ENCODED_SIZE  # said twice: options must not wait for torch
     for wrong in ("31", "big"):
         with pytest.raises(SystemExit, match="2"):
             main(["vary", pictures[0], *networks, "--out", str(tmp_path / "x"), "--image-size", wrong])

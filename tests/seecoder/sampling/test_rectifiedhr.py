@@ -117,7 +117,7 @@ def test_a_changed_network_needs_no_boost(make_unet, denoiser_of, make_scheduler
     """With boosts of one the published method is the same but for its guidance: what differs is that alone."""
     unet = make_unet()
 
-    def enlarge(methods, **options) -> torch.Tensor:
+    def enlarge(methods) -> torch.Tensor:
         return sample(
             denoiser_of(unet),
             make_scheduler("ddim"),
