@@ -1,6 +1,7 @@
 """The demo's steps, each a command that a user could type; `scripts/demo` prepares the environment and calls this."""
 
 import argparse
+import os
 import shlex
 import subprocess
 import sys
@@ -12,6 +13,7 @@ sys.path.insert(0, str(ROOT))
 
 HELD_OUT_SEED = 9_000_000  # training shards are drawn from another stream
 SHARD_SEED = 100
+BATCH = 48  # that of configs/world_seecoder.yaml
 # The best of `scripts/highres_table`: re-dilated convolutions, on one trajectory whose resolution grows near its end.
 CASCADE = ("--method", "scalecrafter,rectifiedhr", "--method-option", "switch_at=(0.85, 0.95)")
 METHODS = {64: (), 128: CASCADE, 256: CASCADE}
@@ -27,6 +29,14 @@ def run(title: str, *command: str | Path) -> None:
     if code:
         raise SystemExit(f"The step «{title}» failed with exit code {code}.")
     print(f"({time.monotonic() - start:.0f} s)", flush=True)
+
+
+def processes() -> tuple[str, ...]:
+    """Two processes that share the cores and every batch: on two cores 1.4 times as fast as one with two threads."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if cores < 2:
+        return ()
+    return ("--run.devices", "2", "--run.threads", str(cores // 2), "--data.init_args.batch_size", str(BATCH // 2))
 
 
 def draw_inputs(folder: Path) -> list[Path]:
@@ -82,7 +92,7 @@ def main() -> None:
     )
     parser.add_argument("--photo", type=Path, help="a picture of your own to vary as well")
     parser.add_argument("--count", type=int, default=256, help="held-out scenes of the table (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=1100, help="training steps (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=1500, help="training steps (default: %(default)s)")
     parser.add_argument("--scenes", type=int, default=30720, help="training scenes (default: %(default)s)")
     options = parser.parse_args()
     check_photo(parser, options.photo)
@@ -99,6 +109,7 @@ def main() -> None:
         "Train the encoder: the backbone, the autoencoder and the UNet stay frozen",
         *("python", "-m", "train", "fit", "--config", "configs/world_seecoder.yaml"),
         *("--run.folder", training, "--run.max_steps", str(options.steps), "--data.init_args.shards", shards),
+        *processes(),
     )
     run("Export the encoder", "seecoder", "export", training, encoder, "--overwrite")
     pictures = draw_inputs(inputs)

@@ -20,7 +20,7 @@ ABOVE = SQUARE + WIDE
 TWICE: tuple[Factor, ...] = ((2, 2),)
 FAR: tuple[Factor, ...] = ((2, 2), (4, 4))
 HALF = 8  # half of the world's native side in cells: DemoFusion's stride
-BLIND_WINDOWS = DemoFusion(windows_see_context=False, resize_in="pixels")
+BLIND_WINDOWS = DemoFusion(windows_see_context=False, resize_in="pixels", cosine_scale_1=1.0, cosine_scale_2=0.5)
 
 
 def _row(label: str, *methods: Any, factors: Sequence[Factor] = ABOVE, source: str = "sampled") -> Row:
@@ -68,7 +68,11 @@ CANDIDATES: tuple[Row, ...] = (
         _row(f"ScaleCrafter + RectifiedHR at {share}", ScaleCrafter(), RectifiedHR(switch_at=share), factors=SQUARE)
         for share in ((0.4, 0.7), (0.5, 0.75), (0.6, 0.8), (0.7, 0.85), (0.8, 0.9), (0.85, 0.95))
     ),
-    _row("DemoFusion, windows without context, latents", replace(BLIND_WINDOWS, resize_in="latents"), factors=SQUARE),
+    _row(
+        "DemoFusion, windows without context, latents, exponents 3, 1",
+        replace(BLIND_WINDOWS, resize_in="latents", cosine_scale_1=3.0, cosine_scale_2=1.0),
+        factors=SQUARE,
+    ),
     *(
         _row(
             f"DemoFusion, windows without context, exponents {first:g}, {second:g}",
