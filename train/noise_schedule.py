@@ -81,3 +81,21 @@ class NoiseSchedule(nn.Module):
         abar = self.alphas_cumprod[timesteps]
         snr = abar / (1 - abar)
         return snr.clamp(max=gamma) / (snr if self.prediction == "epsilon" else snr + 1)
+
+    def weighted_timesteps(self, draws: Tensor, gamma: float | None) -> tuple[Tensor, Tensor]:
+        """Timesteps as often as min-SNR weighs them, so that no sample is spent where its loss would hardly count.
+
+        A mean over timesteps in proportion to w, times the mean of w, is the mean of w-weighted losses over uniform
+        ones: the same gradient, from fewer samples (importance sampling; Nichol, Dhariwal 2021, section 3.3).
+
+        Args:
+            draws: (N,) uniform numbers in [0, 1).
+            gamma: That of `min_snr_weights`.
+
+        Returns:
+            (N,) int64 timesteps, and () float32, the mean of w: the weight of every loss.
+        """
+        weights = self.min_snr_weights(torch.arange(self.num_timesteps, device=self.alphas_cumprod.device), gamma)
+        bounds = weights.double().cumsum(0)
+        times = torch.searchsorted(bounds, draws.to(bounds) * bounds[-1], right=True)
+        return times.clamp_(max=self.num_timesteps - 1), weights.mean()

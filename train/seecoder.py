@@ -47,6 +47,8 @@ class SeeCoderStage(Stage):
         context_dropout: Probability of a zero context. Nothing trains on such a sample, because a zero context carries
             no trained parameter; so the default is off.
         min_snr_gamma: Weigh the loss by min-SNR; None is the plain mean square.
+        timestep_sampling: "uniform", and every loss is multiplied by its weight; or "weighted": timesteps are drawn as
+            often as they weigh, which is the same gradient with less noise.
         gradient_checkpointing: Parts that recompute activations in the backward pass, to save memory.
         compiled: Parts that `torch.compile` makes faster after some minutes of work at the first step; for pictures of
             one size.
@@ -73,6 +75,7 @@ class SeeCoderStage(Stage):
         vae_dtype: Literal["float32", "bfloat16"] = "float32",
         context_dropout: float = 0.0,
         min_snr_gamma: float | None = None,
+        timestep_sampling: Literal["uniform", "weighted"] = "uniform",
         gradient_checkpointing: tuple[Literal["encoder", "unet"], ...] = (),
         compiled: tuple[Literal["decoder", "unet"], ...] = (),
         encoder_size: int | None = None,
@@ -101,6 +104,7 @@ class SeeCoderStage(Stage):
             {"decoder": self.encoder.decoder, "unet": self.unet}[name].compile(dynamic=False)
         self.base_source, self.encoder_size = base, encoder_size
         self.context_dropout, self.min_snr_gamma = context_dropout, min_snr_gamma
+        self.timestep_sampling = timestep_sampling
         self.preview, self.export_encoder = preview, export_encoder
 
     def _freeze(self, frozen_dtype: str, gradient_checkpointing: tuple[str, ...]) -> None:
@@ -123,12 +127,21 @@ class SeeCoderStage(Stage):
         if self.context_dropout:
             kept = uniform(self.seed, "context_dropout", keys, 1) >= self.context_dropout
             context = context * kept.to(context).unsqueeze(-1)
-        errors, times = self.errors(batch, keys, context, pooled)
+        times, weights = self.draw_timesteps(keys)
+        errors, times = self.errors(batch, keys, context, pooled, times)
         for level in range(NUM_LEVELS):
             chosen = (times * NUM_LEVELS // self.schedule.num_timesteps) == level
             if chosen.any():
                 self.record(f"loss_level_{level + 1}", errors[chosen].mean())
-        return (errors * self.schedule.min_snr_weights(times, self.min_snr_gamma)).mean()
+        return (errors * weights.to(errors.device)).mean()
+
+    def draw_timesteps(self, keys: Tensor) -> tuple[Tensor, Tensor]:
+        """Timesteps of the samples' own, and what their losses count."""
+        if self.timestep_sampling == "weighted":
+            draws = uniform(self.seed, "timestep", keys, 1)[:, 0].double()
+            return self.schedule.weighted_timesteps(draws, self.min_snr_gamma)
+        times = timesteps(self.seed, keys, self.schedule.num_timesteps).to(self.schedule.alphas_cumprod.device)
+        return times, self.schedule.min_snr_weights(times, self.min_snr_gamma)
 
     def encode(self, batch: dict[str, Any], keys: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Context and pooled vector of a batch; with keys, positions get their samples' own jitter."""
@@ -163,14 +176,24 @@ class SeeCoderStage(Stage):
         return None if self.encoder_size is not None else MapsSource.of(self.encoder, size)
 
     def errors(
-        self, batch: dict[str, Any], keys: Tensor, context: Tensor, pooled: Tensor | None
+        self,
+        batch: dict[str, Any],
+        keys: Tensor,
+        context: Tensor,
+        pooled: Tensor | None,
+        times: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Mean square error of each sample for a context, and the timesteps; noise depends on the keys alone."""
+        """Mean square error of each sample for a context, and the timesteps; noise depends on the keys alone.
+
+        Timesteps that are not given are the keys' uniform ones.
+        """
         mean, std = self.moments(batch)
         shape, device = mean.shape[1:], mean.device
         latents = mean + std * normal(self.seed, "posterior", keys, shape).to(device)
         noise = normal(self.seed, "noise", keys, shape).to(device)
-        times = timesteps(self.seed, keys, self.schedule.num_timesteps).to(device)
+        if times is None:
+            times = timesteps(self.seed, keys, self.schedule.num_timesteps)
+        times = times.to(device)
         noisy = self.schedule.add_noise(latents, noise, times).contiguous(memory_format=torch.channels_last)
         dtype = self.unet.dtype
         extra = size_condition(self.unet, None if pooled is None else pooled.to(dtype), *batch["pixels"].shape[-2:])

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._inductor import config as inductor_config
 
 from data.world.detail import spectrum_distance
 from data.world.evaluation import Sampling, rates, sample_pictures
@@ -55,6 +56,20 @@ def counted(unet: torch.nn.Module, native_size: tuple[int, int]) -> Iterator[Wor
         handle.remove()
 
 
+@contextmanager
+def compiled(unet: Any, wanted: bool) -> Iterator[None]:
+    """Run compiled code for a UNet inside the block; its weights, names and hooks stay as they are."""
+    if not wanted:
+        yield
+        return
+    unet.forward = torch.compile(unet.forward)
+    try:
+        with inductor_config.patch(freezing=True):  # weights are packed once for the whole cell
+            yield
+    finally:
+        del unet.forward
+
+
 @dataclass(frozen=True)
 class Row:
     """One row of the table: how pictures come about.
@@ -71,6 +86,11 @@ class Row:
     methods: Sequence[Any] = ()
     source: str = "sampled"
     factors: Sequence[Factor] = field(default_factory=tuple)
+
+    @property
+    def changes_network(self) -> bool:
+        """Whether a method changes the UNet's layers while it samples: compiled code would not be that UNet's."""
+        return any(method.role == "network" for method in self.methods)
 
     def fits(self, factor: Factor) -> bool:
         """Whether the row has a cell at this size."""

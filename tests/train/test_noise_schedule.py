@@ -87,3 +87,19 @@ def test_min_snr_weights():
 def test_other_predictions_are_refused():
     with pytest.raises(ValueError, match="sample"):
         schedule("sample")
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("gamma", [0.2, 5.0, None])
+def test_weighted_timesteps_have_the_mean_of_weighted_losses(prediction, gamma):
+    process = schedule(prediction)
+    draws = (torch.arange(400_000, dtype=torch.float64) + 0.5) / 400_000
+    times, weight = process.weighted_timesteps(draws, gamma)
+    assert times.dtype == torch.int64
+    errors = torch.rand(1000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    expected = (errors * process.min_snr_weights(torch.arange(1000), gamma)).mean()
+    assert float((errors[times] * weight).mean()) == pytest.approx(float(expected), rel=1e-4)
+    shares = torch.bincount(times, minlength=1000) / len(times)
+    assert torch.allclose(shares, process.min_snr_weights(torch.arange(1000), gamma) / weight / 1000, atol=3e-6)
+    ends, _ = process.weighted_timesteps(torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64), gamma)
+    assert ends.tolist() == [0, 999]

@@ -227,15 +227,34 @@ def test_context_dropout_zeroes_whole_contexts(stage, monkeypatch):
     monkeypatch.setattr(
         trained,
         "errors",
-        lambda batch, keys, context, pooled: (
+        lambda batch, keys, context, *rest: (
             seen.append(context.detach()),
-            original(batch, keys, context, pooled),
+            original(batch, keys, context, *rest),
         )[1],
     )
     trained.loss(batch_of(16))
     dropped = (seen[0].flatten(1) == 0).all(1)
     assert 0 < int(dropped.sum()) < 16
     assert not bool((seen[0][~dropped] == 0).all(1).any())
+
+
+def test_drawing_timesteps_by_their_weights_is_the_same_loss_on_average_with_less_noise(stage):
+    settings = {"encoder": {"decoder_dropout": 0.0}, "min_snr_gamma": 0.2}
+    keys = torch.stack([torch.zeros(20_000, dtype=torch.int64), torch.arange(20_000)], dim=1)
+    losses = []
+    for sampling in ("uniform", "weighted"):
+        trained = stage(timestep_sampling=sampling, **settings)
+        times, weights = trained.draw_timesteps(keys)
+        losses.append((1 + times / 1000) * weights)  # any error that varies little between timesteps
+    uniform_losses, weighted_losses = losses
+    assert float(weighted_losses.mean()) == pytest.approx(float(uniform_losses.mean()), rel=0.02)
+    assert float(weighted_losses.std()) < 0.4 * float(uniform_losses.std())
+    assert torch.equal(weights, trained.schedule.min_snr_weights(torch.arange(1000), 0.2).mean())
+    batch = batch_of(4)
+    times, weights = trained.draw_timesteps(batch["keys"])
+    errors, seen = trained.errors(batch, batch["keys"], trained.encode(batch, None)[0], None, times)
+    assert torch.equal(seen, times)
+    assert torch.allclose(trained.loss(batch), (errors * weights).mean(), atol=1e-6)
 
 
 def test_own_context_beats_a_shuffled_one_after_overfitting(stage):

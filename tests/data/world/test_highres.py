@@ -5,7 +5,7 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 
 from data.world.evaluation import Sampling
-from data.world.highres import Row, counted, judged, measure, pictures_of
+from data.world.highres import Row, compiled, counted, judged, measure, pictures_of
 from data.world.highres_rows import ABLATIONS, ABOVE, ROWS, chosen
 from data.world.render import render
 from data.world.scenes import sample_scenes
@@ -115,3 +115,41 @@ def test_rows_say_where_they_belong():
     assert Row("everywhere").fits((7, 7))
     assert not Row("twice", [ScaleCrafter()], factors=((2, 2),)).fits((3, 3))
     assert all(set(row.factors) <= {(1, 1), *ABOVE} for row in ROWS + ABLATIONS)
+
+
+def test_only_rows_that_leave_the_network_alone_may_run_compiled():
+    changing = {row.label for row in ROWS if row.changes_network}
+    assert changing == {"HiDiffusion"} | {row.label for row in ROWS if "ScaleCrafter" in row.label}
+
+
+def test_compiled_code_ends_with_its_block(pipeline):
+    def fail() -> None:
+        with compiled(pipeline.unet, True):
+            assert "forward" in vars(pipeline.unet)
+            raise RuntimeError("on purpose")
+
+    with pytest.raises(RuntimeError, match="on purpose"):
+        fail()
+    with compiled(pipeline.unet, False):
+        assert "forward" not in vars(pipeline.unet)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_compiled_code_says_the_same_for_any_number_of_views(pipeline):
+    def outputs() -> list[torch.Tensor]:
+        generator = torch.Generator().manual_seed(0)
+        answers = []
+        for count in (4, 6, 3):
+            latents = torch.randn(count, 4, 16, 16, generator=generator)
+            tokens = torch.randn(count, 5, 8, generator=generator)
+            times = torch.full((count,), 500)
+            answers.append(pipeline.unet(latents, times, encoder_hidden_states=tokens).sample)
+        return answers
+
+    with torch.no_grad():
+        plain = outputs()
+        with compiled(pipeline.unet, True):
+            fast = outputs()
+    for one, other in zip(plain, fast, strict=True):
+        assert torch.allclose(one, other, atol=1e-5)
