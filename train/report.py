@@ -18,6 +18,7 @@ _CHARTS: tuple[tuple[str, tuple[str, ...], bool], ...] = (
     ("loss (the timestep dominates it: a smooth fall says little)", ("loss", "held_out_loss"), True),
     ("loss by noise level (1: little noise, 4: almost only noise)", _LEVELS, True),
     ("held-out gaps on the same noise (shuffled above zero: the context is used)", ("gap_shuffled", "gap_none"), False),
+    ("similarity of a picture's tokens (1: one token, repeated)", ("token_similarity",), False),
     ("gradient norm before clipping", ("gradient_norm",), True),
     ("learning rate", ("learning_rate",), False),
     ("images a second", ("images_per_second",), False),

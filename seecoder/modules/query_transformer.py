@@ -14,7 +14,7 @@ from seecoder.modules.positional_encoding import PositionalEncoding
 
 __all__ = ["QueryBlock", "QueryTransformer"]
 
-INITIAL_GAIN = 0.2  # of the last norm, whose output is the context
+INITIAL_BRANCH = 0.1  # of what self-attention and feed-forward parts add to a query, relative to Xavier's size
 
 
 class QueryBlock(nn.Module):
@@ -34,6 +34,12 @@ class QueryBlock(nn.Module):
         self.self_attention_norm = nn.LayerNorm(dim)
         self.feed_forward = FeedForward(dim, ffn_dim)
         self.feed_forward_norm = nn.LayerNorm(dim)
+        # What these parts add is nearly the same for all queries. At full size, unlike here, the first steps make it
+        # larger than what tells the queries apart, and the context becomes one token, repeated (Dong et al. 2021,
+        # "Attention is not all you need"; small branches after Wang et al. 2022, DeepNet, Sec. 4).
+        with torch.no_grad():
+            self.self_attention.out.weight.mul_(INITIAL_BRANCH)
+            self.feed_forward.linear2.weight.mul_(INITIAL_BRANCH)
 
     def forward(
         self,
@@ -99,11 +105,7 @@ class QueryTransformer(CheckpointedModule):
         # Row 0 belongs to the finest level: the other way round than the decoder's table, as released.
         # Small, unlike the released code's N(0, 1): it is the same for every picture, and at that size it drowns them.
         self.level_embedding = nn.Parameter(0.02 * torch.randn(num_levels, dim))
-        blocks = [QueryBlock(dim, num_heads, ffn_dim) for _ in range(num_layers)]
-        # The context starts near zero, which a base takes for "no condition". At full size it starts as a wrong
-        # condition, and the first hundred steps only teach the encoder to say the same about every picture.
-        nn.init.constant_(blocks[-1].feed_forward_norm.weight, INITIAL_GAIN)
-        self.blocks = nn.ModuleList(blocks)
+        self.blocks = nn.ModuleList(QueryBlock(dim, num_heads, ffn_dim) for _ in range(num_layers))
         self.position_encoding = PositionalEncoding(dim) if position_aware else None
 
     def forward(self, levels: Sequence[torch.Tensor], position_jitter: torch.Tensor | None = None) -> torch.Tensor:

@@ -6,7 +6,7 @@ import torch
 from seecoder import SeeCoder
 from seecoder.checkpoint import read_trained
 from train.encoder_weights import load_trained
-from train.seecoder import SeeCoderStage
+from train.seecoder import SeeCoderStage, token_similarity
 from train.settings import EmaSettings, OptimizerSettings
 
 
@@ -255,6 +255,13 @@ def test_drawing_timesteps_by_their_weights_is_the_same_loss_on_average_with_les
     errors, seen = trained.errors(batch, batch["keys"], trained.encode(batch, None)[0], None, times)
     assert torch.equal(seen, times)
     assert torch.allclose(trained.loss(batch), (errors * weights).mean(), atol=1e-6)
+
+
+def test_token_similarity_tells_one_repeated_token_from_many():
+    tokens = torch.randn(3, 1, 8, generator=torch.Generator().manual_seed(0))
+    assert token_similarity(3 * tokens.expand(3, 5, 8)) == pytest.approx(1, abs=1e-6)
+    assert token_similarity(torch.eye(8)[None, :5]) == pytest.approx(0, abs=1e-6)
+    assert token_similarity(torch.tensor([[[1.0, 0.0], [-2.0, 0.0]]])) == pytest.approx(-1, abs=1e-6)
 
 
 def test_own_context_beats_a_shuffled_one_after_overfitting(stage):

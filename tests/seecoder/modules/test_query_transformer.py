@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from seecoder.modules.attention import Attention
-from seecoder.modules.query_transformer import INITIAL_GAIN, QueryTransformer
+from seecoder.modules.query_transformer import QueryTransformer
 
 SIZES = ((5, 3), (3, 2), (1, 2))
 GLOBAL, LOCAL, DIM = 2, 4, 16
@@ -114,12 +114,17 @@ def test_every_parameter_gets_a_gradient():
         assert parameter.grad.abs().max() > 1e-9 or name.endswith("key.bias"), name
 
 
-def test_the_context_starts_near_no_condition_and_says_something_about_the_picture():
+def test_the_context_starts_as_tokens_that_differ_and_say_something_about_the_picture():
     torch.manual_seed(0)
-    transformer = QueryTransformer(3, 32, 4, 3, 64, GLOBAL, LOCAL, position_aware=False)
+    transformer = QueryTransformer(3, 32, 4, 9, 64, 4, 16, position_aware=False)
     levels = [torch.randn(16, 32, *size) for size in SIZES]
     with torch.no_grad():
         context = transformer(levels)
-    assert context.pow(2).mean().sqrt() == pytest.approx(INITIAL_GAIN, rel=1e-3)  # as much as a layer norm lets through
+    assert context.pow(2).mean().sqrt() == pytest.approx(1, rel=1e-3)  # a layer norm's
     share = context.var(0, correction=0).sum() / context.pow(2).mean(0).sum()
     assert share > 0.1, "nearly all of the context is the same for every picture"
+    directions = nn.functional.normalize(context, dim=-1)
+    cosines = (directions @ directions.transpose(1, 2)).mean(0)
+    for group in (cosines[:4, :4], cosines[4:, 4:]):  # global, local
+        alike = (group.sum() - group.trace()) / (group.numel() - len(group))
+        assert alike < 0.75, "the queries start as one token, repeated"
