@@ -15,7 +15,7 @@ sys.path.insert(0, str(ROOT))
 
 HELD_OUT_SEED = 9_000_000  # training shards are drawn from another stream
 SHARD_SEED = 100
-BATCH = 48  # that of configs/world_seecoder.yaml
+BATCH = 32  # that of configs/world_seecoder.yaml
 # The best of `scripts/highres_table`: re-dilated convolutions, on one trajectory whose resolution grows near its end.
 CASCADE = ("--method", "scalecrafter,rectifiedhr", "--method-option", "switch_at=(0.85, 0.95)")
 METHODS = {64: (), 128: CASCADE, 256: CASCADE}
@@ -101,7 +101,7 @@ def main() -> None:
     )
     parser.add_argument("--photo", type=Path, help="a picture of your own to vary as well")
     parser.add_argument("--count", type=int, default=256, help="held-out scenes of the table (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=1200, help="training steps (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=1800, help="training steps (default: %(default)s)")
     parser.add_argument("--scenes", type=int, default=30720, help="training scenes (default: %(default)s)")
     options = parser.parse_args()
     check_photo(parser, options.photo)
