@@ -101,7 +101,7 @@ def main() -> None:
     )
     parser.add_argument("--photo", type=Path, help="a picture of your own to vary as well")
     parser.add_argument("--count", type=int, default=256, help="held-out scenes of the table (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=1800, help="training steps (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=1700, help="training steps (default: %(default)s)")
     parser.add_argument("--scenes", type=int, default=30720, help="training scenes (default: %(default)s)")
     options = parser.parse_args()
     check_photo(parser, options.photo)
@@ -119,7 +119,7 @@ def main() -> None:
         "Train the encoder: the backbone, the autoencoder and the UNet stay frozen",
         *("python", "-m", "train", "fit", "--config", "configs/world_seecoder.yaml"),
         *("--run.folder", training, "--run.max_steps", str(options.steps), "--data.init_args.shards", shards),
-        *("--run.evaluate_every", "200"),
+        *("--run.evaluate_every", "300", "--run.checkpoint_every", "600"),
         *shared_out,
         environment=environment,
     )
