@@ -1,6 +1,7 @@
 """The rows of the panorama table, and how one is measured."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,6 +46,15 @@ def panorama_rows() -> tuple[PanoramaRow, ...]:
             for weight in (PUBLISHED_WEIGHT, 100.0, 500.0, 2000.0)
         ),
     )
+
+
+def chosen_panoramas(names: Sequence[str]) -> tuple[list[PanoramaRow], list[str]]:
+    """Panorama rows by name, all if no name is one of theirs; and the names that are not."""
+    rows = panorama_rows()
+    wanted = {name.strip().lower() for name in names}
+    found = [row for row in rows if row.label.lower() in wanted]
+    others = [name for name in names if name.strip().lower() not in {row.label.lower() for row in rows}]
+    return found or list(rows), others
 
 
 def measure_panoramas(

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from data.world.conditioner import WorldConditioner
-from data.world.panorama_rows import panorama_rows
+from data.world.panorama_rows import chosen_panoramas, panorama_rows
 from data.world.panoramas import (
     background_degrees,
     hue_spread,
@@ -65,3 +65,12 @@ def test_panoramas_are_told_neither_background_nor_layout():
 def test_rows_differ_in_name():
     labels = [row.label for row in panorama_rows()]
     assert len(set(labels)) == len(labels)
+
+
+def test_rows_are_chosen_by_name_and_other_names_are_left():
+    everything = list(panorama_rows())
+    assert chosen_panoramas([]) == (everything, [])
+    assert chosen_panoramas(["plain"]) == (everything, ["plain"])
+    found, others = chosen_panoramas([" multidiffusion, CLOSED loop", "plain"])
+    assert [row.label for row in found] == ["MultiDiffusion, closed loop"]
+    assert others == ["plain"]
