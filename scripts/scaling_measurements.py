@@ -55,6 +55,7 @@ def make_stage(options: dict[str, Any]) -> SeeCoderStage:
         backbone_weights=str(ROOT / options["backbone_weights"]),
         frozen_dtype=options.get("frozen_dtype", "float32"),
         min_snr_gamma=options.get("min_snr_gamma"),
+        timestep_sampling=options.get("timestep_sampling", "uniform"),
         ema=EmaSettings(**options["ema"]),
     )
 

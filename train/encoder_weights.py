@@ -17,8 +17,8 @@ POSITION_KEY = "position_encoding"  # part of the names of what a position-aware
 def load_trained(encoder: SeeCoder, source: str) -> None:
     """Start a new stage from weights, with a fresh optimizer.
 
-    A plain encoder's weights may start a position-aware one: its positional encoding begins with a last layer of
-    zeros, so that the first step sees exactly the plain encoder.
+    A plain encoder's weights may start a position-aware one: without `position_gain` its positional encoding begins
+    with a last layer of zeros, so that the first step sees exactly the plain encoder.
 
     Args:
         encoder: Whose trained weights are replaced. The backbone is, too, if the source holds one.

@@ -1,7 +1,7 @@
 """The forward process in float32, from the base model's own scheduler config.
 
-bf16 has 733 distinct values for the 1,000 of the schedule and turns timestep 999 into 1000, so nothing here ever
-leaves float32 and int64.
+bf16 has 733 distinct values for the 1,000 of the schedule and turns timestep 999 into 1000, so nothing here is ever
+less than float32 and int64.
 """
 
 from collections.abc import Mapping
@@ -95,7 +95,8 @@ class NoiseSchedule(nn.Module):
         Returns:
             (N,) int64 timesteps, and () float32, the mean of w: the weight of every loss.
         """
-        weights = self.min_snr_weights(torch.arange(self.num_timesteps, device=self.alphas_cumprod.device), gamma)
-        bounds = weights.double().cumsum(0)
+        device = self.alphas_cumprod.device
+        weights = self.min_snr_weights(torch.arange(self.num_timesteps, device=device), gamma)
+        bounds = weights.double().cpu().cumsum(0)  # on the CPU: the same timesteps on every device
         times = torch.searchsorted(bounds, draws.to(bounds) * bounds[-1], right=True)
-        return times.clamp_(max=self.num_timesteps - 1), weights.mean()
+        return times.clamp_(max=self.num_timesteps - 1).to(device), weights.mean()

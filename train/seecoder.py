@@ -57,7 +57,8 @@ class SeeCoderStage(Stage):
             no trained parameter; so the default is off.
         min_snr_gamma: Weigh the loss by min-SNR; None is the plain mean square.
         timestep_sampling: "uniform", and every loss is multiplied by its weight; or "weighted": timesteps are drawn as
-            often as they weigh, which is the same gradient with less noise.
+            often as they weigh, which is the same gradient with less noise;
+            `loss_level_*` in the log are then means over these.
         gradient_checkpointing: Parts that recompute activations in the backward pass, to save memory.
         compiled: Parts that `torch.compile` makes faster after some minutes of work at the first step; for pictures of
             one size.
@@ -113,6 +114,8 @@ class SeeCoderStage(Stage):
             {"decoder": self.encoder.decoder, "unet": self.unet}[name].compile(dynamic=False)
         self.base_source, self.encoder_size = base, encoder_size
         self.context_dropout, self.min_snr_gamma = context_dropout, min_snr_gamma
+        if timestep_sampling not in ("uniform", "weighted"):
+            raise ValueError(f'`timestep_sampling`={timestep_sampling!r} is unknown; use "uniform" or "weighted".')
         self.timestep_sampling = timestep_sampling
         self.preview, self.export_encoder = preview, export_encoder
 

@@ -68,6 +68,7 @@ def compiled(unet: Any, wanted: bool) -> Iterator[None]:
             yield
     finally:
         del unet.forward
+        torch.compiler.reset()  # else the shapes of all blocks share one limit, past which nothing is compiled
 
 
 @dataclass(frozen=True)
