@@ -46,11 +46,14 @@ def test_gradients_of_two_processes_equal_those_of_one(settings, fit, load, tmp_
     assert fit(config("accumulated", **{"data.init_args.batch_size": 1, "run.accumulate": 4})) == 0
     run(config("two", **{"data.init_args.batch_size": 2, "run.devices": 2, "run.strategy": "ddp"}), tmp_path)
     expected = gradients(load(tmp_path / "one" / "step-00000001.ckpt"))
-    scale = max(float(gradient.abs().max()) for gradient in expected)
+    norm = torch.cat([gradient.flatten() for gradient in expected]).norm()
     for name in ("accumulated", "two"):
         found = gradients(load(tmp_path / name / "step-00000001.ckpt"))
-        worst = max(float((one - other).abs().max()) for one, other in zip(expected, found, strict=True))
-        assert worst < 1e-5 * scale, name
+        differences = [one - other for one, other in zip(expected, found, strict=True)]
+        # Gradients are ten times these moments. Measured: 1.5e-6 at most, of a largest gradient of 0.08.
+        assert max(float(difference.abs().max()) for difference in differences) < 1e-6, name
+        # Float32 leaves 1.4e-5: what lies before a GroupNorm is a small sum of large parts.
+        assert float(torch.cat([difference.flatten() for difference in differences]).norm() / norm) < 3e-5, name
 
 
 @pytest.mark.slow
