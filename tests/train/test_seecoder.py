@@ -332,3 +332,26 @@ def test_weights_of_other_sizes_are_refused(stage, settings, fit, tmp_path, caps
     encoder = stage(encoder={"query_layers": 4}).encoder
     with pytest.raises(RuntimeError, match="does not fit"):
         load_trained(encoder, str(tmp_path / "run"))
+
+
+def test_gradients_of_a_batch_are_the_mean_of_its_samples_in_float64(stage):
+    trained = stage(encoder={"decoder_dropout": 0.0, "decoder_attention": "spatial"}).train()
+    batch = batch_of(4)
+    mean, std = trained.moments(batch)
+    maps = [level.double() for level in trained.encoder.compute_maps(batch["pixels"].float() / 255)]
+    for part in (trained.encoder, trained.unet):
+        part.double()
+
+    def gradients(parts: list[slice]) -> torch.Tensor:
+        trained.zero_grad()
+        for rows in parts:
+            context = trained.encoder.encode_maps([level[rows] for level in maps], None).context
+            own = {"pixels": batch["pixels"][rows], "latent_mean": mean[rows], "latent_std": std[rows]}
+            (trained.errors(own, batch["keys"][rows], context, None)[0].sum() / 4).backward()
+        found = [weight.grad for weight in trained.encoder.parameters() if weight.grad is not None]
+        return torch.cat([gradient.flatten() for gradient in found])
+
+    whole = gradients([slice(0, 4)])
+    singly = gradients([slice(row, row + 1) for row in range(4)])
+    assert float(whole.norm()) > 0
+    assert float((whole - singly).norm() / whole.norm()) < 1e-12
