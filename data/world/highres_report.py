@@ -1,8 +1,12 @@
 """The table of methods on disk: cells that are measured once, kept when a run is cut short, and read by people."""
 
+import fcntl
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -56,9 +60,14 @@ def parsed_factor(name: str) -> Factor:
     return (int(height) if height else int(width), int(width))
 
 
+def described(method: Any) -> str:
+    """A method's settings, the same in every process: a function's `repr` names where it lies in memory."""
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(method))
+
+
 def fingerprint(**settings: Any) -> str:
     """A short name for everything that a cell's numbers depend on, the number of pictures left out."""
-    return hashlib.sha256(json.dumps(settings, sort_keys=True, default=repr).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(settings, sort_keys=True, default=described).encode()).hexdigest()[:16]
 
 
 def file_digest(path: Path) -> str:
@@ -67,7 +76,7 @@ def file_digest(path: Path) -> str:
 
 
 class Report:
-    """The cells measured so far, kept in one JSON file.
+    """The cells measured so far, kept in one JSON file that several processes may fill at once.
 
     Args:
         path: The file; what it holds already is kept.
@@ -78,23 +87,52 @@ class Report:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.content: dict[str, Any] = {"about": {}, "cells": {}, "panoramas": {}}
-        if path.is_file():
-            try:
-                found = json.loads(path.read_text())
-                self.content |= {key: dict(found[key]) for key in self.content}
-            except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
-                raise ValueError(f"{path} is no report of this script ({error}); move it away.") from error
+        self.content = self._read()
+
+    def _read(self) -> dict[str, Any]:
+        empty: dict[str, Any] = {"about": {}, "cells": {}, "panoramas": {}}
+        if not self.path.is_file():
+            return empty
+        try:
+            found = json.loads(self.path.read_text())
+            return {key: dict(found[key]) for key in empty}
+        except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{self.path} is no report of this script ({error}); move it away.") from error
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keep other processes out while the file is read and written."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        folder = os.open(self.path.parent, os.O_RDONLY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX)  # given back by the system if we are killed
+            yield
+        finally:
+            os.close(folder)
+
+    def describe(self, **about: Any) -> None:
+        """Say how the cells come about; `commands` are added to those that are there, all else is replaced."""
+        with self._alone():
+            self.content = self._read()
+            earlier = self.content["about"].get("commands", [])
+            commands = list(dict.fromkeys([*earlier, *about.pop("commands", [])]))
+            self.content["about"] = about | {"commands": commands}
+            self._write()
 
     def has(self, part: str, group: str, label: str, mark: str, pictures: int) -> bool:
         """Whether a cell is there already, measured the same way on at least so many pictures."""
+        self.content = self._read()
         cell = self.content[part].get(group, {}).get(label, {})
         return cell.get("fingerprint") == mark and cell.get("pictures", 0) >= pictures
 
     def put(self, part: str, group: str, label: str, cell: Mapping[str, Any]) -> None:
-        """Keep a cell, on disk at once."""
-        self.content[part].setdefault(group, {})[label] = dict(cell)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        """Keep a cell, on disk at once, beside those that other processes have put there."""
+        with self._alone():
+            self.content = self._read()
+            self.content[part].setdefault(group, {})[label] = dict(cell)
+            self._write()
+
+    def _write(self) -> None:
         with atomic_path(self.path) as path:
             path.write_text(json.dumps(self.content, indent=1) + "\n")
 

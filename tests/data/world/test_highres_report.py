@@ -1,9 +1,13 @@
 import json
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
 
 import pytest
 
 from data.world.highres import Row
-from data.world.highres_report import Report, factor_name, fingerprint, parsed_factor, table
+from data.world.highres_report import Report, described, factor_name, fingerprint, parsed_factor, table
 
 
 @pytest.mark.parametrize(("name", "factor"), [("2", (2, 2)), ("3x", (3, 3)), ("4x1", (1, 4)), (" 1X2 ", (2, 1))])
@@ -28,6 +32,26 @@ def test_a_cell_is_kept_until_its_settings_or_its_count_change(tmp_path):
     assert not report.has("cells", "2x", "plain", fingerprint(steps=30, row=["a"]), 8)
     assert not report.has("cells", "3x", "plain", mark, 8)
     assert [entry.name for entry in path.parent.iterdir()] == ["table.json"]
+
+
+def fill(path: Path, process: int) -> None:
+    report = Report(path)
+    report.describe(steps=5, commands=[f"run {process}"])
+    for cell in range(20):
+        report.put("cells", "2x", f"{process} {cell}", {"pictures": 1})
+
+
+def test_processes_that_fill_one_report_lose_no_cell(tmp_path):
+    path = tmp_path / "table.json"
+    with ProcessPoolExecutor(3, mp_context=get_context("fork")) as pool:
+        list(pool.map(partial(fill, path), range(3)))
+    content = Report(path).content
+    assert len(content["cells"]["2x"]) == 60
+    assert sorted(content["about"]["commands"]) == ["run 0", "run 1", "run 2"]
+
+
+def test_a_row_is_described_alike_in_every_process():
+    assert described((fill, 3)) == "(<function fill>, 3)"
 
 
 def test_something_else_is_no_report(tmp_path):
