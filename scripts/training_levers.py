@@ -21,6 +21,7 @@ from data.shards.dataset import ShardLoader
 from data.shards.moments import CACHED, MEAN, STD, WithMoments
 from data.shards.pictures import SquarePicture, Transform
 from train.costs import count_costs
+from train.cpu_attention import float32_attention
 from train.known_bases import base_sizes
 from train.seecoder import SeeCoderStage
 from train.settings import OptimizerSettings
@@ -47,7 +48,7 @@ NAMES = {
     "cached": "cached latents",
     "half_frozen": "frozen parts held in bfloat16",
     "autocast": "autocast of the trained parts to bfloat16",
-    "fused_attention": "fused attention (SDPA)",
+    "fused_attention": "fused attention (SDPA; on a CPU in float32)",
     "channels_last": "channels-last",
     "compiled": "torch.compile of UNet and decoder",
     "large_batch": "larger micro-batch",
@@ -221,6 +222,8 @@ class Loop:
             stack.enter_context(torch.autocast(self.work.device.type, torch.bfloat16, enabled=self.levers.autocast))
             if not self.levers.fused_attention:
                 stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+            elif self.work.device.type == "cpu":
+                stack.enter_context(float32_attention())
             loss = self.stage.loss(batch)
             loss.backward()
         if self.first_loss is None:

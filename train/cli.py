@@ -3,6 +3,7 @@
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +156,7 @@ def fit(ready: Namespace, config: Mapping[str, Any]) -> int:
     Raises:
         FileExistsError: The folder holds checkpoints that are not to be continued.
     """
+    from train.cpu_attention import float32_attention, runs_on_cpu
     from train.provenance import note_start, write_card
     from train.trainer import build_trainer
 
@@ -172,7 +174,8 @@ def fit(ready: Namespace, config: Mapping[str, Any]) -> int:
         note_start(folder, start, run.devices * run.num_nodes)
         print(f"continues from {checkpoint}" if checkpoint else f"starts in {folder}", flush=True)
     path: Any = str(checkpoint) if checkpoint else None
-    trainer.fit(ready.stage, datamodule=ready.data, ckpt_path=path, weights_only=True)
+    with float32_attention() if runs_on_cpu(run) else nullcontext():
+        trainer.fit(ready.stage, datamodule=ready.data, ckpt_path=path, weights_only=True)
     if trainer.is_global_zero:
         write_card(folder, config)
     if trainer.is_global_zero and trainer.global_step < run.max_steps:

@@ -29,6 +29,7 @@ from lightning.pytorch.strategies.strategy import Strategy
 from torch import Tensor, distributed, nn
 
 from seecoder.weights import WeightsError
+from train.cpu_attention import runs_on_cpu
 from train.guards import Gradients
 from train.settings import RunSettings
 
@@ -54,8 +55,7 @@ def make_strategy(run: RunSettings, batch_size: int) -> tuple[DeepSpeedStrategy,
     }
     if run.precision == "bf16-mixed":  # an autocast around DeepSpeed would be switched off by it
         config["torch_autocast"] = {"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": []}
-    on_cpu = run.accelerator == "cpu" or (run.accelerator == "auto" and not torch.cuda.is_available())
-    if not on_cpu:
+    if not runs_on_cpu(run):
         return ZeroStrategy(config=config), ZeroPrecision("cuda")
     os.environ["DS_ACCELERATOR"] = "cpu"  # read when DeepSpeed is imported, which is now
     return CpuZeroStrategy(config=config, process_group_backend="gloo"), ZeroPrecision("cpu")
