@@ -12,6 +12,7 @@ import yaml
 
 import train.settings
 from seecoder.cli import main as seecoder
+from tests.train.same_training import KEPT, flat
 from train.cli import main
 from train.planning import trained_bytes
 from train.settings import RunSettings
@@ -21,7 +22,6 @@ STAGES = ("deepspeed_stage_1", "deepspeed_stage_2")
 # Stage 2 adds micro-batches in another order. Some biases have no true gradient, since a normalization or a softmax
 # follows; AdamW would make whole steps of their rounding errors.
 DULL = {"lr": 1e-3, "eps": 1e-4}
-KEPT = ("state_dict", "optimizer_states", "ema", "guard", "seecoder", "global_step")
 
 # Fits one configuration after the other; spoils losses or sends a signal at a step, as the environment says.
 DRIVER = """
@@ -84,14 +84,6 @@ def named(settings, tmp_path):
         return settings(**{**plain, **own, **changes})
 
     return make
-
-
-def flat(value, prefix=""):
-    if isinstance(value, dict):
-        return {name: leaf for key, inner in value.items() for name, leaf in flat(inner, f"{prefix}/{key}").items()}
-    if isinstance(value, list | tuple):
-        return {name: leaf for key, inner in enumerate(value) for name, leaf in flat(inner, f"{prefix}/{key}").items()}
-    return {prefix: value}
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 import torch
 import yaml
 
+from tests.train.same_training import assert_equal
 from train.checkpoints import list_checkpoints
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # each start of two processes takes some ten seconds
@@ -109,6 +111,11 @@ def pair(settings):
     return make
 
 
+def wait_for(process: subprocess.Popen[str], beginning: str) -> None:
+    assert process.stdout is not None
+    next(line for line in process.stdout if line.startswith(beginning))
+
+
 def finish(processes: list[subprocess.Popen[str]]) -> list[int]:
     results = [process.communicate(timeout=800) for process in processes]
     codes = [process.returncode for process in processes]
@@ -146,8 +153,7 @@ def test_sigterm_to_any_process_saves_once_ends_both_with_143_and_continues_exac
     config = pair(**{"run.max_steps": 20, "run.checkpoint_every": 100})
     processes = start(config)
     for process in processes:
-        assert process.stdout is not None
-        next(line for line in process.stdout if line.startswith("begins 3"))
+        wait_for(process, "begins 3")
     for rank in told:
         processes[rank].send_signal(signal.SIGTERM)
     assert finish(processes) == [143, 143]
@@ -157,3 +163,22 @@ def test_sigterm_to_any_process_saves_once_ends_both_with_143_and_continues_exac
     assert finish(start({**config, "run": {**config["run"], "folder": str(tmp_path / "whole")}})) == [0, 0]
     ours, theirs = (load(tmp_path / name / "step-00000020.ckpt")["state_dict"] for name in ("run", "whole"))
     assert all(torch.equal(ours[name], value) for name, value in theirs.items())
+
+
+@pytest.mark.timeout(3600)
+def test_kill_9_of_one_or_both_at_twenty_random_moments(pair, start, load, tmp_path):
+    config = pair(**{"run.max_steps": 400, "run.accumulate": 2})
+    generator = torch.Generator().manual_seed(0)
+    for moment in range(20):
+        processes = start(config)
+        wait_for(processes[0], "begins")
+        time.sleep(float(torch.rand(1, generator=generator)) * 0.5)
+        killed = ((0,), (1,), (0, 1))[moment % 3]
+        for rank in killed:
+            processes[rank].kill()
+        for rank, process in enumerate(processes):  # one that is left alone ends by itself
+            process.communicate(timeout=120)
+            assert (process.returncode == -signal.SIGKILL) if rank in killed else process.returncode
+    assert finish(start(config)) == [0, 0]
+    assert finish(start({**config, "run": {**config["run"], "folder": str(tmp_path / "whole")}})) == [0, 0]
+    assert_equal(*(load(tmp_path / name / "step-00000400.ckpt") for name in ("run", "whole")))
