@@ -10,12 +10,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
+import yaml
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 HELD_OUT_SEED = 9_000_000  # training shards are drawn from another stream
 SHARD_SEED = 100
-BATCH = 32  # that of configs/world_seecoder.yaml
+CONFIG = "configs/world_seecoder.yaml"
 # The best of `scripts/highres_table`: re-dilated convolutions, on one trajectory whose resolution grows near its end.
 CASCADE = ("--method", "scalecrafter,rectifiedhr", "--method-option", "switch_at=(0.85, 0.95)")
 METHODS = {64: (), 128: CASCADE, 256: CASCADE}
@@ -43,7 +45,8 @@ def processes() -> tuple[tuple[str, ...], dict[str, str]]:
     if cores < 2:
         return (), {}
     threads = str(cores // 2)
-    options = ("--run.devices", "2", "--run.threads", threads, "--data.init_args.batch_size", str(BATCH // 2))
+    batch = yaml.safe_load((ROOT / CONFIG).read_text())["data"]["init_args"]["batch_size"]
+    options = ("--run.devices", "2", "--run.threads", threads, "--data.init_args.batch_size", str(batch // 2))
     keep_memory = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**32)}
     return options, {"OMP_NUM_THREADS": threads} | keep_memory
 
@@ -117,7 +120,7 @@ def main() -> None:
     shared_out, environment = processes()
     run(
         "Train the encoder: the backbone, the autoencoder and the UNet stay frozen",
-        *("python", "-m", "train", "fit", "--config", "configs/world_seecoder.yaml"),
+        *("python", "-m", "train", "fit", "--config", CONFIG),
         *("--run.folder", training, "--run.max_steps", str(options.steps), "--data.init_args.shards", shards),
         *("--run.evaluate_every", "300", "--run.checkpoint_every", "600"),
         *shared_out,

@@ -38,7 +38,7 @@ ROWS: tuple[Row, ...] = (
     _row("DemoFusion", DemoFusion()),
     _row("DemoFusion, windows without context", BLIND_WINDOWS, factors=SQUARE),
     _row("RectifiedHR", RectifiedHR()),
-    _row("ScaleCrafter + MultiDiffusion", ScaleCrafter(), MultiDiffusion(window=24, stride=8), factors=SQUARE[1:]),
+    _row("ScaleCrafter + MultiDiffusion", ScaleCrafter(), MultiDiffusion(window=24, stride=8), factors=SQUARE[1:2]),
     _row("ScaleCrafter + DemoFusion", ScaleCrafter(), DemoFusion(use_windows=False)),
     _row("ScaleCrafter + RectifiedHR", ScaleCrafter(), RectifiedHR(switch_at=(0.85, 0.95))),
 )

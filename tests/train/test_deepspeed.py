@@ -19,9 +19,6 @@ from train.settings import RunSettings
 
 ROOT = Path(__file__).parents[2]
 STAGES = ("deepspeed_stage_1", "deepspeed_stage_2")
-# Stage 2 adds micro-batches in another order. Some biases have no true gradient, since a normalization or a softmax
-# follows; AdamW would make whole steps of their rounding errors.
-DULL = {"lr": 1e-3, "eps": 1e-4}
 
 # Fits one configuration after the other; spoils losses or sends a signal at a step, as the environment says.
 DRIVER = """
@@ -90,7 +87,7 @@ def named(settings, tmp_path):
 def difference(load, tmp_path):
     """Largest difference of anything between the last checkpoints of two runs."""
 
-    def measure(first: str, second: str) -> float:
+    def measure(first: str, second: str, dtypes: bool = True) -> float:
         found = []
         for name in (first, second):
             *_, path = sorted((tmp_path / name).glob("step-*.ckpt"))
@@ -102,7 +99,8 @@ def difference(load, tmp_path):
         for name, value in ours.items():
             other = theirs[name]
             if isinstance(value, torch.Tensor):
-                assert (value.dtype, value.shape) == (other.dtype, other.shape), name
+                assert value.shape == other.shape, name
+                assert value.dtype == other.dtype or not dtypes, name
                 worst = max(worst, float((value.double() - other.double()).abs().max()))
             else:
                 assert value == (pytest.approx(other, rel=1e-5) if isinstance(value, float) else other), name
@@ -177,12 +175,15 @@ def test_shares_shrink_with_the_number_of_processes():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", STAGES)
-def test_two_processes_train_as_under_ddp(named, run, difference, export_difference, strategy):
-    changes = {"run.devices": 2, "run.accumulate": 2, "stage.init_args.optimizer": DULL}
+@pytest.mark.parametrize(("strategy", "double"), [(STAGES[0], False), (STAGES[1], True)])
+def test_two_processes_train_as_under_ddp(named, run, difference, export_difference, strategy, double):
+    """Stage 2 adds micro-batches in another order, which float64 does not mind; its shares are float32 all the same."""
+    changes = {"run.devices": 2, "run.accumulate": 2}
+    if double:
+        changes["stage.class_path"] = "tests.train.double_stage.DoubleSeeCoderStage"
     assert run(named("ddp", "ddp", steps=3, **changes)) == 0
     assert run(named("zero", strategy, steps=3, **changes)) == 0
-    assert difference("ddp", "zero") < 1e-6
+    assert difference("ddp", "zero", dtypes=not double) < (1e-6 if double else 1e-12)
     assert export_difference("ddp", "zero") < 1e-6
 
 
@@ -198,7 +199,7 @@ def test_strategy_and_number_of_processes_may_change_on_resume(named, run, diffe
 @pytest.mark.slow
 @pytest.mark.parametrize(("strategy", "rank", "kind"), [(STAGES[0], 0, "loss"), (STAGES[1], 1, "nan")])
 def test_what_spoils_one_process_is_skipped_in_both(named, run, difference, load, tmp_path, strategy, rank, kind):
-    changes = {"run.devices": 2, "run.accumulate": 2, "stage.init_args.optimizer": DULL}
+    changes = {"run.devices": 2, "run.accumulate": 2}
     for name, chosen in (("ddp", "ddp"), ("zero", strategy)):
         assert run(named(name, chosen, steps=4, **changes), rank=rank, step=2, kind=kind) == 0
     checkpoint = load(tmp_path / "zero" / "step-00000004.ckpt")
