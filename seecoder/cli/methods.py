@@ -66,4 +66,6 @@ def _owner(key: str, chosen: Sequence[str], known: dict[str, type]) -> tuple[str
 
 
 def _settings(method: type) -> list[str]:
-    return [entry.name for entry in dataclasses.fields(method)] if dataclasses.is_dataclass(method) else []
+    """What may be set: no functions, and no regions, which `--region` gives."""
+    names = [entry.name for entry in dataclasses.fields(method)] if dataclasses.is_dataclass(method) else []
+    return [name for name in names if name not in ("loss", "regions")]

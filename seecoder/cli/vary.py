@@ -9,11 +9,16 @@ input's name and the seed.
   seecoder vary cat.jpg --base sd-1.5 --encoder my-encoder --out large --height 2048 --width 2048 --method demofusion
 
 Methods (--method, several with commas where they compose): multidiffusion, demofusion, scalecrafter, syncdiffusion and
-what else `seecoder.sampling` offers; their settings with --method-option.
+what else `seecoder.sampling` offers; their settings with --method-option. With multidiffusion parts of the result may
+follow pictures of their own:
+
+  seecoder vary room.jpg --region mask.png=cat.jpg --method multidiffusion --base sd-1.5 --encoder my-encoder --out in
 """
 
 import argparse
+import glob
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +27,7 @@ from seecoder.cli.console import check_new, safe_name, say
 from seecoder.cli.loading import load_pipeline
 from seecoder.cli.methods import build_methods
 from seecoder.cli.options import add_base_options, add_image_size, add_sampling_options, positive_int, seed, weight
+from seecoder.cli.regions import add_regions, with_regions
 
 HELP = "make variations of pictures"
 SETTINGS_NAME = "settings.json"
@@ -51,6 +57,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--sheet", default="sheet.png", metavar="NAME", help="contact sheet: a name in --out, or a path; '' for none"
+    )
+    add_regions(group)
+    group.add_argument(
+        "--previews", action="store_true", help="also write what each stage of a method with several has reached"
     )
     group.add_argument("--overwrite", action="store_true", help="write over existing files")
 
@@ -103,15 +113,17 @@ def make(arguments: argparse.Namespace, methods: list[Any] | None, *, command: s
     out = Path(arguments.out)
     files = [_files(out, index, name, seeds) for index, name in enumerate(_names(arguments))]
     sheet = sheet_path(arguments.sheet, out)
+    old_previews = [path for row in files for file in row for path in out.glob(f"{glob.escape(file.stem)}-stage*.png")]
     check_new(
-        [*(file for row in files for file in row), out / SETTINGS_NAME, *filter(None, [sheet])], arguments.overwrite
+        [*(file for row in files for file in row), *old_previews, out / SETTINGS_NAME, *filter(None, [sheet])],
+        arguments.overwrite,
     )
     pipe, contexts = load_pipeline(arguments)
     jobs = _jobs(arguments, contexts)
     if contexts is not None:  # only the file knew how many there are
         files = [_files(out, index, job.name, seeds) for index, job in enumerate(jobs)]
         check_new([file for row in files for file in row], arguments.overwrite)
-    given = pipeline_arguments(arguments, methods, pipe, aspect)
+    given = pipeline_arguments(arguments, with_regions(methods, arguments, pipe), pipe, aspect)
     say(
         f"{len(jobs) * len(seeds)} pictures of {given['height']}x{given['width']} to {out}: {len(jobs)} contexts, "
         f"seeds "
@@ -119,7 +131,7 @@ def make(arguments: argparse.Namespace, methods: list[Any] | None, *, command: s
     )
     records = []
     for index, (job, row) in enumerate(zip(jobs, files, strict=True)):
-        records.append(_vary(pipe, job, seeds, row, given))
+        records.append(_vary(pipe, job, seeds, row, given, arguments.previews))
         if len(jobs) > 1:
             say(f"{index + 1} of {len(jobs)} contexts done")
     if sheet is not None:
@@ -135,7 +147,8 @@ def _check_pictures(arguments: argparse.Namespace) -> None:
     """Open all pictures before anything is loaded, so that a bad one costs no time."""
     from seecoder.images import load_image
 
-    for picture in [*arguments.pictures, arguments.control_image, arguments.start_image]:
+    of_regions = [path for pair in arguments.region for path in pair]
+    for picture in [*arguments.pictures, arguments.control_image, arguments.start_image, *of_regions]:
         if picture is not None:
             load_image(picture)
 
@@ -230,7 +243,9 @@ def pipeline_arguments(
     return given
 
 
-def _vary(pipe: Any, job: Job, seeds: list[int], files: list[Path], given: dict[str, Any]) -> list[dict[str, Any]]:
+def _vary(
+    pipe: Any, job: Job, seeds: list[int], files: list[Path], given: dict[str, Any], previews: bool
+) -> list[dict[str, Any]]:
     """Make all variations of one context, each written as soon as it is done."""
     import torch
 
@@ -244,7 +259,9 @@ def _vary(pipe: Any, job: Job, seeds: list[int], files: list[Path], given: dict[
     records = []
     for number, file in zip(seeds, files, strict=True):
         pipe.set_progress_bar_config(desc=file.name, leave=False, disable=None)  # None: only at a terminal
-        output = pipe(**conditions, **given, generator=torch.Generator().manual_seed(number))
+        show = _preview_writer(file) if previews else None
+        generator = torch.Generator().manual_seed(number)
+        output = pipe(**conditions, **given, generator=generator, callback_on_stage_end=show)
         file.parent.mkdir(parents=True, exist_ok=True)
         save_image(output.images[0], file)
         for note in output.notes:
@@ -252,6 +269,19 @@ def _vary(pipe: Any, job: Job, seeds: list[int], files: list[Path], given: dict[
         say(f"wrote {file}")
         records.append({"file": file.name, "seed": number, "sources": job.sources, "notes": output.notes})
     return records
+
+
+def _preview_writer(file: Path) -> Callable[[Any, Any, Any], None]:
+    """What writes the result of every stage but the last beside the file of the whole: NAME-stage1.png and so on."""
+    from seecoder.images import save_image
+
+    def write(pipe: Any, stage: Any, images: Any) -> None:
+        path = file.with_name(f"{file.stem}-stage{stage.stage_index + 1}.png")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_image(images[0], path)
+        say(f"wrote {path}: {stage.stage}, {images[0].height}x{images[0].width}")
+
+    return write
 
 
 def _write_sheet(path: Path, jobs: list[Job], seeds: list[int], files: list[list[Path]]) -> None:

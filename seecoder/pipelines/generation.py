@@ -1,6 +1,6 @@
 """One call from beginning to end: validate, encode, sample, decode."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -15,7 +15,7 @@ from seecoder.pipelines.networks import HalvedOnDemand, control_residuals, decod
 from seecoder.pipelines.output import SeeCoderPipelineOutput
 from seecoder.pipelines.request import CALLBACK_TENSORS, Conditioning, Request
 from seecoder.pipelines.unet_facts import native_size
-from seecoder.sampling import Control, Progress, sample
+from seecoder.sampling import Control, Progress, StageEnd, sample
 from seecoder.sampling.composition import compose
 
 __all__ = ["generate"]
@@ -54,9 +54,14 @@ def generate(pipe: Any, request: Request) -> SeeCoderPipelineOutput:
         latents, notes = _sample(pipe, request, conditioning, shape, native)
         if request.output_type == "latent":
             return SeeCoderPipelineOutput(images=latents, notes=notes)
-        pixels, said = decode_latents(pipe.vae, latents, wrap=_is_closed_loop(request.method))
-    images = pipe.image_processor.postprocess(pixels.float(), output_type=request.output_type)
+        images, said = _decoded(pipe, request, latents)
     return SeeCoderPipelineOutput(images=images, notes=notes + said)
+
+
+def _decoded(pipe: Any, request: Request, latents: torch.Tensor) -> tuple[Any, list[str]]:
+    """Pictures in the form that was asked for, and what had to be done differently."""
+    pixels, notes = decode_latents(pipe.vae, latents, wrap=_is_closed_loop(request.method))
+    return pipe.image_processor.postprocess(pixels.float(), output_type=request.output_type), notes
 
 
 def _check(pipe: Any, request: Request, height: int, width: int) -> None:
@@ -122,6 +127,7 @@ def _sample(
                 unet=pipe.unet,
                 view_batch_size=request.view_batch_size,
                 on_step=watch,
+                on_stage=_preview(pipe, request),
             )
         except _Interrupted:
             latents = watch.latents
@@ -164,6 +170,20 @@ class _Watch:
                 f"`callback_on_step_end` returned another `{changed[0]}`; it may look at the run and stop it, not "
                 f"change it."
             )
+
+
+def _preview(pipe: Any, request: Request) -> Callable[[StageEnd], None] | None:
+    """What shows the user the result of every stage but the last, which the call itself returns."""
+    callback = request.callback_on_stage_end
+    if callback is None:
+        return None
+
+    def show(stage: StageEnd) -> None:
+        if stage.stage_index + 1 < stage.num_stages:
+            wants_latents = request.output_type == "latent"
+            callback(pipe, stage, stage.latents if wants_latents else _decoded(pipe, request, stage.latents)[0])
+
+    return show
 
 
 def _control(pipe: Any, request: Request, count: int) -> tuple[Control | None, HalvedOnDemand | None]:

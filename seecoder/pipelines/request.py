@@ -45,6 +45,7 @@ class Request:
     return_dict: bool = True
     callback_on_step_end: Callable[..., Mapping[str, Any]] | None = None
     callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",)
+    callback_on_stage_end: Callable[..., None] | None = None
     # SDXL's own: what the pooled vector and the sizes of the added conditions are taken from.
     added: Mapping[str, Any] = field(default_factory=dict)
 

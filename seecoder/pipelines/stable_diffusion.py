@@ -104,6 +104,7 @@ class SeeCoderPipeline(ContextPipeline, StableDiffusionLoraLoaderMixin):
         return_dict: bool = True,
         callback_on_step_end: Callable[..., Mapping[str, Any] | None] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        callback_on_stage_end: Callable[..., None] | None = None,
     ) -> SeeCoderPipelineOutput | tuple[Any, ...]:
         """Make pictures from pictures.
 
@@ -141,6 +142,8 @@ class SeeCoderPipeline(ContextPipeline, StableDiffusionLoraLoaderMixin):
             callback_on_step_end: called as `callback(pipe, step, timestep, tensors)` after every step. It may look, and
                 stop the run with `pipe._interrupt = True`; it may not change the tensors.
             callback_on_step_end_tensor_inputs: of "latents", "context", "negative_context", what it is shown.
+            callback_on_stage_end: called as `callback(pipe, stage, images)` after every stage of a method that has
+                several, but for the last: a `seecoder.sampling.StageEnd`, and its result in the form of `output_type`.
 
         Returns:
             `images`, and `notes`: a sentence for everything that was not done as asked (see `SeeCoderPipelineOutput`).

@@ -118,6 +118,7 @@ class SeeCoderXLPipeline(ContextPipeline, StableDiffusionXLLoraLoaderMixin):
         return_dict: bool = True,
         callback_on_step_end: Callable[..., Mapping[str, Any] | None] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        callback_on_stage_end: Callable[..., None] | None = None,
         pooled_context: torch.Tensor | None = None,
         negative_pooled_context: torch.Tensor | None = None,
         original_size: Size | None = None,
@@ -154,6 +155,7 @@ class SeeCoderXLPipeline(ContextPipeline, StableDiffusionXLLoraLoaderMixin):
             return_dict: as there.
             callback_on_step_end: as there.
             callback_on_step_end_tensor_inputs: as there.
+            callback_on_stage_end: as there.
             pooled_context: (N, 1280), with `context`.
             negative_pooled_context: (1 or N, 1280) in place of zeros.
             original_size: (height, width) of the time ids; None for the size of the result.

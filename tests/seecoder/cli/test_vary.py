@@ -16,7 +16,7 @@ from seecoder.cli.options import add_image_size
 from seecoder.cli.panorama import panorama_methods
 from seecoder.cli.vary import seeds_of, sheet_path
 from seecoder.context import load_context
-from seecoder.images import ENCODED_SIZE, load_image
+from seecoder.images import ENCODED_SIZE, load_image, save_image
 
 
 def pixels_of(picture):
@@ -114,6 +114,69 @@ def test_methods_and_their_settings(pictures, networks, tmp_path, capsys):
     assert "choose from" in capsys.readouterr().err
 
 
+def test_stages_on_the_way(pictures, networks, tmp_path, capsys):
+    out = tmp_path / "out"
+    large = ["--height", "48", "--width", "48", "--method", "demofusion", "--sheet", ""]
+    command = ["vary", pictures[0], *networks, *large, "--out", str(out), "--previews"]
+    assert main(command) == 0
+    name = "0001-first-one-seed0"
+    sizes = {path.name: size_of(path) for path in out.glob("*.png")}
+    assert sizes == {f"{name}-stage1.png": (16, 16), f"{name}-stage2.png": (32, 32), f"{name}.png": (48, 48)}
+    (out / f"{name}.png").unlink()
+    (out / "settings.json").unlink()
+    assert main(command) == 2
+    assert "stage" in capsys.readouterr().err
+
+
+def write_mask(path: Path, *, left: float, right: float) -> str:
+    """A grey picture of two halves."""
+    save_image(torch.cat([torch.full((3, 20, 15), left), torch.full((3, 20, 15), right)], dim=2), path)
+    return str(path)
+
+
+def test_a_region_follows_a_picture_of_its_own(pictures, networks, tmp_path):
+    name, windows = "0001-first-one-seed0.png", ["--method", "multidiffusion", "--method-option", "bootstrap=0"]
+    everywhere = write_mask(tmp_path / "everywhere.png", left=1.0, right=1.0)
+    right = write_mask(tmp_path / "right.png", left=0.0, right=1.0)
+    made = {
+        "first": (pictures[0], []),
+        "second": (pictures[1], []),
+        "all": (pictures[0], ["--region", f"{everywhere}={pictures[1]}"]),
+        "half": (pictures[0], ["--region", f"{right}={pictures[1]}"]),
+    }
+    for folder, (picture, region) in made.items():
+        out = ["--out", str(tmp_path / folder), "--sheet", "", "--guidance", "7"]
+        assert main(["vary", picture, *networks, *windows, *region, *out]) == 0
+    (second,) = (tmp_path / "second").glob("*.png")
+    assert pixels_of(tmp_path / "all" / name) == pixels_of(second)
+    assert pixels_of(tmp_path / "half" / name) not in (pixels_of(second), pixels_of(tmp_path / "first" / name))
+    settings = json.loads((tmp_path / "half" / "settings.json").read_text())
+    assert settings["options"]["region"] == [[right, pictures[1]]]
+
+
+@pytest.mark.parametrize(
+    ("method", "region", "message"),
+    [
+        ("demofusion", "{white}={picture}", "needs `--method multidiffusion`"),
+        ("multidiffusion", "{black}={picture}", "is black everywhere"),
+        ("multidiffusion", "nowhere.png={picture}", "nowhere.png"),
+        ("multidiffusion", "{white}=nowhere.png", "nowhere.png"),
+    ],
+)
+def test_regions_that_cannot_be(pictures, networks, tmp_path, capsys, method, region, message):
+    white = write_mask(tmp_path / "white.png", left=1.0, right=1.0)
+    black = write_mask(tmp_path / "black.png", left=0.0, right=0.0)
+    pair = region.format(white=white, black=black, picture=pictures[1])
+    out = tmp_path / "out"
+    command = ["vary", pictures[0], *networks, "--method", method, "--region", pair, "--out", str(out)]
+    assert main(command) == 2
+    assert message in capsys.readouterr().err
+    assert not out.exists()
+    with pytest.raises(SystemExit, match="2"):
+        main([*command, "--region", "no-pair.png"])
+    assert "is not MASK=PICTURE" in capsys.readouterr().err
+
+
 def test_controlnet(pictures, networks, tiny_controlnet, tmp_path):
     tiny_controlnet.save_pretrained(tmp_path / "control")
     assert isinstance(ControlNetModel.from_pretrained(tmp_path / "control"), ControlNetModel)
@@ -135,6 +198,7 @@ def test_controlnet(pictures, networks, tiny_controlnet, tmp_path):
         (["--seed", "1", "2", "--count", "3"], "contradicts"),
         (["--height", "17"], "`height`=17 is not a positive multiple"),
         (["--method-option", "stride=4"], "no effect without `--method`"),
+        (["--method", "multidiffusion", "--method-option", "regions=x"], "`--method-option` regions is unknown"),
         (["--sheet", "sheet.exe"], "must end in .png"),
         (["--scheduler", "Magic"], "not a scheduler of diffusers"),
         (["--device", "abacus"], "is not a device"),

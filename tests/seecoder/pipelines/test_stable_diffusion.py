@@ -240,6 +240,29 @@ def test_callback_sees_every_step_and_can_stop(pipe, picture):
     assert pipe(picture, num_inference_steps=1).notes == []
 
 
+@pytest.mark.parametrize("output_type", ["pil", "latent"])
+def test_callback_sees_what_every_stage_has_reached(pipe, picture, output_type):
+    seen = []
+    options = {"height": 48, "width": 48, "num_inference_steps": 2, "output_type": output_type}
+    final = pipe(
+        picture,
+        **options,
+        method=DemoFusion(),
+        generator=seeded(),
+        callback_on_stage_end=lambda running, stage, images: seen.append((running, stage, images)),
+    ).images
+    silent = pipe(picture, **options, method=DemoFusion(), generator=seeded()).images
+    assert [(stage.stage_index, stage.num_stages) for _, stage, _ in seen] == [(0, 3), (1, 3)]
+    assert all(running is pipe for running, _, _ in seen)
+    if output_type == "pil":
+        assert [images[0].size for _, _, images in seen] == [(16, 16), (32, 32)]
+        assert final[0].tobytes() == silent[0].tobytes()
+    else:
+        assert all(images is stage.latents for _, stage, images in seen)
+        assert torch.equal(final, silent)
+    pipe(picture, num_inference_steps=1, callback_on_stage_end=lambda *_: pytest.fail("plain sampling has one stage"))
+
+
 def test_callback_may_not_change_what_it_is_shown(pipe, picture):
     with pytest.raises(ValueError, match="may look at the run and stop it"):
         pipe(picture, num_inference_steps=1, callback_on_step_end=lambda *given: {"latents": given[-1]["latents"] * 2})
