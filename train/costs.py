@@ -102,16 +102,17 @@ class _FlashAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, counter: Counter) -> Tensor:
         ctx.save_for_backward(query, key, value)
-        pairs = math.prod(query.shape[:-1]) * key.shape[-2]
-        ctx.operations = 2 * pairs * (query.shape[-1] + value.shape[-1])
-        ctx.counter = counter
-        counter.flops[counter.phase] += ctx.operations
+        ctx.pairs, ctx.counter = math.prod(query.shape[:-1]) * key.shape[-2], counter
+        counter.flops[counter.phase] += 2 * ctx.pairs * (query.shape[-1] + value.shape[-1])
         return query.new_empty(*query.shape[:-1], value.shape[-1])
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
         query, key, value = ctx.saved_tensors
-        ctx.counter.flops[ctx.counter.phase] += 2 * ctx.operations
+        of_query, of_key, of_value, _ = ctx.needs_input_grad  # the first layers that see the context have no query's
+        through_weights = of_query or of_key
+        width = (of_query + of_key) * query.shape[-1] + (of_value + through_weights) * value.shape[-1]
+        ctx.counter.flops[ctx.counter.phase] += 2 * ctx.pairs * width
         return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value), None
 
 

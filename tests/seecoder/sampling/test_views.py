@@ -1,4 +1,5 @@
 import itertools
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -6,7 +7,6 @@ import torch
 from seecoder.sampling.views import (
     View,
     coverage,
-    feather,
     full_view,
     jitter,
     lattices,
@@ -17,22 +17,44 @@ from seecoder.sampling.views import (
 
 
 @pytest.mark.parametrize("window", [8, 12])
-def test_check_03_every_cell_is_covered_and_weights_are_a_partition_of_unity(window: int) -> None:
-    for height, width, stride in itertools.product(range(window, 5 * window + 1, 7), (window, 29), (3, 4, window // 2)):
-        size = (height, width)
+def test_check_03_windows_cover_every_length_at_every_stride(window: int) -> None:
+    """Along one axis: from the first cell to the last, and no two neighbours further apart than the stride."""
+    for length, stride in itertools.product(range(window, 5 * window + 1), range(1, window + 1)):
+        starts = window_starts(length, window, stride)
+        assert (starts[0], starts[-1] + window) == (0, length)
+        assert all(0 < later - earlier <= stride for earlier, later in itertools.pairwise(starts))
+
+
+def counted(views: Sequence[View], size: tuple[int, int]) -> torch.Tensor:
+    """How many views of one size see each cell, as sums over their corners: quick for many sizes."""
+    tops, lefts = torch.tensor([(view.top, view.left) for view in views]).T
+    bottoms, rights = tops + views[0].height, lefts + views[0].width
+    corners = torch.zeros(size[0] + 1, size[1] + 1, dtype=torch.int64)
+    for rows, columns, sign in ((tops, lefts, 1), (tops, rights, -1), (bottoms, lefts, -1), (bottoms, rights, 1)):
+        corners.index_put_((rows, columns), torch.full_like(rows, sign), accumulate=True)
+    return corners.cumsum(0).cumsum(1)[:-1, :-1]
+
+
+@pytest.mark.parametrize("stride", [2, 3, 4, 7])
+def test_check_03_windows_cover_all_sizes_however_they_are_moved(stride: int) -> None:
+    window, limit = 8, (8 - stride) // 2
+    for size in itertools.product(range(window, 5 * window + 1), repeat=2):
+        height, width = size
         plain = windows(size, (window, window), (stride, stride))
-        limit = (window - stride) // 2
-        for views in (plain, *(jitter(plain, size, (limit, limit), seed) for seed in range(3))):
-            assert all(v.top >= 0 and v.top + v.height <= height for v in views), "jitter left the rows"
-            assert all(v.left >= 0 and v.left + v.width <= width for v in views), "jitter left the columns"
-            assert coverage(views, size).min() >= 1
-            total = torch.zeros(size, dtype=torch.float64)
-            for view in views:
-                view.scatter_add(total, feather(view.size))
-            shares = torch.zeros(size, dtype=torch.float64)
-            for view in views:
-                view.scatter_add(shares, feather(view.size) / view.gather(total))
-            assert torch.allclose(shares, torch.ones_like(shares), atol=1e-12)
+        assert [view[:2] for view in plain] == [
+            *itertools.product(window_starts(height, window, stride), window_starts(width, window, stride))
+        ]
+        moved = jitter(plain, size, (limit, limit), key=height * width)
+        assert {view.size for view in moved} == {(window, window)}
+        tops, lefts = zip(*(view[:2] for view in moved), strict=True)
+        assert min(tops) == min(lefts) == 0, "no window is left at the first row and column, or it went beyond"
+        assert (max(tops) + window, max(lefts) + window) == size, "or at the last"
+        assert counted(moved, size).min() >= 1
+
+
+def test_the_two_ways_of_counting_agree() -> None:
+    views = jitter(windows((20, 29), (8, 8), (4, 4)), (20, 29), (2, 2), key=3)
+    assert torch.equal(counted(views, (20, 29)), coverage(views, (20, 29)))
 
 
 def test_check_03_jitter_reaches_its_limit_and_not_further() -> None:
