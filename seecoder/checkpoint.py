@@ -119,6 +119,28 @@ def read_trained(path: str | Path) -> TrainedEncoder:
     return trained
 
 
+def best_checkpoint(folder: Path) -> Path:
+    """Find the checkpoint that was best in validation.
+
+    Args:
+        folder: the run's folder, in which training keeps `best.json` while `keep_best` is set.
+
+    Raises:
+        FileNotFoundError: none was chosen, or it is not there any more.
+        WeightsError: `best.json` is damaged.
+    """
+    note = folder / "best.json"
+    if not note.is_file():
+        raise FileNotFoundError(f"`{folder}` has no best.json: the run chose no best checkpoint (`run.keep_best`).")
+    try:
+        found = folder / str(json.loads(note.read_text())["checkpoint"])
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise WeightsError(f"`{note}` is damaged ({error!r}); name the checkpoint itself.") from None
+    if not _marker(found).is_file():
+        raise FileNotFoundError(f"`{found}`, which `{note}` names, is not there; name another checkpoint.")
+    return found
+
+
 def newest_checkpoint(folder: Path) -> Path:
     """Find the newest whole checkpoint of a run.
 

@@ -167,6 +167,12 @@ class Checkpoints(StepCallback):
         self.keep_steps = frozenset(keep_steps)
         self.keep_best = keep_best
 
+    def on_start(self, trainer: Trainer, stage: Any) -> None:
+        """Remove what a process that was killed while it wrote has left behind."""
+        if trainer.is_global_zero:
+            for left_behind in self.folder.glob(".step-*.partial"):
+                left_behind.unlink(missing_ok=True)
+
     def on_step(self, trainer: Trainer, stage: Any, step: int) -> None:
         """Save where it is due. A full disk costs this checkpoint, not the run."""
         if not is_due(step, self.every, trainer) and step not in self.keep_steps:
@@ -194,6 +200,9 @@ class Checkpoints(StepCallback):
             return None
         step, value = best
         content = {"step": step, "metric": self.keep_best, "value": value, "checkpoint": there[step].name}
-        with atomic_path(self.folder / BEST) as temporary:
-            temporary.write_text(json.dumps(content) + "\n")
+        try:
+            with atomic_path(self.folder / BEST) as temporary:
+                temporary.write_text(json.dumps(content) + "\n")
+        except OSError as error:
+            print(f"{BEST} NOT WRITTEN at step {step}: {error}; training goes on", flush=True)
         return step

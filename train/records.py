@@ -2,12 +2,15 @@
 
 import csv
 import math
+import os
 import time
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
 
 from seecoder.weights import atomic_path
 from train.callbacks import StepCallback, is_due
@@ -48,6 +51,7 @@ class MetricsFile:
 
     def __init__(self, path: Path):
         self.path = path
+        self._unwritten: list[list[str]] = []  # what the disk had no place for
 
     def cut_after(self, step: int) -> None:
         """Forget lines of later steps, and start the file if there is none."""
@@ -59,10 +63,20 @@ class MetricsFile:
             csv.writer(file, lineterminator="\n").writerows([_HEADER, *rows])
 
     def append(self, step: int, figures: dict[str, float]) -> None:
-        """Write one line for each figure."""
-        with self.path.open("a", newline="") as file:
-            rows = [[step, name, f"{value:.6g}"] for name, value in figures.items()]
-            csv.writer(file, lineterminator="\n").writerows(rows)
+        """Write one line for each figure. A full disk costs no line: it comes with the next that can be written."""
+        self._unwritten += [[str(step), name, f"{value:.6g}"] for name, value in figures.items()]
+        try:
+            length = self.path.stat().st_size
+            try:
+                with self.path.open("a", newline="") as file:
+                    csv.writer(file, lineterminator="\n").writerows(self._unwritten)
+            except OSError:
+                os.truncate(self.path, length)  # no half lines, and none twice
+                raise
+        except OSError as error:
+            print(f"NOT LOGGED at step {step}: {error}; training goes on", flush=True)
+        else:
+            self._unwritten = []
 
 
 class Recorder(StepCallback):
@@ -79,6 +93,7 @@ class Recorder(StepCallback):
         self.every = every
         self.batch_size = batch_size
         self.waited = 0.0  # seconds since the last line that went into waiting for data
+        self.alone = 0.0  # those and the forward passes: what a process does without waiting for the others
         self._clock, self._from_step = 0.0, 0
 
     def on_start(self, trainer: Trainer, stage: Any) -> None:
@@ -96,7 +111,10 @@ class Recorder(StepCallback):
         figures["images_per_second"] = (step - self._from_step) * self.batch_size / max(seconds, 1e-9)
         figures["data_wait"] = min(1.0, self.waited / max(seconds, 1e-9))
         figures |= _skipped(trainer, stage)
-        self._clock, self._from_step, self.waited = time.monotonic(), step, 0.0
+        if step % self.every == 0:  # told to stop, a process must not begin to wait for the others
+            figures |= _slowest(trainer, self.alone)
+        self._clock, self._from_step = time.monotonic(), step
+        self.waited = self.alone = 0.0
         self.write(trainer, step, figures)
 
     def leave_out(self, seconds: float) -> None:
@@ -122,12 +140,27 @@ def _skipped(trainer: Trainer, stage: Any) -> dict[str, float]:
     return figures if skips is None else figures | {"skipped_samples": float(skips.skipped)}
 
 
+def _slowest(trainer: Trainer, seconds: float) -> dict[str, float]:
+    """Which process took longest to read and to compute its losses, and how many times the mean of the others.
+
+    The others wait for it in the exchange of gradients, so that steps take equally long everywhere. On a GPU the losses
+    are computed in the background, and this shows reading alone.
+    """
+    if trainer.world_size == 1:
+        return {}
+    gathered: Any = trainer.strategy.all_gather(torch.tensor(seconds, device=trainer.strategy.root_device))
+    times = gathered.flatten().tolist()
+    slowest = times.index(max(times))
+    others = (sum(times) - times[slowest]) / (len(times) - 1)
+    return {"slowest_process": float(slowest), "slowest_process_times": times[slowest] / max(others, 1e-9)}
+
+
 class DataWait(Callback):
-    """Measures the time between the end of one micro-batch and the arrival of the next; the last of all callbacks."""
+    """Measures what a process waits for its data, and what its losses take; the last of all callbacks."""
 
     def __init__(self, recorder: Recorder):
         self.recorder = recorder
-        self._idle_since = 0.0
+        self._idle_since = self._arrived = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The first batch is waited for, too."""
@@ -135,7 +168,13 @@ class DataWait(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """A batch is there."""
-        self.recorder.waited += time.monotonic() - self._idle_since
+        self._arrived = time.monotonic()
+        self.recorder.waited += self._arrived - self._idle_since
+        self.recorder.alone += self._arrived - self._idle_since
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        """The loss of a micro-batch is there; from here on processes wait for each other."""
+        self.recorder.alone += time.monotonic() - self._arrived
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -173,7 +212,15 @@ class Evaluation(StepCallback):
         with stage.evaluating():
             figures = stage.evaluate()
             if export:
-                figures |= stage.export(self.folder) or {}
+                figures |= self._export(stage, step)
         if figures:
             self.recorder.write(trainer, step, figures)
         self.recorder.leave_out(time.monotonic() - started)
+
+    def _export(self, stage: Any, step: int) -> dict[str, float]:
+        """Export; a full disk costs this export, not the run."""
+        try:
+            return stage.export(self.folder) or {}
+        except OSError as error:
+            print(f"NO EXPORT at step {step}: {error}; an older one stays, training goes on", flush=True)
+            return {}

@@ -1,7 +1,7 @@
 """The loader that a training reads: resumable, and the same for any number of ranks and workers."""
 
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -13,6 +13,7 @@ from data.shards.pictures import Transform
 from data.shards.plan import Plan
 from data.shards.prefetch import Prefetcher
 from data.shards.remote import Fetcher
+from data.shards.signals import obey_parent_alone, sigterm_held_back
 from data.shards.skips import SkipLog
 
 
@@ -144,7 +145,9 @@ class ShardLoader:
         done = self._into_pass // stride % self.batches
         first = self._position + self.rank * self.batch_size
         self._starts.positions = range(first, first + (self.batches - done) * stride, stride)
-        for batch in self._loader:
+        with sigterm_held_back() if self._loader.num_workers else nullcontext():
+            batches = iter(self._loader)
+        for batch in batches:
             self._resuming = False
             self._position += stride
             self._into_pass += stride
@@ -188,6 +191,7 @@ def _data_loader(
     workers: dict[str, Any] = {}
     if num_workers:
         workers = {"multiprocessing_context": start_method, "prefetch_factor": prefetch, "persistent_workers": True}
+        workers["worker_init_fn"] = obey_parent_alone
     return DataLoader(
         batches,
         batch_size=None,

@@ -29,6 +29,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--backbone", metavar="FOLDER_OR_FILE", help="where the frozen backbone is, if not where training found it"
     )
+    parser.add_argument(
+        "--best",
+        action="store_true",
+        help="of a run: the checkpoint that was best in validation, not the newest",
+    )
     parser.add_argument("--no-ema", action="store_true", help="take the last weights, not their running average")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="what to store; default: as it is")
     parser.add_argument(
@@ -47,10 +52,16 @@ def run(arguments: argparse.Namespace) -> None:
         raise ValueError("`--size` has no effect without `--format onnx`.")
     import torch
 
+    from seecoder.checkpoint import best_checkpoint
     from seecoder.exporting import DEFAULT_ONNX_SIZE, export_encoder
     from seecoder.model_card import CardFacts
 
-    encoder, notes = open_encoder(arguments.checkpoint, arguments.backbone, use_ema=not arguments.no_ema)
+    source = arguments.checkpoint
+    if arguments.best:
+        if is_complete_encoder(Path(source)) or not Path(source).is_dir():
+            raise ValueError(f"`--best` needs the folder of a run, and `{source}` is none.")
+        source = str(best_checkpoint(Path(source)))
+    encoder, notes = open_encoder(source, arguments.backbone, use_ema=not arguments.no_ema)
     if arguments.dtype:
         encoder = encoder.to(getattr(torch, arguments.dtype))
     say(f"writing {arguments.out} ({arguments.format}) and checking it with one picture")

@@ -6,6 +6,7 @@ it.
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -86,7 +87,8 @@ class PositionalEncoding(nn.Module):
             (height * width, dim), or (B, height * width, dim) if `jitter` has a batch axis; float32.
         """
         device = next(self.parameters()).device
-        with torch.autocast(device_type=device.type, enabled=False):
+        # Shapes without numbers (meta) have no autocast to switch off.
+        with nullcontext() if device.type == "meta" else torch.autocast(device_type=device.type, enabled=False):
             encoding = position_features(height, width, self.num_frequencies, jitter, device)
             for layer in self.mlp:
                 if isinstance(layer, nn.Linear):

@@ -182,6 +182,35 @@ def test_built_in_sizes_are_those_of_the_released_bases(name, count, pooled):
     assert sizes.latent_factor == 8
 
 
+CONFIGS = ("sd15", "sd15_position_aware", "sd21", "sdxl")
+TOPOLOGIES = {"one GPU": (1, 1), "one node": (8, 1), "several nodes": (8, 2)}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize(
+    ("topology", "strategy"),
+    [
+        ("one node", "ddp"),
+        *(
+            pytest.param(topology, strategy, marks=pytest.mark.slow)
+            for topology in TOPOLOGIES
+            for strategy in ("ddp", "deepspeed_stage_1", "deepspeed_stage_2")
+            if (topology, strategy) != ("one node", "ddp")
+        ),
+    ],
+)
+def test_every_published_config_can_be_planned(name, topology, strategy, capsys):
+    devices, nodes = TOPOLOGIES[topology]
+    options = ["--run.devices", str(devices), "--run.num_nodes", str(nodes), "--run.strategy", strategy]
+    # On 16 GPUs the published batch of 512 leaves 32 pictures each.
+    code = main(["plan", "--config", f"configs/{name}.yaml", *options])
+    shown = capsys.readouterr()
+    assert code == 0, shown.err
+    assert f"{devices * nodes} process" in shown.out or devices * nodes == 1
+    for line in ("run ", "trained ", "flops ", "speed ", "time ", "disk ", "memory "):
+        assert line in shown.out, line
+
+
 def test_plan_is_a_command_of_its_own():
     parsed = build_parser().parse_args(["plan", "--config", "configs/sd15.yaml", "--hardware.device", "h100"])
     assert parsed.plan.hardware.device == "h100"

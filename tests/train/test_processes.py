@@ -16,13 +16,14 @@ import yaml
 
 from tests.train.same_training import assert_equal
 from train.checkpoints import list_checkpoints
+from train.records import read_metrics
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # each start of two processes takes some ten seconds
 ROOT = Path(__file__).parents[2]
 
 # Run in each process in place of `python -m train`: spoils losses as the environment says, and tells when steps begin.
 DRIVER = """
-import json, os, sys
+import json, os, sys, time
 import torch
 from train.cli import main
 from train.seecoder import SeeCoderStage
@@ -35,6 +36,9 @@ def loss(stage, batch):
     print("begins", stage.global_step, flush=True)
     if os.environ["RANK"] == str(spoil.get("rank")) and stage.global_step in spoil["steps"]:
         kind = spoil["kind"]
+        if kind == "sleep":
+            time.sleep(0.5)
+            return found
         if kind == "loss":  # infinite, with gradients of zero
             return found + torch.full_like(found, float("inf"))
         return found * (float("nan") if kind == "nan" else 1e6)
@@ -139,6 +143,15 @@ def test_what_spoils_one_process_is_skipped_in_both(pair, start, load, tmp_path,
     assert all(bool(value.isfinite().all()) for value in checkpoint["state_dict"].values())
     steps = {int(state["step"]) for state in checkpoint["optimizer_states"][0]["state"].values()}
     assert steps == {3}  # AdamW knows of three
+
+
+def test_the_log_names_the_slowest_process(pair, start, tmp_path):
+    config = pair(**{"run.max_steps": 4, "run.log_every": 2})
+    spoil = {"rank": 1, "steps": [0, 1, 2, 3], "kind": "sleep"}
+    assert finish(start(config, SPOIL=json.dumps(spoil))) == [0, 0]
+    figures = read_metrics(tmp_path / "run" / "metrics.csv")
+    assert [value for _, value in figures["slowest_process"]] == [1, 1]
+    assert min(value for _, value in figures["slowest_process_times"]) > 2
 
 
 def test_a_process_that_stays_spoilt_stops_both_with_the_checkpoint_from_before(pair, start, tmp_path):

@@ -1,5 +1,6 @@
 import csv
 
+import train.records
 from train.records import MetricsFile
 
 
@@ -22,3 +23,28 @@ def test_a_continued_run_cuts_what_came_after_its_checkpoint(tmp_path):
         *(["1", "loss", "0.1"], ["1", "psnr", "30"], ["2", "loss", "0.2"], ["2", "psnr", "30"]),
         ["3", "loss", "0.25"],
     ]
+
+
+def test_what_a_full_disk_had_no_place_for_comes_later(tmp_path, monkeypatch, capsys):
+    file = MetricsFile(tmp_path / "metrics.csv")
+    file.cut_after(0)
+    file.append(1, {"loss": 0.5})
+
+    class Full:
+        def __init__(self, target, **_):
+            self.target = target
+
+        def writerows(self, _):
+            self.target.write("2,lo")
+            self.target.flush()
+            raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.records.csv, "writer", Full)
+        file.append(2, {"loss": 0.25})
+        file.append(3, {"loss": 0.125})
+    assert rows(file.path) == [["step", "metric", "value"], ["1", "loss", "0.5"]]
+    assert "NOT LOGGED at step 3" in capsys.readouterr().out
+    file.append(4, {"loss": 1.0})
+    values = [["1", "loss", "0.5"], ["2", "loss", "0.25"], ["3", "loss", "0.125"], ["4", "loss", "1"]]
+    assert rows(file.path)[1:] == values

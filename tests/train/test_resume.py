@@ -148,6 +148,54 @@ def test_a_time_budget_stops_cleanly(settings, fit, tmp_path):
     assert [step for step, _ in list_checkpoints(tmp_path / "run")] == [1]
 
 
+def test_a_disk_that_is_full_for_a_while_costs_a_checkpoint_and_no_more(settings, fit, monkeypatch, capsys, tmp_path):
+    from train.seecoder import SeeCoderStage
+
+    original, sync, full = SeeCoderStage.loss, os.fsync, []
+
+    def loss(self, batch):
+        full[:] = [1] if self.global_step in (2, 3) else []
+        return original(self, batch)
+
+    def fsync(file):
+        if full:
+            raise OSError(28, "No space left on device")
+        sync(file)
+
+    monkeypatch.setattr(SeeCoderStage, "loss", loss)
+    monkeypatch.setattr(os, "fsync", fsync)
+    assert fit(settings(**{"run.max_steps": 6, "stage.init_args.export_encoder": True})) == 0
+    assert [step for step, _ in list_checkpoints(tmp_path / "run")] == [6, 2]
+    shown = capsys.readouterr().out
+    assert "NO CHECKPOINT at step 4" in shown
+    assert "NO EXPORT at step 4" in shown
+    with (tmp_path / "run" / "metrics.csv").open() as file:
+        steps = [int(row["step"]) for row in csv.DictReader(file) if row["metric"] == "loss"]
+    assert steps == [1, 2, 3, 4, 5, 6]
+
+
+def test_what_a_killed_process_left_half_written_is_removed(settings, fit, tmp_path):
+    (tmp_path / "run").mkdir()
+    left_behind = tmp_path / "run" / ".step-00000009.ckpt.0123abcd.partial"
+    left_behind.write_bytes(b"half")
+    assert fit(settings(**{"run.max_steps": 1})) == 0
+    assert not left_behind.exists()
+
+
+def test_sigterm_to_the_whole_group_with_readers_saves_once_and_exits_143(settings, load, tmp_path):
+    """Launchers send it to every process that a training has, those that read included."""
+    command = _command(settings(**{"run.max_steps": 10_000, "data.init_args.num_workers": 2}), tmp_path)
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        assert process.stdout is not None
+        next(line for line in process.stdout if line.startswith("step 3"))
+        os.killpg(process.pid, signal.SIGTERM)
+        _, error = process.communicate(timeout=120)
+    assert process.returncode == 143, error[-2000:]
+    assert list_checkpoints(tmp_path / "run")
+
+
 def test_a_poisoned_sample_costs_its_step_only(settings, fit, monkeypatch, load, tmp_path):
     from train.seecoder import SeeCoderStage
 

@@ -1,5 +1,6 @@
 """`encode`, `export`, `import` and `info` on tiny files."""
 
+import hashlib
 import json
 
 import pytest
@@ -80,6 +81,24 @@ def test_export_a_checkpoint(checkpoint, tiny_encoder, tmp_path, capsys):
     assert "| step | 250 |" in card
     assert main(["export", str(checkpoint), str(tmp_path / "half"), "--dtype", "bfloat16"]) == 0
     assert SeeCoder.from_pretrained(tmp_path / "half", dtype=torch.bfloat16).dtype == torch.bfloat16
+
+
+def test_export_the_best_of_a_run(checkpoint, tmp_path, capsys):
+    run = tmp_path / "run"
+    run.mkdir()
+    command = ["export", str(run), str(tmp_path / "out"), "--best"]
+    assert main(command) == 2
+    assert "has no best.json" in capsys.readouterr().err
+    (run / "best.json").write_text(json.dumps({"step": 20, "checkpoint": "step-00000020.safetensors"}))
+    assert main(command) == 2
+    assert "is not there" in capsys.readouterr().err
+    best = run / "step-00000020.safetensors"
+    best.write_bytes(checkpoint.read_bytes())
+    best.with_name(best.name + ".sha256").write_text(hashlib.sha256(checkpoint.read_bytes()).hexdigest())
+    assert main(command) == 0
+    assert "step-00000020" in capsys.readouterr().err
+    assert main(["export", str(checkpoint), str(tmp_path / "other"), "--best"]) == 2
+    assert "needs the folder of a run" in capsys.readouterr().err
 
 
 def test_export_changes_the_form_of_a_complete_encoder(encoder_folder, tmp_path, capsys):

@@ -1,0 +1,38 @@
+"""Reading processes outlive a SIGTERM that is meant for the process that trains.
+
+Launchers send it to every process of a job (torchrun to its group, SLURM to the step). torch's workers would die of it,
+and the process that trains, which wants to finish its step and save, with them. Here they obey their parent alone.
+"""
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing import parent_process, resource_tracker
+
+_TERM = {signal.SIGTERM}
+
+
+@contextmanager
+def sigterm_held_back() -> Iterator[None]:
+    """Start processes in here: they inherit that SIGTERM waits, in all threads that they will ever have."""
+    resource_tracker.ensure_running()  # would otherwise start in here, and lift the mask when it has
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _TERM)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def obey_parent_alone(_: int = 0) -> None:
+    """In a process that was started so: end when the parent says so, and pass over what others say."""
+    parent = parent_process()
+    if parent is not None and hasattr(signal, "sigwaitinfo"):  # macOS has none: there SIGTERM waits for good
+        threading.Thread(target=_wait_for, args=(parent.pid,), daemon=True).start()
+
+
+def _wait_for(parent: int) -> None:
+    while signal.sigwaitinfo(_TERM).si_pid != parent:
+        pass
+    os._exit(0)
