@@ -30,6 +30,7 @@ from data.shards import index
 from data.shards.maps import column
 from data.shards.moments import MEAN, STD
 from train.checkpoints import AtomicCheckpointIO
+from train.cpu_attention import float32_attention
 from train.ema import Ema
 from train.seecoder import SeeCoderStage
 from train.settings import EmaSettings, OptimizerSettings
@@ -105,7 +106,7 @@ class Bench:
         if dist.is_initialized():
             dist.barrier()
         start = time.perf_counter()
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.mixed):
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.mixed), float32_attention():
             loss = model(batch)
         loss.backward()
         self._update()
@@ -118,7 +119,7 @@ class Bench:
         def mark(name: str) -> None:
             marks.append((name, time.perf_counter()))
 
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.mixed):
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.mixed), float32_attention():
             batch[MEAN], batch[STD] = stage.moments(batch)
             mark("autoencoder")
             maps = stage.encoder.compute_maps(batch["pixels"].float() / 255)

@@ -1,0 +1,86 @@
+"""The sampling benchmark runs every method with SDXL's interface, and says what falls short."""
+
+from importlib.machinery import SourceFileLoader
+from importlib.util import module_from_spec, spec_from_loader
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+
+from scripts.bench_sampling_gpu import GPU_METHODS, SDXL_UNET, autoencoder, gpu_rows, on_device
+
+SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "bench_sampling"
+
+
+@pytest.fixture(scope="module")
+def bench() -> Any:
+    loader = SourceFileLoader("bench_sampling", str(SCRIPT))
+    spec = spec_from_loader(loader.name, loader)
+    assert spec is not None
+    module = module_from_spec(spec)
+    loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def tiny() -> tuple[Any, Any]:
+    """SDXL's structure in miniature: the interface of its UNet is what counts."""
+    small = {
+        "sample_size": 16,
+        "block_out_channels": (8, 16, 16),
+        "transformer_layers_per_block": 1,
+        "attention_head_dim": 4,
+        "cross_attention_dim": 16,
+        "projection_class_embeddings_input_dim": 16 + 6 * 8,
+        "addition_time_embed_dim": 8,
+        "norm_num_groups": 4,
+        "layers_per_block": 1,
+    }
+    torch.manual_seed(0)
+    unet: Any = UNet2DConditionModel(**{**SDXL_UNET, **small})
+    return unet.eval().requires_grad_(False), autoencoder((4, 4, 4), norm_num_groups=2)
+
+
+@pytest.mark.parametrize("name", GPU_METHODS)
+def test_every_method_runs_with_the_interface_of_sdxl(tiny: tuple[Any, Any], name: str):
+    if "stride 64" in name:
+        pytest.skip("its stride is wider than these windows")
+    row = on_device(*tiny, name, 2, 3)
+    assert row["seconds"] > 0
+    assert (row["method"], row["pixels"]) == (name, 2048)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_nothing_is_measured():
+    rows = gpu_rows(50)
+    assert {row["seconds"] for row in rows} == {"not measured"}
+    assert {row["method"] for row in rows} == set(GPU_METHODS)
+
+
+def test_shortfalls_are_named(bench: Any):
+    good = {
+        "evaluations": [{"method": "plain", "pixels": 2048, "counted": 200.0, "arithmetic": 200, "equal": True}],
+        "overhead": [{"method": "plain", "share_outside": 0.02, "within_goal": True}],
+        "memory": [{"views": 16, "mebibytes": 9.0, "batch": 16}, {"views": 49, "mebibytes": 33.0, "batch": 16}],
+    }
+    assert list(bench.shortfalls(good)) == []
+    bad = {
+        "evaluations": [{**good["evaluations"][0], "counted": 210.0, "equal": False}],
+        "overhead": [{"method": "plain", "share_outside": 0.07, "within_goal": False}],
+        "memory": [*good["memory"], {"views": 169, "mebibytes": 35.0, "batch": 16}],
+    }
+    evaluations, overhead, memory = bench.shortfalls(bad)
+    assert "210 evaluations, 200 expected" in evaluations
+    assert "7.0% of the run" in overhead
+    assert "33.0 to 35.0 MiB" in memory
+
+
+def test_what_is_counted_is_the_arithmetic(bench: Any, monkeypatch: pytest.MonkeyPatch):
+    """The cheap rows of the table; the script counts all."""
+    cheap = ("plain", "RectifiedHR")
+    monkeypatch.setattr(bench, "ARITHMETIC", tuple(row for row in bench.ARITHMETIC if row[0] in cheap))
+    rows = bench.evaluations()
+    assert len(rows) == 4
+    assert all(row["equal"] for row in rows)
