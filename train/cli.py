@@ -77,6 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return show(config[config.command])
     try:
         # Renamed in jsonargparse 4.49; the older name warns in newer ones.
+        choose_checkpointing(config.fit)
         instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
         ready = instantiate(config)["fit"]
         ready.run.micro_batches(ready.data.batch_size)
@@ -89,6 +90,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain(error, BAD_INPUT)
     except TrainingStopped as error:
         return _complain(error, FAILED)
+
+
+def choose_checkpointing(config: Namespace) -> None:
+    """Where the stage is to choose "auto"matically what recomputes its activations, choose by this machine's memory.
+
+    Raises:
+        ValueError: Nothing is known about the base that memory could be estimated from.
+    """
+    options = config.stage.init_args
+    if options.get("gradient_checkpointing") != "auto":
+        return
+    from train.known_bases import base_sizes
+    from train.planning import open_if_there, plain, with_chosen_checkpointing
+
+    sizes = base_sizes(options.base)
+    if sizes is None:
+        raise ValueError(
+            f"`gradient_checkpointing`=auto: {options.base} is in no built-in table; give a local folder, or name the "
+            "parts that recompute ([], [encoder], [encoder, unet])."
+        )
+    run, source = RunSettings(**config.run.as_dict()), plain(config.data.init_args)
+    chosen = with_chosen_checkpointing(run, plain(options), source, sizes, open_if_there(source), Hardware.here(run))
+    options.gradient_checkpointing = chosen["gradient_checkpointing"]
+    parts = " and ".join(options.gradient_checkpointing) or "nothing"
+    print(f"by the memory of this machine, {parts} will recompute activations in the backward pass", flush=True)
 
 
 def show_plan(config: Namespace) -> int:

@@ -3,6 +3,9 @@
 import math
 from dataclasses import dataclass, fields
 
+import torch
+
+from train.cpu_attention import runs_on_cpu
 from train.settings import RunSettings
 
 GIB = 2**30
@@ -50,6 +53,13 @@ class Hardware:
             raise ValueError(f"`hardware.device`={self.device!r} is not known; accepted: {', '.join(DEVICES)}.")
         if not 0 < self.efficiency <= 1:
             raise ValueError(f"`hardware.efficiency`={self.efficiency} must be in (0, 1].")
+
+    @classmethod
+    def here(cls, run: RunSettings) -> "Hardware":
+        """This machine's: the memory of its first CUDA device, or a CPU's, which counts as endless."""
+        if runs_on_cpu(run) or not torch.cuda.is_available():
+            return cls(device="cpu")
+        return cls(memory_gib=torch.cuda.get_device_properties(0).total_memory / GIB)
 
     def name(self, run: RunSettings) -> str:
         """The device's name for a run."""

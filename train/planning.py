@@ -10,14 +10,11 @@ from data.shards.manifest import ShardSet
 from data.shards.moments import MEMBER
 from data.shards.opening import open_shards
 from train.costs import Costs, count_costs
-from train.deepspeed import BUCKET
 from train.hardware import GIB, Cluster, Hardware
 from train.known_bases import BaseSizes, base_sizes
+from train.memory import AUTO, DeviceMemory, device_memory, fewest_checkpointed, trained_bytes
 from train.scaling import exchange_seconds
 from train.settings import RunSettings
-
-_CONTEXT_GIB = 1.0  # what CUDA, cuDNN and NCCL take before the first tensor
-_FRAGMENTATION = 1.1  # the caching allocator's loss, on activations
 
 
 class Impossible(ValueError):
@@ -60,6 +57,7 @@ def make_plan(run: RunSettings, stage: Any, data: Any, hardware: Hardware) -> It
     image_size = source.get("image_size", 512)
     check_fit(options, sizes, image_size)
     yield f"base     {options['base']} ({sizes.origin}); no weights were read"
+    options = with_chosen_checkpointing(run, options, source, sizes, shards, hardware)
     costs = count_run(run, options, source, sizes, shards)
     yield from _networks(costs, options)
     yield from _throughput(costs, run, hardware, batch_size, accumulate)
@@ -90,6 +88,36 @@ def count_run(
         cached_latents=source.get("cached_moments", False) and _cached_share(shards) == 1,
         encoder_size=options.get("encoder_size"),
     )
+
+
+def with_chosen_checkpointing(
+    run: RunSettings,
+    options: Mapping[str, Any],
+    source: Mapping[str, Any],
+    sizes: BaseSizes,
+    shards: ShardSet | None,
+    hardware: Hardware,
+) -> dict[str, Any]:
+    """The stage's arguments, with as few parts that recompute as the device's memory allows where it says "auto".
+
+    Args:
+        run: Its settings.
+        options: Arguments of `train.seecoder.SeeCoderStage`.
+        source: Arguments of the data source.
+        sizes: The base.
+        shards: What `open_if_there` gave.
+        hardware: Says what memory there is.
+    """
+    if options.get("gradient_checkpointing") != AUTO:
+        return dict(options)
+
+    def memory(parts: tuple[str, ...]) -> DeviceMemory:
+        trial = {**options, "gradient_checkpointing": parts}
+        return device_memory(count_run(run, trial, source, sizes, shards), run, trial, source["batch_size"])
+
+    limit = hardware.memory(run)
+    parts = () if math.isinf(limit) else fewest_checkpointed(memory, limit)
+    return {**options, "gradient_checkpointing": parts}
 
 
 def _steps(run: RunSettings, options: Mapping[str, Any]) -> Iterator[str]:
@@ -216,27 +244,6 @@ def checkpoint_bytes(trained: int, has_average: bool) -> int:
     return 4 * trained * (4 if has_average else 3)
 
 
-def trained_bytes(trained: int, run: RunSettings, has_average: bool) -> float:
-    """What one process holds of trained parameters.
-
-    Under DDP weights, gradients and their copy for the exchange, AdamW's moments. Under ZeRO the moments, a second copy
-    of the weights and, in stage 2, the gradients are shared out over processes; the step makes its share of the
-    gradients contiguous, and exchanges through a bucket.
-
-    Args:
-        trained: Their number.
-        run: Processes, strategy, precision.
-        has_average: Whether there is a running average.
-    """
-    processes = run.devices * run.num_nodes
-    if run.zero_stage:
-        gradients = 1 if run.zero_stage == 1 else 1 / processes
-        whole = 4 * trained * (1 + gradients + 4 / processes) + 4 * BUCKET
-    else:
-        whole = 4 * trained * (4 + (processes > 1))
-    return whole + trained * (4 * has_average + 2 * (run.precision != "32-true"))  # autocast's 16-bit casts
-
-
 def _memory(
     costs: Costs, run: RunSettings, options: Mapping[str, Any], hardware: Hardware, batch_size: int
 ) -> Iterator[str]:
@@ -245,33 +252,25 @@ def _memory(
     Raises:
         Impossible: It is more than the device has.
     """
-    from train.base import DTYPES
-
-    frozen = DTYPES[options.get("frozen_dtype", "float32")].itemsize * (costs.frozen["backbone"] + costs.frozen["unet"])
-    frozen += DTYPES[options.get("vae_dtype", "float32")].itemsize * costs.frozen["vae"] + 4 * costs.frozen["encoder"]
-    has_average = options.get("ema") is not None
-    trained = trained_bytes(costs.trained, run, has_average)
-    activations = costs.activation_bytes * batch_size * _FRAGMENTATION
-    fixed = frozen + trained + (0 if run.accelerator == "cpu" else _CONTEXT_GIB * GIB)
-    total, limit = fixed + activations, hardware.memory(run)
+    memory, limit = device_memory(costs, run, options, batch_size), hardware.memory(run)
     has = "" if math.isinf(limit) else f" of {_bytes(limit)} ({hardware.name(run)})"
     yield (
-        f"memory   {_bytes(total)}{has} per device ESTIMATED: frozen {_bytes(frozen)}, trained with optimizer "
-        f"{_bytes(trained)}, {batch_size} pictures {_bytes(activations)} "
+        f"memory   {_bytes(memory.total)}{has} per device ESTIMATED: frozen {_bytes(memory.frozen)}, trained with "
+        f"optimizer {_bytes(memory.trained)}, {batch_size} pictures {_bytes(batch_size * memory.picture)} "
         f"({_bytes(costs.activation_bytes)} counted for one, + 10 %)"
     )
     if run.zero_stage:
-        plain = trained_bytes(costs.trained, replace(run, strategy="ddp"), has_average)
+        plain = trained_bytes(costs.trained, replace(run, strategy="ddp"), options.get("ema") is not None)
         what = "AdamW's state and gradients" if run.zero_stage == 2 else "AdamW's state"
         yield (
             f"zero     stage {run.zero_stage}: {what} shared out over {run.devices * run.num_nodes} processes: "
-            f"{_bytes(trained)} where ddp takes {_bytes(plain)}; needs the package deepspeed"
+            f"{_bytes(memory.trained)} where ddp takes {_bytes(plain)}; needs the package deepspeed"
         )
-    if total > limit:
-        most = int((limit - fixed) / (costs.activation_bytes * _FRAGMENTATION))
+    if memory.total > limit:
+        most = memory.most_pictures(limit)
         advice = f"at most {most} fit" if most > 0 else "not even one fits"
         raise Impossible(
-            f"`batch_size`={batch_size} needs an estimated {_bytes(total)}, a {hardware.name(run)} has "
+            f"`batch_size`={batch_size} needs an estimated {_bytes(memory.total)}, a {hardware.name(run)} has "
             f"{_bytes(limit)}: {advice}. Lower it (run.global_batch keeps the step's size), or checkpoint more "
             "(stage.init_args.gradient_checkpointing)."
         )

@@ -59,7 +59,8 @@ class SeeCoderStage(Stage):
         timestep_sampling: "uniform", and every loss is multiplied by its weight; or "weighted": timesteps are drawn as
             often as they weigh, which is the same gradient with less noise;
             `loss_level_*` in the log are then means over these.
-        gradient_checkpointing: Parts that recompute activations in the backward pass, to save memory.
+        gradient_checkpointing: Parts that recompute activations in the backward pass, to save memory; "auto": as few as
+            the device's memory allows, which `python -m train` finds out before it makes the stage.
         compiled: Parts that `torch.compile` makes faster after some minutes of work at the first step; for pictures of
             one size.
         encoder_size: Height and width at which the encoder sees the pictures; None: the size of the latents' pictures.
@@ -86,7 +87,7 @@ class SeeCoderStage(Stage):
         context_dropout: float = 0.0,
         min_snr_gamma: float | None = None,
         timestep_sampling: Literal["uniform", "weighted"] = "uniform",
-        gradient_checkpointing: tuple[Literal["encoder", "unet"], ...] = (),
+        gradient_checkpointing: tuple[Literal["encoder", "unet"], ...] | Literal["auto"] = (),
         compiled: tuple[Literal["decoder", "unet"], ...] = (),
         encoder_size: int | None = None,
         preview: Preview | None = None,
@@ -98,6 +99,11 @@ class SeeCoderStage(Stage):
         super().__init__(optimizer, ema, guard, seed)
         if not 0 <= context_dropout < 1:
             raise ValueError(f"`context_dropout`={context_dropout} must be a probability below 1.")
+        if gradient_checkpointing == "auto":
+            raise ValueError(
+                "`gradient_checkpointing`=auto is chosen by `python -m train fit`; name the parts: (), "
+                '("encoder",) or ("encoder", "unet").'
+            )
         loaded = load_base(base, frozen_dtype, vae_dtype)
         self.vae, self.unet = loaded.vae, loaded.unet
         self.schedule = NoiseSchedule(loaded.scheduler_config)

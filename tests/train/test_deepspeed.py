@@ -14,7 +14,7 @@ import train.settings
 from seecoder.cli import main as seecoder
 from tests.train.same_training import KEPT, flat
 from train.cli import main
-from train.planning import trained_bytes
+from train.memory import trained_bytes
 from train.settings import RunSettings
 
 ROOT = Path(__file__).parents[2]
