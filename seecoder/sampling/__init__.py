@@ -34,7 +34,8 @@ Randomness: one stream per picture (see `seecoder.sampling.randomness`), never t
 picture is the same alone, in a batch, and for every `view_batch_size` (up to rounding).
 
 Memory: the sample is kept in float32; the denoiser runs in `context`'s data type on `view_batch_size` native-sized
-(picture, view) pairs at a time (larger views count by their area), so memory does not grow with the number of views.
+(picture, view) pairs at a time (larger views count by their area), so memory does not grow with the number of views;
+but for SyncDiffusion, which keeps one offset of a window's size for each of its windows (its Algorithm 1).
 
 Methods, each a short file that names its parts, with one function an equation:
 

@@ -7,7 +7,9 @@ guidance, and which layers are dilated how far (`scalecrafter_settings`).
 Departures: factors are per axis (published: one factor for 2:1 pictures too); settings name resolution levels and
 fail on patterns that match nothing (the released SDXL settings name layers that do not exist, and so leave the deepest
 encoder level undilated); dispersion is really active when asked for (in every released configuration it is not);
-guidance evaluates only the three branches that it uses; odd maps keep their size in strided layers.
+guidance evaluates only the three branches that it uses, and at a scale of exactly 1, which means "no guidance" to every
+method here, only the conditional one (Eq. 7 would still add its ground there); odd maps keep their size in strided
+layers.
 """
 
 from collections.abc import Mapping, Sequence

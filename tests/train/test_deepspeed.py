@@ -174,13 +174,15 @@ def test_shares_shrink_with_the_number_of_processes():
     assert memory("deepspeed_stage_1", 8) < memory("deepspeed_stage_1", 2)
 
 
+# Stage 2 adds micro-batches in another order, which float64 does not mind; its shares are float32 all the same. In
+# float32 AdamW would make whole steps of the rounding errors of biases that have no true gradient.
+DOUBLE = {"stage.class_path": "tests.train.double_stage.DoubleSeeCoderStage"}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("strategy", "double"), [(STAGES[0], False), (STAGES[1], True)])
+@pytest.mark.parametrize(("strategy", "double"), [(STAGES[0], {}), (STAGES[1], DOUBLE)])
 def test_two_processes_train_as_under_ddp(named, run, difference, export_difference, strategy, double):
-    """Stage 2 adds micro-batches in another order, which float64 does not mind; its shares are float32 all the same."""
-    changes = {"run.devices": 2, "run.accumulate": 2}
-    if double:
-        changes["stage.class_path"] = "tests.train.double_stage.DoubleSeeCoderStage"
+    changes = {"run.devices": 2, "run.accumulate": 2, **double}
     assert run(named("ddp", "ddp", steps=3, **changes)) == 0
     assert run(named("zero", strategy, steps=3, **changes)) == 0
     assert difference("ddp", "zero", dtypes=not double) < (1e-6 if double else 1e-12)
@@ -197,15 +199,19 @@ def test_strategy_and_number_of_processes_may_change_on_resume(named, run, diffe
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("strategy", "rank", "kind"), [(STAGES[0], 0, "loss"), (STAGES[1], 1, "nan")])
-def test_what_spoils_one_process_is_skipped_in_both(named, run, difference, load, tmp_path, strategy, rank, kind):
-    changes = {"run.devices": 2, "run.accumulate": 2}
+@pytest.mark.parametrize(
+    ("strategy", "double", "rank", "kind"), [(STAGES[0], {}, 0, "loss"), (STAGES[1], DOUBLE, 1, "nan")]
+)
+def test_what_spoils_one_process_is_skipped_in_both(
+    named, run, difference, load, tmp_path, strategy, double, rank, kind
+):
+    changes = {"run.devices": 2, "run.accumulate": 2, **double}
     for name, chosen in (("ddp", "ddp"), ("zero", strategy)):
         assert run(named(name, chosen, steps=4, **changes), rank=rank, step=2, kind=kind) == 0
     checkpoint = load(tmp_path / "zero" / "step-00000004.ckpt")
     assert checkpoint["guard"]["skipped"] == 1
     assert {int(state["step"]) for state in checkpoint["optimizer_states"][0]["state"].values()} == {3}
-    assert difference("ddp", "zero") < 1e-6
+    assert difference("ddp", "zero", dtypes=not double) < (1e-6 if double else 1e-12)
 
 
 @pytest.mark.slow

@@ -70,9 +70,7 @@ def test_check_03_a_network_of_ones_makes_a_field_of_ones(method, size, make_sch
         torch.testing.assert_close(field, torch.ones_like(field), atol=1e-14, rtol=0)
 
 
-@pytest.mark.parametrize(
-    ("blend", "shared"), [("feather", [0.8, 1.6, 2.4, 3.2]), ("uniform", [2.0, 2.0, 2.0, 2.0])]
-)
+@pytest.mark.parametrize(("blend", "shared"), [("feather", [0.8, 1.6, 2.4, 3.2]), ("uniform", [2.0, 2.0, 2.0, 2.0])])
 def test_windows_count_by_their_blend_where_they_overlap(blend, shared, make_scheduler, context, fields) -> None:
     """Two windows that say where they begin, at 0 and at 4: over columns 4 to 7 the second's weight rises."""
 

@@ -4,7 +4,7 @@ import torch
 from seecoder.sampling import ScaleCrafter, sample
 from seecoder.sampling.guidance import NEGATIVE, POSITIVE, classifier_free
 from seecoder.sampling.parts import Step
-from seecoder.sampling.redilation import progressive_factor
+from seecoder.sampling.redilation import ReDilation, progressive_factor
 from seecoder.sampling.scalecrafter import DAMPING, NoiseDamped, noise_damped
 from seecoder.sampling.scalecrafter_settings import PUBLISHED, derived_settings, per_axis, rule
 
@@ -27,12 +27,11 @@ def run(method, make_scheduler, unet, denoiser, context, size=(32, 32), scale=3.
         native_size=(16, 16),
         num_inference_steps=4,
         context=context[:1],
-        negative_context=torch.zeros_like(context[:1]),
         guidance_scale=scale,
         generator=torch.Generator().manual_seed(0),
         method=method,
         unet=unet,
-        **options,
+        **({"negative_context": torch.zeros_like(context[:1])} | options),
     )
 
 
@@ -53,6 +52,60 @@ def test_check_19_the_formula_and_its_value_at_scale_one() -> None:
     base, negative, positive = torch.randn((3, 1, 4, 8, 8), dtype=torch.float64)
     assert torch.allclose(noise_damped(base, negative, positive, 1.0), base + positive - negative)
     assert torch.allclose(noise_damped(negative, negative, positive, 3.0), classifier_free(negative, positive, 3.0))
+
+
+WEAKER = {"mid": 2.0}
+STRONGER = {"level.1": 2.0, "level.2": 2.0}
+ALWAYS_DAMPED = ScaleCrafter(dilation=STRONGER, dilate_tau=1.0, damping=WEAKER, damp_tau=1.0, progressive=False)
+
+
+def by_hand(scale, scheduler, unet, context, noise) -> torch.Tensor:
+    """Eq. 7 in a loop that knows neither branches nor paths."""
+    scheduler.set_timesteps(4)
+    latents = noise * scheduler.init_noise_sigma
+    for index, timestep in enumerate(scheduler.timesteps):
+        step = Step(index, 4, timestep, float(timestep), 1000, (32, 32), (16, 16))
+
+        def predict(factors, told, step=step, latents=latents):
+            with ReDilation(unet, per_axis(factors), 4).active(step, (32, 32)):
+                return unet(latents, step.timestep, encoder_hidden_states=told).sample
+
+        nothing = torch.zeros_like(context[:1])
+        ground = predict(WEAKER, nothing)
+        direction = predict(STRONGER, context[:1]) - predict(STRONGER, nothing)
+        latents = scheduler.step(ground + scale * direction, timestep, latents, return_dict=False)[0]
+    return latents
+
+
+@pytest.mark.parametrize("scale", [1.0 + 1e-9, 3.0, 0.0])
+def test_check_19_damped_steps_are_those_of_the_formula(
+    scale, make_scheduler, make_unet, denoiser_of, context, relative
+) -> None:
+    """Down to w = 1 from above, where they tend to base(x, nothing) + dilated(x, y) - dilated(x, nothing)."""
+    unet, rows = make_unet(), []
+    noise = torch.randn((1, 4, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    actual = run(ALWAYS_DAMPED, make_scheduler, unet, denoiser_of(unet, rows), context, scale=scale)
+    assert sum(rows) == 4 * 3
+    limit = 1.0 if abs(scale - 1.0) < 1e-6 else scale
+    assert relative(actual, by_hand(limit, make_scheduler("ddim"), unet, context, noise)) < 1e-6
+
+
+def test_check_19_a_scale_of_exactly_one_is_no_guidance_and_not_the_limit_of_the_formula(
+    make_scheduler, make_unet, denoiser_of, context, relative
+) -> None:
+    """As everywhere, a scale of 1 asks for the conditional prediction alone: one row a step, no negative context.
+
+    The limit from above stands on the weaker network and is another picture, so that damping ends with a jump.
+    """
+    unet, rows = make_unet(), []
+    undamped = ScaleCrafter(dilation=STRONGER, dilate_tau=1.0, damp_tau=0.0)
+    expected = run(undamped, make_scheduler, unet, denoiser_of(unet), context, scale=1.0)
+    options = {"scale": 1.0, "negative_context": None}
+    actual = run(ALWAYS_DAMPED, make_scheduler, unet, denoiser_of(unet, rows), context, **options)
+    assert sum(rows) == 4
+    assert torch.equal(actual, expected)
+    above = run(ALWAYS_DAMPED, make_scheduler, unet, denoiser_of(unet), context, scale=1.0 + 1e-9)
+    assert relative(above, actual) > 1e-2
 
 
 def test_check_19_three_branches_while_damping_and_two_after(make_scheduler, make_unet, denoiser_of, context) -> None:

@@ -35,9 +35,9 @@ def counted(views: Sequence[View], size: tuple[int, int]) -> torch.Tensor:
     return corners.cumsum(0).cumsum(1)[:-1, :-1]
 
 
-@pytest.mark.parametrize("stride", [2, 3, 4, 7])
+@pytest.mark.parametrize("stride", [2, 3, 4, 5])
 def test_check_03_windows_cover_all_sizes_however_they_are_moved(stride: int) -> None:
-    window, limit = 8, (8 - stride) // 2
+    window, limit = 6, (6 - stride) // 2
     for size in itertools.product(range(window, 5 * window + 1), repeat=2):
         height, width = size
         plain = windows(size, (window, window), (stride, stride))
