@@ -17,6 +17,8 @@ from seecoder.cli.panorama import panorama_methods
 from seecoder.cli.vary import seeds_of, sheet_path
 from seecoder.context import load_context
 from seecoder.images import ENCODED_SIZE, load_image, save_image
+from seecoder.pipelines.decoding import decode_latents
+from seecoder.sampling import SyncDiffusion
 
 
 def pixels_of(picture):
@@ -239,6 +241,32 @@ def test_panorama_with_windows(pictures, networks, tmp_path):
     assert size_of(out / "0001-first-one-seed0.png") == (16, 48)
     assert json.loads((out / "settings.json").read_text())["command"] == "panorama"
     assert main(["panorama", pictures[0], *networks, "--out", str(out), "--method", "demofusion"]) == 2
+
+
+def test_a_synchronised_panorama_of_a_closed_loop(
+    pictures, networks, base_folder, tiny_encoder, tmp_path, monkeypatch, caplog
+):
+    """The command is the pipeline, decoded around the border; without LPIPS, which the log says."""
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    out = tmp_path / "out"
+    options = ["--wrap", "--width", "48", "--method-option", "sync_threshold=1.0", "--method-option", "stride=4"]
+    assert main(["panorama", pictures[0], *networks, "--out", str(out), *options]) == 0
+    assert "LPIPS is not available" in caplog.text
+    pipe = SeeCoderPipeline.from_base(base_folder, encoder=tiny_encoder)
+    pipe.set_progress_bar_config(disable=True)
+
+    def panorama(wrap=True, **settings):
+        method = SyncDiffusion(**{"stride": 4, "closed_loop": True, "sync_threshold": 1.0, **settings})
+        common = {"height": 16, "width": 48, "num_inference_steps": 2, "output_type": "latent"}
+        latents = pipe(pictures[0], generator=torch.Generator().manual_seed(0), method=method, **common).images
+        pixels, _ = decode_latents(pipe.vae, latents, wrap=wrap)
+        return pixels_of(pipe.image_processor.postprocess(pixels, output_type="pil")[0])
+
+    found = pixels_of(out / "0001-first-one-seed0.png")
+    assert found == panorama()
+    for other in ({"wrap": False}, {"closed_loop": False}, {"sync_threshold": 0.0}, {"stride": 2}):
+        assert found != panorama(**other)
+    assert json.loads((out / "settings.json").read_text())["options"]["method"] == "syncdiffusion"
 
 
 def test_panorama_methods():

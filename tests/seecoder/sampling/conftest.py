@@ -3,15 +3,15 @@
 The checks that need no weights are numbered 1 to 26; a test that makes one is called `test_check_NN_…`:
 
 Identity and fusion: 1 one window equals the plain loop (test_engine); 2 pointwise networks have no seams, 4 fuse then
-step (test_multidiffusion); 3 partition of unity (test_views, test_fields); 5 order, batch and micro-batch (test_engine); 6 wrapped
-views roll (test_multidiffusion, test_decoding).
+step (test_multidiffusion); 3 partition of unity (test_views, test_fields); 5 order, batch and micro-batch
+(test_engine); 6 wrapped views roll (test_multidiffusion, test_decoding).
 DemoFusion: 7 lattices (test_views); 8 schedules, 10 limits, 11 dead steps, 12 the sigma that views see, 13 counts
 (test_demofusion, test_views); 9 blur (test_filters).
 ScaleCrafter: 14 and 15 re-dilation, 18 patch and restore (test_redilation); 16 progressive, 19 damping
 (test_scalecrafter); 17 dispersion (test_dispersion).
 SyncDiffusion: 20 gradients, 21 closed loops (test_syncdiffusion, test_views).
-Robustness: 22 seeds, 23 parametrisations, 24 multistep history, 26 odd sizes and memory (test_engine, test_every_method); 25 tiled
-decoding (test_decoding).
+Robustness: 22 seeds, 23 parametrisations, 24 multistep history, 26 odd sizes and memory (test_engine,
+test_every_method); 25 tiled decoding (test_decoding).
 """
 
 from collections.abc import Callable

@@ -80,3 +80,20 @@ def test_a_small_picture_is_decoded_whole() -> None:
 def test_tiles_without_a_core_are_refused() -> None:
     with pytest.raises(ValueError, match=r"`tile`=32 is too small for margins of 16 cells. Use at least 48"):
         segments(100, 32, 12, 4)
+
+
+@pytest.mark.parametrize("wrap", [False, True])
+@pytest.mark.parametrize("tile", [64, 48])
+def test_tiles_of_different_tone_run_into_each_other(tile, wrap) -> None:
+    """Where norms give every tile a tone of its own the blend spreads the step over all of its width."""
+    feather, tones = 4, iter(range(1000))
+
+    def decoder(latents: torch.Tensor) -> torch.Tensor:
+        height, width = latents.shape[-2:]
+        return torch.full((1, 1, 2 * height, 2 * width), 10.0 * (next(tones) % 2), dtype=torch.float64)
+
+    pixels = decode_in_tiles(decoder, torch.zeros(1, 4, 8, 160), tile=tile, halo=12, feather=feather, wrap=wrap)
+    steps = pixels.diff(dim=-1).abs()
+    assert pixels.min() == 0.0
+    assert pixels.max() == 10.0
+    assert steps.max() <= 10.0 / (2 * feather * 2) + 1e-12  # cells of two pixels

@@ -33,14 +33,14 @@ def decoder() -> torch.nn.Module:
 
 @pytest.fixture
 def parts(make_scheduler, make_denoiser, context, decoder):
-    """An editor over latents of 8 x 20 in windows of 8 x 8, and what it needs."""
+    """An editor over latents of 8 x 20 (or another width) in windows of 8 x 8, and what it needs."""
 
-    def build(settings: SyncDiffusion, guidance_scale: float = 2.0, batch: int = 1):
+    def build(settings: SyncDiffusion, guidance_scale: float = 2.0, batch: int = 1, width: int = 20):
         stepper = Stepper(
             make_scheduler("ddim"), 10, eta=0.0, randomness=Randomness(torch.Generator(), batch), device=CPU
         )
         run = Run(
-            latent_shape=(batch, 4, 8, 20),
+            latent_shape=(batch, 4, 8, width),
             native_size=(8, 8),
             stepper=stepper,
             randomness=Randomness(torch.Generator(), batch),
@@ -52,8 +52,8 @@ def parts(make_scheduler, make_denoiser, context, decoder):
         )
         conditions = Conditions(context[:batch], torch.zeros_like(context[:1]), None, None)
         evaluator = Evaluator(make_denoiser(), stepper, conditions, view_batch_size=3)
-        path = settings.windows.paths(run, (8, 20), {})[0]
-        step = Step(2, 10, stepper.timesteps[2], stepper.times[2], 1000, (8, 20), (8, 8))
+        path = settings.windows.paths(run, (8, width), {})[0]
+        step = Step(2, 10, stepper.timesteps[2], stepper.times[2], 1000, (8, width), (8, 8))
         return settings.editor(run, path), evaluator, step
 
     return build
@@ -152,15 +152,39 @@ def test_check_20_batches_and_micro_batches_do_not_matter(
     assert relative(run(context[1:2], seeds(2), 3), together[1:]) < 1e-6
 
 
-@pytest.mark.parametrize(("width", "stride"), [(24, 4), (24, 2), (16, 8)])
-def test_check_21_a_closed_loop_has_all_its_windows_and_leaves_the_anchor_alone(width, stride, parts) -> None:
-    settings = SyncDiffusion(stride=stride, closed_loop=True, sync_threshold=1.0, loss=pyramid_distance)
-    assert len(settings.windows.views((8, 8), (8, width))) == width // stride
-    editor, evaluator, step = parts(SETTINGS)
-    latents = torch.randn((1, 4, 8, 20), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+@pytest.mark.parametrize(
+    ("width", "stride", "closed_loop", "anchor", "left"),
+    [
+        (24, 4, True, "middle", 8),
+        (24, 2, True, "middle", 8),
+        (16, 8, True, "middle", 8),  # both windows are as near to the middle; the later one
+        (24, 4, True, "first", 0),
+        (24, 4, True, -1, 20),  # around the border
+        (20, 4, False, "middle", 8),
+        (20, 4, False, 0, 0),
+        (8, 4, False, "middle", 0),  # one window, which is its own anchor
+    ],
+)
+def test_check_21_a_closed_loop_has_all_its_windows_and_leaves_the_anchor_alone(
+    width, stride, closed_loop, anchor, left, parts
+) -> None:
+    """Under a loss that pulls at the anchor, too, so that it stays only because it is left out."""
+    settings = SyncDiffusion(
+        stride=stride,
+        closed_loop=closed_loop,
+        sync_threshold=1.0,
+        anchor=anchor,
+        loss=lambda pictures, references: (pictures - 2.0 * references).square().sum(dim=(1, 2, 3)),
+    )
+    count = width // stride if closed_loop else (width - 8) // stride + 1
+    assert len(settings.windows.views((8, 8), (8, width))) == count
+    editor, evaluator, step = parts(settings, batch=2, width=width)
+    latents = torch.randn((2, 4, 8, width), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     edited = editor.apply(latents, step, evaluator)
-    still = [view for (_, view), offset in edited.offsets.items() if not offset.any()]
-    assert still == [middle_view(windows((8, 20), (8, 8), (4, 4)), (8, 20))]
+    assert edited.cut_from is latents
+    assert len(edited.offsets) == 2 * count
+    still = [(picture, view.left) for (picture, view), offset in edited.offsets.items() if not offset.any()]
+    assert sorted(still) == [(0, left), (1, left)]
 
 
 def test_the_middle_of_a_loop_is_the_middle_of_the_picture() -> None:
