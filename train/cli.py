@@ -61,6 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         0 when finished (or out of time), 1 when training had to stop, 2 on bad input, 143 when told to stop by SIGTERM.
     """
+    from data.shards.skips import TooManySkipped
     from seecoder.weights import WeightsError
     from train.guards import TrainingStopped
 
@@ -88,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return fit(ready, yaml.safe_load(parser.dump(config))["fit"])
     except (FileNotFoundError, FileExistsError, WeightsError) as error:
         return _complain(error, BAD_INPUT)
-    except TrainingStopped as error:
+    except (TrainingStopped, TooManySkipped) as error:
         return _complain(error, FAILED)
 
 

@@ -1,5 +1,6 @@
 """What could not be read: counted by reason, named once, logged sparingly, and a reason to stop if it is too much."""
 
+import fcntl
 import json
 import logging
 import re
@@ -19,6 +20,10 @@ _MOST_NAMES = 1_000_000
 def category(reason: str) -> str:
     """Cut a reason down to what can be counted: no numbers, no particulars after a colon, semicolon or bracket."""
     return re.sub(r"\d[\d,.]*", "N", re.split(r"[:;(]", reason, maxsplit=1)[0]).strip()[:80]
+
+
+class TooManySkipped(RuntimeError):
+    """More samples could not be read than is tolerated."""
 
 
 class Skip(NamedTuple):
@@ -42,7 +47,8 @@ class SkipLog:
 
     Args:
         ceiling: Largest tolerated share of skipped samples among the last `RECENT`, in [0, 1].
-        report: File to which every named fault is appended as a line of JSON; None keeps the log only.
+        report: File to which every named fault is appended as a line of JSON, unless another process or an earlier
+            start has named it there already; None keeps the log only.
 
     Attributes:
         counts: Skipped samples by reason.
@@ -79,7 +85,7 @@ class SkipLog:
             skips: Those that could not be read.
 
         Raises:
-            RuntimeError: The share of skipped samples is above the ceiling.
+            TooManySkipped: The share of skipped samples is above the ceiling.
         """
         self.seen += seen
         new = [skip for skip in skips if self._is_new(skip)]
@@ -89,8 +95,7 @@ class SkipLog:
             if count == 1 or count % LOG_EVERY == 0:
                 logger.warning("skipped sample %d: %s (%s; number %d of its kind)", *skip[:2], skip.detail, count)
         if new and self.report is not None:
-            with self.report.open("a", encoding="utf-8") as file:
-                file.writelines(json.dumps(skip._asdict()) + "\n" for skip in new)
+            _append(self.report, new)
         self._check_rate(seen, len(skips))
 
     def _is_new(self, skip: Skip) -> bool:
@@ -108,7 +113,7 @@ class SkipLog:
             self._recent_seen -= old_seen
             self._recent_skipped -= old_skipped
         if self._recent_skipped > self.ceiling * max(self._recent_seen, GRACE):
-            raise RuntimeError(
+            raise TooManySkipped(
                 f"{self._recent_skipped} of the last {self._recent_seen} samples could not be read, above the ceiling "
                 f"of {self.ceiling:.2%} (of at least {GRACE}). In all: {self.summary()}. Repair the data, or raise the "
                 "ceiling."
@@ -118,3 +123,22 @@ class SkipLog:
         """Say it in one line."""
         reasons = ", ".join(f"{count} {reason}" for reason, count in self.counts.most_common())
         return f"{self.skipped} of {self.seen} samples skipped" + (f" ({reasons})" if reasons else "")
+
+
+def _append(report: Path, skips: Sequence[Skip]) -> None:
+    """Name faults that no other process of the run has named; a full disk costs the lines, not the run."""
+    try:
+        with report.open("a+", encoding="utf-8") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # given back when the file is closed
+            file.seek(0)
+            known = {_name_of(line) for line in file}
+            file.writelines(json.dumps(skip._asdict()) + "\n" for skip in skips if skip.name not in known)
+    except OSError as error:
+        logger.warning("%d faults are not in %s: %s", len(skips), report, error)
+
+
+def _name_of(line: str) -> str | None:
+    try:
+        return json.loads(line)["name"]
+    except (json.JSONDecodeError, KeyError, TypeError):  # half a line
+        return None

@@ -78,3 +78,22 @@ def test_reasons_are_cut_down_to_categories(reason: str, expected: str):
 def test_ceiling_is_a_share():
     with pytest.raises(ValueError, match="`ceiling`=5"):
         SkipLog(5)
+
+
+def test_processes_and_starts_name_each_fault_once(tmp_path: Path):
+    report = tmp_path / "unreadable.txt"
+    faults = [Skip(number, "picture", f"shard-{number}", "not an image") for number in range(3)]
+    first, second = SkipLog(1.0, report), SkipLog(1.0, report)
+    first.add(4, faults[:2])
+    second.add(4, faults[1:])
+    SkipLog(1.0, report).add(8, faults)  # after a restart
+    named = [json.loads(line)["name"] for line in report.read_text().splitlines()]
+    assert named == ["shard-0", "shard-1", "shard-2"]
+    assert (first.skipped, second.skipped) == (2, 2)
+
+
+def test_a_full_disk_costs_the_names_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    log = SkipLog(1.0, tmp_path / "no such folder" / "unreadable.txt")
+    log.add(4, [Skip(0, "picture", "shard-0", "not an image")])
+    assert log.skipped == 1
+    assert "1 faults are not in" in caplog.text

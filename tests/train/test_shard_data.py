@@ -1,6 +1,10 @@
+import json
+import shutil
+
 import torch
 
 from data.build import main as build_shards
+from train.records import read_metrics
 from train.shard_data import ShardPictures
 from train.stream import Position
 
@@ -47,3 +51,25 @@ def test_training_goes_on_into_the_next_epoch(settings, fit, tmp_path):
     assert build_shards(["world", str(folder), "--count", "4", "--size", "32", "--samples-per-shard", "2"]) == 0
     config = settings(**{"data.init_args.shards": str(folder), "run.max_steps": 5})
     assert fit(config) == 0
+
+
+def test_a_damaged_shard_is_named_once_and_left_out_until_it_is_too_much(shards, settings, fit, capsys, tmp_path):
+    damaged = tmp_path / "damaged"
+    shutil.copytree(shards, damaged)
+    victim = sorted(damaged.glob("*.tar"))[1]
+    content = victim.read_bytes()
+    victim.write_bytes(content[: len(content) // 2])
+    none = {"data.init_args.held_out": 0, "data.init_args.held_out_world": False}
+    # Two epochs of 24 samples.
+    twice = {**none, "data.init_args.shards": str(damaged), "run.max_steps": 24, "run.checkpoint_every": 12}
+    assert fit(settings(**twice, **{"data.init_args.ceiling": 1.0})) == 0
+    lines = (tmp_path / "run" / "unreadable_samples.txt").read_text().splitlines()
+    names = [json.loads(line)["name"] for line in lines]
+    assert len(set(names)) == len(names) == 1
+    skipped = read_metrics(tmp_path / "run" / "metrics.csv")["skipped_samples"][-1][1]
+    assert skipped in range(2, 17, 2)  # of the shard's eight, the same in both epochs
+    strict = {"data.init_args.ceiling": 1e-6, "run.folder": str(tmp_path / "strict")}
+    assert fit(settings(**twice, **strict)) == 1
+    shown = capsys.readouterr().err
+    assert "could not be read, above the ceiling" in shown
+    assert "Traceback" not in shown
