@@ -100,8 +100,11 @@ def run(make_scheduler, make_unet, denoiser_of, context) -> Callable[..., torch.
 @pytest.mark.parametrize("case", CASES)
 def test_against_the_published_code(case, run) -> None:
     method, size, steps, options = CASES[case]
-    latents = run(method, size, steps, native=64 if case == "syncdiffusion" else 16, **options)
-    published = PUBLISHED["equal"][case]
+    assert_equals(case, run(method, size, steps, native=64 if case == "syncdiffusion" else 16, **options))
+
+
+def assert_equals(name: str, latents: torch.Tensor) -> None:
+    published = PUBLISHED["equal"][name]
     assert latents.flatten()[:: latents.numel() // 8][:8].tolist() == pytest.approx(published["values"], rel=1e-6)
     assert float(latents.norm()) == pytest.approx(published["norm"], rel=1e-6)
 
@@ -156,6 +159,7 @@ def test_the_published_grid_leaves_columns_out(run) -> None:
     covered = run(MultiDiffusion(stride=4), (24, 28), 8, latents=noise[..., :28])
     ours = run(MultiDiffusion(stride=4), (24, 30), 8, latents=noise)
     assert_departs("multidiffusion 24x30, stride 4", ours, functional.pad(covered, (0, 2)))
+    assert (ours[..., :28] - covered).norm() > 0.01 * covered.norm()
 
 
 @pytest.mark.parametrize("at_once", [16, 2])
@@ -226,6 +230,7 @@ def test_published_jitter_shows_the_network_zeros(run, monkeypatch) -> None:
 
 
 def test_published_pictures_begin_at_the_longer_side(run, monkeypatch) -> None:
+    assert RELEASED.sizes((16, 32), (16, 16)) == [(12, 24), (16, 32)]
     ours = run(RELEASED, (16, 32), 4)
     monkeypatch.setattr(DemoFusion, "sizes", lambda self, size, native, *, is_panorama: [(8, 16), (16, 32)])
     assert_departs("demofusion 16x32", ours, run(RELEASED, (16, 32), 4))
