@@ -21,7 +21,7 @@ _HALO = 12  # cells of context around a tile
 _TILES = (128, 64, 48)  # cells, tried in this order
 _REMEDY = {
     False: "the decode ran out of memory; it was done one picture at a time, which changes nothing else.",
-    True: "the decode ran out of memory; it was done in tiles of {tile} cells, which can shift tones slightly.",
+    True: "the decode ran out of memory; it was done in tiles of {tile} cells, which can shift tones.",
 }
 
 __all__ = ["decode_latents", "unscale_latents"]

@@ -99,7 +99,7 @@ def test_out_of_memory_is_decoded_in_tiles(build, error, caplog):
         with caplog.at_level(logging.WARNING):
             tiled, notes = decode_latents(vae, latents)
     assert_as_before(vae, before)
-    assert notes == ["the decode ran out of memory; it was done in tiles of 64 cells, which can shift tones slightly."]
+    assert notes == ["the decode ran out of memory; it was done in tiles of 64 cells, which can shift tones."]
     assert notes[0] in caplog.text
     assert tiled.shape == whole.shape
     # Tiles have their own norms and attention: alike, not equal.
