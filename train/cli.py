@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from jsonargparse import ActionYesNo, ArgumentError, ArgumentParser, Namespace
 
-from train.hardware import Cluster, Hardware
+from train.hardware import Cluster, Hardware, runs_on_cpu
 from train.settings import RunSettings
 
 FINISHED, FAILED, BAD_INPUT, TERMINATED = 0, 1, 2, 143  # 143 = 128 + SIGTERM: a scheduler sees that it was told to stop
@@ -94,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def choose_checkpointing(config: Namespace) -> None:
-    """Where the stage is to choose "auto"matically what recomputes its activations, choose by this machine's memory.
+    """Where the stage says "auto", choose by this machine's memory what recomputes its activations.
 
     Raises:
         ValueError: Nothing is known about the base that memory could be estimated from.
@@ -183,7 +183,7 @@ def fit(ready: Namespace, config: Mapping[str, Any]) -> int:
     Raises:
         FileExistsError: The folder holds checkpoints that are not to be continued.
     """
-    from train.cpu_attention import float32_attention, runs_on_cpu
+    from train.cpu_attention import float32_attention
     from train.provenance import note_start, write_card
     from train.trainer import build_trainer
 

@@ -29,8 +29,8 @@ from lightning.pytorch.strategies.strategy import Strategy
 from torch import Tensor, distributed, nn
 
 from seecoder.weights import WeightsError
-from train.cpu_attention import runs_on_cpu
 from train.guards import Gradients
+from train.hardware import runs_on_cpu
 from train.settings import RunSettings
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's names

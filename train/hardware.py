@@ -5,7 +5,6 @@ from dataclasses import dataclass, fields
 
 import torch
 
-from train.cpu_attention import runs_on_cpu
 from train.settings import RunSettings
 
 GIB = 2**30
@@ -29,6 +28,13 @@ DEVICES = {
     "rtx4090": _Device(165, 82, 23.5),
     "cpu": _Device(0.1, 0.1, math.inf),  # an assumption, not a published figure: about two cores
 }
+
+
+def runs_on_cpu(run: RunSettings) -> bool:
+    """Whether Lightning will find nothing but the CPU."""
+    if run.accelerator != "auto":
+        return run.accelerator == "cpu"
+    return not torch.cuda.is_available() and not torch.backends.mps.is_available()
 
 
 @dataclass(frozen=True)

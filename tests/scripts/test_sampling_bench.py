@@ -43,10 +43,9 @@ def tiny() -> tuple[Any, Any]:
     return unet.eval().requires_grad_(False), autoencoder((4, 4, 4), norm_num_groups=2)
 
 
-@pytest.mark.parametrize("name", GPU_METHODS)
+# A stride of 64 cells is wider than the windows of the miniature.
+@pytest.mark.parametrize("name", [name for name in GPU_METHODS if "stride 64" not in name])
 def test_every_method_runs_with_the_interface_of_sdxl(tiny: tuple[Any, Any], name: str):
-    if "stride 64" in name:
-        pytest.skip("its stride is wider than these windows")
     row = on_device(*tiny, name, 2, 3)
     assert row["seconds"] > 0
     assert (row["method"], row["pixels"]) == (name, 2048)

@@ -3,7 +3,8 @@ import torch
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from train.cpu_attention import float32_attention, runs_on_cpu
+from train.cpu_attention import float32_attention
+from train.hardware import runs_on_cpu
 from train.settings import RunSettings
 
 
