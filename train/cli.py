@@ -103,7 +103,7 @@ def choose_checkpointing(config: Namespace) -> None:
     if options.get("gradient_checkpointing") != "auto":
         return
     from train.known_bases import base_sizes
-    from train.planning import open_if_there, plain, with_chosen_checkpointing
+    from train.planning import count_chosen, open_if_there, plain
 
     sizes = base_sizes(options.base)
     if sizes is None:
@@ -112,7 +112,7 @@ def choose_checkpointing(config: Namespace) -> None:
             "parts that recompute ([], [encoder], [encoder, unet])."
         )
     run, source = RunSettings(**config.run.as_dict()), plain(config.data.init_args)
-    chosen = with_chosen_checkpointing(run, plain(options), source, sizes, open_if_there(source), Hardware.here(run))
+    chosen, _ = count_chosen(run, plain(options), source, sizes, open_if_there(source), Hardware.here(run))
     options.gradient_checkpointing = chosen["gradient_checkpointing"]
     parts = " and ".join(options.gradient_checkpointing) or "nothing"
     print(f"by the memory of this machine, {parts} will recompute activations in the backward pass", flush=True)

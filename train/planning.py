@@ -57,8 +57,7 @@ def make_plan(run: RunSettings, stage: Any, data: Any, hardware: Hardware) -> It
     image_size = source.get("image_size", 512)
     check_fit(options, sizes, image_size)
     yield f"base     {options['base']} ({sizes.origin}); no weights were read"
-    options = with_chosen_checkpointing(run, options, source, sizes, shards, hardware)
-    costs = count_run(run, options, source, sizes, shards)
+    options, costs = count_chosen(run, options, source, sizes, shards, hardware)
     yield from _networks(costs, options)
     yield from _throughput(costs, run, hardware, batch_size, accumulate)
     yield from _disk(costs, run, options)
@@ -90,15 +89,15 @@ def count_run(
     )
 
 
-def with_chosen_checkpointing(
+def count_chosen(
     run: RunSettings,
     options: Mapping[str, Any],
     source: Mapping[str, Any],
     sizes: BaseSizes,
     shards: ShardSet | None,
     hardware: Hardware,
-) -> dict[str, Any]:
-    """The stage's arguments, with as few parts that recompute as the device's memory allows where it says "auto".
+) -> tuple[dict[str, Any], Costs]:
+    """Count a run that recomputes as little as the device's memory allows, where it says "auto".
 
     Args:
         run: Its settings.
@@ -107,17 +106,21 @@ def with_chosen_checkpointing(
         sizes: The base.
         shards: What `open_if_there` gave.
         hardware: Says what memory there is.
+
+    Returns:
+        The stage's arguments with what recomputes, and what one picture then costs.
     """
     if options.get("gradient_checkpointing") != AUTO:
-        return dict(options)
+        return dict(options), count_run(run, options, source, sizes, shards)
+    counted: dict[tuple[str, ...], Costs] = {}
 
     def memory(parts: tuple[str, ...]) -> DeviceMemory:
         trial = {**options, "gradient_checkpointing": parts}
-        return device_memory(count_run(run, trial, source, sizes, shards), run, trial, source["batch_size"])
+        counted[parts] = count_run(run, trial, source, sizes, shards)
+        return device_memory(counted[parts], run, trial, source["batch_size"])
 
-    limit = hardware.memory(run)
-    parts = () if math.isinf(limit) else fewest_checkpointed(memory, limit)
-    return {**options, "gradient_checkpointing": parts}
+    parts = fewest_checkpointed(memory, hardware.memory(run))
+    return {**options, "gradient_checkpointing": parts}, counted[parts]
 
 
 def _steps(run: RunSettings, options: Mapping[str, Any]) -> Iterator[str]:

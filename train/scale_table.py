@@ -9,7 +9,7 @@ from data.shards.manifest import ShardSet
 from train.costs import Costs
 from train.hardware import Cluster, Hardware
 from train.known_bases import base_sizes
-from train.planning import check_fit, checkpoint_bytes, count_run, open_if_there, plain, with_chosen_checkpointing
+from train.planning import check_fit, checkpoint_bytes, count_chosen, open_if_there, plain
 from train.prediction import SHARDS, TOLERATED, Prediction, Work, predict
 from train.scaling import split_batch
 from train.settings import RunSettings
@@ -42,8 +42,7 @@ def make_table(
     total = run.max_steps * published
     shards = open_if_there(source)
     cluster = _with_shards(cluster, shards, total)
-    options = _countable(run, stage.class_path, options, source, shards, hardware)
-    costs = _count(run, options, source, shards)
+    options, costs = _count(run, stage.class_path, options, source, shards, hardware)
     work = describe(run, options, source, costs, hardware, cluster)
     yield from _assumed(run, source, published, costs, hardware, cluster)
     most = source["batch_size"]
@@ -101,28 +100,21 @@ def describe(
     )
 
 
-def _countable(
+def _count(
     run: RunSettings,
     kind: str,
     options: Mapping[str, Any],
     source: Mapping[str, Any],
     shards: ShardSet | None,
     hardware: Hardware,
-) -> dict[str, Any]:
-    """The stage's arguments, complete enough to count its costs."""
+) -> tuple[dict[str, Any], Costs]:
     if not kind.endswith(".SeeCoderStage"):
         raise ValueError(f"`stage.class_path`={kind} is not counted; only train.seecoder.SeeCoderStage is.")
     sizes = base_sizes(options["base"])
     if sizes is None:
         raise ValueError(f"`base`={options['base']} is in no built-in table; give a local folder to count it.")
     check_fit(options, sizes, source.get("image_size", 512))
-    return with_chosen_checkpointing(run, options, source, sizes, shards, hardware)
-
-
-def _count(run: RunSettings, options: Mapping[str, Any], source: Mapping[str, Any], shards: ShardSet | None) -> Costs:
-    sizes = base_sizes(options["base"])
-    assert sizes is not None  # `_countable` has seen to it
-    return count_run(run, options, source, sizes, shards)
+    return count_chosen(run, options, source, sizes, shards, hardware)
 
 
 def _with_shards(cluster: Cluster, shards: ShardSet | None, total: int) -> Cluster:

@@ -31,7 +31,7 @@ COSTS = Costs(trained=10**8, frozen={"backbone": 0}, flops=FLOPS, activation_byt
 @pytest.fixture
 def counted(monkeypatch):
     """Round costs in place of those that take seconds to count."""
-    monkeypatch.setattr(train.scale_table, "count_run", lambda *_: COSTS)
+    monkeypatch.setattr(train.scale_table, "count_chosen", lambda _, options, *rest: (dict(options), COSTS))
 
 
 def rows(text: str, gpus: int) -> list[list[str]]:
