@@ -55,12 +55,21 @@ PUBLISHED: Mapping[tuple[str, float], Settings] = {
     ("sdxl", 4.0): Settings({"level.2": 4.0, "up.1": 3.0, "up.2": 2.0}, 0.7, True, {"mid": 2.0, "up.0": 2.0}, 0.7),
 }
 
+# Published for targets with twice as many pixels on one axis as on the other, where they differ from the square ones.
+PUBLISHED_TWO_TO_ONE: Mapping[tuple[str, float], Settings] = {
+    ("sd21", 4.0): Settings(_FOUR_TIMES, 0.74, True),
+    ("sdxl", 4.0): PUBLISHED["sdxl", 4.0].replaced(
+        dilation={"down.2": 3.0, "mid": 4.0, "up.0": 4.0, "up.1": 3.0, "up.2": 2.0}
+    ),
+}
+
 _FAMILIES = {
     ((320, 640, 1280, 1280), 768): "sd15",
     ((320, 640, 1280, 1280), 1024): "sd21",
     ((320, 640, 1280), 2048): "sdxl",
 }
 _TOLERANCE = 0.1
+_WIDE = 1.5  # from this ratio of the axes on, settings for 2:1 are nearer than those for squares
 
 
 def family(unet: Any) -> str | None:
@@ -73,15 +82,14 @@ def family(unet: Any) -> str | None:
 def derived_settings(unet: Any, native_size: Size, size: Size) -> Settings:
     """Settings for any UNet and any size.
 
-    For the published networks, where the larger of the two axes is at a published scale, those settings; else
-    `rule`. Either way no axis is dilated further than its own scale, so that a 2:1 picture is dilated 2:1.
+    For the published networks, where the larger of the two axes is at a published scale, those settings, for squares
+    or for 2:1, whichever is nearer; else `rule`. Either way no axis is dilated further than its own scale, so that a 2:1 picture is dilated 2:1.
     """
     scales = (size[0] / native_size[0], size[1] / native_size[1])
     scale = max(scales)
     name = family(unet)
-    found = next(
-        (s for (owner, at), s in PUBLISHED.items() if owner == name and abs(at / scale - 1.0) <= _TOLERANCE), None
-    )
+    known = {**PUBLISHED, **PUBLISHED_TWO_TO_ONE} if scale >= _WIDE * min(scales) else PUBLISHED
+    found = next((s for (owner, at), s in known.items() if owner == name and abs(at / scale - 1.0) <= _TOLERANCE), None)
     settings = rule(num_levels(unet), scale, published_network=name is not None) if found is None else found
     return settings.replaced(dilation=capped(settings.dilation, scales), damping=capped(settings.damping, scales))
 

@@ -174,6 +174,27 @@ def test_a_two_to_one_picture_is_dilated_two_to_one() -> None:
     assert settings.dilation == {"level.1": (2.0, 2.0), "level.2": (2.0, 3.0), "level.3": (2.0, 4.0)}
 
 
+@pytest.mark.parametrize(
+    ("unet", "native", "deepest", "damping"),
+    [
+        (SD15, 64, {"level.3": 4.0, "level.2": 3.0}, 0.7),  # one configuration for both
+        (SD21, 64, {"level.3": 4.0, "level.2": 3.0}, 0.0),
+        (SDXL, 128, {"down.2": 3.0, "mid": 4.0, "up.0": 4.0, "up.1": 3.0}, 0.7),
+    ],
+)
+def test_two_to_one_pictures_get_their_own_published_settings(unet, native, deepest, damping) -> None:
+    square = derived_settings(unet, (native, native), (4 * native, 4 * native))
+    assert damping == square.damp_tau or unet is SD21
+    for size in ((2 * native, 4 * native), (4 * native, 2 * native)):
+        settings = derived_settings(unet, (native, native), size)
+        assert (settings.damp_tau, settings.dilate_tau) == (damping, square.dilate_tau)
+        scales = (size[0] / native, size[1] / native)
+        found = {name: settings.dilation[name] for name in deepest}
+        assert found == {name: tuple(min(factor, scale) for scale in scales) for name, factor in deepest.items()}
+    nearly_square = derived_settings(unet, (native, native), (3 * native, 4 * native))
+    assert (nearly_square.damp_tau, nearly_square.dilation.keys()) == (square.damp_tau, square.dilation.keys())
+
+
 def test_the_rule_leaves_the_first_level_alone_and_runs_throughout_on_small_networks() -> None:
     twice = derived_settings(WORLD, (16, 16), (32, 32))
     assert twice.dilation == {"level.1": (2.0, 2.0), "level.2": (2.0, 2.0)}

@@ -9,7 +9,7 @@ from diffusers import UNet2DConditionModel
 from seecoder.sampling import ScaleCrafter
 from seecoder.sampling.parts import Run, Step
 from seecoder.sampling.randomness import Randomness
-from seecoder.sampling.scalecrafter_settings import PUBLISHED
+from seecoder.sampling.scalecrafter_settings import PUBLISHED, PUBLISHED_TWO_TO_ONE
 from seecoder.sampling.stepper import Stepper
 from seecoder.sampling.unet_levels import select
 from train.known_bases import base_sizes
@@ -115,6 +115,15 @@ def test_all_published_settings_are_counted_and_nothing_is_materialised(networks
             reached(unet, state, 0, size, native)
     for unet in networks.values():
         assert all(tensor.is_meta for tensor in (*unet.parameters(), *unet.buffers()))
+
+
+def test_settings_for_two_to_one_pictures_reach_the_layers_of_the_square_ones(networks) -> None:
+    counts = {}
+    for (name, _), settings in PUBLISHED_TWO_TO_ONE.items():
+        dilated = [layer for pattern in settings.dilation for layer in select(networks[name], pattern)]
+        assert len(set(dilated)) == len(dilated)
+        counts[name] = (len(dilated), sum(len(select(networks[name], pattern)) for pattern in settings.damping))
+    assert counts == {"sd21": (39, 0), "sdxl": (28, 11)}
 
 
 def test_the_released_keys_that_sdxl_lacks_raise(networks) -> None:
