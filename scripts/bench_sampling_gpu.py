@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 
+from seecoder.pipelines.decoding import decode_latents
 from seecoder.sampling import (
     DemoFusion,
     HiDiffusion,
     MultiDiffusion,
     RectifiedHR,
     ScaleCrafter,
-    decode_in_tiles,
     sample,
 )
 
@@ -138,7 +138,7 @@ def on_device(unet: Any, vae: Any, name: str, scale: int, steps: int) -> dict[st
     )
     _synchronise(device)
     sampled = time.perf_counter()
-    decode_in_tiles(lambda part: vae.decode(part).sample, latents.to(dtype) / vae.config.scaling_factor)
+    decode_latents(vae, latents.to(dtype))
     _synchronise(device)
     peak = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else None
     return {

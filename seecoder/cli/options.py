@@ -54,6 +54,14 @@ def share(text: str) -> float:
     return value
 
 
+def positive(text: str) -> float:
+    """Read a number above 0; "inf" is one."""
+    value = float(text)
+    if not value > 0.0:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return value
+
+
 def finite(text: str) -> float:
     """Read a finite number."""
     value = float(text)
@@ -160,3 +168,10 @@ def add_sampling_options(parser: argparse.ArgumentParser, *, method: str | None)
         help="a setting of the method, or NAME.KEY=VALUE where methods share a name; may be repeated",
     )
     group.add_argument("--view-batch", type=positive_int, default=16, help="windows that go through the UNet at once")
+    group.add_argument(
+        "--autoencoder-memory",
+        type=positive,
+        default=6.0,
+        metavar="GIB",
+        help="what the autoencoder may take; larger pictures are decoded in tiles (inf: always as a whole)",
+    )

@@ -236,6 +236,7 @@ def pipeline_arguments(
         "image_size": arguments.image_size,
         "context_scale": arguments.context_scale,
         "view_batch_size": arguments.view_batch,
+        "autoencoder_memory": arguments.autoencoder_memory,
         "start_image": arguments.start_image,
     }
     if arguments.control_image:

@@ -55,12 +55,14 @@ def generate(pipe: Any, request: Request) -> SeeCoderPipelineOutput:
         if request.output_type == "latent":
             return SeeCoderPipelineOutput(images=latents, notes=notes)
         images, said = _decoded(pipe, request, latents)
-    return SeeCoderPipelineOutput(images=images, notes=notes + said)
+    return SeeCoderPipelineOutput(images=images, notes=list(dict.fromkeys(notes + said)))
 
 
 def _decoded(pipe: Any, request: Request, latents: torch.Tensor) -> tuple[Any, list[str]]:
     """Pictures in the form that was asked for, and what had to be done differently."""
-    pixels, notes = decode_latents(pipe.vae, latents, wrap=_is_closed_loop(request.method))
+    pixels, notes = decode_latents(
+        pipe.vae, latents, wrap=_is_closed_loop(request.method), memory=request.autoencoder_memory
+    )
     return pipe.image_processor.postprocess(pixels.float(), output_type=request.output_type), notes
 
 
@@ -76,6 +78,7 @@ def _check(pipe: Any, request: Request, height: int, width: int) -> None:
         guidance_rescale=request.guidance_rescale,
         eta=request.eta,
         output_type=request.output_type,
+        autoencoder_memory=request.autoencoder_memory,
     )
     if (request.control_image is None) != (pipe.controlnet is None):
         have, lack = ("controlnet", "control_image") if pipe.controlnet is not None else ("control_image", "controlnet")
@@ -101,7 +104,8 @@ def _sample(
     control, controlnet = _control(pipe, request, shape[0])
     notes: list[str] = []
     size = (shape[2] * pipe.vae_scale_factor, shape[3] * pipe.vae_scale_factor)
-    start = None if request.start_image is None else _start_latents(pipe, request.start_image, size)
+    encoder = encoder_of(pipe.vae, request.autoencoder_memory, notes)
+    start = None if request.start_image is None else _start_latents(pipe, request.start_image, size, encoder)
     with pipe.progress_bar(total=request.num_inference_steps) as bar:
         watch = _Watch(pipe, request, conditioning, bar)
         try:
@@ -122,8 +126,8 @@ def _sample(
                 picture_latents=start,
                 added_conditions=pipe.added_conditions(request, conditioning, size),
                 control=control,
-                decoder=decoder_of(pipe.vae),
-                encoder=encoder_of(pipe.vae),
+                decoder=decoder_of(pipe.vae, request.autoencoder_memory, notes),
+                encoder=encoder,
                 unet=pipe.unet,
                 view_batch_size=request.view_batch_size,
                 on_step=watch,
@@ -208,7 +212,9 @@ def _control(pipe: Any, request: Request, count: int) -> tuple[Control | None, H
     return Control(image=image, residuals=call, pixels_per_cell=pipe.vae_scale_factor), call
 
 
-def _start_latents(pipe: Any, picture: Any, size: tuple[int, int]) -> torch.Tensor:
+def _start_latents(
+    pipe: Any, picture: Any, size: tuple[int, int], encoder: Callable[[torch.Tensor], torch.Tensor]
+) -> torch.Tensor:
     """Encode the picture that a method starts from, at most at the size of the result and in its aspect ratio."""
     pixels = load_image(picture)[None]
     height, width = pixels.shape[-2:]
@@ -224,7 +230,7 @@ def _start_latents(pipe: Any, picture: Any, size: tuple[int, int]) -> torch.Tens
     target = [max(cell, round(side * share / cell) * cell) for side in size]
     if list(pixels.shape[-2:]) != target:
         pixels = functional.interpolate(pixels, size=target, mode="bicubic", antialias=True).clamp(0.0, 1.0)
-    return encoder_of(pipe.vae)(pixels.to(pipe._execution_device) * 2.0 - 1.0)
+    return encoder(pixels.to(pipe._execution_device) * 2.0 - 1.0)
 
 
 def _is_closed_loop(method: Any | Sequence[Any]) -> bool:

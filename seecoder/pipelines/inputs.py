@@ -79,7 +79,8 @@ def check_numbers(**numbers: Any) -> None:
 
     Args:
         numbers: any of `num_inference_steps`, `num_images_per_prompt` (whole, >= 1), `guidance_scale`, `context_scale`,
-            `controlnet_conditioning_scale` (finite), `guidance_rescale`, `eta` (in [0, 1]), `output_type`.
+            `controlnet_conditioning_scale` (finite), `guidance_rescale`, `eta` (in [0, 1]), `autoencoder_memory`
+            (positive), `output_type`.
 
     Raises:
         ValueError: the first that is out of range, with the range.
@@ -94,6 +95,8 @@ def check_numbers(**numbers: Any) -> None:
     for name in ("guidance_rescale", "eta"):
         if not 0.0 <= numbers.get(name, 0.0) <= 1.0:
             raise ValueError(f"`{name}`={numbers[name]} must lie between 0 and 1.")
+    if not numbers.get("autoencoder_memory", 1.0) > 0.0:
+        raise ValueError(f"`autoencoder_memory`={numbers['autoencoder_memory']} must be a positive number of GiB.")
     if numbers.get("output_type", "pil") not in OUTPUT_TYPES:
         raise ValueError(f"`output_type`={numbers['output_type']!r} is unknown; use one of {', '.join(OUTPUT_TYPES)}.")
 

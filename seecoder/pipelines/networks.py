@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from seecoder.pipelines.decoding import is_out_of_memory, unscale_latents
+from seecoder.pipelines.autoencoding import decode, encode, is_out_of_memory
+from seecoder.pipelines.decoding import unscale_latents
 
 logger = logging.getLogger(__name__)
 
@@ -147,33 +148,40 @@ def control_residuals(
     return residuals
 
 
-def decoder_of(vae: Any) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Make the engine's decoder of a VAE: latents as the UNet sees them to pixels in about [-1, 1], differentiable.
+def decoder_of(vae: Any, memory: float, notes: list[str]) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Make the engine's decoder of a VAE: latents as the UNet sees them to pixels in about [-1, 1].
 
     Args:
         vae: a diffusers autoencoder.
+        memory: GiB that it may take; see `autoencoding`. With gradients it decodes as a whole: what asks for them
+            (`SyncDiffusion`) asks for native windows.
+        notes: what was done in tiles or anew is said here.
     """
 
-    def decode(latents: torch.Tensor) -> torch.Tensor:
-        return vae.decode(unscale_latents(vae, latents).to(vae.dtype), return_dict=False)[0].to(latents.dtype)
+    def call(latents: torch.Tensor) -> torch.Tensor:
+        given = unscale_latents(vae, latents).to(vae.dtype)
+        if given.requires_grad:
+            return vae.decode(given, return_dict=False)[0].to(latents.dtype)
+        return decode(vae, given, memory=memory, notes=notes).to(latents.dtype)
 
-    return decode
+    return call
 
 
-def encoder_of(vae: Any) -> Callable[[torch.Tensor], torch.Tensor]:
+def encoder_of(vae: Any, memory: float, notes: list[str]) -> Callable[[torch.Tensor], torch.Tensor]:
     """Make the engine's encoder of a VAE: pixels in [-1, 1] to the mode of the latents as the UNet sees them.
 
     Args:
         vae: a diffusers autoencoder.
+        memory: GiB that it may take.
+        notes: what was done in tiles or anew is said here.
     """
 
-    def encode(pixels: torch.Tensor) -> torch.Tensor:
-        encoded = vae.encode(pixels.to(vae.dtype))
-        latents = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents
+    def call(pixels: torch.Tensor) -> torch.Tensor:
+        latents = encode(vae, pixels.to(vae.dtype), memory=memory, notes=notes)
         mean, deviation = getattr(vae.config, "latents_mean", None), getattr(vae.config, "latents_std", None)
         if mean is not None and deviation is not None:
             shape = (1, len(mean), 1, 1)
             latents = (latents - latents.new_tensor(mean).view(shape)) / latents.new_tensor(deviation).view(shape)
         return (latents * vae.config.scaling_factor).to(pixels.dtype)
 
-    return encode
+    return call

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from seecoder.images import ENCODED_SIZE
+from seecoder.pipelines.autoencoding import AUTOENCODER_MEMORY
 
 __all__ = ["CALLBACK_TENSORS", "Conditioning", "Request"]
 
@@ -41,6 +42,7 @@ class Request:
     control_guidance_end: float = 1.0
     cross_attention_kwargs: Mapping[str, Any] | None = None
     view_batch_size: int = 16
+    autoencoder_memory: float = AUTOENCODER_MEMORY
     output_type: str = "pil"
     return_dict: bool = True
     callback_on_step_end: Callable[..., Mapping[str, Any]] | None = None

@@ -9,6 +9,7 @@ from diffusers.loaders import StableDiffusionLoraLoaderMixin
 
 from seecoder.encoder import SeeCoder
 from seecoder.images import ENCODED_SIZE
+from seecoder.pipelines.autoencoding import AUTOENCODER_MEMORY
 from seecoder.pipelines.base import ContextPipeline
 from seecoder.pipelines.conditioning import encode_pictures
 from seecoder.pipelines.output import SeeCoderPipelineOutput
@@ -100,6 +101,7 @@ class SeeCoderPipeline(ContextPipeline, StableDiffusionLoraLoaderMixin):
         control_guidance_end: float = 1.0,
         cross_attention_kwargs: Mapping[str, Any] | None = None,
         view_batch_size: int = 16,
+        autoencoder_memory: float = AUTOENCODER_MEMORY,
         output_type: str = "pil",
         return_dict: bool = True,
         callback_on_step_end: Callable[..., Mapping[str, Any] | None] | None = None,
@@ -137,6 +139,8 @@ class SeeCoderPipeline(ContextPipeline, StableDiffusionLoraLoaderMixin):
             control_guidance_end: share at which it stops.
             cross_attention_kwargs: for the UNet's attention processors (a LoRA's `scale`).
             view_batch_size: windows that go through the UNet at once; bounds the memory, not the result.
+            autoencoder_memory: GiB that the autoencoder may take; what takes more is done in tiles, close to the whole
+                but not equal, and noted. Infinity: always as a whole, as long as memory lasts.
             output_type: "pil", "np" (N, H, W, 3), "pt" (N, 3, H, W), both in [0, 1], or "latent".
             return_dict: False for a tuple of images and notes.
             callback_on_step_end: called as `callback(pipe, step, timestep, tensors)` after every step. It may look, and

@@ -20,6 +20,7 @@ from diffusers.loaders import StableDiffusionXLLoraLoaderMixin
 
 from seecoder.encoder import SeeCoder
 from seecoder.images import ENCODED_SIZE
+from seecoder.pipelines.autoencoding import AUTOENCODER_MEMORY
 from seecoder.pipelines.base import ContextPipeline
 from seecoder.pipelines.conditioning import encode_pictures
 from seecoder.pipelines.output import SeeCoderPipelineOutput
@@ -114,6 +115,7 @@ class SeeCoderXLPipeline(ContextPipeline, StableDiffusionXLLoraLoaderMixin):
         control_guidance_end: float = 1.0,
         cross_attention_kwargs: Mapping[str, Any] | None = None,
         view_batch_size: int = 16,
+        autoencoder_memory: float = AUTOENCODER_MEMORY,
         output_type: str = "pil",
         return_dict: bool = True,
         callback_on_step_end: Callable[..., Mapping[str, Any] | None] | None = None,
@@ -151,6 +153,7 @@ class SeeCoderXLPipeline(ContextPipeline, StableDiffusionXLLoraLoaderMixin):
             control_guidance_end: as there.
             cross_attention_kwargs: as there.
             view_batch_size: as there.
+            autoencoder_memory: as there.
             output_type: as there.
             return_dict: as there.
             callback_on_step_end: as there.

@@ -58,7 +58,7 @@ latents (previews). Raising in either ends the run.
 
 from seecoder.sampling.composition import Method
 from seecoder.sampling.conditions import Control
-from seecoder.sampling.decoding import decode_in_tiles
+from seecoder.sampling.decoding import decode_in_tiles, encode_in_tiles
 from seecoder.sampling.demofusion import DemoFusion
 from seecoder.sampling.engine import Progress, StageEnd, sample
 from seecoder.sampling.hidiffusion import HiDiffusion
@@ -66,6 +66,7 @@ from seecoder.sampling.multidiffusion import MultiDiffusion, Region
 from seecoder.sampling.rectifiedhr import RectifiedHR
 from seecoder.sampling.scalecrafter import ScaleCrafter
 from seecoder.sampling.syncdiffusion import SyncDiffusion
+from seecoder.sampling.tile_statistics import normalised_like, shrunken
 from seecoder.sampling.views import View
 
 __all__ = [
@@ -82,5 +83,8 @@ __all__ = [
     "SyncDiffusion",
     "View",
     "decode_in_tiles",
+    "encode_in_tiles",
+    "normalised_like",
     "sample",
+    "shrunken",
 ]

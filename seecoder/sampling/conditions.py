@@ -1,7 +1,7 @@
 """What the denoiser is told besides the sample: context tokens, added conditions, ControlNet residuals."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -29,6 +29,7 @@ class Control:
     image: torch.Tensor
     residuals: Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], Mapping[str, Any]]
     pixels_per_cell: int = 8
+    _kept: dict[Size, torch.Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def cut(self, picture: int, view: View, latent_size: Size) -> torch.Tensor:
         """The part of the picture under a view, (1, channels, height, width) in pixels of the view.
@@ -39,15 +40,25 @@ class Control:
         scale = self.pixels_per_cell
         row = picture if self.image.shape[0] > 1 else 0
         size = (latent_size[0] * scale, latent_size[1] * scale)
-        image = self.image[row : row + 1]
-        if tuple(image.shape[-2:]) != size:
-            image = functional.interpolate(image, size=size, mode="bicubic", antialias=True, align_corners=False)
+        image = self._resized(size)[row : row + 1]
         rows = _pixels(view.top, view.height, view.row_stride, scale).clamp(0, size[0] - 1)
         columns = _pixels(view.left, view.width, view.column_stride, scale)
         columns = columns % size[1] if view.wrap else columns.clamp(0, size[1] - 1)
         part = image[:, :, rows.to(image.device)][..., columns.to(image.device)]
         stride = (view.row_stride, view.column_stride)
         return part if stride == (1, 1) else functional.avg_pool2d(part, stride)
+
+
+    def _resized(self, size: Size) -> torch.Tensor:
+        """The pictures at a stage's size, kept until another stage asks: every window of every step cuts from them."""
+        kept = self._kept.get(size)
+        if kept is None:
+            kept = self.image
+            if tuple(kept.shape[-2:]) != size:
+                kept = functional.interpolate(kept, size=size, mode="bicubic", antialias=True, align_corners=False)
+            self._kept.clear()
+            self._kept[size] = kept
+        return kept
 
 
 def _pixels(start: int, cells: int, stride: int, scale: int) -> torch.Tensor:

@@ -1,9 +1,10 @@
-"""Decoding large latents in tiles: bounded memory, little redundant work, no seams.
+"""Decoding and encoding large pictures in tiles: bounded memory, little redundant work, no seams.
 
 A tile is a core, a strip of `feather` cells over which neighbouring tiles are blended, and a `halo` of context that is
-decoded and thrown away. Where the decoder sees no farther than `halo` cells the result equals the full decode; where
-it does (normalisation over the whole tile, attention) tiles differ slightly in tone and the blend hides the joint. At
-the borders of the picture a tile ends where the picture ends, so that the decoder's own padding is the full decode's.
+computed and thrown away. Where the network sees no farther than `halo` cells the result equals that of the whole; where
+it does, `tile_statistics` gives all tiles the normalisation of the whole, and what is left (attention, the rest of a
+longer sight) is a small difference that the blend spreads. At the borders of the picture a tile ends where the picture
+ends, so that the network's own padding is that of the whole.
 """
 
 from collections.abc import Callable
@@ -100,22 +101,65 @@ def decode_in_tiles(
     Returns:
         Pixels (N, channels, s*H, s*W), in the decoder's data type.
     """
-    height, width = latents.shape[-2:]
+    return _in_tiles(decoder, latents, 1, (tile, halo, feather), wrap)
+
+
+def encode_in_tiles(
+    encoder: Callable[[torch.Tensor], torch.Tensor],
+    pixels: torch.Tensor,
+    pixels_per_cell: int,
+    *,
+    tile: int = 128,
+    halo: int = 12,
+    feather: int = 4,
+) -> torch.Tensor:
+    """Encode pixels tile by tile.
+
+    Args:
+        encoder: Pixels (N, channels, s*h, s*w) -> latents (N, C, h, w), for any h and w.
+        pixels: (N, channels, s*H, s*W).
+        pixels_per_cell: s.
+        tile: Largest side of a tile in cells.
+        halo: Context in cells.
+        feather: Half of the width of the blend between tiles, in cells.
+
+    Returns:
+        Latents (N, C, H, W), in the encoder's data type.
+
+    Raises:
+        ValueError: If a side of the pixels is not a multiple of s.
+    """
+    if any(side % pixels_per_cell for side in pixels.shape[-2:]):
+        raise ValueError(
+            f"`pixels` of {tuple(pixels.shape[-2:])} must have sides that are multiples of {pixels_per_cell}."
+        )
+    return _in_tiles(encoder, pixels, pixels_per_cell, (tile, halo, feather), wrap=False)
+
+
+def _in_tiles(
+    network: Callable[[torch.Tensor], torch.Tensor],
+    values: torch.Tensor,
+    finer: int,
+    sizes: tuple[int, int, int],
+    wrap: bool,
+) -> torch.Tensor:
+    """A network on values that have `finer` samples along a cell, tile by tile; `sizes` are tile, halo and feather."""
+    tile, halo, feather = sizes
+    height, width = values.shape[-2] // finer, values.shape[-1] // finer
     rows, columns = segments(height, tile, halo, feather), segments(width, tile, halo, feather, wrap)
     if len(rows) == len(columns) == 1 and not wrap:
-        return decoder(latents)
+        return network(values)
     canvas: torch.Tensor | None = None
-    scale = 1
     for row in rows:
         for column in columns:
-            indices = torch.arange(column.start, column.stop, device=latents.device) % width
-            pixels = decoder(latents[..., row.start : row.stop, :][..., indices])
-            scale = pixels.shape[-2] // (row.stop - row.start)
+            places = torch.arange(column.start * finer, column.stop * finer, device=values.device) % values.shape[-1]
+            part = network(values[..., row.start * finer : row.stop * finer, :][..., places])
+            scale = part.shape[-2] // (row.stop - row.start)
             if canvas is None:
-                canvas = pixels.new_zeros((*pixels.shape[:2], height * scale, width * scale))
-            _blend(canvas, pixels, (row, column), (height, width), feather, scale, wrap)
+                canvas = part.new_zeros((*part.shape[:2], height * scale, width * scale))
+            _blend(canvas, part, (row, column), (height, width), feather, scale, wrap)
     if canvas is None:
-        raise ValueError(f"`latents` of shape {tuple(latents.shape)} hold nothing to decode.")
+        raise ValueError(f"Values of shape {tuple(values.shape)} hold nothing to put through a network.")
     return canvas
 
 

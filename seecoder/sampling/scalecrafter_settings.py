@@ -83,7 +83,8 @@ def derived_settings(unet: Any, native_size: Size, size: Size) -> Settings:
     """Settings for any UNet and any size.
 
     For the published networks, where the larger of the two axes is at a published scale, those settings, for squares
-    or for 2:1, whichever is nearer; else `rule`. Either way no axis is dilated further than its own scale, so that a 2:1 picture is dilated 2:1.
+    or for 2:1, whichever is nearer; else `rule`. Either way no axis is dilated further than its own scale, so that a
+    2:1 picture is dilated 2:1.
     """
     scales = (size[0] / native_size[0], size[1] / native_size[1])
     scale = max(scales)

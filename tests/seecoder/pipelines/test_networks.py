@@ -1,5 +1,7 @@
 """The networks as callables: fewer rows at a time when memory runs out, and codecs that invert each other's scaling."""
 
+import math
+
 import pytest
 import torch
 
@@ -92,16 +94,16 @@ def test_control_acts_in_its_range_only():
 def test_codecs_scale_latents_as_the_unet_sees_them(tiny_vae):
     pixels = torch.rand((1, 3, 16, 16), generator=torch.Generator().manual_seed(0)) * 2 - 1
     with torch.no_grad():
-        latents = encoder_of(tiny_vae)(pixels)
+        latents = encoder_of(tiny_vae, math.inf, [])(pixels)
         expected = tiny_vae.encode(pixels).latent_dist.mode()
         torch.testing.assert_close(latents, expected * tiny_vae.config.scaling_factor)
         torch.testing.assert_close(
-            decoder_of(tiny_vae)(latents), tiny_vae.decode(expected).sample, atol=1e-5, rtol=1e-4
+            decoder_of(tiny_vae, math.inf, [])(latents), tiny_vae.decode(expected).sample, atol=1e-5, rtol=1e-4
         )
 
 
 def test_decoder_lets_gradients_through(tiny_vae):
     latents = torch.randn((1, 4, 8, 8), requires_grad=True)
-    decoder_of(tiny_vae)(latents).sum().backward()
+    decoder_of(tiny_vae, math.inf, [])(latents).sum().backward()
     assert latents.grad is not None
     assert latents.grad.abs().max() > 0

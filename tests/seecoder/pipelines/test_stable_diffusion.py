@@ -346,6 +346,7 @@ def test_a_base_of_another_shape(parts, build, picture):
         ({"num_images_per_prompt": 0}, r"`num_images_per_prompt`=0"),
         ({"guidance_scale": float("nan")}, r"`guidance_scale`=nan"),
         ({"eta": 2.0}, r"`eta`=2.0 must lie between 0 and 1"),
+        ({"autoencoder_memory": 0.0}, r"`autoencoder_memory`=0.0 must be a positive number of GiB"),
         ({"output_type": "jpeg"}, r"`output_type`='jpeg' is unknown"),
         ({"generator": [torch.Generator()] * 2}, r"`generator` has 2 entries for 1 pictures"),
         ({"latents": torch.zeros(1, 4, 9, 8)}, r"`latents` has shape \(1, 4, 9, 8\); expected \(1, 4, 8, 8\)"),

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from seecoder.sampling import Control, MultiDiffusion, sample
+from seecoder.sampling import Control, DemoFusion, MultiDiffusion, sample
 
 CELL = 8  # pixels
 
@@ -67,6 +67,30 @@ def test_every_picture_has_the_residuals_of_its_own_control_picture(controlled, 
     together, alone = controlled(MultiDiffusion(stride=4)), controlled(None, slice(1, 2))
     assert relative(together[1:], alone) < 1e-9
     assert relative(together[:1], alone) > 0.1
+
+
+def test_a_control_picture_is_resized_once_a_stage(make_scheduler, context, monkeypatch) -> None:
+    sizes, resize = [], functional.interpolate
+
+    def counted(values, **options):
+        if values.shape[1] == 3:
+            sizes.append(tuple(options["size"]))
+        return resize(values, **options)
+
+    monkeypatch.setattr(functional, "interpolate", counted)
+    sample(
+        lambda latents, timestep, context: latents,
+        make_scheduler("ddim"),
+        latent_shape=(1, 4, 16, 16),
+        native_size=(8, 8),
+        num_inference_steps=3,
+        context=context[:1],
+        negative_context=torch.zeros_like(context[:1]),
+        guidance_scale=2.0,
+        method=DemoFusion(),
+        control=Control(torch.rand((1, 3, 50, 50)), lambda *_: {}, pixels_per_cell=CELL),
+    )
+    assert sizes == [(64, 64), (128, 128)]
 
 
 def test_one_control_picture_serves_the_whole_batch(make_scheduler, context) -> None:

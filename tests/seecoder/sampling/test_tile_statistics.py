@@ -1,0 +1,106 @@
+from contextlib import nullcontext
+
+import pytest
+import torch
+from diffusers import AutoencoderKL
+
+from data.world.pretrained import BASE
+from data.world.render import render
+from data.world.scenes import sample_scenes
+from seecoder.pipelines import autoencoding
+from seecoder.sampling.tile_statistics import normalised_like, shrunken
+
+
+@pytest.fixture
+def network() -> torch.nn.Sequential:
+    torch.manual_seed(0)
+    norm = torch.nn.GroupNorm(2, 8)
+    torch.nn.init.normal_(norm.weight)
+    torch.nn.init.normal_(norm.bias)
+    plain = torch.nn.GroupNorm(4, 8, affine=False)
+    return torch.nn.Sequential(torch.nn.Conv2d(4, 8, 1), norm, torch.nn.SiLU(), plain).double().requires_grad_(False)
+
+
+def test_the_statistics_of_the_input_itself_change_nothing(network) -> None:
+    values = torch.randn(2, 4, 9, 7, dtype=torch.float64)
+    expected = network(values)
+    with normalised_like(network, lambda: network(values)):
+        torch.testing.assert_close(network(values), expected, atol=1e-12, rtol=0)
+
+
+def test_a_part_comes_out_as_it_does_in_the_whole(network) -> None:
+    whole = torch.randn(1, 4, 12, 12, dtype=torch.float64) * torch.linspace(0, 3, 12, dtype=torch.float64)
+    part = whole[..., :5]
+    expected = network(whole)[..., :5]
+    assert (network(part) - expected).abs().max() > 0.1  # its own statistics are others
+    with normalised_like(network, lambda: network(whole)):
+        torch.testing.assert_close(network(part), expected, atol=1e-12, rtol=0)
+
+
+def test_the_layers_come_back_as_they_were_even_after_an_error(network) -> None:
+    values, whole = torch.randn(1, 4, 6, 6, dtype=torch.float64), torch.randn(1, 4, 9, 9, dtype=torch.float64)
+    expected, before = network(values), [dict(vars(layer)) for layer in network]
+
+    def fail() -> None:
+        with normalised_like(network, lambda: network(whole)):
+            assert not torch.allclose(network(values), expected)
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    with pytest.raises(IndexError), normalised_like(network, lambda: [][0]):
+        pass
+    assert [dict(vars(layer)) for layer in network] == before
+    assert not any(layer._forward_pre_hooks for layer in network)
+    assert torch.equal(network(values), expected)
+
+
+def test_half_precision_is_normalised_in_float32(network) -> None:
+    """A shift that is large beside the deviation would lose its digits in bfloat16."""
+    norm = torch.nn.GroupNorm(2, 8, affine=False)
+    values = (100.0 + torch.randn(1, 8, 32, 32)).bfloat16()
+    with normalised_like(norm, lambda: norm(values)):
+        found = norm(values)
+    assert found.dtype == torch.bfloat16
+    assert (found.double() - norm.double()(values.double())).abs().max() < 0.01
+
+
+def test_layers_that_the_whole_does_not_reach_stay_as_they_are(network) -> None:
+    values = torch.randn(1, 4, 6, 6, dtype=torch.float64)
+    with normalised_like(network, lambda: network[:2](values)):
+        assert "forward" in vars(network[1])
+        assert "forward" not in vars(network[3])
+
+
+@pytest.mark.parametrize("multiple", [1, 8])
+def test_a_shrunken_picture_keeps_every_channel_s_mean_and_deviation(multiple) -> None:
+    values = torch.randn(2, 3, 96, 160, dtype=torch.float64) + torch.tensor([1.0, -2.0, 0.0]).view(1, 3, 1, 1)
+    small = shrunken(values, 64 * 64, multiple)
+    height, width = small.shape[-2:]
+    assert height * width <= 64 * 64 < (height + multiple) * (width + multiple)
+    assert height % multiple == width % multiple == 0
+    assert width / height == pytest.approx(160 / 96, rel=0.2 if multiple > 1 else 0.03)
+    for statistic in (torch.mean, torch.std):
+        kwargs = {"correction": 0} if statistic is torch.std else {}
+        found, expected = (statistic(x, dim=(-2, -1), **kwargs) for x in (small, values))
+        torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
+    assert shrunken(values, 96 * 160) is values
+
+
+def test_in_the_world_tiles_have_the_tones_of_the_whole(monkeypatch) -> None:
+    """Levels of 255 between tiles of 48 cells and the whole, a scene of 64 x 64 cells."""
+    vae = AutoencoderKL.from_pretrained(BASE / "vae", torch_dtype=torch.float32).eval()
+    pixels = render(sample_scenes(1, seed=5), 256) * 2.0 - 1.0
+    with torch.no_grad():
+        latents = vae.encode(pixels).latent_dist.mode()
+        whole = vae.decode(latents).sample
+        memory = autoencoding.whole_gib(vae, (48, 48))
+        ours = autoencoding.decode(vae, latents, memory=memory, notes=[])
+        encoded = autoencoding.encode(vae, pixels, memory=memory, notes=(notes := []))
+        monkeypatch.setattr(autoencoding, "normalised_like", lambda *_: nullcontext())
+        own = autoencoding.decode(vae, latents, memory=memory, notes=[])
+    assert "tiles of 48 cells" in notes[0]
+    error, without = ((found - whole).abs().mean() * 127.5 for found in (ours, own))
+    assert error < 2.0
+    assert without > 3.0 * error
+    assert (encoded - latents).pow(2).mean() < 0.05 * latents.var()
