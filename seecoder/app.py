@@ -80,6 +80,7 @@ class Variations:
         guidance: float,
         strength: float,
         method: str,
+        stages: bool,
         progress: Callable[..., Any],
     ) -> tuple[list[tuple[str, str]], str]:
         """Vary the uploaded pictures.
@@ -95,6 +96,7 @@ class Variations:
             guidance: guidance scale.
             strength: context scale.
             method: name of a sampling method, or "plain".
+            stages: show what every stage of the method made, too.
             progress: called as `progress((done, total), desc=...)`.
 
         Returns:
@@ -110,60 +112,63 @@ class Variations:
             raise ValueError(f"Ask for 1 to {MAX_RESULTS} results and a seed from 0 to {MAX_SEED}.")
         if max(height, width) > self._max_side:
             raise ValueError(f"Height and width may be {self._max_side} pixels at most.")
+        settings = {
+            "height": height,
+            "width": width,
+            "num_inference_steps": steps,
+            "guidance_scale": guidance,
+            "context_scale": strength,
+            "image_size": self._image_size,
+        }
+        entries: list[Any] = [ImageSet(pictures)] if together else pictures
         with self._lock:
-            return self._make(
-                pictures, together, count, seed, height, width, steps, guidance, strength, method, progress
-            )
+            return self._make(entries, range(seed, seed + count), method, stages, settings, progress)
 
     def _make(
         self,
-        pictures: list[str],
-        together: bool,
-        count: int,
-        seed: int,
-        height: int,
-        width: int,
-        steps: int,
-        guidance: float,
-        strength: float,
+        entries: list[Any],
+        seeds: range,
         method: str,
+        stages: bool,
+        settings: dict[str, Any],
         progress: Callable[..., Any],
     ) -> tuple[list[tuple[str, str]], str]:
         from seecoder.cli.methods import build_methods
-        from seecoder.images import save_image
 
-        entries: list[Any] = [ImageSet(pictures)] if together else pictures
         methods = None if method == "plain" else build_methods(method)
         gallery: list[tuple[str, str]] = []
         notes: list[str] = []
-        total = len(entries) * count
-        for index, entry in enumerate(entries):
-            for number in range(seed, seed + count):
-                done = len(gallery)
+        jobs = [(index, entry, seed) for index, entry in enumerate(entries) for seed in seeds]
+        for done, (index, entry, seed) in enumerate(jobs):
+            caption = f"picture {index + 1}, seed {seed}"
 
-                def show(pipe: Any, step: int, timestep: float, tensors: Any, done: int = done) -> None:
-                    progress(
-                        (done * steps + min(step + 1, steps), total * steps), desc=f"picture {done + 1} of {total}"
-                    )
+            def show(pipe: Any, step: int, timestep: float, tensors: Any, done: int = done) -> None:
+                steps = pipe.num_timesteps
+                progress((done * steps + step + 1, len(jobs) * steps), desc=f"picture {done + 1} of {len(jobs)}")
 
-                output = self._pipe(
-                    entry,
-                    height=height,
-                    width=width,
-                    num_inference_steps=steps,
-                    guidance_scale=guidance,
-                    context_scale=strength,
-                    image_size=self._image_size,
-                    method=methods,
-                    generator=torch.Generator().manual_seed(number),
-                    callback_on_step_end=show,
-                    callback_on_step_end_tensor_inputs=[],
-                )
-                path = self._folder / f"{secrets.token_hex(8)}.png"
-                save_image(output.images[0], path)
-                gallery.append((str(path), f"picture {index + 1}, seed {number}"))
-                notes += output.notes
+            def keep(pipe: Any, stage: Any, images: Any, caption: str = caption) -> None:
+                gallery.append((self._saved(images[0]), f"{caption}, after {stage.stage}"))
+
+            output = self._pipe(
+                entry,
+                method=methods,
+                generator=torch.Generator().manual_seed(seed),
+                callback_on_step_end=show,
+                callback_on_step_end_tensor_inputs=[],
+                callback_on_stage_end=keep if stages else None,
+                **settings,
+            )
+            gallery.append((self._saved(output.images[0]), caption))
+            notes += [note for note in output.notes if note not in notes]
         return gallery, "\n".join(notes) or "Done."
+
+    def _saved(self, picture: Any) -> str:
+        """The file of a picture, for the browser to fetch."""
+        from seecoder.images import save_image
+
+        path = self._folder / f"{secrets.token_hex(8)}.png"
+        save_image(picture, path)
+        return str(path)
 
 
 def build(pipe: Any, *, max_side: int = 2048, folder: Path, image_size: int | None = ENCODED_SIZE) -> Any:
@@ -194,12 +199,13 @@ def build(pipe: Any, *, max_side: int = 2048, folder: Path, image_size: int | No
 
     def answer(
         files: Any, together: bool, count: float, seed: float, randomise: bool, height: float, width: float,
-        steps: float, guidance: float, strength: float, method: str, progress: Any = progress_bar,
+        steps: float, guidance: float, strength: float, method: str, stages: bool,
+        progress: Any = progress_bar,
     ) -> Any:  # fmt: skip
         seed = secrets.randbelow(MAX_SEED + 1 - MAX_RESULTS) if randomise else int(seed)
         try:
             numbers = (int(count), int(seed), int(height), int(width), int(steps))
-            gallery, notes = vary(files, together, *numbers, guidance, strength, method, progress)
+            gallery, notes = vary(files, together, *numbers, guidance, strength, method, stages, progress)
         except (ValueError, RuntimeError) as error:
             raise gradio.Error(str(error)) from error
         return gallery, seed, notes
@@ -220,6 +226,7 @@ def build(pipe: Any, *, max_side: int = 2048, folder: Path, image_size: int | No
                     height = gradio.Slider(native[0] // 2, max_side, value=native[0], step=8 * cell, label="Height")
                     width = gradio.Slider(native[1] // 2, max_side, value=native[1], step=8 * cell, label="Width")
                     method = gradio.Dropdown(names, value="plain", label="Method above the native size")
+                    stages = gradio.Checkbox(label="Show what every stage of the method made")
                     steps = gradio.Slider(1, 100, value=50, step=1, label="Steps")
                     guidance = gradio.Slider(1.0, 10.0, value=2.0, step=0.1, label="Guidance")
                     strength = gradio.Slider(0.0, 2.0, value=1.0, step=0.05, label="Strength of the pictures")
@@ -227,7 +234,7 @@ def build(pipe: Any, *, max_side: int = 2048, folder: Path, image_size: int | No
             with gradio.Column():
                 gallery = gradio.Gallery(label="Variations", format="png")
                 notes = gradio.Textbox(label="Notes", interactive=False)
-        inputs = [files, together, count, seed, randomise, height, width, steps, guidance, strength, method]
+        inputs = [files, together, count, seed, randomise, height, width, steps, guidance, strength, method, stages]
         button.click(answer, inputs, [gallery, seed, notes], concurrency_limit=1, api_name="vary")
     page.queue(default_concurrency_limit=1, max_size=16)
     return page

@@ -51,6 +51,7 @@ class ContextPipeline(DiffusionPipeline, StableDiffusionMixin):
         self.vae_scale_factor: int = 2 ** (len(vae.config.block_out_channels) - 1)
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
         self._interrupt = False
+        self._num_timesteps = 0
 
     # ----------------------------------------------------------------------------------------------------- loading
 
@@ -176,6 +177,11 @@ class ContextPipeline(DiffusionPipeline, StableDiffusionMixin):
         super().save_pretrained(save_directory, *args, **kwargs)
 
     # ------------------------------------------------------------------------------------------------------ running
+
+    @property
+    def num_timesteps(self) -> int:
+        """Steps of the running call, all stages of its method together; 0 before the first step of the first call."""
+        return self._num_timesteps
 
     @property
     def interrupt(self) -> bool:

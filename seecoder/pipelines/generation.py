@@ -159,6 +159,7 @@ class _Watch:
             self._bar.set_description(progress.stage, refresh=False)
         self._bar.update(progress.step - self._bar.n)
         self.latents, self.step, self.num_steps = progress.latents, progress.step, progress.num_steps
+        self._pipe._num_timesteps = progress.num_steps
         if self._callback is not None:
             self._call_back(progress)
         if self._pipe.interrupt and progress.step < progress.num_steps:

@@ -48,7 +48,6 @@ class Control:
         stride = (view.row_stride, view.column_stride)
         return part if stride == (1, 1) else functional.avg_pool2d(part, stride)
 
-
     def _resized(self, size: Size) -> torch.Tensor:
         """The pictures at a stage's size, kept until another stage asks: every window of every step cuts from them."""
         kept = self._kept.get(size)

@@ -53,7 +53,7 @@ def vary(pipe, tmp_path):
         seen = []
         values = {
             "together": False, "count": 2, "seed": 5, "height": 16, "width": 16, "steps": 2, "guidance": 2.0,
-            "strength": 1.0, "method": "plain",
+            "strength": 1.0, "method": "plain", "stages": False,
         }  # fmt: skip
         values.update(changes)
         gallery, notes = button(paths, **values, progress=lambda share, desc: seen.append((share, desc)))
@@ -69,6 +69,18 @@ def test_every_picture_is_varied_and_progress_is_told(vary, files):
     assert notes == "Done."
     assert seen[0] == ((1, 8), "picture 1 of 4")
     assert seen[-1] == ((8, 8), "picture 4 of 4")
+
+
+def test_stages_are_shown_before_their_picture_and_progress_counts_their_steps(vary, files):
+    gallery, _, seen = vary(files[:1], count=2, method="demofusion", height=32, width=32, stages=True)
+    assert [caption.partition(", after ")[0] for _, caption in gallery] == [
+        f"picture 1, seed {s}" for s in (5, 5, 6, 6)
+    ]
+    assert [", after " in caption for _, caption in gallery] == [True, False, True, False]
+    assert [load_image(path).shape[-1] for path, _ in gallery] == [16, 32, 16, 32]
+    (_, total), _ = seen[-1]
+    assert [share for share, _ in seen] == [(step, total) for step in range(1, total + 1)]
+    assert total > 2 * 2  # two pictures of two stages, two steps each at most
 
 
 def test_pictures_together_make_one_context(vary, files):
