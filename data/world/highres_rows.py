@@ -59,6 +59,9 @@ ABLATIONS: tuple[Row, ...] = (
     ),
     _row("ScaleCrafter, damped by the plain network", ScaleCrafter(damping={}, damp_tau=0.7), factors=FAR),
     _row("ScaleCrafter, damped", ScaleCrafter(damping={"level.2": 2.0}, damp_tau=0.7), factors=FAR),
+    _row("HiDiffusion, all steps", HiDiffusion(level=1, shrink_tau=1.0), factors=TWICE),
+    _row("HiDiffusion, all steps, whole attention", HiDiffusion(1, 1.0, window_attention=False), factors=TWICE),
+    _row("RectifiedHR, late switches", RectifiedHR(switch_at=(0.85, 0.95)), factors=TWICE),
     _row("RectifiedHR, no guidance boost", RectifiedHR(guidance_boost=(1.0, 1.0)), factors=SQUARE),
 )
 

@@ -3,6 +3,7 @@
 from importlib.machinery import SourceFileLoader
 from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -49,6 +50,33 @@ def test_every_method_runs_with_the_interface_of_sdxl(tiny: tuple[Any, Any], nam
     row = on_device(*tiny, name, 2, 3)
     assert row["seconds"] > 0
     assert (row["method"], row["pixels"]) == (name, 2048)
+
+
+def test_the_clock_counts_nested_calls_once_and_puts_everything_back(bench: Any, monkeypatch: pytest.MonkeyPatch):
+    now = [0.0]
+
+    def later(seconds: float) -> None:
+        now[0] += seconds
+
+    class Owner:
+        def outer(self) -> None:
+            later(1.0)
+            self.inner()
+
+        def inner(self) -> None:
+            later(2.0)
+
+    owner, module, clock = Owner(), SimpleNamespace(own=lambda: later(4.0)), bench.Clock()
+    monkeypatch.setattr(bench.time, "perf_counter", lambda: now[0])
+    own = module.own
+    with clock.around(owner, "outer"), clock.around(owner, "inner"), clock.around(module, "own"):
+        owner.outer()
+        later(100.0)
+        owner.inner()
+        module.own()
+    assert clock.seconds == 3.0 + 2.0 + 4.0
+    assert vars(owner) == {}
+    assert module.own is own
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
