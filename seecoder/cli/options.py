@@ -22,9 +22,23 @@ _SEED_LIMIT = 2**63
 _SMALLEST_SIDE = 32
 
 
+def _integer(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+
+
 def positive_int(text: str) -> int:
     """Read a whole number from 1 up."""
-    value = int(text)
+    value = _integer(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not at least 1")
     return value
@@ -32,7 +46,7 @@ def positive_int(text: str) -> int:
 
 def seed(text: str) -> int:
     """Read a seed, 0 to 2^63 - 1."""
-    value = int(text)
+    value = _integer(text)
     if not 0 <= value < _SEED_LIMIT:
         raise argparse.ArgumentTypeError(f"{text} is not a seed; use 0 to 2^63 - 1")
     return value
@@ -40,7 +54,7 @@ def seed(text: str) -> int:
 
 def weight(text: str) -> float:
     """Read a finite number from 0 up."""
-    value = float(text)
+    value = _number(text)
     if not (math.isfinite(value) and value >= 0):
         raise argparse.ArgumentTypeError(f"{text} is not a weight; use a number from 0 up")
     return value
@@ -48,7 +62,7 @@ def weight(text: str) -> float:
 
 def share(text: str) -> float:
     """Read a number from 0 to 1."""
-    value = float(text)
+    value = _number(text)
     if not 0.0 <= value <= 1.0:
         raise argparse.ArgumentTypeError(f"{text} does not lie between 0 and 1")
     return value
@@ -56,7 +70,7 @@ def share(text: str) -> float:
 
 def positive(text: str) -> float:
     """Read a number above 0; "inf" is one."""
-    value = float(text)
+    value = _number(text)
     if not value > 0.0:
         raise argparse.ArgumentTypeError(f"{text} is not above 0")
     return value
@@ -64,7 +78,7 @@ def positive(text: str) -> float:
 
 def finite(text: str) -> float:
     """Read a finite number."""
-    value = float(text)
+    value = _number(text)
     if not math.isfinite(value):
         raise argparse.ArgumentTypeError(f"{text} is not a finite number")
     return value

@@ -50,12 +50,27 @@ def test_errors_are_one_line_and_exit_code_2(tmp_path, capsys):
         main(["info", str(tmp_path / "nothing"), "--debug"])
 
 
-def test_bad_options_exit_with_2(capsys):
-    for arguments in (["vary"], ["vary", "a.png", "--steps", "0"], ["nonsense"], ["vary", "a.png", "--seed", "-1"]):
-        with pytest.raises(SystemExit) as error:
-            build_parser().parse_args(arguments)
-        assert error.value.code == 2
-    capsys.readouterr()
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["vary"], "seecoder vary: the following arguments are required: --base, --encoder, --out."),
+        (["vary", "a.png", "--steps", "0"], "seecoder vary: argument --steps: 0 is not at least 1."),
+        (["vary", "a.png", "--steps", "many"], "seecoder vary: argument --steps: 'many' is not a whole number."),
+        (["vary", "a.png", "--eta", "x"], "seecoder vary: argument --eta: 'x' is not a number."),
+        (["vary", "a.png", "--autoencoder-memory", "0"], "argument --autoencoder-memory: 0 is not above 0."),
+        (["vary", "a.png", "--autoencoder-memory", "nan"], "argument --autoencoder-memory: nan is not above 0."),
+        (["vary", "a.png", "--seed", "-1"], "argument --seed: -1 is not a seed; use 0 to 2^63 - 1."),
+        (["nonsense"], "seecoder: argument COMMAND: invalid choice: 'nonsense'"),
+    ],
+)
+def test_bad_options_are_one_line_and_exit_code_2(arguments, said, capsys):
+    with pytest.raises(SystemExit) as error:
+        build_parser().parse_args(arguments)
+    assert error.value.code == 2
+    shown = capsys.readouterr().err.strip()
+    assert said in shown
+    assert shown.endswith("--help.")
+    assert "\n" not in shown
 
 
 def test_interruption_is_not_an_error_of_the_program(monkeypatch, capsys):
