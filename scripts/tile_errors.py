@@ -1,6 +1,7 @@
 """How far pictures decoded in tiles are from the whole, in the world; used by bench_sampling."""
 
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 from unittest.mock import patch
 
@@ -11,9 +12,11 @@ from data.world.pretrained import BASE
 from data.world.render import render
 from data.world.scenes import sample_scenes
 from seecoder.pipelines import autoencoding
+from seecoder.sampling import normalised_like, shrunken
 from seecoder.sampling.decoding import redundancy
 
 SCENES, SEED, SIDE = 2, 7_000_000, 512  # pictures, and pixels: 128 cells
+SHRUNK = (2, 4, 8)
 LEVELS = 127.5  # of 255, for pixels in [-1, 1]
 
 
@@ -34,7 +37,19 @@ def tile_errors() -> list[dict[str, Any]]:
                 error = (autoencoding.decode(vae, latents, memory=memory, notes=[]) - whole).abs() * LEVELS
             row = {"tile": tiles.tile, "norms": norms, "mean_levels": float(error.mean())}
             rows.append(row | {"largest_levels": float(error.max()), "work": _work(tiles, norms == "of the whole")})
-    return rows
+    return rows + [_shrunk(vae, latents, whole, times) for times in SHRUNK]
+
+
+def _shrunk(vae: Any, latents: torch.Tensor, whole: torch.Tensor, times: int) -> dict[str, Any]:
+    """What the statistics alone cost: the whole, normalised like itself shrunk so many times."""
+    errors = []
+    for one, expected in zip(latents.split(1), whole.split(1), strict=True):
+        small = shrunken(one, one.shape[-1] * one.shape[-2] // times**2)
+        with normalised_like(vae.decoder, partial(vae.decode, small)):
+            errors.append((vae.decode(one).sample - expected).abs() * LEVELS)
+    error = torch.cat(errors)
+    row = {"tile": "none", "norms": f"of the whole, shrunk {times} times", "mean_levels": float(error.mean())}
+    return row | {"largest_levels": float(error.max()), "work": 1.0 + 1.0 / times**2}
 
 
 def _work(tiles: autoencoding.Tiles, shares: bool) -> float:

@@ -23,7 +23,7 @@ AUTOENCODER_MEMORY = 6.0  # GiB: what 2048 x 2048 pixels take in half precision
 
 
 class Tiles(NamedTuple):
-    """Sizes in cells: at most 1.8 times the work of the whole; the first has the sight of a decoder for its halo."""
+    """Sizes in cells: margins cost at most 1.8 times the work of the whole, the norms of the whole one tile more."""
 
     tile: int
     halo: int

@@ -4,8 +4,11 @@ An autoencoder normalises by the mean and the deviation over all that it is give
 with a face, so tiles that are decoded on their own come out in tones of their own, and no blend at their joints hides
 that. Here every group normalisation takes the statistics that it has for the whole picture, shrunk to the size of one
 tile: one tile of work more. The idea is that of the fast mode of "Tiled VAE", an extension of the Stable Diffusion web
-UI. Measured in the world, where one object stands on one background (tiles of 64 cells of a picture of 192): the mean
-error against the whole falls from 9.7 to 1.2 levels of 255, against which the joints themselves stay below 0.3.
+UI.
+
+In the world, where one object stands on one background, tiles of half the side with norms of their own are off by 15.7
+levels of 255 on average, with those of the whole by 0.9; what the shrinking costs grows with its factor (2, 4, 8: 0.9,
+3.2, 5.0 levels; `scripts/bench_sampling --parts tiles`).
 """
 
 import math
