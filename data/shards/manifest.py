@@ -11,8 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import urlsplit
 
+from data.shards.addresses import below, shown
 from seecoder.weights import atomic_path
 
 MANIFEST = "manifest.json"
@@ -152,8 +153,8 @@ def check_location(location: str | Path) -> Path | str:
         if urlsplit(text).scheme.lower() == "https" and urlsplit(text).hostname:
             return text
         raise ValueError(
-            f"`{text}` is neither a local path nor an https:// URL; nothing else is opened. For a file whose name "
-            "holds a colon, write ./ before it."
+            f"`{shown(text)}` is neither a local path nor an https:// URL; nothing else is opened. For a file whose "
+            "name holds a colon, write ./ before it."
         )
     if not Path(text).exists():
         raise FileNotFoundError(f"`{text}` does not exist. Give a folder of shards, made by `python -m data.build`.")
@@ -168,6 +169,11 @@ class LocatedShard:
     location: Path | str
     members: tuple[str, ...]
     settings: Mapping[str, Any] = field(default_factory=dict, compare=False)
+
+    @property
+    def shown(self) -> str:
+        """The location for messages, without what it may hold of passwords."""
+        return shown(self.location)
 
 
 @dataclass(frozen=True)
@@ -194,9 +200,8 @@ def locate(place: Path | str, manifest: Manifest) -> list[LocatedShard]:
         return [
             LocatedShard(shard, place / shard.name, manifest.members, manifest.settings) for shard in manifest.shards
         ]
-    base = place if place.endswith("/") else place + "/"
     return [
-        LocatedShard(shard, urljoin(base, shard.name), manifest.members, manifest.settings) for shard in manifest.shards
+        LocatedShard(shard, below(place, shard.name), manifest.members, manifest.settings) for shard in manifest.shards
     ]
 
 
