@@ -90,7 +90,7 @@ class ShardBatches(Dataset[dict[str, Any]]):
     def _skip(self, error: Exception, shard: int, number: int, sample_id: int) -> Skip:
         if isinstance(error, BadSample):
             return Skip(sample_id, error.reason, error.name, error.detail)
-        name = f"{self.reader.shards.shards[shard].location}[{number}]"
+        name = f"{self.reader.shards.shards[shard].shown}[{number}]"
         reason = error.reason if isinstance(error, UnusableSample) else category(getattr(error, "reason", str(error)))
         return Skip(sample_id, reason, name, f"{name}: {error}")
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from data.shards.index import scan, write_index
-from data.shards.manifest import MANIFEST, Manifest, Shard, write_manifest
+from data.shards.manifest import MANIFEST, MOST_SAMPLES, Manifest, Shard, write_manifest
 from data.shards.writing import sha256_of
 
 logger = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ def _successes(shard: Path) -> int | None:
         count = json.loads(shard.with_name(shard.stem + "_stats.json").read_bytes())["successes"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
-    return count if isinstance(count, int) and not isinstance(count, bool) and count >= 0 else None
+    return count if type(count) is int and 0 <= count <= MOST_SAMPLES else None
 
 
 def make_manifest(folder: Path) -> Manifest:

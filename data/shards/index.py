@@ -146,17 +146,20 @@ def read_index(shard: Path) -> tuple[ShardIndex, dict[str, Any]] | None:
         content = json.loads(index_path(shard).read_bytes())
         if (content["format"], content["version"]) != (FORMAT, VERSION):
             return None
+        rest = {"sha256": str(content["sha256"]), "bytes": content["bytes"], "notes": dict(content["notes"])}
         samples: list[Sample] = []
         for key, members in content["samples"]:
-            if not all(min(offset, size) >= 0 for offset, size in members.values()):
+            if not all(_lies_within(rest["bytes"], offset, size) for offset, size in members.values()):
                 return None
-            samples.append(
-                (str(key), {str(name): (int(offset), int(size)) for name, (offset, size) in members.items()})
-            )
-        rest = {"sha256": str(content["sha256"]), "bytes": int(content["bytes"]), "notes": dict(content["notes"])}
+            samples.append((str(key), {str(name): (offset, size) for name, (offset, size) in members.items()}))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     return ShardIndex(samples), rest
+
+
+def _lies_within(size: int, offset: int, length: int) -> bool:
+    """Whether these are a place in a file of `size` bytes; JSON may hold anything, from infinity to lists."""
+    return {type(size), type(offset), type(length)} == {int} and min(offset, length) >= 0 and offset + length <= size
 
 
 def load(shard: Path, required: Collection[str] = (), sha256: str | None = None) -> ShardIndex:

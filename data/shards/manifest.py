@@ -11,15 +11,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import urlsplit
 
+from data.shards.addresses import below, shown
 from seecoder.weights import atomic_path
 
 MANIFEST = "manifest.json"
 FORMAT, VERSION = "seecoder.shards", 1
+MOST_SAMPLES = 10_000_000  # of a shard: 5 GB of tar headers alone; more is a typing error, or an attack on memory
 IMAGE_MEMBERS = ("png", "jpg", "jpeg", "webp")  # in order of preference, should a sample hold several
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\.tar")
+_KIND = re.compile(r"[A-Za-z0-9_.-]{1,80}")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 
 
@@ -42,14 +45,16 @@ class Shard:
     def __post_init__(self):
         if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
             raise ValueError(
-                f"`name`={self.name!r} is not a shard's name: letters, digits, `_.-` and `.tar` are accepted."
+                f"`name`={self.name!r:.200} is not a shard's name: letters, digits, `_.-` and `.tar` are accepted."
             )
-        if not isinstance(self.samples, int) or self.samples < 0:
-            raise ValueError(f"`samples`={self.samples!r} of shard {self.name} is not a count.")
-        if self.bytes is not None and (not isinstance(self.bytes, int) or self.bytes < 0):
-            raise ValueError(f"`bytes`={self.bytes!r} of shard {self.name} is not a size.")
+        if type(self.samples) is not int or not 0 <= self.samples <= MOST_SAMPLES:
+            raise ValueError(
+                f"`samples`={self.samples!r:.50} of shard {self.name} is not a count of at most {MOST_SAMPLES:,}."
+            )
+        if self.bytes is not None and (type(self.bytes) is not int or self.bytes < 0):
+            raise ValueError(f"`bytes`={self.bytes!r:.50} of shard {self.name} is not a size.")
         if self.sha256 is not None and not re.fullmatch(r"[0-9a-f]{64}", str(self.sha256)):
-            raise ValueError(f"`sha256`={self.sha256!r} of shard {self.name} is not a sha256.")
+            raise ValueError(f"`sha256`={self.sha256!r:.100} of shard {self.name} is not a sha256.")
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,9 @@ class Manifest:
         if len(set(names)) < len(names):
             double = next(name for name in names if names.count(name) > 1)
             raise ValueError(f"Shard {double} is listed twice.")
+        odd = [kind for kind in self.members if not isinstance(kind, str) or not _KIND.fullmatch(kind)]
+        if odd:
+            raise ValueError(f"`members` names {odd[0]!r:.50}: letters, digits and `_.-` are accepted.")
 
     @property
     def samples(self) -> int:
@@ -107,14 +115,21 @@ class Manifest:
                     f"format {content['format']!r} version {content['version']!r}, not {FORMAT!r} version {VERSION}"
                 )
             shards = tuple(Shard(**shard) for shard in content["shards"])
-            manifest = Manifest(shards, tuple(map(str, content["members"])), dict(content["settings"]))
+            manifest = Manifest(shards, _listed(content["members"]), dict(content["settings"]))
             if content["totals"]["samples"] != manifest.samples or content["totals"]["shards"] != len(shards):
                 raise ValueError("totals do not match the shards that it lists")
         except (ValueError, KeyError, TypeError, RecursionError) as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
             raise ValueError(
-                f"`{source}` is no usable manifest: {error!r}. Build it with `python -m data.build`."
+                f"`{source}` is no usable manifest: {reason}. Build it with `python -m data.build`."
             ) from error
         return manifest
+
+
+def _listed(members: Any) -> tuple[str, ...]:
+    if not isinstance(members, list):
+        raise ValueError("`members` is not a list")  # a text would be taken for a list of letters
+    return tuple(members)
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
@@ -152,8 +167,8 @@ def check_location(location: str | Path) -> Path | str:
         if urlsplit(text).scheme.lower() == "https" and urlsplit(text).hostname:
             return text
         raise ValueError(
-            f"`{text}` is neither a local path nor an https:// URL; nothing else is opened. For a file whose name "
-            "holds a colon, write ./ before it."
+            f"`{shown(text)}` is neither a local path nor an https:// URL; nothing else is opened. For a file whose "
+            "name holds a colon, write ./ before it."
         )
     if not Path(text).exists():
         raise FileNotFoundError(f"`{text}` does not exist. Give a folder of shards, made by `python -m data.build`.")
@@ -168,6 +183,11 @@ class LocatedShard:
     location: Path | str
     members: tuple[str, ...]
     settings: Mapping[str, Any] = field(default_factory=dict, compare=False)
+
+    @property
+    def shown(self) -> str:
+        """The location for messages, without what it may hold of passwords."""
+        return shown(self.location)
 
 
 @dataclass(frozen=True)
@@ -194,9 +214,8 @@ def locate(place: Path | str, manifest: Manifest) -> list[LocatedShard]:
         return [
             LocatedShard(shard, place / shard.name, manifest.members, manifest.settings) for shard in manifest.shards
         ]
-    base = place if place.endswith("/") else place + "/"
     return [
-        LocatedShard(shard, urljoin(base, shard.name), manifest.members, manifest.settings) for shard in manifest.shards
+        LocatedShard(shard, below(place, shard.name), manifest.members, manifest.settings) for shard in manifest.shards
     ]
 
 

@@ -178,9 +178,9 @@ def check_maps(shards: ShardSet, picture: SquarePicture, source: MapsSource) -> 
         if about is None:
             continue
         if about.get("digest") != source.digest or picture.crop != source.crop:
-            raise WeightsError(_mismatch(f"`{row.location}`", str(about.get("digest")), source))
+            raise WeightsError(_mismatch(f"`{row.shown}`", str(about.get("digest")), source))
         if picture.flip and not about.get("flipped"):
-            raise WeightsError(_unflipped(f"`{row.location}`"))
+            raise WeightsError(_unflipped(f"`{row.shown}`"))
 
 
 def _mismatch(where: str, there: str, source: MapsSource) -> str:

@@ -199,14 +199,14 @@ def check_moments(shards: ShardSet, picture: SquarePicture, source: MomentsSourc
             continue
         if picture.crop != source.crop:
             raise WeightsError(
-                f"`crop`={picture.crop!r}: `{row.location}` holds moments of {source.crop} crops. Set `crop` to "
+                f"`crop`={picture.crop!r}: `{row.shown}` holds moments of {source.crop} crops. Set `crop` to "
                 f"'{source.crop}', or `cached_moments` to false."
             )
         if about.get("digest") != source.digest:
             there = _describe(about)
-            raise WeightsError(_mismatch(f"`{row.location}`", there, source))
+            raise WeightsError(_mismatch(f"`{row.shown}`", there, source))
         if picture.flip and not about.get("flipped"):
-            raise WeightsError(_unflipped(f"`{row.location}`"))
+            raise WeightsError(_unflipped(f"`{row.shown}`"))
         samples += row.shard.samples
     return samples
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from data.shards.addresses import folder_of, shown
 from data.shards.img2dataset import survey
 from data.shards.manifest import MANIFEST, LocatedShard, ShardSet, check_location, join, locate, read_manifest
 from data.shards.remote import Fetcher
@@ -31,8 +32,8 @@ def open_shards(places: str | Path | Sequence[str | Path], fetcher: Fetcher | No
 def _shards_of(place: Path | str, fetcher: Fetcher | None) -> list[LocatedShard]:
     if isinstance(place, str):
         if fetcher is None:
-            raise ValueError(f"`{place}` is a URL: give a `cache` folder into which its shards are fetched.")
-        return locate(place.removesuffix(MANIFEST), fetcher.manifest(place))
+            raise ValueError(f"`{shown(place)}` is a URL: give a `cache` folder into which its shards are fetched.")
+        return locate(folder_of(place, MANIFEST), fetcher.manifest(place))
     if place.is_file():
         if place.name != MANIFEST:
             raise ValueError(f"`{place}` is a file. Give its folder, or a {MANIFEST}.")

@@ -5,20 +5,21 @@ checked before anything is used, and asks a server for few large files instead o
 """
 
 import contextlib
+import email.utils
 import fcntl
 import hashlib
 import logging
 import os
+import random
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
-from typing import IO
-from urllib.parse import urlsplit
+from typing import TypeVar
+from urllib.error import HTTPError
 
+from data.shards.addresses import below, folder_of, open_url, shown
 from data.shards.manifest import MANIFEST, Manifest, Shard
 from seecoder.weights import atomic_path
 
@@ -27,30 +28,23 @@ logger = logging.getLogger(__name__)
 UNREACHABLE = "unreachable shard"
 _CHUNK = 1 << 20
 _MANIFEST_LIMIT = 1 << 28  # bytes; a million shards need about 150 MB
+_PASSING_CODES = (408, 425, 429)  # of those below 500: too slow, too early, too many requests
+_jitter = random.SystemRandom()  # not the seeded one, which is the training's
+
+Result = TypeVar("Result")
 
 
-class _HttpsOnly(urllib.request.HTTPRedirectHandler):
-    """Follows redirects to https only: a server must not lead us to another scheme."""
+class GivenUp(Exception):
+    """A file that could not be had.
 
-    def redirect_request(
-        self,
-        req: urllib.request.Request,
-        fp: IO[bytes],
-        code: int,
-        msg: str,
-        headers: "urllib.request.HTTPMessage",  # type: ignore[name-defined]
-        newurl: str,
-    ) -> urllib.request.Request | None:
-        if urlsplit(newurl).scheme.lower() != "https":
-            raise urllib.error.URLError(f"redirected to {newurl!r}, which is not https")
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
+    Attributes:
+        attempts: How often it was tried.
+        error: What the last attempt ended with.
+    """
 
-
-def open_url(url: str, timeout: float) -> IO[bytes]:
-    """Open an https URL; refuse anything else, redirects included."""
-    if urlsplit(url).scheme.lower() != "https":
-        raise urllib.error.URLError(f"{url!r} is not https")
-    return urllib.request.build_opener(_HttpsOnly()).open(url, timeout=timeout)
+    def __init__(self, attempts: int, error: Exception):
+        super().__init__(attempts, error)
+        self.attempts, self.error = attempts, error
 
 
 @dataclass(frozen=True)
@@ -61,7 +55,9 @@ class Fetcher:
         folder: Where fetched shards are kept; shared by workers and ranks of one machine, and by later runs.
         limit: Bytes that fetched shards may take in all; the ones unused for longest go first.
         attempts: How often a shard is tried before it is given up for `patience` seconds.
-        back_off: Seconds before the second attempt; doubled for each further one.
+        back_off: Seconds before the second attempt, doubled for each further one. A random share of up to a half is
+            left away, so that machines that were turned away together do not come back together.
+        longest_pause: Seconds that a pause lasts at most, whatever the server asks for with `Retry-After`.
         timeout: Seconds without an answer after which an attempt has failed.
         longest: Seconds that one attempt may take in all: a server that drips is as good as dead.
         patience: Seconds after which a shard that was given up is tried again.
@@ -71,6 +67,7 @@ class Fetcher:
     limit: int = 200 * 10**9
     attempts: int = 5
     back_off: float = 1.0
+    longest_pause: float = 60.0
     timeout: float = 30.0
     longest: float = 1800.0
     patience: float = 300.0
@@ -82,14 +79,15 @@ class Fetcher:
             FileNotFoundError: It cannot be had.
             ValueError: It is unusable.
         """
-        address = url if url.endswith(".json") else f"{url.rstrip('/')}/{MANIFEST}"
-        for pause in self._pauses():
-            try:
-                with open_url(address, self.timeout) as answer:
-                    return Manifest.from_json(answer.read(_MANIFEST_LIMIT), address)
-            except (OSError, HTTPException) as error:
-                self._wait(address, error, pause)
-        raise FileNotFoundError(f"`{address}` could not be read in {self.attempts} attempts. Check the address.")
+        address = below(folder_of(url, MANIFEST), MANIFEST)
+        try:
+            text = self._insist(address, lambda: self._read(address))
+        except GivenUp as trouble:
+            attempts = f"{trouble.attempts} attempt{'s' * (trouble.attempts != 1)}"
+            raise FileNotFoundError(
+                f"`{shown(address)}` could not be read in {attempts} ({trouble.error}). Check the address."
+            ) from trouble.error
+        return Manifest.from_json(text, shown(address))
 
     def fetch(self, url: str, shard: Shard) -> Path | None:
         """Bring a shard onto this machine, unless it is here.
@@ -107,44 +105,80 @@ class Fetcher:
                 return target
             if failed.exists() and time.time() - failed.stat().st_mtime < self.patience:
                 return None
-            for pause in self._pauses():
-                try:
-                    self._download(url, shard, target)
-                except (OSError, HTTPException) as error:
-                    self._wait(url, error, pause)
-                else:
-                    failed.unlink(missing_ok=True)
-                    self._make_room(target)
-                    return target
-            failed.touch()
-        return None
+            try:
+                self._insist(url, lambda: self._download(url, shard, target))
+            except GivenUp:
+                failed.touch()
+                return None
+            failed.unlink(missing_ok=True)
+            self._make_room(target)
+            return target
+
+    def _insist(self, url: str, action: Callable[[], Result]) -> Result:
+        """Try until it succeeds.
+
+        Raises:
+            GivenUp: It was tried often enough, or failed for good.
+        """
+        attempt = 0
+        while True:
+            attempt += 1
+            try:
+                return action()
+            except (OSError, HTTPException) as error:
+                if isinstance(error, HTTPError) and error.fp is not None:
+                    error.close()  # it holds the connection
+                if attempt >= self.attempts or not _is_passing(error):
+                    logger.warning("`%s` could not be fetched (%s): given up", shown(url), error)
+                    raise GivenUp(attempt, error) from error
+                pause = self._pause(attempt, error)
+                logger.warning("`%s` could not be fetched (%s): trying again in %.3g s", shown(url), error, pause)
+                time.sleep(pause)
+
+    def _pause(self, attempt: int, error: Exception) -> float:
+        """Seconds to wait after a failed attempt, counted from 1: never less than after the one before."""
+        own = self.back_off * 2 ** (attempt - 1) * _jitter.uniform(0.5, 1.0)
+        return min(max(own, _asked_for(error)), self.longest_pause)
+
+    def _receive(self, url: str) -> Iterator[bytes]:
+        """Yield what a server sends, piece by piece.
+
+        Raises:
+            OSError: It is not whole, or took too long.
+        """
+        deadline, size = time.monotonic() + self.longest, 0
+        with open_url(url, self.timeout) as answer:
+            announced = answer.length  # None where the server does not say
+            # `read` would wait until a whole chunk is there, and a drip would keep it for ever.
+            while size != announced and (piece := answer.read1(_CHUNK)):
+                size += len(piece)
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"only {size} bytes came in {self.longest:g} s")
+                yield piece
+        if announced is not None and size != announced:
+            raise OSError(f"{size} of {announced} bytes came")
+
+    def _read(self, url: str) -> bytes:
+        content = bytearray()
+        for piece in self._receive(url):
+            content += piece
+            if len(content) > _MANIFEST_LIMIT:
+                raise OSError(f"it is larger than {_MANIFEST_LIMIT} bytes")
+        return bytes(content)
 
     def _download(self, url: str, shard: Shard, target: Path) -> None:
-        digest, size, deadline = hashlib.sha256(), 0, time.monotonic() + self.longest
+        digest, size = hashlib.sha256(), 0
         with atomic_path(target) as temporary, temporary.open("wb") as file:
-            with open_url(url, self.timeout) as answer:
-                while chunk := answer.read(_CHUNK):
-                    size += len(chunk)
-                    if shard.bytes is not None and size > shard.bytes:
-                        break  # never let a server fill the disk
-                    if time.monotonic() > deadline:
-                        raise TimeoutError(f"only {size} bytes came in {self.longest:g} s")
-                    digest.update(chunk)
-                    file.write(chunk)
+            for piece in self._receive(url):
+                size += len(piece)
+                if shard.bytes is not None and size > shard.bytes:
+                    break  # never let a server fill the disk
+                digest.update(piece)
+                file.write(piece)
             if shard.bytes is not None and size != shard.bytes:
                 raise OSError(f"{size} bytes came, the manifest says {shard.bytes}")
             if shard.sha256 is not None and digest.hexdigest() != shard.sha256:
                 raise OSError("its sha256 is not the manifest's")
-
-    def _pauses(self) -> Iterator[float | None]:
-        """Seconds to wait after each failed attempt; None after the last."""
-        yield from (self.back_off * 2**attempt for attempt in range(self.attempts - 1))
-        yield None
-
-    def _wait(self, url: str, error: Exception, pause: float | None) -> None:
-        what = "given up" if pause is None else f"trying again in {pause:g} s"
-        logger.warning("`%s` could not be fetched (%s): %s", url, error, what)
-        time.sleep(pause or 0)
 
     def _make_room(self, newest: Path) -> None:
         """Remove the shards that were not used for longest; whoever has one open keeps it until closed."""
@@ -155,6 +189,22 @@ class Fetcher:
                 break
             total -= _stat(path)[1]
             path.unlink(missing_ok=True)
+
+
+def _is_passing(error: Exception) -> bool:
+    """Whether another attempt may help: not where a server says that a file is not there, or not for us."""
+    return not isinstance(error, HTTPError) or error.code >= 500 or error.code in _PASSING_CODES
+
+
+def _asked_for(error: Exception) -> float:
+    """Seconds that a server asks to be left alone, 0 if it does not say."""
+    asked = error.headers.get("Retry-After", "") if isinstance(error, HTTPError) and error.headers else ""
+    if asked.strip().isdecimal():
+        return float(asked)
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(asked).timestamp() - time.time())
+    except (ValueError, OverflowError):  # neither a number nor a date
+        return 0.0
 
 
 def _stat(path: Path) -> tuple[float, int]:

@@ -15,11 +15,12 @@ LOG_EVERY = 1000
 RECENT = 10_000  # samples over which the rate is taken, so that a long good past does not hide a dead disk
 GRACE = 1000  # a rate over fewer samples than this says little; it is taken as if there had been this many
 _MOST_NAMES = 1_000_000
+_QUOTED = re.compile(r"""(?<!\w)b?(["'])(?:\\.|(?!\1).)*\1(?!\w)""")  # as Python shows bytes and texts of a file
 
 
 def category(reason: str) -> str:
-    """Cut a reason down to what can be counted: no numbers, no particulars after a colon, semicolon or bracket."""
-    return re.sub(r"\d[\d,.]*", "N", re.split(r"[:;(]", reason, maxsplit=1)[0]).strip()[:80]
+    """Cut a reason down to what can be counted: no quotations, no numbers, nothing after `:`, `;` or `(`."""
+    return re.sub(r"\d[\d,.]*", "N", re.split(r"[:;(]", _QUOTED.sub("...", reason), maxsplit=1)[0]).strip()[:80]
 
 
 class TooManySkipped(RuntimeError):

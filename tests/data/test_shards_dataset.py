@@ -91,6 +91,35 @@ def test_workers_started_afresh_see_every_sample_once(shards: Path, start_method
     assert sorted(interleave(ranks)[:TOTAL]) == list(range(TOTAL))
 
 
+@pytest.mark.parametrize(
+    ("start_method", "kind"),
+    [
+        ("fork", "ForkProcess"),
+        pytest.param("spawn", "SpawnProcess", marks=pytest.mark.slow),
+        pytest.param("forkserver", "ForkServerProcess", marks=pytest.mark.slow),
+    ],
+)
+def test_two_ranks_of_two_workers_see_every_sample_once_however_workers_start(
+    shards: Path, start_method: str, kind: str, monkeypatch: pytest.MonkeyPatch
+):
+    # What a launcher may leave behind; nothing of it is looked up, neither here nor by the workers.
+    for name, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1")):
+        monkeypatch.setenv(name, value)
+    ranks: list[list[list[int]]] = []
+    for rank in range(2):
+        own = loader(shards, batch_size=3, rank=rank, world_size=2, num_workers=2, start_method=start_method)
+        ranks.append([batch["sample_id"].tolist() for _ in range(3) for batch in own])
+        workers = own._loader._iterator._workers  # type: ignore[union-attr]
+        assert [type(worker).__name__ for worker in workers] == [kind] * 2
+        own.close()
+    assert len(ranks[0]) == len(ranks[1]) == 3 * 6
+    sequence = interleave(ranks)
+    epochs = [sequence[:TOTAL], sequence[TOTAL : 2 * TOTAL]]
+    assert [sorted(epoch) for epoch in epochs] == [list(range(TOTAL))] * 2
+    assert epochs[0] != epochs[1]
+    assert sequence == interleave([read(shards, batch_size=6, passes=4)])[: len(sequence)], "as one process reads it"
+
+
 def test_runs_repeat_and_seeds_differ(shards: Path):
     assert read(shards, passes=2) == read(shards, passes=2)
     assert read(shards) != read(shards, seed=2)

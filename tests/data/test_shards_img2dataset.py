@@ -65,7 +65,20 @@ def test_statistics_tell_what_a_cut_shard_lost(folder: Path):
     assert list(loader.skips.names) == [str(folder / "00000.tar")]
 
 
-@pytest.mark.parametrize("stats", [None, "{", "[]", '{"successes": "4"}', '{"successes": -1}', '{"successes": true}'])
+@pytest.mark.parametrize(
+    "stats",
+    [
+        None,
+        "{",
+        "[]",
+        '{"successes": "4"}',
+        '{"successes": -1}',
+        '{"successes": true}',
+        '{"successes": 2147483648}',
+        '{"successes": 1e30}',
+        '{"successes": 4.0}',
+    ],
+)
 def test_without_usable_statistics_headers_are_counted(folder: Path, stats: str | None):
     (folder / "00000_stats.json").unlink()
     if stats is not None:

@@ -50,18 +50,38 @@ def test_shard_names_cannot_lead_elsewhere(name: object):
         {"shards": [{"name": "a.tar", "samples": 7, "surprise": 1}]},
         {"shards": [{"name": "a.tar", "samples": 3}, {"name": "a.tar", "samples": 4}]},
         {"shards": 5},
+        {"shards": [{"name": "a.tar", "samples": 2**31}], "totals": {"samples": 2**31, "shards": 1}},
+        {"shards": [{"name": "a.tar", "samples": 10**30}], "totals": {"samples": 10**30, "shards": 1}},
+        {"shards": [{"name": "a.tar", "samples": True}], "totals": {"samples": 1, "shards": 1}},
+        {"shards": [{"name": "a.tar", "samples": 7.0}], "totals": {"samples": 7, "shards": 1}},
+        {"shards": [{"name": "a.tar", "samples": 7, "bytes": float("inf")}]},
+        {"members": "png"},
+        {"members": {"png": 1}},
+        {"members": ["a\nb"]},
+        {"members": [""]},
+        {"members": [5]},
+        {"members": [["png"]]},
     ],
 )
 def test_unusable_manifests_are_refused(change: dict):
     content = json.loads(Manifest(SHARDS).to_json()) | change
-    with pytest.raises(ValueError, match="`here` is no usable manifest"):
+    with pytest.raises(ValueError, match="`here` is no usable manifest") as caught:
         Manifest.from_json(json.dumps(content), "here")
+    assert str(caught.value).isprintable()
 
 
 @pytest.mark.parametrize("text", ["", "[", "[]", "null", "{}", "[" * 100_000])
 def test_rubbish_is_refused(text: str):
     with pytest.raises(ValueError, match="no usable manifest"):
         Manifest.from_json(text, "here")
+
+
+def test_a_refusal_is_one_short_line_whatever_the_file_holds():
+    for text in (b"\xff" * 10_000, b'{"format": "' + b"x" * 10_000 + b'"}', b'{"format": "a\\nb\x80"}'):
+        with pytest.raises(ValueError, match="no usable manifest") as caught:
+            Manifest.from_json(text, "here")
+        assert str(caught.value).isprintable()
+        assert len(str(caught.value)) < 400
 
 
 @pytest.mark.parametrize(

@@ -68,6 +68,9 @@ def test_a_long_good_past_does_not_hide_a_dead_disk():
         ("the file is truncated: 1,024 of 5,000 bytes are there", "the file is truncated"),
         ("it has 81,000,000 pixels (9,000 x 9,000); the limit", "it has N pixels"),
         ("bad json", "bad json"),
+        ("the first bytes, b'GI(:;7\\'', are those of no (x)", "the first bytes, ..., are those of no"),
+        ('the first bytes, b"\'(\\x00", are those of no (x)', "the first bytes, ..., are those of no"),
+        ("its sha256 is not the manifest's, nor the shard's", "its shaN is not the manifest's, nor the shard's"),
         ("x" * 500, "x" * 80),
     ],
 )

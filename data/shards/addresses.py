@@ -1,0 +1,64 @@
+"""https addresses: opened, joined with names, and shown without what they may hold of passwords and tokens."""
+
+import base64
+import urllib.error
+import urllib.request
+from http.client import HTTPResponse
+from pathlib import Path
+from typing import IO
+from urllib.parse import unquote, urlsplit, urlunsplit
+
+SCHEME = "https"
+
+
+class _HttpsOnly(urllib.request.HTTPRedirectHandler):
+    """Follows redirects to https only: a server must not lead us to another scheme."""
+
+    def redirect_request(
+        self,
+        req: urllib.request.Request,
+        fp: IO[bytes],
+        code: int,
+        msg: str,
+        headers: "urllib.request.HTTPMessage",  # type: ignore[name-defined]
+        newurl: str,
+    ) -> urllib.request.Request | None:
+        if urlsplit(newurl).scheme.lower() != SCHEME:
+            raise urllib.error.URLError(f"redirected to {shown(newurl)!r}, which is not https")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def open_url(url: str, timeout: float) -> HTTPResponse:
+    """Open an https URL; refuse anything else, redirects included.
+
+    `user:password@` before the host is sent as a basic authorization, and not to where a redirect leads.
+    """
+    parts = urlsplit(url)
+    if parts.scheme.lower() != SCHEME:
+        raise urllib.error.URLError(f"{shown(url)!r} is not https")
+    login, _, host = parts.netloc.rpartition("@")
+    request = urllib.request.Request(urlunsplit(parts._replace(netloc=host)))
+    if login:
+        secret = base64.b64encode(unquote(login).encode()).decode()
+        request.add_unredirected_header("Authorization", f"Basic {secret}")
+    return urllib.request.build_opener(_HttpsOnly()).open(request, timeout=timeout)
+
+
+def below(address: str, name: str) -> str:
+    """Address of a file in a folder; a query (an access token, say) goes with every file."""
+    parts = urlsplit(address)
+    return urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{name}"))
+
+
+def folder_of(address: str, name: str) -> str:
+    """Address of a folder, which may have been given as that of its file `name`."""
+    parts = urlsplit(address)
+    return urlunsplit(parts._replace(path=parts.path.removesuffix("/" + name)))
+
+
+def shown(location: str | Path) -> str:
+    """A location for messages and reports: of an address without user, password, query and fragment."""
+    if isinstance(location, Path) or "://" not in location:
+        return str(location)
+    parts = urlsplit(location)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
