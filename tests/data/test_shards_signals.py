@@ -2,11 +2,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
+from tests.processes import outlive
 
 ROOT = Path(__file__).parents[2]
 
@@ -33,11 +35,18 @@ if __name__ == "__main__":
 """
 
 
-def is_alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
+@contextmanager
+def reading(shards: Path, script: Path, start_method: str) -> Iterator[tuple[subprocess.Popen[str], list[int]]]:
+    """A process that reads, in a group of its own, and its two workers."""
+    script.write_text(READER)
+    with subprocess.Popen(
+        [sys.executable, str(script), str(shards), start_method], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        workers = [int(pid) for pid in process.stdout.readline().split()]
+        assert len(workers) == 2
+        yield process, workers
 
 
 @pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="needs sigwaitinfo")
@@ -45,20 +54,18 @@ def is_alive(pid: int) -> bool:
 def test_readers_outlive_a_sigterm_to_the_group_and_end_with_their_parent(
     make_shards: Callable[..., Path], tmp_path: Path, start_method: str
 ):
-    script = tmp_path / "reader.py"
-    script.write_text(READER)
-    command = [sys.executable, str(script), str(make_shards([5, 9, 7])), start_method]
-    with subprocess.Popen(
-        command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        text=True, start_new_session=True,
-    ) as process:  # fmt: skip
-        assert process.stdout is not None
-        workers = [int(pid) for pid in process.stdout.readline().split()]
+    with reading(make_shards([5, 9, 7]), tmp_path / "reader.py", start_method) as (process, workers):
         os.killpg(process.pid, signal.SIGTERM)
         said, error = process.communicate(timeout=60)
     assert (said, process.returncode) == ("read on\n", 0), error
-    assert len(workers) == 2
-    deadline = time.monotonic() + 10
-    while any(map(is_alive, workers)) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not any(map(is_alive, workers))
+    assert outlive(workers, 10) == []
+
+
+@pytest.mark.parametrize("start_method", ["fork", "forkserver"])
+def test_readers_end_when_their_parent_is_killed(make_shards: Callable[..., Path], tmp_path: Path, start_method: str):
+    with reading(make_shards([5, 9, 7]), tmp_path / "reader.py", start_method) as (process, workers):
+        process.kill()
+    left = outlive(workers, 10)
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert left == []

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.processes import outlive
 from tests.train.killing import arrange
 from tests.train.noted_order import assert_same_order
 from tests.train.same_training import assert_equal
@@ -21,9 +22,9 @@ LAST = 6
 PARTIAL = ".step-*.partial"
 
 
-def _train(arguments: list[str], moment: tuple, log: Path) -> None:
-    """In a process of its own: `python -m train`, which dies at that moment."""
-    os.setsid()
+def _train(arguments: list[str], moment: tuple, log: Path, readers: str) -> None:
+    """In a process of its own: `python -m train`, which dies at that moment; its readers are started so."""
+    multiprocessing.set_start_method(readers, force=True)
     with log.open("a") as file:
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)
@@ -39,10 +40,10 @@ def train(tmp_path):
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
 
-    def run(config: dict, *moment) -> int | None:
+    def run(config: dict, *moment, readers: str = "fork") -> int | None:
         path, log = tmp_path / "config.yaml", tmp_path / "log.txt"
         path.write_text(yaml.safe_dump(config))
-        process = context.Process(target=_train, args=(["fit", "--config", str(path)], moment, log))
+        process = context.Process(target=_train, args=(["fit", "--config", str(path)], moment, log, readers))
         process.start()
         process.join(240)
         if process.exitcode not in (0, -signal.SIGKILL):
@@ -122,4 +123,21 @@ def test_killed_at_a_rename(train, steady, whole, fit, load, tmp_path, step, whe
     newest = step if when == "after the last" else step - 2
     assert newest_complete(folder) == (folder / f"step-{newest:08d}.ckpt" if newest else None)
     assert fit(steady(folder)) == 0
+    assert_nothing_lost(folder, whole, load)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("moment", "readers"),
+    [(("step", 3), "fork"), (("write", 4, 0.5), "fork"), (("step", 3), "forkserver")],  # Python 3.14's own choice
+)
+def test_killed_with_readers_which_do_not_outlive_it(train, steady, whole, load, tmp_path, moment, readers):
+    folder = tmp_path / "killed"
+    config = steady(folder, **{"data.init_args.num_workers": 2})
+    assert train(config, *moment, readers=readers) == -signal.SIGKILL
+    (line,) = (line for line in (tmp_path / "log.txt").read_text().splitlines() if line.startswith("leaves"))
+    left = [int(word) for word in line.split()[1:]]
+    assert len(left) == 2
+    assert outlive(left, 30) == []
+    assert train(config, readers=readers) == 0
     assert_nothing_lost(folder, whole, load)
