@@ -1,4 +1,4 @@
-"""Reading processes outlive a SIGTERM that is meant for the process that trains.
+"""Reading processes outlive a SIGTERM or SIGUSR1 that is meant for the process that trains.
 
 Launchers send it to every process of a job (torchrun to its group, SLURM to the step). torch's workers would die of it,
 and the process that trains, which wants to finish its step and save, with them. Here they obey their parent alone.
@@ -15,14 +15,17 @@ from contextlib import contextmanager
 from multiprocessing import parent_process, resource_tracker
 from typing import Any
 
+# What schedulers warn with: scripts/launch_slurm.sbatch asks for the first, launch files written for Lightning for the
+# second, which Windows lacks.
+STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))
 _TERM = {signal.SIGTERM}
 
 
 @contextmanager
-def sigterm_held_back() -> Iterator[None]:
-    """Start processes in here: they inherit that SIGTERM waits, in all threads that they will ever have."""
+def signals_held_back() -> Iterator[None]:
+    """Start processes in here: they inherit that both signals wait, in all threads that they will ever have."""
     resource_tracker.ensure_running()  # would otherwise start in here, and lift the mask when it has
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _TERM)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         yield
     finally:

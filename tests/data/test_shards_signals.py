@@ -12,7 +12,7 @@ from tests.processes import outlive
 
 ROOT = Path(__file__).parents[2]
 
-# Reads with two workers, and says who they are; its own handler stands for that of a training.
+# Reads with two workers, and says who they are; its own handlers stand for those of a training.
 READER = """
 import signal, sys
 from multiprocessing import active_children
@@ -21,13 +21,14 @@ from data.shards.pictures import SquarePicture
 
 if __name__ == "__main__":
     told = []
-    signal.signal(signal.SIGTERM, lambda *_: told.append(1))
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, lambda *_: told.append(1))
     loader = ShardLoader(sys.argv[1], SquarePicture(8), 2, rank=0, world_size=1, num_workers=2,
                          start_method=sys.argv[2], prefetch=2, batches=10_000)
     batches = iter(loader)
     next(batches)
     print(*(child.pid for child in active_children()), flush=True)
-    while not told:
+    while len(told) < 2:
         next(batches)
     for _ in range(8):  # more than lay ready
         next(batches)
@@ -51,10 +52,11 @@ def reading(shards: Path, script: Path, start_method: str) -> Iterator[tuple[sub
 
 @pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="needs sigwaitinfo")
 @pytest.mark.parametrize("start_method", ["fork", "spawn", "forkserver"])
-def test_readers_outlive_a_sigterm_to_the_group_and_end_with_their_parent(
+def test_readers_outlive_signals_to_the_group_and_end_with_their_parent(
     make_shards: Callable[..., Path], tmp_path: Path, start_method: str
 ):
     with reading(make_shards([5, 9, 7]), tmp_path / "reader.py", start_method) as (process, workers):
+        os.killpg(process.pid, signal.SIGUSR1)
         os.killpg(process.pid, signal.SIGTERM)
         said, error = process.communicate(timeout=60)
     assert (said, process.returncode) == ("read on\n", 0), error
