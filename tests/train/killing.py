@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -112,3 +113,9 @@ MOMENTS = {
 def arrange(kind: str, *arguments: Any) -> None:
     """Let this process die at one of `MOMENTS`."""
     MOMENTS[kind](*arguments)
+
+
+def files_of(folder: Path, step: int) -> set[str]:
+    """Files of that step's checkpoint: "ckpt", "ckpt.sha256", and with a dot before them what has no name yet."""
+    found = {re.sub(r"\.[0-9a-f]{8}\.partial$", "", path.name) for path in folder.glob(f"*step-{step:08d}.*")}
+    return {name.replace(f"step-{step:08d}.", "") for name in found}

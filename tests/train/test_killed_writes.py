@@ -2,7 +2,6 @@
 
 import multiprocessing
 import os
-import re
 import runpy
 import signal
 import sys
@@ -12,7 +11,7 @@ import pytest
 import yaml
 
 from tests.processes import outlive
-from tests.train.killing import arrange
+from tests.train.killing import arrange, files_of
 from tests.train.noted_order import assert_same_order
 from tests.train.same_training import assert_equal
 from train.checkpoints import list_checkpoints, newest_complete
@@ -118,8 +117,7 @@ def test_killed_at_a_rename(train, steady, whole, fit, load, tmp_path, step, whe
     folder = tmp_path / "killed"
     name, after, there = RENAMES[when]
     assert train(steady(folder), "rename", step, name, after) == -signal.SIGKILL
-    found = {re.sub(r"\.[0-9a-f]{8}\.partial$", "", path.name) for path in folder.glob(f"*step-{step:08d}.*")}
-    assert {path.replace(f"step-{step:08d}.", "") for path in found} == there
+    assert files_of(folder, step) == there
     newest = step if when == "after the last" else step - 2
     assert newest_complete(folder) == (folder / f"step-{newest:08d}.ckpt" if newest else None)
     assert fit(steady(folder)) == 0
