@@ -25,7 +25,10 @@ _NAME = re.compile(r"step-(\d{8})\.ckpt")
 
 
 class AtomicCheckpointIO(CheckpointIO):
-    """Writes `path` and `path.sha256`; the second, written last, says that the first is whole.
+    """Writes `path` and `path.sha256`, which says whether the first is whole.
+
+    The second is there before the first has its name, and until it has none any more. A kill thus leaves no checkpoint
+    that nothing vouches for: where the first one of a run is written, there would be none to continue from.
 
     Attributes:
         error: Why the last checkpoint could not be written, or None.
@@ -40,9 +43,10 @@ class AtomicCheckpointIO(CheckpointIO):
         try:
             with atomic_path(path) as temporary:
                 digest = _save(checkpoint, temporary)
-            with atomic_path(_marker(path)) as temporary:
-                temporary.write_text(digest)
+                with atomic_path(_marker(path)) as marker:
+                    marker.write_text(digest)
         except OSError as error:
+            _remove_lonely_marker(path)
             # Raised here, it would leave the other processes waiting for this one behind Lightning's barrier.
             self.error = error
 
@@ -53,9 +57,9 @@ class AtomicCheckpointIO(CheckpointIO):
         return torch.load(path, map_location="cpu", weights_only=True)
 
     def remove_checkpoint(self, path: str | os.PathLike) -> None:
-        """Remove the marker first, so that a half-removed checkpoint is not taken for a whole one."""
-        _marker(Path(path)).unlink(missing_ok=True)
+        """Remove the marker last, see above."""
         Path(path).unlink(missing_ok=True)
+        _marker(Path(path)).unlink(missing_ok=True)
 
 
 def load_stage_weights(stage: nn.Module, source: Path) -> None:
@@ -110,6 +114,12 @@ def _save(checkpoint: dict[str, Any], path: Path) -> str:
 
 def _marker(path: Path) -> Path:
     return path.with_name(path.name + ".sha256")
+
+
+def _remove_lonely_marker(path: Path) -> None:
+    """Remove what vouches for a checkpoint that is not there."""
+    if not path.exists():
+        _marker(path).unlink(missing_ok=True)
 
 
 def file_digest(path: Path) -> str:
@@ -172,6 +182,8 @@ class Checkpoints(StepCallback):
         if trainer.is_global_zero:
             for left_behind in self.folder.glob(".step-*.partial"):
                 left_behind.unlink(missing_ok=True)
+            for marker in self.folder.glob("step-*.ckpt.sha256"):
+                _remove_lonely_marker(marker.with_suffix(""))
 
     def on_step(self, trainer: Trainer, stage: Any, step: int) -> None:
         """Save where it is due. A full disk costs this checkpoint, not the run."""

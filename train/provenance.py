@@ -48,8 +48,10 @@ def note_start(folder: Path, step: int, processes: int) -> None:
 
 
 def commit() -> dict[str, Any]:
-    """Commit of the checkout, and whether files differ from it; nothing outside a checkout."""
+    """Commit of the checkout, and whether files differ from it; nothing outside a checkout of this project."""
     try:
+        if Path(_git("rev-parse", "--show-toplevel")).resolve() != _ROOT:  # a copy within another project's checkout
+            return {}
         head = _git("rev-parse", "HEAD")
         return {"commit": head, "changed": bool(_git("status", "--porcelain", "--untracked-files=no"))}
     except (OSError, subprocess.SubprocessError):

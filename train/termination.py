@@ -8,14 +8,17 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 
+from data.shards.signals import STOP_SIGNALS
 from train.callbacks import StepCallback
 
 
 class Termination(StepCallback):
-    """Turns SIGTERM and a time budget into a stop after the present optimizer step.
+    """Turns the signals that schedulers warn with and a time budget into a stop after the present optimizer step.
 
     Lightning's own handler broadcasts inside the signal handler, hangs when the signal reaches another process than the
-    first, and ends with exit code 0. Here a handler only sets a flag, which is combined over processes between steps.
+    first, and ends with exit code 0; under SLURM a second one answers SIGUSR1 with a checkpoint from the middle of a
+    step, and with a requeue that belongs to the launch file. Here a handler only sets a flag, which is combined over
+    processes between steps.
 
     Args:
         max_minutes: Also stop after this time; None for no limit.
@@ -29,12 +32,16 @@ class Termination(StepCallback):
         self.signaled = False
         self.stopped_by_signal = False
         self._started = 0.0
-        self._previous: Any = None
+        self._previous: dict[signal.Signals, Any] = {}
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Listen in place of Lightning."""
+        trainer._signal_connector.register_signal_handlers = lambda: None
+        self._previous = {number: signal.signal(number, self._on_signal) for number in STOP_SIGNALS}
 
     def on_start(self, trainer: Trainer, stage: Any) -> None:
-        """Replace Lightning's handler, which was installed just before."""
+        """Time begins with the first step."""
         self._started = time.monotonic()
-        self._previous = signal.signal(signal.SIGTERM, self._on_signal)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.signaled = True
@@ -52,7 +59,11 @@ class Termination(StepCallback):
             self.stopped_by_signal = by_signal
             trainer.should_stop = True
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Give the handler back."""
-        if self._previous is not None:
-            signal.signal(signal.SIGTERM, self._previous)
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Give the handlers back."""
+        while self._previous:
+            signal.signal(*self._previous.popitem())
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Likewise."""
+        self.teardown(trainer, pl_module, "fit")

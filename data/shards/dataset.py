@@ -13,7 +13,7 @@ from data.shards.pictures import Transform
 from data.shards.plan import Plan
 from data.shards.prefetch import Prefetcher
 from data.shards.remote import Fetcher
-from data.shards.signals import obey_parent_alone, sigterm_held_back
+from data.shards.signals import obey_parent_alone, signals_held_back
 from data.shards.skips import SkipLog
 
 
@@ -145,7 +145,7 @@ class ShardLoader:
         done = self._into_pass // stride % self.batches
         first = self._position + self.rank * self.batch_size
         self._starts.positions = range(first, first + (self.batches - done) * stride, stride)
-        with sigterm_held_back() if self._loader.num_workers else nullcontext():
+        with signals_held_back() if self._loader.num_workers else nullcontext():
             batches = iter(self._loader)
         for batch in batches:
             self._resuming = False

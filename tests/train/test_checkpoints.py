@@ -26,7 +26,7 @@ def test_round_trip(writer, tmp_path):
 def test_newest_complete_passes_over_torn_ones(writer, tmp_path, capsys):
     first, second, third, fourth = (save(writer, tmp_path, step) for step in (1, 2, 3, 20))
     fourth.write_bytes(fourth.read_bytes()[:-7])  # torn
-    third.with_name(third.name + ".sha256").unlink()  # killed before the marker
+    third.with_name(third.name + ".sha256").unlink()  # copied without its marker
     content = bytearray(second.read_bytes())
     content[len(content) // 2] ^= 1  # a flipped bit
     second.write_bytes(content)
@@ -56,6 +56,26 @@ def test_a_full_disk_leaves_the_last_good_one_and_says_so(writer, tmp_path, monk
     assert newest_complete(tmp_path) == good
     save(writer, tmp_path, 3)
     assert writer.error is None
+
+
+def test_a_disk_that_fails_at_the_last_rename_leaves_no_marker(writer, tmp_path, monkeypatch):
+    rename = os.replace
+
+    def fails(source, target):
+        if target.suffix == ".ckpt":
+            raise OSError(5, "Input/output error")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "replace", fails)
+    save(writer, tmp_path, 1)
+    assert "Input/output error" in str(writer.error)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_removing_takes_checkpoint_and_marker(writer, tmp_path):
+    writer.remove_checkpoint(save(writer, tmp_path, 1))
+    writer.remove_checkpoint(tmp_path / "step-00000001.ckpt")  # gone already
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_disk_that_fills_up_while_writing(writer, tmp_path, monkeypatch):

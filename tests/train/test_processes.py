@@ -1,6 +1,7 @@
 """Two processes over gloo, started as a launcher would: what one of them meets, all of them act upon."""
 
 import json
+import math
 import os
 import signal
 import socket
@@ -14,20 +15,27 @@ import pytest
 import torch
 import yaml
 
-from tests.train.same_training import assert_equal
-from train.checkpoints import list_checkpoints
+from tests.train.killing import files_of
+from tests.train.noted_order import assert_same_order, read_order
+from tests.train.same_training import assert_equal, flat
+from train.checkpoints import is_complete, list_checkpoints
 from train.records import read_metrics
 
+NOTED = "tests.train.noted_order.NotedPictures"
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # each start of two processes takes some ten seconds
 ROOT = Path(__file__).parents[2]
 
-# Run in each process in place of `python -m train`: spoils losses as the environment says, and tells when steps begin.
+# Run in each process in place of `python -m train`: spoils losses or dies as the environment says, and tells when
+# steps begin.
 DRIVER = """
 import json, os, sys, time
 import torch
+from tests.train.killing import arrange
 from train.cli import main
 from train.seecoder import SeeCoderStage
 
+if "KILL" in os.environ:
+    arrange(*json.loads(os.environ["KILL"]))
 original = SeeCoderStage.loss
 spoil = json.loads(os.environ.get("SPOIL", "{}"))
 
@@ -145,6 +153,24 @@ def test_what_spoils_one_process_is_skipped_in_both(pair, start, load, tmp_path,
     assert steps == {3}  # AdamW knows of three
 
 
+def test_a_nan_of_one_process_names_the_samples_of_both(pair, start, load, tmp_path):
+    config = pair(**{"run.max_steps": 4, "run.accumulate": 2, "run.checkpoint_every": 1, "data.class_path": NOTED})
+    assert finish(start(config, SPOIL=json.dumps({"rank": 1, "steps": [2], "kind": "nan"}))) == [0, 0]
+    rows = [json.loads(line) for line in (tmp_path / "run" / "skipped_steps.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [2, 2]
+    by_rank = {row["rank"]: row for row in rows}
+    assert by_rank.keys() == {0, 1}
+    read = {place: keys for process in read_order(tmp_path / "run") for place, keys in process.items()}
+    for rank, row in by_rank.items():
+        assert row["samples"] == [key for micro_batch in read[2, rank] for key in micro_batch]
+        assert row["gradient_norm"] == "nan"  # summed over both
+        assert math.isnan(float(row["loss"])) == (rank == 1)
+    before, after = (load(tmp_path / "run" / f"step-0000000{step}.ckpt") for step in (2, 3))
+    assert after["guard"] == {**before["guard"], "skipped": 1, "skipped_in_a_row": 1}
+    ours, theirs = (flat({key: found[key] for key in ("state_dict", "optimizer_states")}) for found in (before, after))
+    assert all(torch.equal(ours[name], value) for name, value in theirs.items() if isinstance(value, torch.Tensor))
+
+
 def test_the_log_names_the_slowest_process(pair, start, tmp_path):
     config = pair(**{"run.max_steps": 4, "run.log_every": 2})
     spoil = {"rank": 1, "steps": [0, 1, 2, 3], "kind": "sleep"}
@@ -195,3 +221,54 @@ def test_kill_9_of_one_or_both_at_twenty_random_moments(pair, start, load, tmp_p
     assert finish(start(config)) == [0, 0]
     assert finish(start({**config, "run": {**config["run"], "folder": str(tmp_path / "whole")}})) == [0, 0]
     assert_equal(*(load(tmp_path / name / "step-00000400.ckpt") for name in ("run", "whole")))
+
+
+def end_killed(processes: list[subprocess.Popen[str]], killed: set[int]) -> None:
+    """Of two processes these were killed; one that is left alone ends by itself."""
+    for process in processes:
+        process.communicate(timeout=120)
+    codes = [process.returncode for process in processes]
+    assert {rank for rank, code in enumerate(codes) if code == -signal.SIGKILL} == killed
+    assert 0 not in codes
+
+
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("strategy", ["ddp", "deepspeed_stage_2"])
+def test_kill_9_while_a_checkpoint_is_gathered_written_and_named(pair, start, load, tmp_path, strategy):
+    config = pair(**{"run.max_steps": 8, "run.strategy": strategy, "data.class_path": NOTED})
+    folder = tmp_path / "run"
+    moments: list[
+        tuple[set[int], list, list[int], set[str]]
+    ] = [  # who, when, complete ones then, files of the next then
+        ({0}, ["write", 4, 0.5], [2], {".ckpt"}),
+        ({0}, ["rename", 6, "ckpt", False], [4, 2], {".ckpt", "ckpt.sha256"}),
+    ]
+    if strategy != "ddp":  # each process has a share of AdamW's state
+        moments.insert(0, ({1}, ["gather", 2, 1], [], set()))
+    for who, moment, complete, files in moments:
+        end_killed(start(config, KILL=json.dumps(moment)), who)
+        assert [step for step, path in list_checkpoints(folder) if is_complete(path)] == complete
+        assert files_of(folder, moment[1]) == files
+    assert finish(start(config)) == [0, 0]
+    assert finish(start({**config, "run": {**config["run"], "folder": str(tmp_path / "whole")}})) == [0, 0]
+    assert_equal(*(load(tmp_path / name / "step-00000008.ckpt") for name in ("run", "whole")))
+    assert_same_order(folder, tmp_path / "whole", 8, ranks=2)
+    assert {path.name for path in folder.iterdir()} == {path.name for path in (tmp_path / "whole").iterdir()}
+
+
+@pytest.mark.timeout(1800)
+def test_kill_9_under_zero_at_random_moments(pair, start, load, tmp_path):
+    config = pair(**{"run.max_steps": 60, "run.accumulate": 2, "run.strategy": "deepspeed_stage_2"})
+    config["data"]["class_path"] = NOTED
+    generator = torch.Generator().manual_seed(0)
+    for killed in ({0}, {1}, {0, 1}, {0}):
+        processes = start(config)
+        wait_for(processes[0], "begins")
+        time.sleep(float(torch.rand(1, generator=generator)) * 2)
+        for rank in killed:
+            processes[rank].kill()
+        end_killed(processes, killed)
+    assert finish(start(config)) == [0, 0]
+    assert finish(start({**config, "run": {**config["run"], "folder": str(tmp_path / "whole")}})) == [0, 0]
+    assert_equal(*(load(tmp_path / name / "step-00000060.ckpt") for name in ("run", "whole")))
+    assert_same_order(tmp_path / "run", tmp_path / "whole", 60, ranks=2)

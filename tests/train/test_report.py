@@ -74,6 +74,7 @@ def test_a_run_leaves_report_card_versions_scores_and_its_best_checkpoint(settin
     best = {2: 0.2, 4: 0.1, 6: 0.3}
     from train.seecoder import SeeCoderStage
 
+    monkeypatch.setattr("train.provenance.commit", lambda: {"commit": "c" * 40, "changed": True})
     monkeypatch.setattr(SeeCoderStage, "evaluate", lambda stage: {"held_out_loss": best[stage.global_step]})
     assert fit(settings(**changes)) == 0
     run = tmp_path / "run"
@@ -86,7 +87,7 @@ def test_a_run_leaves_report_card_versions_scores_and_its_best_checkpoint(settin
     assert found["skipped_steps"][-1] == found["skipped_samples"][-1] == (6, 0.0)
     (start,) = json.loads((run / "run.json").read_text())["starts"]
     assert (start["step"], start["processes"]) == (0, 1)
-    assert re.fullmatch(r"[0-9a-f]{40}", start.get("commit", "0" * 40))
+    assert {key: start[key] for key in ("commit", "changed")} == {"commit": "c" * 40, "changed": True}
     assert start["versions"]["torch"]
     card = (run / "README.md").read_text()
     assert "| steps | 6 of 6 |" in card

@@ -178,8 +178,12 @@ def test_what_a_killed_process_left_half_written_is_removed(settings, fit, tmp_p
     (tmp_path / "run").mkdir()
     left_behind = tmp_path / "run" / ".step-00000009.ckpt.0123abcd.partial"
     left_behind.write_bytes(b"half")
+    lonely = tmp_path / "run" / "step-00000009.ckpt.sha256"  # killed before the checkpoint got its name
+    lonely.write_text("0" * 64)
     assert fit(settings(**{"run.max_steps": 1})) == 0
     assert not left_behind.exists()
+    assert not lonely.exists()
+    assert (tmp_path / "run" / "step-00000001.ckpt.sha256").exists()
 
 
 def test_sigterm_to_the_whole_group_with_readers_saves_once_and_exits_143(settings, load, tmp_path):
