@@ -5,11 +5,15 @@ is killed leaves at most such a sibling, which no reader of pictures, weights or
 """
 
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+_LONGEST = 50  # characters of a name that its siblings keep
+_LEFT_BEHIND = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}\.(?P<suffix>partial|previous)")
 
 
 @contextmanager
@@ -82,6 +86,25 @@ def atomic_directory(path: str | os.PathLike[str], *, overwrite: bool = False) -
     shutil.rmtree(previous, ignore_errors=True)
 
 
+def remove_left_behind(folder: str | os.PathLike[str]) -> None:
+    """Remove what processes that were killed while they wrote have left in a folder that no other process writes to.
+
+    An old folder that had been moved aside takes its place again if the new one never came to be.
+    """
+    for path in Path(folder).glob(".*"):
+        found = _LEFT_BEHIND.fullmatch(path.name)
+        if found is None:
+            continue
+        target = path.with_name(found["name"])
+        if found["suffix"] == "previous" and not target.exists():
+            if len(target.name) < _LONGEST:  # else the name was cut, and whose it was is not known
+                os.replace(path, target)
+        elif path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
 def _check_replaceable(path: Path, overwrite: bool) -> None:
     if path.exists() and not path.is_dir():
         raise FileExistsError(f"`path`={path} is a file; the name of a folder is needed")
@@ -93,7 +116,7 @@ def _sibling(path: Path, suffix: str) -> Path:
     if not path.parent.is_dir():
         raise FileNotFoundError(f"`path`={path}: the folder {path.parent} does not exist; make it first")
     # Cut so that the longest legal name (255 bytes, and a character may take four) still makes a legal sibling.
-    return path.parent / f".{path.name[:50]}.{secrets.token_hex(4)}.{suffix}"
+    return path.parent / f".{path.name[:_LONGEST]}.{secrets.token_hex(4)}.{suffix}"
 
 
 def _sync(path: Path) -> None:

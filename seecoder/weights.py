@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 import seecoder
-from seecoder._atomic import atomic_directory, atomic_path
+from seecoder._atomic import atomic_directory, atomic_path, remove_left_behind
 from seecoder._weights_checks import WeightsError, check_file, check_header, check_not_pickle
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "pack_metadata",
     "read_pickle_allowed",
     "read_safetensors",
+    "remove_left_behind",
     "unpack_metadata",
     "write_safetensors",
 ]

@@ -17,7 +17,7 @@ from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import Trainer
 from torch import nn
 
-from seecoder.weights import atomic_path, load_strict
+from seecoder.weights import atomic_path, load_strict, remove_left_behind
 from train.callbacks import StepCallback, is_due
 from train.records import BEST, best_of
 
@@ -180,8 +180,7 @@ class Checkpoints(StepCallback):
     def on_start(self, trainer: Trainer, stage: Any) -> None:
         """Remove what a process that was killed while it wrote has left behind."""
         if trainer.is_global_zero:
-            for left_behind in self.folder.glob(".step-*.partial"):
-                left_behind.unlink(missing_ok=True)
+            remove_left_behind(self.folder)
             for marker in self.folder.glob("step-*.ckpt.sha256"):
                 _remove_lonely_marker(marker.with_suffix(""))
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from seecoder import _atomic
-from seecoder._atomic import atomic_directory, atomic_path
+from seecoder._atomic import atomic_directory, atomic_path, remove_left_behind
 
 ROOT = Path(__file__).resolve().parents[2]
 posix = pytest.mark.skipif(os.name != "posix", reason="POSIX")
@@ -192,3 +192,24 @@ def test_killed_writer_leaves_nothing_that_looks_complete(tmp_path, folder, exis
     assert target.exists() == existing
     if existing:
         assert (target / "old" if folder else target).read_bytes() == b"old"
+
+
+def test_what_a_killed_writer_left_is_removed_and_an_old_folder_takes_its_place_again(tmp_path):
+    for name in (
+        "kept.txt",
+        ".hidden",
+        ".kept.txt.partial",
+        ".kept.txt.0123456z.partial",
+        ".kept.txt.01234567.partial",
+    ):
+        (tmp_path / name).write_text(name)
+    for name in (".new.89abcdef.partial", ".old.89abcdef.previous", "done", ".done.89abcdef.previous"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "inside").write_text(name)
+    long = f".{'n' * 50}.89abcdef.previous"
+    (tmp_path / long).mkdir()
+    remove_left_behind(tmp_path)
+    expected = ["kept.txt", ".hidden", ".kept.txt.partial", ".kept.txt.0123456z.partial", "old", "done", long]
+    assert names(tmp_path) == sorted(expected)
+    assert (tmp_path / "old" / "inside").read_text() == ".old.89abcdef.previous"
+    assert (tmp_path / "done" / "inside").read_text() == "done"
