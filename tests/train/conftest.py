@@ -11,6 +11,7 @@ import yaml
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 
 from data.build import main as build_shards
+from data.cache import main as cache
 from data.world.conditioner import WorldConditioner
 from train.backbone import BackboneStage
 from train.cli import main
@@ -91,6 +92,25 @@ def shards(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("data") / "shards"
     assert build_shards(["world", str(folder), "--count", "24", "--size", "32", "--samples-per-shard", "8"]) == 0
     return folder
+
+
+@pytest.fixture(scope="session")
+def cached(base: Path, shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shards with latents, also of mirrored pictures."""
+    folder = tmp_path_factory.mktemp("cached") / "shards"
+    assert cache([str(shards), str(folder), "--base", str(base), "--size", "32", "--flip", "--device", "cpu"]) == 0
+    return folder
+
+
+@pytest.fixture(scope="session")
+def with_maps(base: Path, backbone_folder: Path, shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shards with latents and backbone maps, also of mirrored pictures."""
+    folder = tmp_path_factory.mktemp("with_maps")
+    stage = {"encoder": {**BACKBONE, "context_dim": CONTEXT_DIM}, "backbone_weights": str(backbone_folder)}
+    (folder / "config.yaml").write_text(yaml.safe_dump({"stage": {"init_args": stage}}))
+    arguments = [str(shards), str(folder / "shards"), "--base", str(base), "--size", "32", "--device", "cpu"]
+    assert cache([*arguments, "--flip", "--maps", str(folder / "config.yaml")]) == 0
+    return folder / "shards"
 
 
 @pytest.fixture
