@@ -63,7 +63,7 @@ def _switch(source: Mapping[str, Any], name: str) -> str:
 
 
 def _share(shards: ShardSet | None, name: str, member: str) -> float:
-    """Share of samples whose manifest names a cache; the manifest does not require it of them, as bad ones have none."""
+    """Share of samples by the manifests: they name a cache, and require it of no sample, because bad ones have none."""
     if shards is None:
         return 0.0
     has = (row.shard.samples for row in shards.shards if name in row.settings or member in row.members)

@@ -224,7 +224,7 @@ def _make(kind: Any, config: Mapping[str, Any]) -> Any:
 
 
 def _encoders(encoder: Any, vae: Any, sides: tuple[int, int], mixed: bool) -> tuple[list[Tensor], dict[str, int]]:
-    """Run the frozen encoders on one picture of `sides` (whole, as the encoder sees it), for its maps and operations."""
+    """Maps of one picture of `sides` (whole, as the encoder sees it), and what the frozen encoders do for it."""
     size, seen = sides
     counter = Counter()
     with counter, _Numerics(counter, mixed).applied(), torch.no_grad():

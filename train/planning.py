@@ -14,7 +14,7 @@ from train.hardware import GIB, Cluster, Hardware
 from train.known_bases import BaseSizes, base_sizes
 from train.memory import AUTO, DeviceMemory, device_memory, fewest_checkpointed, trained_bytes
 from train.scaling import exchange_seconds
-from train.settings import RunSettings
+from train.settings import OptimizerSettings, RunSettings
 
 
 class Impossible(ValueError):
@@ -129,18 +129,17 @@ def count_chosen(
 
 
 def _steps(run: RunSettings, options: Mapping[str, Any]) -> Iterator[str]:
-    """Rate by step, and checkpoints."""
+    """Rate by step."""
     from train.schedules import learning_rate
-    from train.settings import OptimizerSettings
 
-    settings = OptimizerSettings(**{name: _tuple(value) for name, value in options["optimizer"].items()})
+    settings = OptimizerSettings.parsed(options["optimizer"])
     marks = {0, settings.warmup_steps, run.max_steps // 2, run.max_steps - 1, *settings.milestones}
-    rates = [f"{step:,}: {learning_rate(step, run.max_steps, settings):.3g}" for step in sorted(marks) if step >= 0]
+    rates = [
+        f"{step:,}: {learning_rate(step, run.max_steps, settings):.3g}"
+        for step in sorted(marks)
+        if step < run.max_steps
+    ]
     yield f"rate     {', '.join(rates)} (step: learning rate)"
-    for name, steps in (("milestones", settings.milestones), ("run.keep_steps", run.keep_steps)):
-        late = [step for step in steps if step > run.max_steps]
-        if late:
-            raise Impossible(f"`{name}`={late} lie beyond `run.max_steps`={run.max_steps} and would never be reached.")
 
 
 def open_if_there(source: Mapping[str, Any]) -> ShardSet | None:
@@ -293,10 +292,6 @@ def _flops(count: float) -> str:
 
 def _bytes(count: float) -> str:
     return f"{count / GIB:.1f} GiB" if count >= GIB / 10 else f"{count / 2**20:.1f} MiB"
-
-
-def _tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
 
 
 def plain(namespace: Any) -> dict[str, Any]:
