@@ -95,6 +95,15 @@ def shards(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def held_out_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards of other scenes."""
+    folder = tmp_path_factory.mktemp("data") / "held_out"
+    options = ("--count", "8", "--size", "32", "--samples-per-shard", "4", "--seed", "5")
+    assert build_shards(["world", str(folder), *options]) == 0
+    return folder
+
+
+@pytest.fixture(scope="session")
 def cached(base: Path, shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The shards with latents, also of mirrored pictures."""
     folder = tmp_path_factory.mktemp("cached") / "shards"
