@@ -76,8 +76,8 @@ def _compare(queries: int, keys: int, sizes: tuple[int, int, int], turns: int) -
 
 def _backward_seconds(inputs: list[torch.Tensor], float32: bool) -> float:
     with float32_attention() if float32 else nullcontext(), torch.autocast("cpu", torch.bfloat16):
-        half = [tensor.to(torch.bfloat16) for tensor in inputs]  # what layers under autocast give
-        output = functional.scaled_dot_product_attention(*half)  # which `float32_attention` replaces
+        query, key, value = (tensor.to(torch.bfloat16) for tensor in inputs)  # what layers under autocast give
+        output = functional.scaled_dot_product_attention(query, key, value)  # which `float32_attention` replaces
     gradient = torch.ones_like(output)
     start = time.perf_counter()
     torch.autograd.grad(output, inputs, gradient)

@@ -48,7 +48,8 @@ def training_verdicts(rows: Sequence[Mapping[str, Any]]) -> Iterator[Verdict]:
     on_gpu = str(head["device"]).startswith("cuda")
     fast = next((row for row in loops if row["lever"] == ALL), None)
     what = f"{head['workload']}, {ALL}"
-    yield Verdict(f"{what}, times the naive loop", fast and fast["ratio"], GPU_GOAL if on_gpu else CPU_GOAL)
+    ratio = None if fast is None else fast["ratio"]
+    yield Verdict(f"{what}, times the naive loop", ratio, GPU_GOAL if on_gpu else CPU_GOAL)
     if on_gpu:  # the peak of a CPU is measured, and nothing is asked of it
         yield _utilisation(f"{what}, share of the peak", fast, head)
 

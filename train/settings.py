@@ -59,7 +59,10 @@ class OptimizerSettings:
     @classmethod
     def parsed(cls, values: Mapping[str, Any]) -> "OptimizerSettings":
         """From a parser's values, which has lists for tuples."""
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+        settings: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
+        }
+        return cls(**settings)
 
 
 @dataclass(frozen=True)
