@@ -277,6 +277,7 @@ def test_every_lever_has_a_bound():
 
 
 @pytest.mark.filterwarnings("ignore:.*:UserWarning")
+@pytest.mark.timeout(900)  # compiling takes minutes on a core that does something else
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[pytest.mark.slow] if name == "compiled" else []) for name in BOUNDS]
 )
