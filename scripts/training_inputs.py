@@ -30,8 +30,6 @@ from train.known_bases import base_sizes
 from train.noise_schedule import STABLE_DIFFUSION_SCHEDULE
 
 ROOT = Path(__file__).resolve().parent.parent
-CPU_GOAL, GPU_GOAL = 2.0, 2.5  # times the naive loop
-LOADER_GOAL = 250.0  # JPEG of 512 x 512 pixels a second and core
 QUALITY, SIDE = 90, 512
 
 

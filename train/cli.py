@@ -11,7 +11,7 @@ import yaml
 from jsonargparse import ActionYesNo, ArgumentError, ArgumentParser, Namespace
 
 from train.hardware import Cluster, Hardware, runs_on_cpu
-from train.settings import RunSettings
+from train.settings import OptimizerSettings, RunSettings
 
 FINISHED, FAILED, BAD_INPUT, TERMINATED = 0, 1, 2, 143  # 143 = 128 + SIGTERM: a scheduler sees that it was told to stop
 
@@ -77,8 +77,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         show = {"plan": show_plan, "scale": show_scale, "report": report}[config.command]
         return show(config[config.command])
     try:
-        # Renamed in jsonargparse 4.49; the older name warns in newer ones.
+        read_run(config.fit)  # before anything is loaded
         choose_checkpointing(config.fit)
+        # Renamed in jsonargparse 4.49; the older name warns in newer ones.
         instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
         ready = instantiate(config)["fit"]
         ready.run.micro_batches(ready.data.batch_size)
@@ -91,6 +92,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain(error, BAD_INPUT)
     except (TrainingStopped, TooManySkipped) as error:
         return _complain(error, FAILED)
+
+
+def read_run(config: Namespace) -> RunSettings:
+    """Settings of the run.
+
+    Raises:
+        ValueError: They are impossible, or the stage's learning rate changes at steps that the run does not have.
+    """
+    run = RunSettings(**config.run.as_dict())
+    run.check_steps(OptimizerSettings.parsed(config.stage.init_args.optimizer.as_dict()))
+    return run
 
 
 def choose_checkpointing(config: Namespace) -> None:
@@ -141,7 +153,7 @@ def _print(lines: Callable[[RunSettings, Hardware], Iterator[str]], config: Name
     from seecoder.weights import WeightsError
 
     try:
-        for line in lines(RunSettings(**config.run.as_dict()), Hardware(**config.hardware.as_dict())):
+        for line in lines(read_run(config), Hardware(**config.hardware.as_dict())):
             print(line, flush=True)
     except (ValueError, TypeError, OSError, WeightsError) as error:
         return _complain(error, BAD_INPUT)

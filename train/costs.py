@@ -9,7 +9,7 @@ import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from unittest.mock import patch
 
@@ -36,14 +36,17 @@ class Costs:
     Attributes:
         trained: Parameters that the optimizer holds.
         frozen: Frozen parameters by part: "backbone", "unet", "vae", and "encoder", what of it has no effect.
-        flops: Floating-point operations of one picture, by part, recomputed activations included.
+        flops: Floating-point operations of one picture, by part, recomputed activations included; of what is cached for
+            some pictures, the mean.
         activation_bytes: Most memory that one picture's tensors hold at once, weights and gradients left out.
+        encoding: Operations of "backbone" and "autoencoder" on a picture for which nothing is cached.
     """
 
     trained: int
     frozen: Mapping[str, int]
     flops: Mapping[str, int]
     activation_bytes: int
+    encoding: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def total_flops(self) -> int:
@@ -168,7 +171,8 @@ def count_costs(
     frozen_dtype: str = "bfloat16",
     vae_dtype: str = "float32",
     gradient_checkpointing: tuple[str, ...] = (),
-    cached_latents: bool = False,
+    cached_latents: float = 0.0,
+    cached_maps: float = 0.0,
     encoder_size: int | None = None,
 ) -> Costs:
     """Count one picture's forward and backward pass.
@@ -181,7 +185,8 @@ def count_costs(
         frozen_dtype: Dtype of UNet and backbone, a key of `train.base.DTYPES`.
         vae_dtype: Dtype of the autoencoder.
         gradient_checkpointing: "encoder", "unet": what recomputes activations.
-        cached_latents: Latents come from the shards; the autoencoder does not run.
+        cached_latents: Share of pictures whose latents come from the shards; the autoencoder does not run for them.
+        cached_maps: Share of pictures whose maps do; the backbone does not run for them.
         encoder_size: Height and width at which the encoder sees the picture, if another.
     """
     with torch.device("meta"):
@@ -198,38 +203,71 @@ def count_costs(
     for name in gradient_checkpointing:
         {"encoder": encoder, "unet": unet}[name].enable_gradient_checkpointing()
     counter = Counter()
-    seen = encoder_size or image_size
-    cast_bytes = _run(encoder, unet, None if cached_latents else vae, sizes, (image_size, seen), counter, mixed)
+    sides = (image_size, encoder_size or image_size)
+    maps, encoding = _encoders(encoder, vae, sides, mixed)
+    networks = encoder, unet, None if cached_latents >= 1 else vae
+    cast_bytes = _run(networks, maps if cached_maps >= 1 else None, sizes, sides, counter, mixed)
+    flops = dict(counter.flops)
+    for name, cached in (("autoencoder", cached_latents), ("backbone", cached_maps)):
+        if 0 < cached < 1:  # a batch may hold none of the cached ones, so that memory has to be there
+            flops[name] = round((1 - cached) * flops[name])
     whole = {"backbone": encoder.backbone, "unet": unet, "vae": vae}
     frozen = {name: sum(weight.numel() for weight in module.parameters()) for name, module in whole.items()}
     frozen["encoder"] = (
         sum(weight.numel() for weight in encoder.parameters()) - frozen["backbone"] - sum(trained.values())
     )
-    return Costs(sum(trained.values()), frozen, dict(counter.flops), max(0, counter.peak - cast_bytes))
+    return Costs(sum(trained.values()), frozen, flops, max(0, counter.peak - cast_bytes), encoding)
 
 
 def _make(kind: Any, config: Mapping[str, Any]) -> Any:
     return kind.from_config(dict(config))
 
 
+def _encoders(encoder: Any, vae: Any, sides: tuple[int, int], mixed: bool) -> tuple[list[Tensor], dict[str, int]]:
+    """Maps of one picture of `sides` (whole, as the encoder sees it), and what the frozen encoders do for it."""
+    size, seen = sides
+    counter = Counter()
+    with counter, _Numerics(counter, mixed).applied(), torch.no_grad():
+        with counter.counting("backbone"):
+            maps = encoder.compute_maps(torch.empty(1, 3, seen, seen, device="meta"))
+        with counter.counting("autoencoder"):
+            encode_moments(vae, torch.empty(1, 3, size, size, device="meta"))
+    return maps, dict(counter.flops)
+
+
+def _encode(encoder: Any, cached: list[Tensor] | None, side: int, counter: Counter) -> Any:
+    """Context of one picture, from its pixels or from maps in half precision like `cached`."""
+    if cached is None:
+        pixels = torch.empty(1, 3, side, side, device="meta")
+        with counter.counting("backbone"):
+            maps = encoder.compute_maps(pixels)
+    else:
+        maps = [torch.empty(level.shape, dtype=torch.float16, device="meta") for level in cached]
+    with counter.counting("decoder and queries forward"):
+        return encoder.encode_maps(maps)
+
+
 def _run(
-    encoder: Any, unet: Any, vae: Any, sizes: BaseSizes, sides: tuple[int, int], counter: Counter, mixed: bool
+    networks: tuple[Any, Any, Any],
+    maps: list[Tensor] | None,
+    sizes: BaseSizes,
+    sides: tuple[int, int],
+    counter: Counter,
+    mixed: bool,
 ) -> int:
     """One picture of `sides` (whole, as the encoder sees it) through `SeeCoderStage.loss` and back.
 
     Returns:
         Bytes of cast weights.
     """
-    size, seen = sides
+    (encoder, unet, vae), (size, seen) = networks, sides
     latent = size // sizes.latent_factor
     pixels = torch.empty(1, 3, size, size, device="meta")
     noisy = torch.empty(1, unet.config["in_channels"], latent, latent, device="meta", dtype=unet.dtype)
     times = torch.zeros(1, dtype=torch.int64, device="meta")
-    before = encoder.backbone.register_forward_pre_hook(lambda *_: setattr(counter, "phase", "backbone"))
-    after = encoder.backbone.register_forward_hook(lambda *_: setattr(counter, "phase", "decoder and queries forward"))
     numerics = _Numerics(counter, mixed)
     with counter, numerics.applied():
-        output = encoder.encode(torch.empty(1, 3, seen, seen, device="meta"))
+        output = _encode(encoder, maps, seen, counter)
         if vae is not None:
             with counter.counting("autoencoder"):
                 encode_moments(vae, pixels)
@@ -244,6 +282,4 @@ def _run(
         del loss, predicted, extra, context, pooled
         with counter.counting("decoder and queries backward"):
             torch.autograd.backward([output.context], [gradient])
-    before.remove()
-    after.remove()
     return numerics.cast_bytes

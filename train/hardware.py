@@ -1,6 +1,7 @@
 """What estimates of a run's speed and memory assume about the machine, and about many of them."""
 
 import math
+import re
 from dataclasses import dataclass, fields
 
 import torch
@@ -23,11 +24,25 @@ DEVICES = {
     "a100": _Device(312, 156, 79),
     "a100-40": _Device(312, 156, 39),
     "h100": _Device(989, 494, 79),
+    "h100-pcie": _Device(756, 378, 79),
+    "h100-nvl": _Device(835, 418, 93),
     "h200": _Device(989, 494, 139),
     "l40s": _Device(362, 183, 44),
     "rtx4090": _Device(165, 82, 23.5),
     "cpu": _Device(0.1, 0.1, math.inf),  # an assumption, not a published figure: about two cores
 }
+
+
+_OTHERS = ("mig", "laptop", "4090d")  # slices and namesakes of a device, with a peak of their own
+
+
+def known_device(name: str) -> str | None:
+    """Key of `DEVICES` for a name that CUDA gives, such as "NVIDIA H100 80GB HBM3"; None where none is sure."""
+    letters = re.sub(r"[^a-z0-9]", "", name.lower())
+    if any(other in letters for other in _OTHERS):
+        return None
+    found = [key for key in DEVICES if all(part in letters for part in key.split("-"))]
+    return max(found, key=len, default=None)
 
 
 def runs_on_cpu(run: RunSettings) -> bool:

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from data.shards.manifest import ShardSet
-from data.shards.moments import MEMBER
 from data.shards.opening import open_shards
+from train.caches import check_caches, find_caches
 from train.costs import Costs, count_costs
 from train.hardware import GIB, Cluster, Hardware
 from train.known_bases import BaseSizes, base_sizes
 from train.memory import AUTO, DeviceMemory, device_memory, fewest_checkpointed, trained_bytes
 from train.scaling import exchange_seconds
-from train.settings import RunSettings
+from train.settings import OptimizerSettings, RunSettings
 
 
 class Impossible(ValueError):
@@ -46,8 +46,11 @@ def make_plan(run: RunSettings, stage: Any, data: Any, hardware: Hardware) -> It
     )
     yield from _steps(run, options)
     shards = open_if_there(source)
-    yield from _shards(run, source, shards, step)
-    if not stage.class_path.endswith(".SeeCoderStage"):
+    is_counted = stage.class_path.endswith(".SeeCoderStage")
+    if is_counted and shards is not None:
+        check_caches(options, source, shards)
+    yield from _shards(run, options if is_counted else None, source, shards, step)
+    if not is_counted:
         yield f"costs    not estimated for {stage.class_path}; only train.seecoder.SeeCoderStage is counted"
         return
     sizes = base_sizes(options["base"])
@@ -76,6 +79,7 @@ def count_run(
         sizes: The base.
         shards: What `open_if_there` gave.
     """
+    caches = find_caches(options, source, shards)
     return count_costs(
         options["encoder"],
         sizes,
@@ -84,7 +88,8 @@ def count_run(
         frozen_dtype=options.get("frozen_dtype", "float32"),
         vae_dtype=options.get("vae_dtype", "float32"),
         gradient_checkpointing=tuple(options.get("gradient_checkpointing") or ()),
-        cached_latents=source.get("cached_moments", False) and _cached_share(shards) == 1,
+        cached_latents=caches.latents.used,
+        cached_maps=caches.maps.used,
         encoder_size=options.get("encoder_size"),
     )
 
@@ -124,38 +129,36 @@ def count_chosen(
 
 
 def _steps(run: RunSettings, options: Mapping[str, Any]) -> Iterator[str]:
-    """Rate by step, and checkpoints."""
+    """Rate by step."""
     from train.schedules import learning_rate
-    from train.settings import OptimizerSettings
 
-    settings = OptimizerSettings(**{name: _tuple(value) for name, value in options["optimizer"].items()})
+    settings = OptimizerSettings.parsed(options["optimizer"])
     marks = {0, settings.warmup_steps, run.max_steps // 2, run.max_steps - 1, *settings.milestones}
-    rates = [f"{step:,}: {learning_rate(step, run.max_steps, settings):.3g}" for step in sorted(marks) if step >= 0]
+    rates = [
+        f"{step:,}: {learning_rate(step, run.max_steps, settings):.3g}"
+        for step in sorted(marks)
+        if step < run.max_steps
+    ]
     yield f"rate     {', '.join(rates)} (step: learning rate)"
-    for name, steps in (("milestones", settings.milestones), ("run.keep_steps", run.keep_steps)):
-        late = [step for step in steps if step > run.max_steps]
-        if late:
-            raise Impossible(f"`{name}`={late} lie beyond `run.max_steps`={run.max_steps} and would never be reached.")
 
 
 def open_if_there(source: Mapping[str, Any]) -> ShardSet | None:
-    """Open a run's shards; None where they are fetched or not built yet."""
+    """Open a run's shards; None where they lie on a server or are not built yet."""
     places = source.get("shards")
     given: list[str | Path] = [*places] if isinstance(places, list) else [str(places)]
-    if places is None or source.get("cache") is not None or not all(Path(place).exists() for place in given):
+    if places is None or not all(Path(place).exists() for place in given):
         return None
     return open_shards(given)
 
 
-def _cached_share(shards: ShardSet | None) -> float:
-    """Share of samples whose latents lie beside the pictures."""
-    if shards is None:
-        return 0.0
-    return sum(row.shard.samples for row in shards.shards if MEMBER in row.members) / sum(shards.counts)
-
-
-def _shards(run: RunSettings, source: Mapping[str, Any], shards: ShardSet | None, samples_a_step: int) -> Iterator[str]:
-    """Samples, epochs, and shards for each reader."""
+def _shards(
+    run: RunSettings,
+    options: Mapping[str, Any] | None,
+    source: Mapping[str, Any],
+    shards: ShardSet | None,
+    samples_a_step: int,
+) -> Iterator[str]:
+    """Samples, epochs, shards for each reader, and what is cached; `options` are those of a stage that takes caches."""
     places = source.get("shards")
     if places is None:
         count = source.get("pool_size")
@@ -166,7 +169,8 @@ def _shards(run: RunSettings, source: Mapping[str, Any], shards: ShardSet | None
     readers = processes * workers
     who = f"{readers} readers ({processes} processes x {workers})"
     if shards is None:
-        yield f"data     {places}: not looked at; {who} need at least {readers} shards"
+        raw = "; estimates assume raw pictures, neither latents nor maps cached" if options is not None else ""
+        yield f"data     {places}: not looked at; {who} need at least {readers} shards{raw}"
         return
     counts = shards.counts
     if len(counts) < readers:
@@ -175,10 +179,13 @@ def _shards(run: RunSettings, source: Mapping[str, Any], shards: ShardSet | None
             "smaller shards (python -m data.build ... --samples-per-shard N)."
         )
     window = source.get("window", 8)
+    cached = ""
+    if options is not None:
+        caches = find_caches(options, source, shards)
+        cached = f"; cached latents beside {caches.latents} of the pictures, backbone maps beside {caches.maps}"
     yield (
         f"data     {sum(counts):,} samples in {len(counts):,} shards: {len(counts) / readers:.1f} for each of {who}, "
-        f"{min(window, len(counts))} open at a time; {run.max_steps * samples_a_step / sum(counts):.2f} epochs; "
-        f"{_cached_share(shards):.0%} have cached latents"
+        f"{min(window, len(counts))} open at a time; {run.max_steps * samples_a_step / sum(counts):.2f} epochs{cached}"
     )
 
 
@@ -285,10 +292,6 @@ def _flops(count: float) -> str:
 
 def _bytes(count: float) -> str:
     return f"{count / GIB:.1f} GiB" if count >= GIB / 10 else f"{count / 2**20:.1f} MiB"
-
-
-def _tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
 
 
 def plain(namespace: Any) -> dict[str, Any]:

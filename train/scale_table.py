@@ -80,7 +80,8 @@ def describe(
     """
     rate = hardware.peak(run) * hardware.efficiency
     flops = costs.flops
-    encoding = flops["backbone"] + flops["decoder and queries forward"] + flops.get("autoencoder", 0)
+    whole = {**flops, **costs.encoding}  # held-out pictures are encoded in each evaluation, whatever is cached
+    encoding = whole["backbone"] + flops["decoder and queries forward"] + whole.get("autoencoder", 0)
     evaluation = source.get("held_out", 0) * (encoding + 3 * flops["unet forward"])  # own, shuffled and no context
     preview = options.get("preview") or {}
     guided = 2 if preview.get("guidance_scale", 1) != 1 else 1

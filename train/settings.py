@@ -1,8 +1,10 @@
 """What a run is told, as frozen dataclasses; `train.cli` fills them from YAML and the command line."""
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Literal
+from typing import Any, Literal
 
 ZERO_STAGES = {"deepspeed_stage_1": 1, "deepspeed_stage_2": 2}  # by the strategy's name
 
@@ -39,16 +41,28 @@ class OptimizerSettings:
     clip_norm: float | None = 1.0
 
     def __post_init__(self):
-        if self.lr < 0:
-            raise ValueError(f"`lr`={self.lr} must not be negative.")
-        if self.warmup_steps < 0:
-            raise ValueError(f"`warmup_steps`={self.warmup_steps} must not be negative.")
-        if not 0 <= self.decay_start <= 1:
-            raise ValueError(f"`decay_start`={self.decay_start} must be a fraction of the run, in [0, 1].")
-        if list(self.milestones) != sorted(set(self.milestones)):
-            raise ValueError(f"`milestones`={self.milestones} must rise.")
-        if self.clip_norm is not None and self.clip_norm <= 0:
+        for name in ("lr", "eps", "weight_decay", "warmup_steps", "gamma"):
+            value = getattr(self, name)
+            if not 0 <= value < math.inf:
+                raise ValueError(f"`{name}`={value} must not be negative, and finite.")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"`betas`={self.betas} must be in [0, 1).")
+        if not 0 <= self.decay_start < 1:
+            raise ValueError(f"`decay_start`={self.decay_start} must be a fraction of the run, in [0, 1).")
+        if not 0 <= self.final_factor <= 1:
+            raise ValueError(f"`final_factor`={self.final_factor} must be a share of `lr`, in [0, 1].")
+        if list(self.milestones) != sorted(set(self.milestones)) or any(step < 1 for step in self.milestones):
+            raise ValueError(f"`milestones`={list(self.milestones)} must be steps from 1 on, and rise.")
+        if self.clip_norm is not None and not self.clip_norm > 0:
             raise ValueError(f"`clip_norm`={self.clip_norm} must be positive; null switches clipping off.")
+
+    @classmethod
+    def parsed(cls, values: Mapping[str, Any]) -> "OptimizerSettings":
+        """From a parser's values, which has lists for tuples."""
+        settings: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
+        }
+        return cls(**settings)
 
 
 @dataclass(frozen=True)
@@ -149,6 +163,10 @@ class RunSettings:
         self._check_strategy()
         if self.evaluate_every < 0:
             raise ValueError(f"`evaluate_every`={self.evaluate_every} must not be negative.")
+        if self.max_minutes is not None and not self.max_minutes > 0:
+            raise ValueError(f"`max_minutes`={self.max_minutes} must be positive; null is no limit.")
+        if any(step < 1 for step in self.keep_steps):
+            raise ValueError(f"`keep_steps`={list(self.keep_steps)} must be steps from 1 on.")
 
     @property
     def zero_stage(self) -> int:
@@ -166,6 +184,32 @@ class RunSettings:
                 f"`precision`=16-mixed is not supported with `strategy`={self.strategy}, which would scale the loss "
                 "behind the guard's back; use bf16-mixed or 32-true, or ddp."
             )
+
+    def check_steps(self, optimizer: OptimizerSettings) -> None:
+        """Refuse what lies beyond the last step and would never happen.
+
+        Args:
+            optimizer: Its learning rate changes at steps.
+
+        Raises:
+            ValueError: With the numbers.
+        """
+        if optimizer.warmup_steps > self.max_steps:
+            raise ValueError(
+                f"`warmup_steps`={optimizer.warmup_steps} are more than `run.max_steps`={self.max_steps}: the rate "
+                "would never rise to `lr`. Lower one or raise the other."
+            )
+        # The rate of a milestone begins with the step after it; a checkpoint is written at the end of its step.
+        for name, steps, last in (
+            ("milestones", optimizer.milestones, self.max_steps - 1),
+            ("run.keep_steps", self.keep_steps, self.max_steps),
+        ):
+            late = [step for step in steps if step > last]
+            if late:
+                raise ValueError(
+                    f"`{name}`={late} would never be reached: `run.max_steps`={self.max_steps}, the last that counts "
+                    f"is {last}. Leave them out, or raise `run.max_steps`."
+                )
 
     def check_installed(self) -> None:
         """Refuse a strategy that cannot be had here; a plan may still be made.

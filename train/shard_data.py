@@ -13,6 +13,7 @@ from data.shards.moments import CACHED, MEAN, STD, MomentsSource, WithMoments, c
 from data.shards.opening import open_shards
 from data.shards.pictures import SquarePicture, Transform
 from data.shards.remote import Fetcher
+from train.held_out import HELD_OUT_SEED, check_apart, check_scenes
 from train.stage_data import StageData
 
 
@@ -36,8 +37,8 @@ class ShardPictures(StageData):
         cache: Folder into which https shards are fetched.
         cached_moments: Use latent moments that `python -m data.cache` laid beside the pictures.
         cached_maps: Use backbone maps that it laid there.
-        held_out_shards: Shards for evaluation; their first samples are used.
-        held_out: How many held-out samples; without `held_out_shards` this many scenes of the world are drawn.
+        held_out_shards: Shards for evaluation, of samples that are not in `shards`; their first ones are used.
+        held_out: How many held-out samples.
         held_out_world: Evaluate on scenes of the world, drawn afresh, in place of shards.
         seed: Seed of the order, crops and flips.
     """
@@ -68,6 +69,10 @@ class ShardPictures(StageData):
         self.num_workers, self.window, self.ceiling, self.cache = num_workers, window, ceiling, cache
         self.cached_moments, self.cached_maps = cached_moments, cached_maps
         self.held_out_places = held_out_shards
+        if held_out_world:
+            check_scenes(self.places, seed + HELD_OUT_SEED)
+        elif held_out_shards is not None:
+            check_apart(self.places, held_out_shards if isinstance(held_out_shards, list) else [held_out_shards])
         self.num_held_out, self.held_out_world = held_out, held_out_world
 
     def setup(self, stage: str) -> None:
@@ -75,7 +80,7 @@ class ShardPictures(StageData):
         self.held_out_scenes = None
         self.held_out_pixels = torch.empty(0, 3, self.transform.size, self.transform.size, dtype=torch.uint8)
         if self.held_out_world:
-            from train.world_data import HELD_OUT_SEED, draw_bytes, sample_scenes
+            from train.world_data import draw_bytes, sample_scenes
 
             self.held_out_scenes = sample_scenes(self.num_held_out, self.seed + HELD_OUT_SEED)
             self.held_out_pixels = draw_bytes(self.held_out_scenes, self.transform.size)

@@ -9,10 +9,9 @@ from torch import Tensor
 
 from data.world.render import render
 from data.world.scenes import Scenes, sample_scenes
+from train.held_out import HELD_OUT_SEED
 from train.stage_data import StageData
 from train.stream import Shuffle, StepStream
-
-HELD_OUT_SEED = 1_000_003  # added to the seed: held-out scenes come from another stream
 
 
 class WorldPictures(StageData):

@@ -11,6 +11,7 @@ import yaml
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 
 from data.build import main as build_shards
+from data.cache import main as cache
 from data.world.conditioner import WorldConditioner
 from train.backbone import BackboneStage
 from train.cli import main
@@ -93,6 +94,34 @@ def shards(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def held_out_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards of other scenes."""
+    folder = tmp_path_factory.mktemp("data") / "held_out"
+    options = ("--count", "8", "--size", "32", "--samples-per-shard", "4", "--seed", "5")
+    assert build_shards(["world", str(folder), *options]) == 0
+    return folder
+
+
+@pytest.fixture(scope="session")
+def cached(base: Path, shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shards with latents, also of mirrored pictures."""
+    folder = tmp_path_factory.mktemp("cached") / "shards"
+    assert cache([str(shards), str(folder), "--base", str(base), "--size", "32", "--flip", "--device", "cpu"]) == 0
+    return folder
+
+
+@pytest.fixture(scope="session")
+def with_maps(base: Path, backbone_folder: Path, shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shards with latents and backbone maps, also of mirrored pictures."""
+    folder = tmp_path_factory.mktemp("with_maps")
+    stage = {"encoder": {**BACKBONE, "context_dim": CONTEXT_DIM}, "backbone_weights": str(backbone_folder)}
+    (folder / "config.yaml").write_text(yaml.safe_dump({"stage": {"init_args": stage}}))
+    arguments = [str(shards), str(folder / "shards"), "--base", str(base), "--size", "32", "--device", "cpu"]
+    assert cache([*arguments, "--flip", "--maps", str(folder / "config.yaml")]) == 0
+    return folder / "shards"
+
+
 @pytest.fixture
 def settings(base, backbone_folder, shards, tmp_path) -> Callable[..., dict[str, Any]]:
     """Make the configuration of a tiny SeeCoder training; dotted names change values."""
@@ -124,7 +153,7 @@ def settings(base, backbone_folder, shards, tmp_path) -> Callable[..., dict[str,
                         "num_global_queries": 1,
                         "num_local_queries": 3,
                     },
-                    "optimizer": {"lr": 1e-3, "warmup_steps": 2},
+                    "optimizer": {"lr": 1e-3, "warmup_steps": min(2, changes.get("run.max_steps", 2))},
                     "ema": {"decay": 0.9},
                     "export_encoder": False,
                 },

@@ -5,9 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 
-from data.cache import main as cache
 from seecoder import SeeCoder
 from train.seecoder import SeeCoderStage
 from train.settings import OptimizerSettings
@@ -15,20 +13,9 @@ from train.shard_data import ShardPictures
 from train.stream import Position
 
 SIZE = 32
-BACKBONE = {  # as in `settings`
-    "backbone": "resnet10t",
-    "backbone_args": {"out_indices": [1, 2, 3], "channels": [8, 8, 8, 8], "stem_width": 8},
-}
 HALF_STEP = 2.0**-11  # largest relative error of rounding to half precision
 HALF_LEAST = 2.0**-25  # largest absolute error where half precision is subnormal
 FLOAT_STEP = 2.0**-24
-
-
-@pytest.fixture(scope="module")
-def cached(base: Path, shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("cached") / "shards"
-    assert cache([str(shards), str(folder), "--base", str(base), "--size", str(SIZE), "--flip", "--device", "cpu"]) == 0
-    return folder
 
 
 @pytest.fixture
@@ -138,16 +125,6 @@ def test_a_run_may_change_to_cached_shards_and_sees_the_same_samples(
     assert fit(settings(**options, **{"run.max_steps": 2})) == 0
     assert fit(settings(**options, **{"run.max_steps": 4, "data.init_args.shards": str(cached)})) == 0
     assert seen == whole
-
-
-@pytest.fixture(scope="module")
-def with_maps(base: Path, backbone_folder: Path, shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("with_maps")
-    stage = {"encoder": {**BACKBONE, "context_dim": 32}, "backbone_weights": str(backbone_folder)}
-    (folder / "config.yaml").write_text(yaml.safe_dump({"stage": {"init_args": stage}}))
-    arguments = [str(shards), str(folder / "shards"), "--base", str(base), "--size", str(SIZE), "--device", "cpu"]
-    assert cache([*arguments, "--flip", "--maps", str(folder / "config.yaml")]) == 0
-    return folder / "shards"
 
 
 @torch.no_grad()

@@ -134,11 +134,12 @@ def test_one_process_trains_saves_and_continues_as_without_deepspeed(named, run,
         "stage.init_args.frozen_dtype": "bfloat16",
         "stage.init_args.optimizer": {"lr": 1e-3, "clip_norm": 0.01},
     }
+    same = {"data.init_args.held_out": 4, "stage.init_args.optimizer.warmup_steps": 1}  # the first run has one step
     code = run(
-        named("plain", steps=3, **{"data.init_args.held_out": 4}),
-        named("changing", one, steps=1, **{"data.init_args.held_out": 4}),
-        named("changing", "auto", steps=2, **{"data.init_args.held_out": 4}),
-        named("changing", two, steps=3, **{"data.init_args.held_out": 4}),
+        named("plain", steps=3, **same),
+        named("changing", one, steps=1, **same),
+        named("changing", "auto", steps=2, **same),
+        named("changing", two, steps=3, **same),
         named("mixed", **mixed),
         named("mixed-1", one, **mixed),
         named("mixed-2", two, **mixed),

@@ -5,7 +5,7 @@ import pytest
 import yaml
 
 from train.schedules import learning_rate
-from train.settings import OptimizerSettings
+from train.settings import OptimizerSettings, RunSettings
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -42,9 +42,75 @@ def test_cosine_starts_late_and_ends_at_its_floor():
     assert learning_rate(100, 100, settings) == pytest.approx(0.2)
 
 
-@pytest.mark.parametrize(
-    "values", [{"lr": -1.0}, {"warmup_steps": -1}, {"decay_start": 2.0}, {"milestones": (5, 5)}, {"clip_norm": 0.0}]
-)
+IMPOSSIBLE = [
+    {"lr": -1.0},
+    {"lr": math.nan},
+    {"lr": math.inf},
+    {"betas": (0.9, 1.0)},
+    {"betas": (-0.1, 0.9)},
+    {"eps": -1e-8},
+    {"weight_decay": -0.1},
+    {"warmup_steps": -1},
+    {"decay_start": 2.0},
+    {"decay_start": 1.0},
+    {"decay_start": -0.1},
+    {"final_factor": -0.1},
+    {"final_factor": 1.5},
+    {"milestones": (5, 5)},
+    {"milestones": (7, 5)},
+    {"milestones": (-5, 5)},
+    {"milestones": (0,)},
+    {"gamma": -0.1},
+    {"gamma": math.nan},
+    {"clip_norm": 0.0},
+    {"clip_norm": math.nan},
+]
+
+
+@pytest.mark.parametrize("values", IMPOSSIBLE, ids=str)
 def test_impossible_settings_are_refused(values):
-    with pytest.raises(ValueError, match=next(iter(values))):
+    (name,) = values
+    with pytest.raises(ValueError, match=f"`{name}`="):
         OptimizerSettings(**values)
+
+
+def test_the_last_steps_that_count_are_accepted():
+    """Ten steps, 0 to 9: the last may be the first at full rate, or at a milestone's."""
+    run = RunSettings("x", 10, keep_steps=(1, 10))
+    steps = OptimizerSettings(lr=1.0, warmup_steps=10, schedule="steps", milestones=(1, 9), gamma=0.5)
+    run.check_steps(steps)
+    assert learning_rate(9, 10, steps) == 0.25
+    assert learning_rate(9, 10, OptimizerSettings(lr=1.0, warmup_steps=10)) == 1.0
+    for late in (OptimizerSettings(warmup_steps=11), OptimizerSettings(schedule="steps", milestones=(1, 10))):
+        with pytest.raises(ValueError, match=r"1[01].*`run.max_steps`=10"):
+            run.check_steps(late)
+    with pytest.raises(ValueError, match=r"11.*`run.max_steps`=10"):
+        RunSettings("x", 10, keep_steps=(1, 11)).check_steps(steps)
+
+
+LATE = [
+    (["--stage.init_args.optimizer.warmup_steps", "7"], ["`warmup_steps`=7", "`run.max_steps`=6"]),
+    (["--run.max_steps", "1"], ["`warmup_steps`=2", "`run.max_steps`=1"]),
+    (["--stage.init_args.optimizer.milestones", "[3, 6]"], ["`milestones`=[6]", "`run.max_steps`=6"]),
+    (["--run.keep_steps", "[6, 7]"], ["`run.keep_steps`=[7]", "`run.max_steps`=6"]),
+    (["--run.keep_steps", "[0]"], ["`keep_steps`=[0]"]),
+    (["--run.max_minutes", "-1"], ["`max_minutes`=-1"]),
+    (["--stage.init_args.optimizer.decay_start", "1"], ["`decay_start`=1", "[0, 1)"]),
+    (["--stage.init_args.optimizer.warmup_steps", "-2"], ["`warmup_steps`=-2"]),
+    (["--stage.init_args.optimizer.betas", "[0.9, 1.5]"], ["`betas`=(0.9, 1.5)"]),
+]
+
+
+@pytest.mark.parametrize(("arguments", "named"), LATE, ids=[" ".join(arguments) for arguments, _ in LATE])
+def test_steps_that_never_come_are_refused_before_anything_is_loaded(
+    settings, fit, capsys, monkeypatch, tmp_path, arguments, named
+):
+    def refuse(*_, **__):
+        raise AssertionError("weights were read")
+
+    monkeypatch.setattr("train.seecoder.load_base", refuse)
+    for more in ([], ["--plan"]):
+        assert fit(settings(), *arguments, *more) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert all(word in line for word in named), line
+    assert not (tmp_path / "run").exists()

@@ -33,8 +33,8 @@ def test_ranks_share_a_global_batch(shards, monkeypatch):
         assert torch.equal(shared, torch.cat([batch["keys"] for batch in whole[2 * step : 2 * step + 2]]))
 
 
-def test_held_out_pictures(shards, tmp_path):
-    data = ShardPictures(batch_size=2, shards=str(shards), image_size=32, held_out=5, held_out_shards=str(shards))
+def test_held_out_pictures(shards, held_out_shards):
+    data = ShardPictures(2, str(shards), image_size=32, held_out=5, held_out_shards=str(held_out_shards))
     data.setup("fit")
     assert data.held_out_pixels.shape == (5, 3, 32, 32)
     assert data.held_out_scenes is None
