@@ -45,7 +45,7 @@ def _shrunk(vae: Any, latents: torch.Tensor, whole: torch.Tensor, times: int) ->
     errors = []
     for one, expected in zip(latents.split(1), whole.split(1), strict=True):
         small = shrunken(one, one.shape[-1] * one.shape[-2] // times**2)
-        with normalised_like(vae.decoder, partial(vae.decode, small)):
+        with normalised_like(partial(vae.decode, small)):
             errors.append((vae.decode(one).sample - expected).abs() * LEVELS)
     error = torch.cat(errors)
     row = {"tile": "none", "norms": f"of the whole, shrunk {times} times", "mean_levels": float(error.mean())}
@@ -55,4 +55,4 @@ def _shrunk(vae: Any, latents: torch.Tensor, whole: torch.Tensor, times: int) ->
 def _work(tiles: autoencoding.Tiles, shares: bool) -> float:
     """Cells decoded for each cell of the picture; the shrunk whole is one tile more."""
     cells = 128 * 128
-    return redundancy((128, 128), **tiles._asdict()) + (tiles.tile**2 / cells if shares else 0.0)
+    return redundancy((128, 128), **tiles._asdict()) + (min(tiles.tile**2, cells // 2) / cells if shares else 0.0)

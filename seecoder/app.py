@@ -17,6 +17,7 @@ import torch
 
 from seecoder.context import ImageSet
 from seecoder.images import ENCODED_SIZE
+from seecoder.pipelines.autoencoding import AUTOENCODER_MEMORY
 
 logger = logging.getLogger(__name__)
 
@@ -58,13 +59,22 @@ class Variations:
         max_side: largest height and width in pixels.
         folder: where results are kept for the browser to fetch.
         image_size: see `SeeCoderPipeline.__call__`.
+        autoencoder_memory: likewise.
     """
 
-    def __init__(self, pipe: Any, max_side: int, folder: Path, image_size: int | None = ENCODED_SIZE) -> None:
+    def __init__(
+        self,
+        pipe: Any,
+        max_side: int,
+        folder: Path,
+        image_size: int | None = ENCODED_SIZE,
+        autoencoder_memory: float = AUTOENCODER_MEMORY,
+    ) -> None:
         self._pipe = pipe
         self._max_side = max_side
         self._folder = folder
         self._image_size = image_size
+        self._autoencoder_memory = autoencoder_memory
         # Gradio runs one request at a time; the lock holds whatever else calls this.
         self._lock = threading.Lock()
 
@@ -119,6 +129,7 @@ class Variations:
             "guidance_scale": guidance,
             "context_scale": strength,
             "image_size": self._image_size,
+            "autoencoder_memory": self._autoencoder_memory,
         }
         entries: list[Any] = [ImageSet(pictures)] if together else pictures
         with self._lock:
@@ -171,7 +182,14 @@ class Variations:
         return str(path)
 
 
-def build(pipe: Any, *, max_side: int = 2048, folder: Path, image_size: int | None = ENCODED_SIZE) -> Any:
+def build(
+    pipe: Any,
+    *,
+    max_side: int = 2048,
+    folder: Path,
+    image_size: int | None = ENCODED_SIZE,
+    autoencoder_memory: float = AUTOENCODER_MEMORY,
+) -> Any:
     """Build the page.
 
     Args:
@@ -179,6 +197,7 @@ def build(pipe: Any, *, max_side: int = 2048, folder: Path, image_size: int | No
         max_side: largest height and width that can be asked for, in pixels.
         folder: where results are kept while the app runs.
         image_size: see `SeeCoderPipeline.__call__`.
+        autoencoder_memory: likewise.
 
     Returns:
         A `gradio.Blocks`.
@@ -194,7 +213,7 @@ def build(pipe: Any, *, max_side: int = 2048, folder: Path, image_size: int | No
     native = [side * cell for side in native_size(pipe.unet)]
     # Panoramas have other sizes and other needs; the command makes them.
     names = ["plain", *(name for name in sorted(available_methods()) if name != "syncdiffusion")]
-    vary = Variations(pipe, max_side, folder, image_size)
+    vary = Variations(pipe, max_side, folder, image_size, autoencoder_memory)
     progress_bar = gradio.Progress()  # gradio finds it as the default of an argument
 
     def answer(
@@ -241,7 +260,13 @@ def build(pipe: Any, *, max_side: int = 2048, folder: Path, image_size: int | No
 
 
 def serve(
-    pipe: Any, *, port: int = 7860, max_side: int = 2048, image_size: int | None = ENCODED_SIZE, **options: Any
+    pipe: Any,
+    *,
+    port: int = 7860,
+    max_side: int = 2048,
+    image_size: int | None = ENCODED_SIZE,
+    autoencoder_memory: float = AUTOENCODER_MEMORY,
+    **options: Any,
 ) -> Any:
     """Serve the page on this machine until interrupted.
 
@@ -250,6 +275,7 @@ def serve(
         port: on 127.0.0.1.
         max_side: largest height and width that can be asked for, in pixels.
         image_size: see `SeeCoderPipeline.__call__`.
+        autoencoder_memory: likewise.
         options: further arguments of gradio's `launch` (tests pass `prevent_thread_lock=True`).
 
     Raises:
@@ -261,5 +287,7 @@ def serve(
         raise ValueError(f"`{forbidden[0]}` is not open to change: the app is for this machine only.")
     pipe.set_progress_bar_config(disable=True)
     with tempfile.TemporaryDirectory(prefix="seecoder-") as folder:
-        page = build(pipe, max_side=max_side, folder=Path(folder), image_size=image_size)
+        page = build(
+            pipe, max_side=max_side, folder=Path(folder), image_size=image_size, autoencoder_memory=autoencoder_memory
+        )
         return page.launch(server_port=port, **LAUNCH_OPTIONS, **options)

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from data.shards.manifest import ShardSet
+from data.shards.addresses import folder_of, shown
+from data.shards.manifest import MANIFEST, ShardSet
 from data.shards.opening import open_shards
 
 HELD_OUT_SEED = 1_000_003  # added to the seed: held-out scenes come from another stream
@@ -12,8 +13,8 @@ HELD_OUT_SEED = 1_000_003  # added to the seed: held-out scenes come from anothe
 def check_apart(training: Sequence[str], held_out: Sequence[str]) -> None:
     """Refuse shards that a run would both train on and evaluate with.
 
-    Shards are known by where they lie and by their bytes, caches by the shards that they were made of; of those on a
-    server, only where they lie.
+    Shards are known by where they lie and, if they have a manifest, by their bytes, caches by the shards that they were
+    made of; of those on a server, only where they lie.
 
     Args:
         training: Folders or URLs of shards.
@@ -27,8 +28,8 @@ def check_apart(training: Sequence[str], held_out: Sequence[str]) -> None:
         for mark in _marks(place):
             if mark in known:
                 raise ValueError(
-                    f"`held_out_shards`={place} holds samples of `shards`={known[mark]}: the run would train on what "
-                    "it is evaluated with. Build held-out shards from other pictures."
+                    f"`held_out_shards`={shown(place)} holds samples of `shards`={shown(known[mark])}: the run would "
+                    "train on what it is evaluated with. Build held-out shards from other pictures."
                 )
 
 
@@ -46,8 +47,8 @@ def check_scenes(training: Sequence[str], seed: int) -> None:
         for row in _open(place).shards:
             if row.settings.get("kind") == "world" and row.settings.get("seed") == seed:
                 raise ValueError(
-                    f"`shards`={place} holds scenes of seed {seed}, which the held-out scenes have. Build them with "
-                    "another --seed, or change data.init_args.seed."
+                    f"`shards`={shown(place)} holds scenes of seed {seed}, which the held-out scenes have. Build them "
+                    "with another --seed, or change data.init_args.seed."
                 )
 
 
@@ -59,7 +60,8 @@ def _marks(place: str) -> set[str]:
     """What two names of the same samples have in common."""
     shards = _open(place)
     if not shards.shards:
-        return {place.removesuffix("manifest.json").rstrip("/")}
-    marks = {str(Path(row.location).resolve()) for row in shards.shards} | {shards.fingerprint}
-    marks |= {row.shard.sha256 for row in shards.shards if row.shard.sha256}
+        return {shown(folder_of(place, MANIFEST)).rstrip("/")}
+    marks = {str(Path(row.location).resolve()) for row in shards.shards}
+    marks |= {shards.fingerprint} if shards.is_hashed else set()
+    marks |= {row.shard.sha256 for row in shards.shards if row.shard.sha256 and row.shard.samples}
     return marks | {str(row.settings["shards_sha256"]) for row in shards.shards if "shards_sha256" in row.settings}

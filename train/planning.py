@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from data.shards.addresses import shown
 from data.shards.manifest import ShardSet
 from data.shards.opening import open_shards
 from train.caches import check_caches, find_caches
@@ -170,7 +171,8 @@ def _shards(
     who = f"{readers} readers ({processes} processes x {workers})"
     if shards is None:
         raw = "; estimates assume raw pictures, neither latents nor maps cached" if options is not None else ""
-        yield f"data     {places}: not looked at; {who} need at least {readers} shards{raw}"
+        named = ", ".join(shown(place) for place in ([places] if isinstance(places, str) else places))
+        yield f"data     {named}: not looked at; {who} need at least {readers} shards{raw}"
         return
     counts = shards.counts
     if len(counts) < readers:

@@ -45,8 +45,8 @@ class OptimizerSettings:
             value = getattr(self, name)
             if not 0 <= value < math.inf:
                 raise ValueError(f"`{name}`={value} must not be negative, and finite.")
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"`betas`={self.betas} must be in [0, 1).")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"`betas`={self.betas} must be two numbers in [0, 1).")
         if not 0 <= self.decay_start < 1:
             raise ValueError(f"`decay_start`={self.decay_start} must be a fraction of the run, in [0, 1).")
         if not 0 <= self.final_factor <= 1:

@@ -39,6 +39,7 @@ def open_url(url: str, timeout: float) -> HTTPResponse:
     login, _, host = parts.netloc.rpartition("@")
     request = urllib.request.Request(urlunsplit(parts._replace(netloc=host)))
     if login:
+        login = login if ":" in login else f"{login}:"  # RFC 7617 wants the colon also where there is no password
         secret = base64.b64encode(unquote(login).encode()).decode()
         request.add_unredirected_header("Authorization", f"Basic {secret}")
     return urllib.request.build_opener(_HttpsOnly()).open(request, timeout=timeout)

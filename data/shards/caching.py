@@ -130,7 +130,8 @@ class CachedSamples:
     @property
     def settings(self) -> dict[str, Any]:
         """See `Source`."""
-        about: dict[str, Any] = {"kind": "cache", "shards_sha256": self.shards.fingerprint}
+        of = "shards_sha256" if self.shards.is_hashed else "shards_named"
+        about: dict[str, Any] = {"kind": "cache", of: self.shards.fingerprint}
         for extra in self.extras:
             about |= extra.settings
         return about | {"batch_size": self.batch_size}

@@ -207,6 +207,11 @@ class ShardSet:
         rows = [(row.shard.name, row.shard.samples, row.shard.sha256) for row in self.shards]
         return hashlib.sha256(repr(rows).encode()).hexdigest()
 
+    @property
+    def is_hashed(self) -> bool:
+        """Whether the fingerprint is one of bytes: shards without a manifest have names and counts alone."""
+        return bool(self.shards) and all(row.shard.sha256 for row in self.shards)
+
 
 def locate(place: Path | str, manifest: Manifest) -> list[LocatedShard]:
     """Join a manifest with the folder or URL that holds its shards."""

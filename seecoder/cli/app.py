@@ -9,7 +9,7 @@ It listens on this machine only, takes no path from the browser, and works on on
 import argparse
 
 from seecoder.cli.loading import load_pipeline
-from seecoder.cli.options import add_base_options, add_image_size, positive_int
+from seecoder.cli.options import add_autoencoder_memory, add_base_options, add_image_size, positive_int
 
 HELP = "open the web app"
 
@@ -22,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-side", type=positive_int, default=2048, help="largest height and width that can be asked for"
     )
     add_image_size(parser)
+    add_autoencoder_memory(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -34,4 +35,10 @@ def run(arguments: argparse.Namespace) -> None:
     pipe, contexts = load_pipeline(arguments)
     if contexts is not None:
         raise ValueError("the web app encodes pictures; `--encoder` must be an encoder, not ready contexts.")
-    serve(pipe, port=arguments.port, max_side=arguments.max_side, image_size=arguments.image_size)
+    serve(
+        pipe,
+        port=arguments.port,
+        max_side=arguments.max_side,
+        image_size=arguments.image_size,
+        autoencoder_memory=arguments.autoencoder_memory,
+    )

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 __all__ = [
+    "add_autoencoder_memory",
     "add_base_options",
     "add_image_size",
     "add_sampling_options",
@@ -106,6 +107,17 @@ def add_image_size(parser: argparse._ActionsContainer) -> None:
     )
 
 
+def add_autoencoder_memory(parser: Any) -> None:
+    """Add what says how much memory the autoencoder may take, to a parser or a group of one."""
+    parser.add_argument(
+        "--autoencoder-memory",
+        type=positive,
+        default=6.0,
+        metavar="GIB",
+        help="what the autoencoder may take; what takes more is decoded and encoded in tiles (inf: as a whole)",
+    )
+
+
 def key_value(text: str) -> tuple[str, Any]:
     """Read `key=value`; the value is a Python literal where it looks like one (8, 0.5, True, (4, 4)), else text."""
     key, equals, value = text.partition("=")
@@ -182,10 +194,4 @@ def add_sampling_options(parser: argparse.ArgumentParser, *, method: str | None)
         help="a setting of the method, or NAME.KEY=VALUE where methods share a name; may be repeated",
     )
     group.add_argument("--view-batch", type=positive_int, default=16, help="windows that go through the UNet at once")
-    group.add_argument(
-        "--autoencoder-memory",
-        type=positive,
-        default=6.0,
-        metavar="GIB",
-        help="what the autoencoder may take; larger pictures are decoded in tiles (inf: always as a whole)",
-    )
+    add_autoencoder_memory(group)

@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 __all__ = ["AUTOENCODER_MEMORY", "TILES", "Tiles", "decode", "encode", "is_out_of_memory", "whole_gib"]
 
-AUTOENCODER_MEMORY = 6.0  # GiB: what 2048 x 2048 pixels take in half precision
+AUTOENCODER_MEMORY = 6.0  # GiB: 2048 x 2048 pixels of Stable Diffusion's in half precision, 1448 x 1448 in float32
 
 
 class Tiles(NamedTuple):
@@ -84,13 +84,14 @@ def decode(
     Raises:
         RuntimeError: memory ran out in the smallest tiles, too.
     """
+    size = (latents.shape[-2], latents.shape[-1])
 
     def network(part: torch.Tensor) -> torch.Tensor:
         return vae.decode(part, return_dict=False)[0]
 
     def run(part: torch.Tensor, tiles: Tiles | None) -> torch.Tensor:
         if tiles is not None:
-            with normalised_like(vae.decoder, lambda: network(shrunken(part, _area(tiles, part, 1)))):
+            with normalised_like(lambda: network(shrunken(part, _area(tiles, size)))):
                 return decode_in_tiles(network, part, **tiles._asdict(), wrap=wrap)
         if not wrap:
             return network(part)
@@ -99,7 +100,6 @@ def decode(
         longest = max(*part.shape[-2:], TILES[-1].tile)
         return decode_in_tiles(network, part, tile=longest + 2 * halo, halo=halo, wrap=True)
 
-    size = (latents.shape[-2], latents.shape[-1])
     return _in_memory(vae, "decode", run, latents, size, memory, notes)
 
 
@@ -121,20 +121,20 @@ def encode(vae: Any, pixels: torch.Tensor, *, memory: float = AUTOENCODER_MEMORY
         return encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents
 
     cell = 2 ** max(0, len(_widths(vae)) - 1)
+    size = (pixels.shape[-2] // cell, pixels.shape[-1] // cell)
 
     def run(part: torch.Tensor, tiles: Tiles | None) -> torch.Tensor:
         if tiles is None:
             return network(part)
-        with normalised_like(vae.encoder, lambda: network(shrunken(part, _area(tiles, part, cell), cell))):
+        with normalised_like(lambda: network(shrunken(part, _area(tiles, size) * cell**2, cell))):
             return encode_in_tiles(network, part, cell, **tiles._asdict())
 
-    size = (pixels.shape[-2] // cell, pixels.shape[-1] // cell)
     return _in_memory(vae, "encode", run, pixels, size, memory, notes)
 
 
-def _area(tiles: Tiles, values: torch.Tensor, finer: int) -> int:
-    """Samples of the largest tile of these values, which have `finer` along a cell."""
-    return math.prod(min(tiles.tile * finer, side) for side in values.shape[-2:])
+def _area(tiles: Tiles, size: tuple[int, int]) -> int:
+    """Cells that the shrunken whole may have: those of a tile, and never more than half of what was too much."""
+    return min(tiles.tile**2, size[0] * size[1] // 2)
 
 
 def _plans(vae: Any, name: str, count: int, size: tuple[int, int], memory: float) -> list[_Plan]:
@@ -146,8 +146,10 @@ def _plans(vae: Any, name: str, count: int, size: tuple[int, int], memory: float
         if plan.tiles is None:
             asked = getattr(vae, "use_tiling", False) and max(size) > TILES[0].tile
             return not asked and plan.pictures * whole_gib(vae, size, decodes=name == "decode") <= memory
-        tile = (min(plan.tiles.tile, size[0]), min(plan.tiles.tile, size[1]))
-        return whole_gib(vae, tile, decodes=name == "decode") <= memory
+        cells = max(math.prod(min(plan.tiles.tile, side) for side in size), _area(plan.tiles, size))
+        gib = whole_gib(vae, (1, cells), decodes=name == "decode")
+        # A tile's norm is computed in float32: to three maps in half precision comes one that is twice as wide.
+        return gib * (5 / 3 if next(vae.parameters()).element_size() == 2 else 1) <= memory
 
     first = next((place for place, plan in enumerate(plans) if fits(plan)), len(plans) - 1)
     return plans[first:]
@@ -168,12 +170,13 @@ def _in_memory(
         try:
             with _without_own_tiling(vae):
                 parts = [run(part, plan.tiles) for part in values.split(plan.pictures)]
+                joined = parts[0] if len(parts) == 1 else torch.cat(parts)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
         else:
             _say(notes, _note(name, plan, ran_out, whole_gib(vae, size, decodes=name == "decode"), memory))
-            return parts[0] if len(parts) == 1 else torch.cat(parts)
+            return joined
         # Outside the handler, which would keep the failed attempt's tensors alive through the traceback.
         ran_out = True
         torch.cuda.empty_cache()

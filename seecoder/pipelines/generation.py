@@ -126,7 +126,7 @@ def _sample(
                 picture_latents=start,
                 added_conditions=pipe.added_conditions(request, conditioning, size),
                 control=control,
-                decoder=decoder_of(pipe.vae, request.autoencoder_memory, notes),
+                decoder=decoder_of(pipe.vae, request.autoencoder_memory, notes, native),
                 encoder=encoder,
                 unet=pipe.unet,
                 view_batch_size=request.view_batch_size,

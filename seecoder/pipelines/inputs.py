@@ -95,8 +95,9 @@ def check_numbers(**numbers: Any) -> None:
     for name in ("guidance_rescale", "eta"):
         if not 0.0 <= numbers.get(name, 0.0) <= 1.0:
             raise ValueError(f"`{name}`={numbers[name]} must lie between 0 and 1.")
-    if not numbers.get("autoencoder_memory", 1.0) > 0.0:
-        raise ValueError(f"`autoencoder_memory`={numbers['autoencoder_memory']} must be a positive number of GiB.")
+    memory = numbers.get("autoencoder_memory", 1.0)
+    if not isinstance(memory, (int, float)) or not memory > 0.0:
+        raise ValueError(f"`autoencoder_memory`={memory!r} must be a positive number of GiB.")
     if numbers.get("output_type", "pil") not in OUTPUT_TYPES:
         raise ValueError(f"`output_type`={numbers['output_type']!r} is unknown; use one of {', '.join(OUTPUT_TYPES)}.")
 

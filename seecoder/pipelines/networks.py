@@ -1,10 +1,12 @@
 """The UNet, the ControlNet and the VAE as the plain callables that the sampling engine works with."""
 
 import logging
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from seecoder.pipelines.autoencoding import decode, encode, is_out_of_memory
 from seecoder.pipelines.decoding import unscale_latents
@@ -148,21 +150,29 @@ def control_residuals(
     return residuals
 
 
-def decoder_of(vae: Any, memory: float, notes: list[str]) -> Callable[[torch.Tensor], torch.Tensor]:
+def decoder_of(
+    vae: Any, memory: float, notes: list[str], native: tuple[int, int]
+) -> Callable[[torch.Tensor], torch.Tensor]:
     """Make the engine's decoder of a VAE: latents as the UNet sees them to pixels in about [-1, 1].
 
     Args:
         vae: a diffusers autoencoder.
-        memory: GiB that it may take; see `autoencoding`. With gradients it decodes as a whole: what asks for them
-            (`SyncDiffusion`) asks for native windows.
+        memory: GiB that it may take; see `autoencoding`.
         notes: what was done in tiles or anew is said here.
+        native: (height, width) of the UNet's training in cells. Windows up to this size are decoded as a whole, with
+            gradients one at a time: `SyncDiffusion` compares those that have them with one that has none.
     """
+
+    def whole(part: torch.Tensor) -> torch.Tensor:
+        return vae.decode(part, return_dict=False)[0]
 
     def call(latents: torch.Tensor) -> torch.Tensor:
         given = unscale_latents(vae, latents).to(vae.dtype)
         if given.requires_grad:
-            return vae.decode(given, return_dict=False)[0].to(latents.dtype)
-        return decode(vae, given, memory=memory, notes=notes).to(latents.dtype)
+            parts = [checkpoint(whole, part, use_reentrant=False) for part in given.split(1)]
+            return torch.cat(parts).to(latents.dtype)
+        is_native = all(side <= most for side, most in zip(given.shape[-2:], native, strict=True))
+        return decode(vae, given, memory=math.inf if is_native else memory, notes=notes).to(latents.dtype)
 
     return call
 

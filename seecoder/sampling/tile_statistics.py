@@ -13,14 +13,16 @@ levels of 255 on average, with those of the whole by 0.9; what the shrinking cos
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from functools import partial
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
-from torch import nn
 from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
 __all__ = ["normalised_like", "shrunken"]
+
+_FEWEST = 16  # cells that a side keeps: statistics of fewer are those of the padding
 
 
 def shrunken(values: torch.Tensor, area: int, multiple: int = 1) -> torch.Tensor:
@@ -28,17 +30,23 @@ def shrunken(values: torch.Tensor, area: int, multiple: int = 1) -> torch.Tensor
 
     Args:
         values: (N, C, H, W).
-        area: Most cells of the result.
+        area: Most cells of the result, as long as no side comes below 16 times `multiple`.
         multiple: Both sides of the result are multiples of this.
 
     Returns:
-        (N, C, h, w) of the same aspect ratio, as far as `multiple` allows; the values themselves if they are few.
+        (N, C, h, w) of the same aspect ratio, as far as `multiple` and narrow sides allow; the values themselves if
+        they are few.
     """
     height, width = values.shape[-2:]
     share = math.sqrt(area / (height * width))
     if share >= 1.0:
         return values
-    size = [max(multiple, int(side * share) // multiple * multiple) for side in (height, width)]
+    least = [min(side, _FEWEST * multiple) for side in (height, width)]
+    size = [
+        max(int(side * share), low) // multiple * multiple for side, low in zip((height, width), least, strict=True)
+    ]
+    longer = int(width > height)
+    size[longer] = max(least[longer], min(size[longer], area // size[1 - longer])) // multiple * multiple
     full = values.to(_wide(values))
     small = functional.interpolate(full, size=size, mode="bicubic", antialias=True)
     deviation, mean = torch.std_mean(full, dim=(-2, -1), keepdim=True, correction=0)
@@ -47,50 +55,86 @@ def shrunken(values: torch.Tensor, area: int, multiple: int = 1) -> torch.Tensor
 
 
 @contextmanager
-def normalised_like(module: nn.Module, whole: Callable[[], object]) -> Iterator[None]:
-    """Let all group normalisations of a module use the statistics of one call.
+def normalised_like(whole: Callable[[], object]) -> Iterator[None]:
+    """Let group normalisations use the statistics of one call.
+
+    The functional form is intercepted, and no module is touched: weights may be brought over by hooks, call by call.
+    Compiled networks run as they were written meanwhile.
 
     Args:
-        module: Whose `nn.GroupNorm` layers are meant; it comes back as it was.
-        whole: Called once, without gradients; has to run the module on the input whose statistics are wanted, of one
-            picture. Layers that it does not reach stay as they are.
+        whole: Called once, without gradients: runs the network on the one picture whose statistics are wanted. What
+            runs inside the block must make the same calls in the same order, as often as it likes.
     """
-    layers = [layer for layer in module.modules() if isinstance(layer, nn.GroupNorm)]
-    found: dict[nn.GroupNorm, tuple[torch.Tensor, torch.Tensor]] = {}
-    with ExitStack() as stack, torch.no_grad():
-        for layer in layers:
-            stack.callback(layer.register_forward_pre_hook(partial(_record, found)).remove)
-        whole()
-    try:
-        for layer, affine in found.items():
-            layer.forward = partial(_apply, *affine)
-        yield
-    finally:
-        for layer in found:
-            del layer.forward  # what is left is the method of the class
+    with torch.compiler.set_stance("force_eager"):
+        noting = _Noting()
+        with torch.no_grad(), noting:
+            whole()
+        with _Using(noting.found):
+            yield
 
 
-def _record(
-    found: dict[nn.GroupNorm, tuple[torch.Tensor, torch.Tensor]], layer: nn.Module, inputs: tuple[torch.Tensor, ...]
-) -> None:
-    """Note the normalisation of this input as a scale and a shift for each channel, (N, C)."""
-    if not isinstance(layer, nn.GroupNorm):
-        raise TypeError(f"`layer`={type(layer).__name__} must be a GroupNorm.")
-    groups = (
-        inputs[0].to(_wide(inputs[0])).flatten(2).unflatten(1, (layer.num_groups, -1)).flatten(2)
-    )  # (N, groups, rest)
-    variance, mean = torch.var_mean(groups, dim=-1, correction=0)
-    repeats = layer.num_channels // layer.num_groups
-    scale = torch.rsqrt(variance + layer.eps).repeat_interleave(repeats, 1)
-    mean = mean.repeat_interleave(repeats, 1)
-    if layer.affine:
-        scale = scale * layer.weight
-    shift = -mean * scale
-    found[layer] = (scale, shift + layer.bias if layer.affine else shift)
+class _Statistics(NamedTuple):
+    """Of one call: mean and reciprocal deviation of every group, (N, groups)."""
+
+    mean: torch.Tensor
+    reciprocal: torch.Tensor
 
 
-def _apply(scale: torch.Tensor, shift: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """Values (N, C, ...) times a scale plus a shift for each channel, in float32 at least."""
+class _Noting(TorchFunctionMode):
+    """Notes the statistics of every group normalisation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[_Statistics] = []
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is functional.group_norm:
+            values, groups, _, _, eps = _arguments(*args, **(kwargs or {}))
+            grouped = values.to(_wide(values)).flatten(2).unflatten(1, (groups, -1)).flatten(2)
+            variance, mean = torch.var_mean(grouped, dim=-1, correction=0)
+            self.found.append(_Statistics(mean, torch.rsqrt(variance + eps)))
+        return function(*args, **(kwargs or {}))
+
+
+class _Using(TorchFunctionMode):
+    """Gives group normalisations the statistics that were noted, call by call and over again."""
+
+    def __init__(self, found: list[_Statistics]) -> None:
+        super().__init__()
+        self._found, self._next = found, 0
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is not functional.group_norm or not self._found:
+            return function(*args, **(kwargs or {}))
+        statistics = self._found[self._next % len(self._found)]
+        self._next += 1
+        values, groups, weight, bias, _ = _arguments(*args, **(kwargs or {}))
+        return _normalised(values, statistics, values.shape[1] // groups, weight, bias)
+
+
+def _arguments(
+    values: torch.Tensor,
+    groups: int,
+    weight: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    eps: float = 1e-5,
+) -> tuple[torch.Tensor, int, torch.Tensor | None, torch.Tensor | None, float]:
+    """The arguments of `functional.group_norm`, named or not."""
+    return values, groups, weight, bias, eps
+
+
+def _normalised(
+    values: torch.Tensor,
+    statistics: _Statistics,
+    channels: int,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+) -> torch.Tensor:
+    """Values (N, C, ...) with given statistics of groups of `channels`, in float32 at least."""
+    scale = statistics.reciprocal.repeat_interleave(channels, 1)
+    mean = statistics.mean.repeat_interleave(channels, 1)
+    scale = scale if weight is None else scale * weight
+    shift = -mean * scale if bias is None else bias - mean * scale
     shape = (*scale.shape, *(1,) * (values.dim() - 2))
     return torch.addcmul(shift.view(shape), values, scale.view(shape)).to(values.dtype)
 

@@ -1,10 +1,14 @@
 """No sample is both trained on and evaluated with."""
 
+import io
 import json
 import shutil
+import tarfile
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -98,6 +102,38 @@ def test_urls_are_compared_by_name_and_others_are_accepted(shards, held_out_shar
     check_apart([url, str(shards)], [f"{url}-2", str(held_out_shards)])
     with pytest.raises(ValueError, match="holds samples of"):
         check_apart([url], [f"{url}/manifest.json"])
+
+
+def test_names_and_counts_alone_make_no_shards_the_same(tmp_path, picture_shards):
+    """Folders of other tools have no manifest, and all of them number their shards from 0."""
+    train, held_out = picture_shards("train", 1), picture_shards("held_out", 2)
+    check_apart([str(train)], [str(held_out)])
+    with pytest.raises(ValueError, match="holds samples of"):
+        check_apart([str(train)], [str(train)])
+
+
+def test_no_message_shows_a_password_and_servers_are_the_same_with_and_without():
+    with pytest.raises(ValueError, match="holds samples of") as error:
+        check_apart(["https://u:secret@example.org/x/"], ["https://example.org/x/manifest.json?t=1"])
+    assert "secret" not in str(error.value)
+
+
+@pytest.fixture
+def picture_shards(tmp_path):
+    """Shards without a manifest, of pictures that a seed draws."""
+
+    def build(name: str, seed: int) -> Path:
+        folder = tmp_path / name
+        folder.mkdir()
+        with tarfile.open(folder / "00000.tar", "w") as shard:
+            for number in range(4):
+                data = np.random.default_rng((seed, number)).bytes(100)
+                entry = tarfile.TarInfo(f"{number:04d}.jpg")
+                entry.size = len(data)
+                shard.addfile(entry, io.BytesIO(data))
+        return folder
+
+    return build
 
 
 def test_shards_of_the_held_out_scenes_are_refused(settings, fit, tmp_path, capsys):

@@ -98,12 +98,27 @@ def test_codecs_scale_latents_as_the_unet_sees_them(tiny_vae):
         expected = tiny_vae.encode(pixels).latent_dist.mode()
         torch.testing.assert_close(latents, expected * tiny_vae.config.scaling_factor)
         torch.testing.assert_close(
-            decoder_of(tiny_vae, math.inf, [])(latents), tiny_vae.decode(expected).sample, atol=1e-5, rtol=1e-4
+            decoder_of(tiny_vae, math.inf, [], (8, 8))(latents), tiny_vae.decode(expected).sample, atol=1e-5, rtol=1e-4
         )
 
 
 def test_decoder_lets_gradients_through(tiny_vae):
     latents = torch.randn((1, 4, 8, 8), requires_grad=True)
-    decoder_of(tiny_vae, math.inf, [])(latents).sum().backward()
+    decoder_of(tiny_vae, math.inf, [], (8, 8))(latents).sum().backward()
     assert latents.grad is not None
     assert latents.grad.abs().max() > 0
+
+
+def test_windows_with_gradients_are_decoded_one_at_a_time_and_like_those_without(tiny_vae):
+    seen = []
+    handle = tiny_vae.decoder.register_forward_pre_hook(lambda module, given: seen.append(tuple(given[0].shape)))
+    decoder = decoder_of(tiny_vae, 1e-9, [], (8, 8))  # a limit that everything is above
+    latents = torch.randn((3, 4, 8, 8), requires_grad=True)
+    pictures = decoder(latents)
+    assert seen == [(1, 4, 8, 8)] * 3
+    torch.testing.assert_close(pictures, decoder(latents.detach()), atol=1e-5, rtol=0)
+    pictures.square().sum().backward()
+    handle.remove()
+    plain = latents.detach().clone().requires_grad_()
+    tiny_vae.decode(plain / tiny_vae.config.scaling_factor).sample.square().sum().backward()
+    torch.testing.assert_close(latents.grad, plain.grad, atol=1e-5, rtol=1e-4)
