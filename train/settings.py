@@ -199,14 +199,17 @@ class RunSettings:
                 f"`warmup_steps`={optimizer.warmup_steps} are more than `run.max_steps`={self.max_steps}: the rate "
                 "would never rise to `lr`. Lower one or raise the other."
             )
-        # The rate of a milestone begins with the step after it. `keep_steps` beyond the end harm nobody: a short trial
-        # of a long recipe is not asked to change them.
-        late = [step for step in optimizer.milestones if step >= self.max_steps]
-        if late:
-            raise ValueError(
-                f"`milestones`={late} would never be reached: `run.max_steps`={self.max_steps}, the last that counts "
-                f"is {self.max_steps - 1}. Leave them out, or raise `run.max_steps`."
-            )
+        # The rate of a milestone begins with the step after it; a checkpoint is written at the end of its step.
+        for name, steps, last in (
+            ("milestones", optimizer.milestones, self.max_steps - 1),
+            ("run.keep_steps", self.keep_steps, self.max_steps),
+        ):
+            late = [step for step in steps if step > last]
+            if late:
+                raise ValueError(
+                    f"`{name}`={late} would never be reached: `run.max_steps`={self.max_steps}, the last that counts "
+                    f"is {last}. Leave them out, or raise `run.max_steps`."
+                )
 
     def check_installed(self) -> None:
         """Refuse a strategy that cannot be had here; a plan may still be made.

@@ -76,7 +76,7 @@ def test_impossible_settings_are_refused(values):
 
 def test_the_last_steps_that_count_are_accepted():
     """Ten steps, 0 to 9: the last may be the first at full rate, or at a milestone's."""
-    run = RunSettings("x", 10, keep_steps=(1, 11))  # a checkpoint that is never due harms nobody
+    run = RunSettings("x", 10, keep_steps=(1, 10))
     steps = OptimizerSettings(lr=1.0, warmup_steps=10, schedule="steps", milestones=(1, 9), gamma=0.5)
     run.check_steps(steps)
     assert learning_rate(9, 10, steps) == 0.25
@@ -84,12 +84,15 @@ def test_the_last_steps_that_count_are_accepted():
     for late in (OptimizerSettings(warmup_steps=11), OptimizerSettings(schedule="steps", milestones=(1, 10))):
         with pytest.raises(ValueError, match=r"1[01].*`run.max_steps`=10"):
             run.check_steps(late)
+    with pytest.raises(ValueError, match=r"11.*`run.max_steps`=10"):
+        RunSettings("x", 10, keep_steps=(1, 11)).check_steps(steps)
 
 
 LATE = [
     (["--stage.init_args.optimizer.warmup_steps", "7"], ["`warmup_steps`=7", "`run.max_steps`=6"]),
     (["--run.max_steps", "1"], ["`warmup_steps`=2", "`run.max_steps`=1"]),
     (["--stage.init_args.optimizer.milestones", "[3, 6]"], ["`milestones`=[6]", "`run.max_steps`=6"]),
+    (["--run.keep_steps", "[6, 7]"], ["`run.keep_steps`=[7]", "`run.max_steps`=6"]),
     (["--run.keep_steps", "[0]"], ["`keep_steps`=[0]"]),
     (["--run.max_minutes", "-1"], ["`max_minutes`=-1"]),
     (["--stage.init_args.optimizer.decay_start", "1"], ["`decay_start`=1", "[0, 1)"]),
