@@ -6,6 +6,7 @@ import runpy
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -90,7 +91,12 @@ def assert_nothing_lost(folder: Path, whole: Path, load) -> None:
     assert {path.name for path in folder.iterdir()} == {path.name for path in whole.iterdir()}
 
 
-@pytest.mark.parametrize(("step", "place"), [(2, 0.5), (4, 0), (4, 0.5), (4, -1)])
+def slow(case: tuple[Any, ...]) -> Any:
+    """A case of ten seconds whose like is tested anyway."""
+    return pytest.param(*case, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("step", "place"), [(4, 0.5), *(slow(case) for case in ((2, 0.5), (4, 0), (4, -1)))])
 def test_killed_within_the_file(train, steady, whole, fit, load, tmp_path, step, place):
     folder = tmp_path / "killed"
     assert train(steady(folder), "write", step, place) == -signal.SIGKILL
@@ -111,7 +117,8 @@ RENAMES = {
 
 
 @pytest.mark.parametrize(
-    ("step", "when"), [(2, "before the first"), (2, "between"), (4, "between"), (4, "after the last")]
+    ("step", "when"),
+    [(2, "between"), *(slow(case) for case in ((2, "before the first"), (4, "between"), (4, "after the last")))],
 )
 def test_killed_at_a_rename(train, steady, whole, fit, load, tmp_path, step, when):
     folder = tmp_path / "killed"
