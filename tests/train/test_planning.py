@@ -182,7 +182,8 @@ def test_built_in_sizes_are_those_of_the_released_bases(name, count, pooled):
     assert sizes.latent_factor == 8
 
 
-CONFIGS = ("sd15", "sd15_position_aware", "sd21", pytest.param("sdxl", marks=pytest.mark.slow))  # its counts take 20 s
+SIMILAR = (pytest.param(name, marks=pytest.mark.slow) for name in ("sd15_position_aware", "sdxl"))  # 26 s for both
+CONFIGS = ("sd15", "sd21", *SIMILAR)
 TOPOLOGIES = {"one GPU": (1, 1), "one node": (8, 1), "several nodes": (8, 2)}
 
 
