@@ -1,7 +1,7 @@
 """The autoencoder in bounded memory: whole, one picture at a time, or in tiles that agree.
 
 How a picture goes through depends on its size, the data type and the limit alone, never on how much memory happens to
-be free, so that two machines make the same picture. Only where memory runs out all the same is it tried again in
+be free. Only where memory runs out all the same is it tried again in
 smaller parts, and said.
 """
 
@@ -23,7 +23,10 @@ AUTOENCODER_MEMORY = 6.0  # GiB: 2048 x 2048 pixels of Stable Diffusion's in hal
 
 
 class Tiles(NamedTuple):
-    """Sizes in cells: margins cost at most 1.8 times the work of the whole, the norms of the whole one tile more."""
+    """Sizes in cells: margins cost at most 1.8 times the work (more only for closed loops hardly longer than a tile).
+
+    The norms of the whole come on top: one tile more, and never more than half a picture.
+    """
 
     tile: int
     halo: int
