@@ -67,7 +67,7 @@ def _share(shards: ShardSet | None, name: str, member: str) -> float:
     if shards is None:
         return 0.0
     has = (row.shard.samples for row in shards.shards if name in row.settings or member in row.members)
-    return sum(has) / sum(shards.counts)
+    return sum(has) / max(1, sum(shards.counts))
 
 
 def check_caches(options: Mapping[str, Any], source: Mapping[str, Any], shards: ShardSet) -> None:

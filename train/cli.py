@@ -11,7 +11,7 @@ import yaml
 from jsonargparse import ActionYesNo, ArgumentError, ArgumentParser, Namespace
 
 from train.hardware import Cluster, Hardware, runs_on_cpu
-from train.settings import OptimizerSettings, RunSettings
+from train.settings import EmaSettings, GuardSettings, OptimizerSettings, RunSettings
 
 FINISHED, FAILED, BAD_INPUT, TERMINATED = 0, 1, 2, 143  # 143 = 128 + SIGTERM: a scheduler sees that it was told to stop
 
@@ -61,6 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         0 when finished (or out of time), 1 when training had to stop, 2 on bad input, 143 when told to stop by SIGTERM.
     """
+    from data.shards.addresses import without_secrets
     from data.shards.skips import TooManySkipped
     from seecoder.weights import WeightsError
     from train.guards import TrainingStopped
@@ -77,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         show = {"plan": show_plan, "scale": show_scale, "report": report}[config.command]
         return show(config[config.command])
     try:
-        read_run(config.fit)  # before anything is loaded
+        _, notes = read_run(config.fit)  # before anything is loaded
         choose_checkpointing(config.fit)
         # Renamed in jsonargparse 4.49; the older name warns in newer ones.
         instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
@@ -87,22 +88,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ArgumentError, ValueError, TypeError, OSError, WeightsError) as error:
         return _complain(_first_cause(error), BAD_INPUT)
     try:
-        return fit(ready, yaml.safe_load(parser.dump(config))["fit"])
+        given = yaml.safe_load(parser.dump(config))["fit"]
+        kept = without_secrets(given)
+        if kept != given:
+            notes.append("logins and queries of addresses are not kept in config.yaml; give them again to go on")
+        return fit(ready, kept, notes)
     except (FileNotFoundError, FileExistsError, WeightsError) as error:
         return _complain(error, BAD_INPUT)
     except (TrainingStopped, TooManySkipped) as error:
         return _complain(error, FAILED)
 
 
-def read_run(config: Namespace) -> RunSettings:
-    """Settings of the run.
+def read_run(config: Namespace) -> tuple[RunSettings, list[str]]:
+    """Settings of the run, and what is odd about them.
 
     Raises:
-        ValueError: They are impossible, or the stage's learning rate changes at steps that the run does not have.
+        ValueError: They, or those of the stage's parts that need no weights, are impossible.
     """
-    run = RunSettings(**config.run.as_dict())
-    run.check_steps(OptimizerSettings.parsed(config.stage.init_args.optimizer.as_dict()))
-    return run
+    run, options = RunSettings(**config.run.as_dict()), config.stage.init_args
+    for name, settings in (("ema", EmaSettings), ("guard", GuardSettings)):
+        if options.get(name) is not None:
+            settings(**options[name].as_dict())
+    adversary = options.get("adversarial")
+    starts = adversary.start_step if adversary is not None and adversary.weight > 0 else None
+    return run, list(run.unreached(OptimizerSettings.parsed(options.optimizer.as_dict()), starts))
 
 
 def choose_checkpointing(config: Namespace) -> None:
@@ -153,8 +162,11 @@ def _print(lines: Callable[[RunSettings, Hardware], Iterator[str]], config: Name
     from seecoder.weights import WeightsError
 
     try:
-        for line in lines(read_run(config), Hardware(**config.hardware.as_dict())):
+        run, notes = read_run(config)
+        for line in lines(run, Hardware(**config.hardware.as_dict())):
             print(line, flush=True)
+        for note in notes:
+            print(f"note     {note}", flush=True)
     except (ValueError, TypeError, OSError, WeightsError) as error:
         return _complain(error, BAD_INPUT)
     return FINISHED
@@ -185,12 +197,13 @@ def _complain(error: BaseException, code: int) -> int:
     return code
 
 
-def fit(ready: Namespace, config: Mapping[str, Any]) -> int:
+def fit(ready: Namespace, config: Mapping[str, Any], notes: Sequence[str] = ()) -> int:
     """Train what the configuration describes.
 
     Args:
         ready: `run`, `stage`, `data` and `resume`.
         config: The same as plain values, for the run's folder.
+        notes: What is odd about them, to be said at the start.
 
     Raises:
         FileExistsError: The folder holds checkpoints that are not to be continued.
@@ -212,6 +225,8 @@ def fit(ready: Namespace, config: Mapping[str, Any]) -> int:
         start = int(checkpoint.stem.removeprefix("step-")) if checkpoint else 0
         note_start(folder, start, run.devices * run.num_nodes)
         print(f"continues from {checkpoint}" if checkpoint else f"starts in {folder}", flush=True)
+        for note in notes:
+            print(f"note: {note}", flush=True)
     path: Any = str(checkpoint) if checkpoint else None
     with float32_attention() if runs_on_cpu(run) else nullcontext():
         trainer.fit(ready.stage, datamodule=ready.data, ckpt_path=path, weights_only=True)

@@ -175,6 +175,8 @@ def _shards(
         yield f"data     {named}: not looked at; {who} need at least {readers} shards{raw}"
         return
     counts = shards.counts
+    if not sum(counts):
+        raise Impossible(f"the shards of `data.init_args.shards`={places} hold no sample; build them again.")
     if len(counts) < readers:
         raise Impossible(
             f"{len(counts)} shards are fewer than {who}; use fewer data.init_args.num_workers, or make more and "

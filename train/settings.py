@@ -1,7 +1,7 @@
 """What a run is told, as frozen dataclasses; `train.cli` fills them from YAML and the command line."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, Literal
@@ -55,6 +55,20 @@ class OptimizerSettings:
             raise ValueError(f"`milestones`={list(self.milestones)} must be steps from 1 on, and rise.")
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise ValueError(f"`clip_norm`={self.clip_norm} must be positive; null switches clipping off.")
+        self._check_schedule()
+
+    def _check_schedule(self) -> None:
+        """Refuse what belongs to another schedule, or is missing for the one that is chosen."""
+        for name, schedule in (("decay_start", "cosine"), ("final_factor", "cosine"), ("milestones", "steps")):
+            value = getattr(self, name)
+            if value and self.schedule != schedule:
+                shown = list(value) if isinstance(value, tuple) else value
+                raise ValueError(
+                    f"`{name}`={shown} is for `schedule`={schedule} and does nothing under {self.schedule}; choose "
+                    "that schedule, or leave it out."
+                )
+        if self.schedule == "steps" and not self.milestones:
+            raise ValueError("`schedule`=steps needs `milestones`, the steps at which the rate falls; or use constant.")
 
     @classmethod
     def parsed(cls, values: Mapping[str, Any]) -> "OptimizerSettings":
@@ -97,6 +111,17 @@ class GuardSettings:
     max_norm_ratio: float | None = None
     max_loss_ratio: float | None = None
     max_skipped_in_a_row: int = 10
+
+    def __post_init__(self):
+        for name in ("max_norm_ratio", "max_loss_ratio"):
+            value = getattr(self, name)
+            if value is not None and not value > 1:
+                raise ValueError(
+                    f"`{name}`={value} must be above 1, as it is times the running mean; null only skips what is not "
+                    "finite."
+                )
+        if self.max_skipped_in_a_row < 0:
+            raise ValueError(f"`max_skipped_in_a_row`={self.max_skipped_in_a_row} must not be negative.")
 
 
 @dataclass(frozen=True)
@@ -185,30 +210,29 @@ class RunSettings:
                 "behind the guard's back; use bf16-mixed or 32-true, or ddp."
             )
 
-    def check_steps(self, optimizer: OptimizerSettings) -> None:
-        """Refuse what lies beyond the last step and would never happen.
+    def unreached(self, optimizer: OptimizerSettings, adversary_start: int | None = None) -> Iterator[str]:
+        """Say what lies beyond the last step and will not happen, as in a short trial of a long plan, or by mistake.
 
         Args:
             optimizer: Its learning rate changes at steps.
-
-        Raises:
-            ValueError: With the numbers.
+            adversary_start: Step at which a discriminator begins to count, where there is one.
         """
         if optimizer.warmup_steps > self.max_steps:
-            raise ValueError(
+            yield (
                 f"`warmup_steps`={optimizer.warmup_steps} are more than `run.max_steps`={self.max_steps}: the rate "
-                "would never rise to `lr`. Lower one or raise the other."
+                "will not rise to `lr`"
             )
         # The rate of a milestone begins with the step after it; a checkpoint is written at the end of its step.
         for name, steps, last in (
             ("milestones", optimizer.milestones, self.max_steps - 1),
             ("run.keep_steps", self.keep_steps, self.max_steps),
+            ("adversarial.start_step", () if adversary_start is None else (adversary_start,), self.max_steps - 1),
         ):
             late = [step for step in steps if step > last]
             if late:
-                raise ValueError(
-                    f"`{name}`={late} would never be reached: `run.max_steps`={self.max_steps}, the last that counts "
-                    f"is {last}. Leave them out, or raise `run.max_steps`."
+                yield (
+                    f"`{name}`={late} will not be reached: `run.max_steps`={self.max_steps}, the last that counts is "
+                    f"{last}"
                 )
 
     def check_installed(self) -> None:

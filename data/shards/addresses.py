@@ -3,9 +3,10 @@
 import base64
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
 from http.client import HTTPResponse
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 SCHEME = "https"
@@ -63,3 +64,12 @@ def shown(location: str | Path) -> str:
         return str(location)
     parts = urlsplit(location)
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+def without_secrets(value: Any) -> Any:
+    """A configuration for files that are kept and shown: its addresses without user, password, query and fragment."""
+    if isinstance(value, Mapping):
+        return {name: without_secrets(entry) for name, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_secrets(entry) for entry in value]
+    return shown(value) if isinstance(value, str) else value

@@ -18,6 +18,7 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import TypeVar
 from urllib.error import HTTPError
+from urllib.parse import urlsplit
 
 from data.shards.addresses import below, folder_of, open_url, shown
 from data.shards.manifest import MANIFEST, Manifest, Shard
@@ -54,7 +55,8 @@ class Fetcher:
     Attributes:
         folder: Where fetched shards are kept; shared by workers and ranks of one machine, and by later runs.
         limit: Bytes that fetched shards may take in all; the ones unused for longest go first.
-        attempts: How often a shard is tried before it is given up for `patience` seconds.
+        attempts: How often a shard is tried before it is given up for `patience` seconds; once, where a shard of the
+            same server was just given up: a dead server must not hold up every shard for all its attempts.
         back_off: Seconds before the second attempt, doubled for each further one. A random share of up to a half is
             left away, so that machines that were turned away together do not come back together.
         longest_pause: Seconds that a pause lasts at most, whatever the server asks for with `Retry-After`.
@@ -103,24 +105,35 @@ class Fetcher:
             if target.exists() and (shard.bytes is None or target.stat().st_size == shard.bytes):
                 os.utime(target)
                 return target
-            if failed.exists() and time.time() - failed.stat().st_mtime < self.patience:
+            if self._is_fresh(failed):
                 return None
+            down = self.folder / f"{hashlib.sha256(urlsplit(url).netloc.encode()).hexdigest()[:16]}.down"
             try:
-                self._insist(url, lambda: self._download(url, shard, target))
-            except GivenUp:
+                self._insist(url, lambda: self._download(url, shard, target), 1 if self._is_fresh(down) else None)
+            except GivenUp as trouble:
                 failed.touch()
+                if _is_passing(trouble.error):
+                    down.touch()
                 return None
-            failed.unlink(missing_ok=True)
+            for mark in (failed, down):
+                mark.unlink(missing_ok=True)
             self._make_room(target)
             return target
 
-    def _insist(self, url: str, action: Callable[[], Result]) -> Result:
-        """Try until it succeeds.
+    def _is_fresh(self, mark: Path) -> bool:
+        """Whether something was marked as failed no longer ago than `patience`."""
+        try:
+            return time.time() - mark.stat().st_mtime < self.patience
+        except FileNotFoundError:  # also where another reader removes it just now
+            return False
+
+    def _insist(self, url: str, action: Callable[[], Result], attempts: int | None = None) -> Result:
+        """Try until it succeeds, by default `self.attempts` times.
 
         Raises:
             GivenUp: It was tried often enough, or failed for good.
         """
-        attempt = 0
+        attempt, most = 0, self.attempts if attempts is None else attempts
         while True:
             attempt += 1
             try:
@@ -128,7 +141,7 @@ class Fetcher:
             except (OSError, HTTPException) as error:
                 if isinstance(error, HTTPError) and error.fp is not None:
                     error.close()  # it holds the connection
-                if attempt >= self.attempts or not _is_passing(error):
+                if attempt >= most or not _is_passing(error):
                     logger.warning("`%s` could not be fetched (%s): given up", shown(url), error)
                     raise GivenUp(attempt, error) from error
                 pause = self._pause(attempt, error)

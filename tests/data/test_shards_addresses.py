@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from data.shards.addresses import below, folder_of, shown
+from data.shards.addresses import below, folder_of, shown, without_secrets
 from data.shards.manifest import check_location
 from data.shards.opening import open_shards
 
@@ -46,3 +46,14 @@ def test_refusals_keep_the_secret():
     with pytest.raises(ValueError, match="give a `cache` folder") as caught:
         open_shards("https://me:secret@host/a")
     assert "secret" not in str(caught.value)
+
+
+def test_a_configuration_is_kept_without_secrets():
+    given = {
+        "shards": ["https://me:pw@host/a?sig=1", "/data/a?b"],
+        "data": {"held_out_shards": "https://t@host/b"},
+        "n": 3,
+    }
+    assert without_secrets(given) == {
+        "shards": ["https://host/a", "/data/a?b"], "data": {"held_out_shards": "https://host/b"}, "n": 3,
+    }  # fmt: skip

@@ -334,6 +334,30 @@ def test_several_workers_ask_for_a_dead_shard_as_often_as_one(
     assert (host.requests("00000.tar"), host.requests("00002.tar")) == (1, 1)
 
 
+def test_a_dead_server_is_insisted_on_once_not_for_every_shard(
+    host: Host, pauses: list[float], fetcher: Callable[..., Fetcher]
+):
+    for name in ("00000.tar", NAME):
+        host.faults[name] = [Fault(503)] * 99
+    own, shards = fetcher(attempts=4), read_manifest(host.folder).shards
+    found = [own.fetch(f"{host.address}/{shard.name}", shard) is not None for shard in shards]
+    assert found == [False, False, True], "it is asked for every shard, and what it has is taken"
+    assert [host.requests(shard.name) for shard in shards] == [4, 1, 1]
+    host.faults["00002.tar"] = [Fault(503)] * 99
+    (own.folder / next(path.name for path in own.folder.glob("*00002.tar"))).unlink()
+    assert own.fetch(f"{host.address}/00002.tar", shards[2]) is None
+    assert host.requests("00002.tar") == 1 + 4, "it answered since"
+
+
+def test_a_missing_shard_says_nothing_about_its_server(
+    host: Host, pauses: list[float], fetcher: Callable[..., Fetcher]
+):
+    host.faults["00000.tar"], host.faults[NAME] = [Fault(404)], [Fault(503)]
+    own, shards = fetcher(), read_manifest(host.folder).shards
+    found = [own.fetch(f"{host.address}/{shard.name}", shard) is not None for shard in shards]
+    assert found == [False, True, True]
+
+
 def test_a_shard_that_comes_back_is_read_after_a_while(
     host: Host, pauses: list[float], fetcher: Callable[..., Fetcher], tmp_path: Path
 ):

@@ -73,3 +73,20 @@ def test_bad_input_is_one_line_and_exit_code_2(settings, fit, capsys, tmp_path, 
 def test_no_command_is_bad_input(capsys):
     assert main([]) == 2
     assert "command" in capsys.readouterr().err
+
+
+def test_a_run_keeps_no_password_of_its_shards(settings, fit, monkeypatch, capsys):
+    kept = {}
+
+    def note(ready, config, notes):
+        kept.update(config=config, notes=notes, shards=list(ready.data.places))
+        return 0
+
+    monkeypatch.setattr("train.cli.fit", note)
+    place = "https://me:secret@example.org/shards?token=secret"
+    assert fit(settings(**{"data.init_args.shards": place, "data.init_args.cache": "cache"})) == 0
+    assert kept["shards"] == [place], "the run itself has it"
+    assert kept["config"]["data"]["init_args"]["shards"] == "https://example.org/shards"
+    assert "secret" not in str(kept["config"]) + str(kept["notes"]) + "".join(capsys.readouterr())
+    (said,) = kept["notes"]
+    assert "give them again" in said

@@ -90,7 +90,6 @@ BAD = [
     (["--stage.init_args.encoder.context_dim", "64"], ["64", "32"]),
     (["--stage.init_args.encoder.pooled_dim", "64"], ["64", "None"]),
     (["--data.init_args.image_size", "34"], ["34", "multiple of 4"]),
-    (["--run.keep_steps", "[9]"], ["9", "max_steps`=6"]),
     (["--hardware.device", "abacus"], ["abacus", "a100"]),
     (["--hardware.efficiency", "2"], ["efficiency`=2"]),
     ([*HUGE, "--data.init_args.batch_size", "1000"], ["1000", "0.5 GiB", "not even one fits"]),
@@ -105,6 +104,18 @@ def test_impossible_settings_are_refused_with_the_numbers(settings, plan, capsys
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1
     assert all(word in lines[0] for word in named), lines[0]
+
+
+def test_shards_without_samples_are_refused(settings, plan, capsys, shards, tmp_path):
+    manifest = json.loads((shards / "manifest.json").read_text())
+    for shard in manifest["shards"]:
+        shard["samples"] = 0
+    manifest["totals"]["samples"] = 0
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "manifest.json").write_text(json.dumps(manifest))
+    assert plan(settings(**{"data.init_args.shards": str(tmp_path / "empty")})) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "no sample" in line
 
 
 def test_shards_that_are_not_there_yet_are_no_obstacle(settings, plan, capsys):

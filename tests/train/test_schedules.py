@@ -5,7 +5,7 @@ import pytest
 import yaml
 
 from train.schedules import learning_rate
-from train.settings import OptimizerSettings, RunSettings
+from train.settings import GuardSettings, OptimizerSettings, RunSettings
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -64,35 +64,73 @@ IMPOSSIBLE = [
     {"gamma": math.nan},
     {"clip_norm": 0.0},
     {"clip_norm": math.nan},
+    {"decay_start": 0.5, "schedule": "steps", "milestones": (5,)},
+    {"final_factor": 0.1, "schedule": "constant"},
+    {"milestones": (5,), "schedule": "cosine"},
+    {"milestones": (), "schedule": "steps"},
 ]
 
 
 @pytest.mark.parametrize("values", IMPOSSIBLE, ids=str)
 def test_impossible_settings_are_refused(values):
-    (name,) = values
-    with pytest.raises(ValueError, match=f"`{name}`="):
+    name = next(iter(values))
+    with pytest.raises(ValueError, match=f"^(`schedule`=steps needs )?`{name}`"):
         OptimizerSettings(**values)
 
 
-def test_the_last_steps_that_count_are_accepted():
+def test_settings_of_the_chosen_schedule_are_taken():
+    OptimizerSettings(schedule="cosine", decay_start=0.5, final_factor=0.1)
+    OptimizerSettings(schedule="steps", milestones=(5,))
+
+
+@pytest.mark.parametrize("name", ["max_norm_ratio", "max_loss_ratio"])
+@pytest.mark.parametrize("value", [-5.0, 0.0, 1.0, math.nan])
+def test_ratios_that_would_skip_every_other_step_are_refused(name, value):
+    with pytest.raises(ValueError, match=f"`{name}`=.*above 1"):
+        GuardSettings(**{name: value})
+
+
+def test_what_a_run_does_not_reach_is_said():
     """Ten steps, 0 to 9: the last may be the first at full rate, or at a milestone's."""
     run = RunSettings("x", 10, keep_steps=(1, 10))
     steps = OptimizerSettings(lr=1.0, warmup_steps=10, schedule="steps", milestones=(1, 9), gamma=0.5)
-    run.check_steps(steps)
     assert learning_rate(9, 10, steps) == 0.25
     assert learning_rate(9, 10, OptimizerSettings(lr=1.0, warmup_steps=10)) == 1.0
-    for late in (OptimizerSettings(warmup_steps=11), OptimizerSettings(schedule="steps", milestones=(1, 10))):
-        with pytest.raises(ValueError, match=r"1[01].*`run.max_steps`=10"):
-            run.check_steps(late)
-    with pytest.raises(ValueError, match=r"11.*`run.max_steps`=10"):
-        RunSettings("x", 10, keep_steps=(1, 11)).check_steps(steps)
+    assert list(run.unreached(steps, 9)) == []
+    late = OptimizerSettings(warmup_steps=11, schedule="steps", milestones=(1, 10, 12))
+    said = list(RunSettings("x", 10, keep_steps=(1, 11)).unreached(late, 10))
+    for line, word in zip(
+        said, ("warmup_steps`=11", "milestones`=[10, 12]", "keep_steps`=[11]", "start_step`=[10]"), strict=True
+    ):
+        assert word in line
+        assert "`run.max_steps`=10" in line
 
 
-LATE = [
-    (["--stage.init_args.optimizer.warmup_steps", "7"], ["`warmup_steps`=7", "`run.max_steps`=6"]),
-    (["--run.max_steps", "1"], ["`warmup_steps`=2", "`run.max_steps`=1"]),
-    (["--stage.init_args.optimizer.milestones", "[3, 6]"], ["`milestones`=[6]", "`run.max_steps`=6"]),
-    (["--run.keep_steps", "[6, 7]"], ["`run.keep_steps`=[7]", "`run.max_steps`=6"]),
+SHORT = [
+    (["--stage.init_args.optimizer.warmup_steps", "7"], "`warmup_steps`=7 are more than `run.max_steps`=2"),
+    (
+        [f"--stage.init_args.optimizer.{setting}" for setting in ("schedule=steps", "milestones=[1, 2]")],
+        "`milestones`=[2] will not be reached",
+    ),
+    (["--run.keep_steps", "[2, 7]"], "`run.keep_steps`=[7] will not be reached"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "said"), SHORT, ids=[" ".join(arguments) for arguments, _ in SHORT])
+def test_a_short_trial_of_a_long_plan_is_run_and_says_so(settings, fit, capsys, arguments, said):
+    short = ["--run.max_steps", "2", "--stage.init_args.optimizer.warmup_steps", "1"]
+    assert fit(settings(), *short, *arguments, "--plan") == 0
+    (note,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note ")]
+    assert said in note
+    assert fit(settings(), *short, *arguments) == 0
+    (note,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
+    assert said in note
+
+
+WRONG = [
+    (["--stage.init_args.optimizer.milestones", "[3]"], ["`milestones`=[3]", "`schedule`=steps"]),
+    (["--stage.init_args.guard.max_norm_ratio", "-5"], ["`max_norm_ratio`=-5"]),
+    (["--stage.init_args.ema.decay", "2"], ["`decay`=2"]),
     (["--run.keep_steps", "[0]"], ["`keep_steps`=[0]"]),
     (["--run.max_minutes", "-1"], ["`max_minutes`=-1"]),
     (["--stage.init_args.optimizer.decay_start", "1"], ["`decay_start`=1", "[0, 1)"]),
@@ -101,8 +139,8 @@ LATE = [
 ]
 
 
-@pytest.mark.parametrize(("arguments", "named"), LATE, ids=[" ".join(arguments) for arguments, _ in LATE])
-def test_steps_that_never_come_are_refused_before_anything_is_loaded(
+@pytest.mark.parametrize(("arguments", "named"), WRONG, ids=[" ".join(arguments) for arguments, _ in WRONG])
+def test_impossible_settings_are_refused_before_anything_is_loaded(
     settings, fit, capsys, monkeypatch, tmp_path, arguments, named
 ):
     def refuse(*_, **__):
