@@ -19,7 +19,7 @@ from torch import nn
 
 from seecoder.weights import atomic_path, load_strict, remove_left_behind
 from train.callbacks import StepCallback, is_due
-from train.records import BEST, best_of
+from train.records import BEST, best_of, read_metrics
 
 _NAME = re.compile(r"step-(\d{8})\.ckpt")
 
@@ -176,18 +176,39 @@ class Checkpoints(StepCallback):
         self.keep = keep
         self.keep_steps = frozenset(keep_steps)
         self.keep_best = keep_best
+        self._is_owed = False  # one was due while steps were being skipped
+        self._said = False
 
     def on_start(self, trainer: Trainer, stage: Any) -> None:
-        """Remove what a process that was killed while it wrote has left behind."""
+        """Remove what a process that was killed while it wrote has left behind; set aside what the run passed over."""
         if trainer.is_global_zero:
             remove_left_behind(self.folder)
             for marker in self.folder.glob("step-*.ckpt.sha256"):
                 _remove_lonely_marker(marker.with_suffix(""))
+            self._set_aside(trainer.global_step)
+
+    def _set_aside(self, start: int) -> None:
+        """Rename what is not whole and newer than where the run goes on: it must not count as a kept checkpoint."""
+        for step, path in list_checkpoints(self.folder):
+            if step > start and not is_complete(path):
+                target = path.with_name(path.name + ".broken")
+                path.replace(target)
+                _marker(path).unlink(missing_ok=True)
+                print(f"{path.name} is not whole and was renamed to {target.name}", flush=True)
 
     def on_step(self, trainer: Trainer, stage: Any, step: int) -> None:
-        """Save where it is due. A full disk costs this checkpoint, not the run."""
-        if not is_due(step, self.every, trainer) and step not in self.keep_steps:
+        """Save where it is due. A full disk costs this checkpoint, not the run.
+
+        While steps are being skipped a save waits for the next good one: a run that stops after too many of them must
+        find a checkpoint from before the first.
+        """
+        is_last = step >= trainer.max_steps or trainer.should_stop
+        if stage.guard.skipped_in_a_row and not is_last and step not in self.keep_steps:
+            self._is_owed |= is_due(step, self.every, trainer)
             return
+        if not is_due(step, self.every, trainer) and step not in self.keep_steps and not self._is_owed:
+            return
+        self._is_owed = False
         trainer.save_checkpoint(self.folder / f"step-{step:08d}.ckpt", weights_only=False)
         if not trainer.is_global_zero:
             return
@@ -208,6 +229,7 @@ class Checkpoints(StepCallback):
         there = dict(list_checkpoints(self.folder))
         best = best_of(metrics, self.keep_best, there)
         if best is None:
+            self._say_that_nothing_is_best(metrics)
             return None
         step, value = best
         content = {"step": step, "metric": self.keep_best, "value": value, "checkpoint": there[step].name}
@@ -217,3 +239,14 @@ class Checkpoints(StepCallback):
         except OSError as error:
             print(f"{BEST} NOT WRITTEN at step {step}: {error}; training goes on", flush=True)
         return step
+
+    def _say_that_nothing_is_best(self, metrics: Path) -> None:
+        """Once, and not where evaluations come at other steps: the figure is there, if not beside a checkpoint."""
+        names = read_metrics(metrics)
+        if self.keep_best in names or self._said:
+            return
+        self._said = True
+        print(
+            f"no {BEST}: metrics.csv has no `{self.keep_best}` (`run.keep_best`), but {', '.join(sorted(names))}",
+            flush=True,
+        )

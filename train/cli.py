@@ -3,7 +3,7 @@
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -61,10 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         0 when finished (or out of time), 1 when training had to stop, 2 on bad input, 143 when told to stop by SIGTERM.
     """
-    from data.shards.addresses import without_secrets
-    from data.shards.skips import TooManySkipped
-    from seecoder.weights import WeightsError
-    from train.guards import TrainingStopped
+    from train.termination import ToldToStop, leaving_on_signals
 
     parser = build_parser()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
@@ -77,6 +74,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if config.command != "fit":
         show = {"plan": show_plan, "scale": show_scale, "report": report}[config.command]
         return show(config[config.command])
+    try:
+        with leaving_on_signals():
+            return prepare_and_fit(parser, config)
+    except ToldToStop:
+        print("python -m train: told to stop before the first step; the same command begins again", file=sys.stderr)
+        return TERMINATED
+
+
+def prepare_and_fit(parser: ArgumentParser, config: Namespace) -> int:
+    """Make stage and data, train, and say as one line what kept a run from it.
+
+    Args:
+        parser: What `config` came from.
+        config: Values of the command `fit`.
+
+    Returns:
+        An exit code, as `main`.
+    """
+    from data.shards.addresses import without_secrets
+    from data.shards.skips import NoReadableSample, TooManySkipped
+    from seecoder.weights import WeightsError
+    from train.guards import TrainingStopped
+
     try:
         _, notes = read_run(config.fit)  # before anything is loaded
         choose_checkpointing(config.fit)
@@ -93,9 +113,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if kept != given:
             notes.append("logins and queries of addresses are not kept in config.yaml; give them again to go on")
         return fit(ready, kept, notes)
-    except (FileNotFoundError, FileExistsError, WeightsError) as error:
+    except (FileNotFoundError, FileExistsError, WeightsError, CannotBegin) as error:
         return _complain(error, BAD_INPUT)
-    except (TrainingStopped, TooManySkipped) as error:
+    except (TrainingStopped, TooManySkipped, NoReadableSample) as error:
         return _complain(error, FAILED)
 
 
@@ -193,6 +213,7 @@ def _first_cause(error: BaseException) -> BaseException:
 def _complain(error: BaseException, code: int) -> int:
     """Say the parser's many lines as one."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
+    text = text.rpartition(f"{type(error).__name__}: ")[2]  # torch puts a reader's traceback before what it said
     print("python -m train:", " ".join(text.split()), file=sys.stderr)
     return code
 
@@ -207,9 +228,10 @@ def fit(ready: Namespace, config: Mapping[str, Any], notes: Sequence[str] = ()) 
 
     Raises:
         FileExistsError: The folder holds checkpoints that are not to be continued.
+        CannotBegin: Something that was asked for cannot be had.
     """
     from train.cpu_attention import float32_attention
-    from train.provenance import note_start, write_card
+    from train.provenance import Provenance
     from train.trainer import build_trainer
 
     run: RunSettings = ready.run
@@ -218,23 +240,35 @@ def fit(ready: Namespace, config: Mapping[str, Any], notes: Sequence[str] = ()) 
     if checkpoint is not None and int(checkpoint.stem.removeprefix("step-")) >= run.max_steps:
         print(f"{folder} is finished: {checkpoint.name} has `max_steps`={run.max_steps}; raise it to extend the run.")
         return FINISHED
-    trainer, termination = build_trainer(run, ready.data.batch_size)
-    folder.mkdir(parents=True, exist_ok=True)
-    if trainer.is_global_zero:
-        note_config(folder / "config.yaml", config)
-        start = int(checkpoint.stem.removeprefix("step-")) if checkpoint else 0
-        note_start(folder, start, run.devices * run.num_nodes)
-        print(f"continues from {checkpoint}" if checkpoint else f"starts in {folder}", flush=True)
-        for note in notes:
-            print(f"note: {note}", flush=True)
+    provenance = Provenance(folder, config, run.checkpoint_every)
     path: Any = str(checkpoint) if checkpoint else None
-    with float32_attention() if runs_on_cpu(run) else nullcontext():
+    with float32_attention() if runs_on_cpu(run) else nullcontext(), _beginning(provenance):
+        trainer, termination = build_trainer(run, ready.data.batch_size, [provenance])
+        if trainer.is_global_zero:
+            print(f"continues from {checkpoint}" if checkpoint else f"starts in {folder}", flush=True)
+            for note in notes:
+                print(f"note: {note}", flush=True)
         trainer.fit(ready.stage, datamodule=ready.data, ckpt_path=path, weights_only=True)
-    if trainer.is_global_zero:
-        write_card(folder, config)
     if trainer.is_global_zero and trainer.global_step < run.max_steps:
         print(f"stopped at step {trainer.global_step} of {run.max_steps}; the same command continues", flush=True)
     return TERMINATED if termination.stopped_by_signal else FINISHED
+
+
+class CannotBegin(Exception):
+    """A run that ended before its first batch, because of what it was told or of what is not there."""
+
+
+@contextmanager
+def _beginning(provenance: Any) -> Iterator[None]:
+    """Tell bad settings, which show before the first batch, from what goes wrong in training."""
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+    try:
+        yield
+    except (ValueError, OSError, ImportError, MisconfigurationException) as error:
+        if provenance.has_begun:
+            raise
+        raise CannotBegin(str(error)) from error
 
 
 def find_start(folder: Path, resume: bool) -> Path | None:
@@ -253,26 +287,3 @@ def find_start(folder: Path, resume: bool) -> Path | None:
     if found is None:
         raise FileExistsError(f"`run.folder`={folder} holds checkpoints, but none of them is whole; remove them.")
     return found
-
-
-def note_config(path: Path, config: Mapping[str, Any]) -> None:
-    """Write the effective configuration, and say what differs from the run's earlier one."""
-    from seecoder.weights import atomic_path
-
-    new = dict(flatten(config))
-    if path.is_file():
-        old = dict(flatten(yaml.safe_load(path.read_text()) or {}))
-        for name in sorted(old.keys() | new.keys()):
-            if old.get(name) != new.get(name):
-                print(f"changed: {name}: {old.get(name)} -> {new.get(name)}", flush=True)
-    with atomic_path(path) as temporary:
-        temporary.write_text(yaml.safe_dump(dict(config), sort_keys=False))
-
-
-def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted names and values of a nested mapping."""
-    for name, value in config.items():
-        if isinstance(value, Mapping) and value:
-            yield from flatten(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value

@@ -112,13 +112,16 @@ class GradientGuard:
         if self.folder is not None:
             found = {"gradient_norm": repr(norm), "loss": repr(loss)}
             line = {"step": step, "rank": self.rank, **found, "samples": self._samples}
-            with (self.folder / "skipped_steps.jsonl").open("a") as file:
-                file.write(json.dumps(line) + "\n")
+            try:
+                with (self.folder / "skipped_steps.jsonl").open("a") as file:
+                    file.write(json.dumps(line) + "\n")
+            except OSError as error:
+                print(f"step {step}: {error}; NOT NOTED in skipped_steps.jsonl: {json.dumps(line)}", flush=True)
         self._samples.clear()
         if self.skipped_in_a_row > self.settings.max_skipped_in_a_row:
             raise TrainingStopped(
                 f"{self.skipped_in_a_row} optimizer steps in a row had a bad gradient or loss, the last at "
-                f"step {step}; the newest checkpoint is from before. Lower the learning rate or look at "
+                f"step {step}; the newest checkpoint is from before the first. Lower the learning rate or look at "
                 "skipped_steps.jsonl."
             )
 

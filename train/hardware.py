@@ -72,6 +72,10 @@ class Hardware:
     def __post_init__(self):
         if self.device is not None and self.device not in DEVICES:
             raise ValueError(f"`hardware.device`={self.device!r} is not known; accepted: {', '.join(DEVICES)}.")
+        for name in ("tflops", "memory_gib"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"`hardware.{name}`={value} must be above 0, and finite.")
         if not 0 < self.efficiency <= 1:
             raise ValueError(f"`hardware.efficiency`={self.efficiency} must be in (0, 1].")
 

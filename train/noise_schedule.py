@@ -74,6 +74,16 @@ class NoiseSchedule(nn.Module):
         signal, level = self.signal_and_noise(timesteps)
         return signal * noise.float() - level * latents.float()
 
+    @staticmethod
+    def check_gamma(gamma: float | None) -> None:
+        """Refuse a gamma whose weights are zero or negative.
+
+        Raises:
+            ValueError: It is not above 0.
+        """
+        if gamma is not None and not gamma > 0:
+            raise ValueError(f"`min_snr_gamma`={gamma} must be above 0; null is the plain mean square.")
+
     def min_snr_weights(self, timesteps: Tensor, gamma: float | None) -> Tensor:
         """Weights min(SNR, gamma) / SNR for noise, / (SNR + 1) for velocity (Hang et al. 2023); ones without gamma."""
         if gamma is None:

@@ -12,8 +12,10 @@ from data.shards.opening import open_shards
 from train.caches import check_caches, find_caches
 from train.costs import Costs, count_costs
 from train.hardware import GIB, Cluster, Hardware
+from train.held_out import check_apart
 from train.known_bases import BaseSizes, base_sizes
 from train.memory import AUTO, DeviceMemory, device_memory, fewest_checkpointed, trained_bytes
+from train.noise_schedule import NoiseSchedule
 from train.scaling import exchange_seconds
 from train.settings import OptimizerSettings, RunSettings
 
@@ -47,6 +49,7 @@ def make_plan(run: RunSettings, stage: Any, data: Any, hardware: Hardware) -> It
     )
     yield from _steps(run, options)
     shards = open_if_there(source)
+    yield from _held_out(data.class_path, source)
     is_counted = stage.class_path.endswith(".SeeCoderStage")
     if is_counted and shards is not None:
         check_caches(options, source, shards)
@@ -145,11 +148,37 @@ def _steps(run: RunSettings, options: Mapping[str, Any]) -> Iterator[str]:
 
 def open_if_there(source: Mapping[str, Any]) -> ShardSet | None:
     """Open a run's shards; None where they lie on a server or are not built yet."""
-    places = source.get("shards")
-    given: list[str | Path] = [*places] if isinstance(places, list) else [str(places)]
-    if places is None or not all(Path(place).exists() for place in given):
+    given: list[str | Path] = [*_places(source)]
+    if not given or not all(Path(place).exists() for place in given):
         return None
     return open_shards(given)
+
+
+def _held_out(class_path: str, source: Mapping[str, Any]) -> Iterator[str]:
+    """What evaluation will use.
+
+    Raises:
+        ValueError: Arguments of the data source are impossible, or held-out shards are those of the training.
+    """
+    if not class_path.endswith(".ShardPictures"):
+        return
+    from train.shard_data import check_reading
+
+    places = source["held_out_shards"]
+    settings = (source[name] for name in ("num_workers", "window", "ceiling", "held_out"))
+    check_reading(*settings, held_out_shards=places, held_out_world=source["held_out_world"])
+    if places is None:
+        return
+    listed = places if isinstance(places, list) else [places]
+    check_apart([*_places(source)], listed)
+    missing = [place for place in listed if "://" not in place and not Path(place).exists()]
+    note = f"; {', '.join(missing)} not built yet, and `fit` will want it" if missing else ""
+    yield f"held out {source['held_out']} samples of {', '.join(shown(place) for place in listed)}{note}"
+
+
+def _places(source: Mapping[str, Any]) -> list[str]:
+    places = source.get("shards")
+    return [] if places is None else [*places] if isinstance(places, list) else [str(places)]
 
 
 def _shards(
@@ -171,7 +200,7 @@ def _shards(
     who = f"{readers} readers ({processes} processes x {workers})"
     if shards is None:
         raw = "; estimates assume raw pictures, neither latents nor maps cached" if options is not None else ""
-        named = ", ".join(shown(place) for place in ([places] if isinstance(places, str) else places))
+        named = ", ".join(shown(place) for place in _places(source))
         yield f"data     {named}: not looked at; {who} need at least {readers} shards{raw}"
         return
     counts = shards.counts
@@ -199,6 +228,7 @@ def check_fit(options: Mapping[str, Any], sizes: BaseSizes, image_size: int) -> 
     Raises:
         Impossible: With the numbers.
     """
+    NoiseSchedule.check_gamma(options.get("min_snr_gamma"))
     encoder, width = options["encoder"], sizes.unet["cross_attention_dim"]
     given = encoder.get("context_dim", 768)
     if given != width:
@@ -206,6 +236,9 @@ def check_fit(options: Mapping[str, Any], sizes: BaseSizes, image_size: int) -> 
     pooled = encoder.get("pooled_dim")
     if pooled != sizes.pooled_dim:
         raise Impossible(f"`encoder.pooled_dim`={pooled}, but the base takes {sizes.pooled_dim}.")
+    encoder_size = options.get("encoder_size")
+    if encoder_size is not None and encoder_size < 32:
+        raise Impossible(f"`encoder_size`={encoder_size} must be at least 32 pixels; null is the latents' size.")
     if image_size % sizes.latent_factor or image_size < 32:
         raise Impossible(
             f"`image_size`={image_size} must be a multiple of {sizes.latent_factor}, the base's pixels for each "

@@ -4,19 +4,93 @@ import json
 import platform
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import yaml
+from lightning.pytorch import LightningModule, Trainer
 
 from seecoder.weights import atomic_path
+from train.callbacks import StepCallback, is_due
 from train.records import read_metrics
 
 _ROOT = Path(__file__).resolve().parent.parent
 _PACKAGES = ("torch", "torchvision", "timm", "diffusers", "transformers", "lightning", "webdataset", "deepspeed")
 _MOST_STARTS = 200
+
+
+class Provenance(StepCallback):
+    """Writes what a run's folder says of it, when it begins and beside its checkpoints, so that a killed run has it.
+
+    Args:
+        folder: The run's folder.
+        config: The configuration as plain values.
+        every: Optimizer steps between two checkpoints.
+
+    Attributes:
+        has_begun: Whether a first batch came: what failed until then failed because of what the run was told.
+    """
+
+    def __init__(self, folder: Path, config: Mapping[str, Any], every: int):
+        self.folder, self.config, self.every = folder, config, every
+        self.has_begun = False
+
+    def on_start(self, trainer: Trainer, stage: Any) -> None:
+        """Note configuration, commit and versions; a full disk does not keep a run from going on."""
+        if not trainer.is_global_zero:
+            return
+        try:
+            note_config(self.folder / "config.yaml", self.config)
+            note_start(self.folder, trainer.global_step, trainer.world_size)
+        except OSError as error:
+            print(f"config.yaml and run.json NOT WRITTEN: {error}; training goes on", flush=True)
+        self._write_card()
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """A batch came."""
+        self.has_begun = True
+
+    def on_step(self, trainer: Trainer, stage: Any, step: int) -> None:
+        """Bring the card up to date beside a checkpoint."""
+        if trainer.is_global_zero and is_due(step, self.every, trainer):
+            self._write_card()
+
+    def _write_card(self) -> None:
+        try:
+            write_card(self.folder, self.config)
+        except OSError as error:
+            print(f"README.md of the run NOT WRITTEN: {error}; training goes on", flush=True)
+
+
+def note_config(path: Path, config: Mapping[str, Any]) -> None:
+    """Write the effective configuration, and say what differs from the run's earlier one."""
+    new = dict(flatten(config))
+    old = _earlier(path)
+    if old is not None:
+        for name in sorted(old.keys() | new.keys()):
+            if old.get(name) != new.get(name):
+                print(f"changed: {name}: {old.get(name)} -> {new.get(name)}", flush=True)
+    with atomic_path(path) as temporary:
+        temporary.write_text(yaml.safe_dump(dict(config), sort_keys=False))
+
+
+def _earlier(path: Path) -> dict[str, Any] | None:
+    """Dotted names and values of the run's earlier configuration; None where there is none, or it is damaged."""
+    try:
+        return dict(flatten(yaml.safe_load(path.read_text()) or {}))
+    except (OSError, ValueError, AttributeError, yaml.YAMLError):
+        return None
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted names and values of a nested mapping."""
+    for name, value in config.items():
+        if isinstance(value, Mapping) and value:
+            yield from flatten(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
 
 
 def note_start(folder: Path, step: int, processes: int) -> None:

@@ -4,7 +4,7 @@ import csv
 import math
 import os
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +23,22 @@ _HEADER = ["step", "metric", "value"]
 def read_metrics(path: Path) -> dict[str, list[tuple[int, float]]]:
     """Read `metrics.csv`: by metric, (step, value) in the order of writing, without half-written lines."""
     found: dict[str, list[tuple[int, float]]] = {}
-    with path.open(newline="") as file:
-        for row in csv.reader(file):
-            try:
-                step, name, value = int(row[0]), row[1], float(row[2])
-            except (IndexError, ValueError):  # the header, or half a line
-                continue
-            found.setdefault(name, []).append((step, value))
+    for (step, name, _), value in _read_rows(path):
+        found.setdefault(name, []).append((int(step), value))
     return found
+
+
+def _read_rows(path: Path) -> Iterator[tuple[list[str], float]]:
+    """Rows that are whole, each with its value; the header, half a line or what a power cut left is passed over."""
+    text = path.read_text(encoding="utf-8", errors="replace").replace("\0", "\ufffd")
+    for row in csv.reader(text.splitlines()):
+        try:
+            int(row[0])
+            value = float(row[2])
+        except (IndexError, ValueError):
+            continue
+        if len(row) == 3:
+            yield row, value
 
 
 def best_of(path: Path, metric: str, steps: Collection[int]) -> tuple[int, float] | None:
@@ -55,21 +63,23 @@ class MetricsFile:
 
     def cut_after(self, step: int) -> None:
         """Forget lines of later steps, and start the file if there is none."""
-        rows: list[list[str]] = []
-        if self.path.exists():
-            with self.path.open(newline="") as file:
-                rows = [row for row in list(csv.reader(file))[1:] if len(row) == 3 and int(row[0]) <= step]
-        with atomic_path(self.path) as temporary, temporary.open("w", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerows([_HEADER, *rows])
+        found = [row for row, _ in _read_rows(self.path)] if self.path.exists() else []
+        rows = [row for row in found if int(row[0]) <= step]
+        try:
+            with atomic_path(self.path) as temporary, temporary.open("w", newline="") as file:
+                csv.writer(file, lineterminator="\n").writerows([_HEADER, *rows])
+        except OSError as error:
+            print(f"{self.path.name} NOT CUT after step {step}: {error}; training goes on", flush=True)
 
     def append(self, step: int, figures: dict[str, float]) -> None:
         """Write one line for each figure. A full disk costs no line: it comes with the next that can be written."""
         self._unwritten += [[str(step), name, f"{value:.6g}"] for name, value in figures.items()]
         try:
-            length = self.path.stat().st_size
+            length = self.path.stat().st_size if self.path.exists() else 0
             try:
                 with self.path.open("a", newline="") as file:
-                    csv.writer(file, lineterminator="\n").writerows(self._unwritten)
+                    header = [] if length else [_HEADER]  # the disk may have been full from the start
+                    csv.writer(file, lineterminator="\n").writerows([*header, *self._unwritten])
             except OSError:
                 os.truncate(self.path, length)  # no half lines, and none twice
                 raise

@@ -70,8 +70,11 @@ def _summary(folder: Path) -> Iterator[str]:
     checkpoints = [f"{path.name} ({path.stat().st_size / 2**20:.0f} MiB)" for _, path in list_checkpoints(folder)]
     rows["checkpoints"] = ", ".join(checkpoints) or "none yet"
     if (folder / BEST).is_file():
-        best = json.loads((folder / BEST).read_text())
-        rows["best checkpoint"] = f"{best['checkpoint']}: {best['metric']} {best['value']:.6g}"
+        try:
+            best = json.loads((folder / BEST).read_text())
+            rows["best checkpoint"] = f"{best['checkpoint']}: {best['metric']} {best['value']:.6g}"
+        except (OSError, ValueError, KeyError, TypeError):
+            rows["best checkpoint"] = f"{BEST} is damaged; the next checkpoint writes it again"
     yield _table(rows)
     if metrics:
         yield "<h2>Latest figures</h2>"

@@ -99,6 +99,9 @@ class SeeCoderStage(Stage):
         super().__init__(optimizer, ema, guard, seed)
         if not 0 <= context_dropout < 1:
             raise ValueError(f"`context_dropout`={context_dropout} must be a probability below 1.")
+        NoiseSchedule.check_gamma(min_snr_gamma)
+        if encoder_size is not None and encoder_size < 32:
+            raise ValueError(f"`encoder_size`={encoder_size} must be at least 32 pixels; null is the latents' size.")
         if gradient_checkpointing == "auto":
             raise ValueError(
                 "`gradient_checkpointing`=auto is chosen by `python -m train fit`; name the parts: (), "

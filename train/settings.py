@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, Literal
 
+ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
 ZERO_STAGES = {"deepspeed_stage_1": 1, "deepspeed_stage_2": 2}  # by the strategy's name
 
 
@@ -136,7 +137,7 @@ class RunSettings:
         global_batch: Samples of each optimizer step over all processes; when given, `accumulate` follows from it.
         precision: Lightning's name: "32-true" or "bf16-mixed". "bf16-true" is refused: it would round the noise
             schedule.
-        accelerator: Lightning's name: "auto", "cpu", "gpu".
+        accelerator: Lightning's name: "auto", "cpu", "gpu", "cuda" or "mps".
         devices: Processes on this node.
         num_nodes: Nodes.
         strategy: Lightning's name: "auto", "ddp", "deepspeed_stage_1" (AdamW's state is shared out over processes),
@@ -185,6 +186,17 @@ class RunSettings:
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}`={getattr(self, name)} must be at least 1.")
+        for name in ("threads", "global_batch"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"`{name}`={value} must be at least 1, or null.")
+        if self.global_batch is not None and self.accumulate != 1:
+            raise ValueError(
+                f"`accumulate`={self.accumulate} and `global_batch`={self.global_batch} are both given; the second "
+                "decides the first. Leave one out."
+            )
+        if self.accelerator not in ACCELERATORS:
+            raise ValueError(f"`accelerator`={self.accelerator!r} is unknown; use {', '.join(ACCELERATORS)}.")
         self._check_strategy()
         if self.evaluate_every < 0:
             raise ValueError(f"`evaluate_every`={self.evaluate_every} must not be negative.")
@@ -199,11 +211,14 @@ class RunSettings:
         return ZERO_STAGES.get(self.strategy, 0)
 
     def _check_strategy(self) -> None:
+        known = ("auto", "ddp", *ZERO_STAGES)
         if self.strategy.startswith(("deepspeed", "fsdp")) and not self.zero_stage:
             raise ValueError(
                 f"`strategy`={self.strategy} is not supported: guard, average and checkpoints need the trained weights "
                 f"whole on each device. Use ddp, or {' or '.join(ZERO_STAGES)}, which share out AdamW's state."
             )
+        if self.strategy not in known:
+            raise ValueError(f"`strategy`={self.strategy!r} is unknown; use {', '.join(known)}.")
         if self.zero_stage and self.precision == "16-mixed":
             raise ValueError(
                 f"`precision`=16-mixed is not supported with `strategy`={self.strategy}, which would scale the loss "
@@ -236,11 +251,16 @@ class RunSettings:
                 )
 
     def check_installed(self) -> None:
-        """Refuse a strategy that cannot be had here; a plan may still be made.
+        """Refuse what cannot be had here; a plan may still be made.
 
         Raises:
-            ValueError: DeepSpeed is asked for, but not installed.
+            ValueError: A GPU is asked for, but there is none; or DeepSpeed, but it is not installed.
         """
+        if self.accelerator in ("gpu", "cuda", "mps") and not _has_gpu(self.accelerator):
+            raise ValueError(
+                f"`accelerator`={self.accelerator}, but torch finds no such device here; use --run.accelerator cpu for "
+                "a trial, and --run.precision 32-true where the CPU is slow in bfloat16."
+            )
         if self.zero_stage and find_spec("deepspeed") is None:
             raise ValueError(
                 f"`strategy`={self.strategy} needs DeepSpeed, which is not installed: pip install "
@@ -265,3 +285,12 @@ class RunSettings:
                 f"({self.num_nodes} nodes x {self.devices} devices x {batch_size}); change data.init_args.batch_size."
             )
         return self.global_batch // at_once
+
+
+def _has_gpu(accelerator: str) -> bool:
+    """Whether torch sees a device of this kind."""
+    import torch
+
+    return (accelerator != "mps" and torch.cuda.is_available()) or (
+        accelerator != "cuda" and torch.backends.mps.is_available()
+    )

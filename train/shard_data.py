@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from data.shards.addresses import shown
 from data.shards.dataset import ShardLoader
 from data.shards.maps import MAPS_CACHED, MapsSource, WithMaps, check_maps, column, has_maps
 from data.shards.moments import CACHED, MEAN, STD, MomentsSource, WithMoments, check_moments
@@ -62,9 +63,12 @@ class ShardPictures(StageData):
         seed: int = 0,
     ):
         super().__init__(batch_size, seed)
+        check_reading(num_workers, window, ceiling, held_out, held_out_shards, held_out_world)
         self.places = shards if isinstance(shards, list) else [shards]
         if cache is None:
-            open_shards(list(self.places))  # a missing folder is said before anything else is loaded
+            for places in (self.places, _listed(held_out_shards)):  # a missing folder is said before anything is loaded
+                if places:
+                    open_shards([*places])
         self.transform = SquarePicture(image_size, crop=crop, flip=flip, seed=seed)
         self.num_workers, self.window, self.ceiling, self.cache = num_workers, window, ceiling, cache
         self.cached_moments, self.cached_maps = cached_moments, cached_maps
@@ -72,7 +76,7 @@ class ShardPictures(StageData):
         if held_out_world:
             check_scenes(self.places, seed + HELD_OUT_SEED)
         elif held_out_shards is not None:
-            check_apart(self.places, held_out_shards if isinstance(held_out_shards, list) else [held_out_shards])
+            check_apart(self.places, _listed(held_out_shards))
         self.num_held_out, self.held_out_world = held_out, held_out_world
 
     def setup(self, stage: str) -> None:
@@ -89,7 +93,7 @@ class ShardPictures(StageData):
 
     def _read_held_out(self, places: str | list[str]) -> Tensor:
         transform = SquarePicture(self.transform.size)
-        given: list[str | Path] = [*places] if isinstance(places, list) else [places]
+        given: list[str | Path] = [*_listed(places)]
         size = min(self.num_held_out, 16)
         loader = ShardLoader(
             given, transform, size, rank=0, world_size=1, shuffle=False, endless=False, cache=self.cache
@@ -155,6 +159,33 @@ class ShardPictures(StageData):
         if source is not None:
             check_maps(shards, self.transform, source)
         return source
+
+
+def check_reading(
+    num_workers: int,
+    window: int,
+    ceiling: float,
+    held_out: int,
+    held_out_shards: str | list[str] | None,
+    held_out_world: bool,
+) -> None:
+    """Refuse arguments of `ShardPictures` that no shards could make right.
+
+    Raises:
+        ValueError: With name and value.
+    """
+    for name, value, least in (("num_workers", num_workers, 0), ("window", window, 1), ("held_out", held_out, 0)):
+        if value < least:
+            raise ValueError(f"`{name}`={value} must be at least {least}.")
+    if not 0 <= ceiling <= 1:
+        raise ValueError(f"`ceiling`={ceiling} must be a share in [0, 1], such as 0.01 for one sample in a hundred.")
+    if held_out_world and held_out_shards is not None:
+        places = ", ".join(shown(place) for place in _listed(held_out_shards))
+        raise ValueError(f"`held_out_shards`={places} and `held_out_world` are both given; leave one out.")
+
+
+def _listed(places: str | list[str] | None) -> list[str]:
+    return [] if places is None else list(places) if isinstance(places, list) else [places]
 
 
 class _Keyed:

@@ -1,7 +1,10 @@
 """Being told to stop, or running out of time, ends a run cleanly: one checkpoint, after the same step everywhere."""
 
 import signal
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -10,6 +13,32 @@ from lightning.pytorch import LightningModule, Trainer
 
 from data.shards.signals import STOP_SIGNALS
 from train.callbacks import StepCallback
+
+
+class ToldToStop(BaseException):
+    """A signal came before training listens: there is nothing to save yet."""
+
+
+@contextmanager
+def leaving_on_signals() -> Iterator[None]:
+    """Raise `ToldToStop` where a signal comes inside the block; until `Termination` takes over.
+
+    Loading large weights takes minutes, and a scheduler that preempts a run in them must see that it was told to stop,
+    not that it failed.
+    """
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        raise ToldToStop
+
+    if threading.current_thread() is not threading.main_thread():  # others cannot listen
+        yield
+        return
+    previous = {number: signal.signal(number, leave) for number in STOP_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 class Termination(StepCallback):

@@ -2,6 +2,7 @@
 
 import logging
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +15,25 @@ from train.settings import RunSettings
 from train.termination import Termination
 
 
-class _GuardFolder(Callback):
-    """Tells the stage's guard where to note skipped steps."""
+class _Folder(Callback):
+    """Makes the run's folder, and tells the stage's guard to note skipped steps there."""
 
     def __init__(self, folder: Path):
         self.folder = folder
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
         guard: Any = pl_module.guard
         guard.folder, guard.rank = self.folder, trainer.global_rank
 
 
-def build_trainer(run: RunSettings, batch_size: int) -> tuple[Trainer, Termination]:
+def build_trainer(run: RunSettings, batch_size: int, more: Sequence[Callback] = ()) -> tuple[Trainer, Termination]:
     """Make the trainer of a run.
 
     Args:
         run: Its settings.
         batch_size: Samples of one micro-batch of one process.
+        more: Callbacks that act after our own.
 
     Returns:
         The trainer, and the callback that knows whether it was told to stop.
@@ -45,11 +48,12 @@ def build_trainer(run: RunSettings, batch_size: int) -> tuple[Trainer, Terminati
     recorder = Recorder(folder, run.log_every, samples_a_step)
     termination = Termination(run.max_minutes)
     callbacks = [  # the order matters: stop flag, log, evaluation and export, checkpoint, waiting
-        _GuardFolder(folder),
+        _Folder(folder),
         termination,
         recorder,
         Evaluation(folder, recorder, termination, run.evaluate_every, run.checkpoint_every),
         Checkpoints(writer, folder, run.checkpoint_every, run.keep_checkpoints, run.keep_steps, run.keep_best),
+        *more,
         DataWait(recorder),
     ]
     strategy, precision, plugins = _how_to_train(run, batch_size)

@@ -14,7 +14,7 @@ from data.shards.pictures import Transform, UnusableSample
 from data.shards.plan import Plan
 from data.shards.reading import BadSample, ShardReader
 from data.shards.remote import Fetcher
-from data.shards.skips import Skip, category
+from data.shards.skips import NoReadableSample, Skip, category
 from seecoder.images import ImageError
 
 SKIPS = "_skips"  # travels from the worker to the loader inside the batch, and is taken out there
@@ -82,7 +82,7 @@ class ShardBatches(Dataset[dict[str, Any]]):
                 ids = {"sample_id": torch.tensor(sample_id), "epoch": torch.tensor(epoch)}
                 return example | ids | {"valid": self.endless or attempt == 0}
         first = skips[-1].detail if skips else "see the log"
-        raise RuntimeError(
+        raise NoReadableSample(
             f"No readable sample in {_MOST_SUBSTITUTES} attempts at position {position} ({first}). Check that the "
             "shards are where the manifest says."
         )

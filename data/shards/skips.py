@@ -27,6 +27,10 @@ class TooManySkipped(RuntimeError):
     """More samples could not be read than is tolerated."""
 
 
+class NoReadableSample(RuntimeError):
+    """Not one of many samples could be read: the shards are gone, or of another kind."""
+
+
 class Skip(NamedTuple):
     """One sample that could not be read.
 

@@ -1,9 +1,14 @@
+import os
+import shutil
+import signal
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
-from train.cli import build_parser, main
+from data.shards.skips import NoReadableSample
+from train.cli import _complain, build_parser, main
 from train.settings import RunSettings
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
@@ -56,6 +61,21 @@ BAD = [
     (["--data.init_args.shards", "/no/such/folder"], "/no/such/folder"),
     (["--data.init_args.batch_size", "0"], "batch_size"),
     (["--run.global_batch", "7"], "global_batch"),
+    (["--run.global_batch", "0"], "`global_batch`=0"),
+    (["--run.global_batch", "4", "--run.accumulate", "3"], "`accumulate`=3"),
+    (["--run.accelerator", "abacus"], "`accelerator`='abacus'"),
+    (["--run.strategy", "fastest"], "`strategy`='fastest'"),
+    (["--run.threads", "0"], "`threads`=0"),
+    (["--data.init_args.num_workers", "-1"], "`num_workers`=-1"),
+    (["--data.init_args.num_workers", "7"], "7 readers"),
+    (["--data.init_args.window", "0"], "`window`=0"),
+    (["--data.init_args.ceiling", "2"], "`ceiling`=2"),
+    (["--data.init_args.image_size", "30"], "30 must be a multiple of 4"),
+    (["--data.init_args.held_out", "-1"], "`held_out`=-1"),
+    (["--data.init_args.held_out_shards", "/no/such/held/out"], "/no/such/held/out"),
+    (["--data.init_args.held_out_world", "no", "--data.init_args.held_out_shards", "/no/such/held/out"], "/no/such"),
+    (["--stage.init_args.encoder_size", "30"], "`encoder_size`=30"),
+    (["--stage.init_args.min_snr_gamma", "-1"], "`min_snr_gamma`=-1"),
     (["--config", "/no/such/config.yaml"], "config"),
 ]
 
@@ -67,6 +87,70 @@ def test_bad_input_is_one_line_and_exit_code_2(settings, fit, capsys, tmp_path, 
     assert len(lines) == 1
     assert lines[0].startswith("python -m train: ")
     assert named in lines[0]
+    assert not (tmp_path / "run").exists()
+
+
+PLANNED = ("global_batch", "accelerator", "strategy", "threads", "num_workers", "window", "ceiling", "image_size")
+PLANNED += ("held_out", "encoder_size", "min_snr_gamma")
+
+
+@pytest.mark.parametrize(
+    "arguments", [arguments for arguments, _ in BAD if arguments[-2].endswith(PLANNED)], ids=" ".join
+)
+def test_a_plan_refuses_what_the_run_refuses(settings, fit, capsys, arguments):
+    assert fit(settings(), *arguments, "--plan") == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_a_gpu_that_is_not_there_is_one_line(settings, fit, capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert fit(settings(), "--run.accelerator", "gpu") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "`accelerator`=gpu" in line
+    assert "--run.accelerator cpu" in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(settings, fit, capsys, tmp_path):
+    (tmp_path / "file").touch()
+    assert fit(settings(**{"run.folder": str(tmp_path / "file" / "run")})) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert str(tmp_path / "file") in line
+
+
+def test_what_goes_wrong_in_training_keeps_its_traceback(settings, fit, monkeypatch):
+    from train.seecoder import SeeCoderStage
+
+    def wrong(stage, batch):
+        raise ValueError("a mistake of ours")
+
+    monkeypatch.setattr(SeeCoderStage, "loss", wrong)
+    with pytest.raises(ValueError, match="a mistake of ours"):
+        fit(settings())
+
+
+def test_shards_of_which_nothing_can_be_read_end_a_run_in_one_line(settings, fit, shards, tmp_path, capfd):
+    gone = tmp_path / "gone"
+    shutil.copytree(shards, gone)
+    for shard in gone.glob("*.tar"):
+        shard.write_bytes(bytes(shard.stat().st_size))
+    assert fit(settings(**{"data.init_args.shards": str(gone), "data.init_args.ceiling": 1.0})) == 1
+    assert "No readable sample" in capfd.readouterr().err.splitlines()[-1]
+
+
+def test_a_readers_traceback_is_left_out(capsys):
+    wrapped = "Caught NoReadableSample in DataLoader worker process 0.\nOriginal Traceback\nx.NoReadableSample: gone"
+    assert _complain(NoReadableSample(wrapped), 1) == 1
+    assert capsys.readouterr().err == "python -m train: gone\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_while_weights_are_loaded_ends_with_143(settings, fit, monkeypatch, tmp_path, number):
+    before = signal.getsignal(number)
+    monkeypatch.setattr("train.seecoder.load_base", lambda *_: os.kill(os.getpid(), number))
+    assert fit(settings()) == 143
+    assert signal.getsignal(number) == before
     assert not (tmp_path / "run").exists()
 
 

@@ -100,3 +100,16 @@ def test_state_of_an_earlier_version_is_taken():
     guard = GradientGuard(GuardSettings())
     guard.load_state_dict({"skipped": 3, "skipped_in_a_row": 1, "mean_norm": 0.5})
     assert (guard.skipped, guard.mean_loss) == (3, 0.0)
+
+
+def test_a_full_disk_costs_the_note_of_a_skipped_step_not_the_run(tmp_path, capsys):
+    (tmp_path / "skipped_steps.jsonl").symlink_to("/dev/full")
+    guard = GradientGuard(GuardSettings())
+    guard.folder = tmp_path
+    guard.remember({"keys": torch.tensor([[0, 7]])})
+    guard.check(Gradients(weights(float("nan"))), 3, None)
+    said = capsys.readouterr().out
+    assert "NOT NOTED" in said
+    assert '"samples": [[0, 7]]' in said, "the log has them in its place"
+    guard.check(Gradients(weights(1.0)), 4, None)
+    assert guard.skipped_in_a_row == 0

@@ -92,6 +92,8 @@ BAD = [
     (["--data.init_args.image_size", "34"], ["34", "multiple of 4"]),
     (["--hardware.device", "abacus"], ["abacus", "a100"]),
     (["--hardware.efficiency", "2"], ["efficiency`=2"]),
+    (["--hardware.tflops", "-3"], ["tflops`=-3"]),
+    (["--hardware.memory_gib", "0"], ["memory_gib`=0"]),
     ([*HUGE, "--data.init_args.batch_size", "1000"], ["1000", "0.5 GiB", "not even one fits"]),
     ([*HUGE, "--hardware.memory_gib", "1.1", "--data.init_args.batch_size", "2000"], ["2000", "1.1 GiB", "at most"]),
     (["--stage.init_args.base", "/no/such/folder"], ["/no/such/folder"]),
@@ -104,6 +106,17 @@ def test_impossible_settings_are_refused_with_the_numbers(settings, plan, capsys
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1
     assert all(word in lines[0] for word in named), lines[0]
+
+
+def test_held_out_shards_are_part_of_the_plan(settings, plan, capsys, held_out_shards, shards):
+    for places, code, said in (
+        (str(held_out_shards), 0, f"held out 4 samples of {held_out_shards}\n"),
+        ("/not/built/yet", 0, "held out 4 samples of /not/built/yet; /not/built/yet not built yet"),
+        (str(shards), 2, "would train on what it is evaluated with"),
+    ):
+        own = {"data.init_args.held_out_world": False, "data.init_args.held_out_shards": places}
+        assert plan(settings(**own)) == code
+        assert said in "".join(capsys.readouterr())
 
 
 def test_shards_without_samples_are_refused(settings, plan, capsys, shards, tmp_path):

@@ -1,7 +1,7 @@
 import csv
 
 import train.records
-from train.records import MetricsFile
+from train.records import MetricsFile, read_metrics
 
 
 def rows(path):
@@ -48,3 +48,27 @@ def test_what_a_full_disk_had_no_place_for_comes_later(tmp_path, monkeypatch, ca
     file.append(4, {"loss": 1.0})
     values = [["1", "loss", "0.5"], ["2", "loss", "0.25"], ["3", "loss", "0.125"], ["4", "loss", "1"]]
     assert rows(file.path)[1:] == values
+
+
+def test_what_a_power_cut_left_is_passed_over(tmp_path):
+    file = MetricsFile(tmp_path / "metrics.csv")
+    file.cut_after(0)
+    file.append(1, {"loss": 0.5})
+    with file.path.open("ab") as torn:
+        torn.write(bytes(40) + b"\n5,loss\n\xff\xfe,loss,0.3\n2,loss,0.25\n")
+    assert read_metrics(file.path) == {"loss": [(1, 0.5), (2, 0.25)]}
+    file.cut_after(9)
+    assert rows(file.path)[1:] == [["1", "loss", "0.5"], ["2", "loss", "0.25"]]
+
+
+def test_a_disk_that_is_full_at_the_start_costs_lines_not_the_run(tmp_path, monkeypatch, capsys):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    file = MetricsFile(tmp_path / "metrics.csv")
+    with monkeypatch.context() as patch:
+        patch.setattr(train.records, "atomic_path", full)
+        file.cut_after(0)
+    assert "NOT CUT" in capsys.readouterr().out
+    file.append(1, {"loss": 0.5})
+    assert rows(file.path) == [["step", "metric", "value"], ["1", "loss", "0.5"]]

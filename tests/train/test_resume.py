@@ -15,7 +15,8 @@ from lightning.pytorch import Callback
 
 import train.trainer
 from tests.train.same_training import assert_equal
-from train.checkpoints import list_checkpoints
+from train.checkpoints import is_complete, list_checkpoints
+from train.cli import main
 
 ROOT = Path(__file__).parents[2]
 
@@ -78,6 +79,73 @@ def test_a_torn_checkpoint_is_passed_over(settings, fit, load, tmp_path):
     newest.write_bytes(newest.read_bytes()[: newest.stat().st_size // 2])
     assert fit(settings()) == 0
     assert_equal(whole, load(newest))
+
+
+def test_a_torn_checkpoint_does_not_count_as_a_kept_one(settings, fit, load, tmp_path, capsys):
+    assert fit(settings()) == 0
+    run = tmp_path / "run"
+    whole, newest = load(run / "step-00000006.ckpt"), run / "step-00000006.ckpt"
+    os.truncate(newest, 1000)
+    short = {"run.keep_checkpoints": 1, "run.checkpoint_every": 1, "run.max_minutes": 1e-9, "run.keep_best": None}
+    assert fit(settings(**short)) == 0
+    assert [(step, is_complete(path)) for step, path in list_checkpoints(run)] == [(5, True)]
+    assert (run / "step-00000006.ckpt.broken").stat().st_size == 1000
+    assert "renamed to step-00000006.ckpt.broken" in capsys.readouterr().out
+    assert fit(settings()) == 0
+    assert_equal(whole, load(newest))
+
+
+def test_no_checkpoint_is_from_within_a_row_of_skipped_steps(settings, fit, load, monkeypatch, tmp_path):
+    from train.seecoder import SeeCoderStage
+
+    original, bad = SeeCoderStage.loss, {1, 3, 4, 5, 6}
+    monkeypatch.setattr(
+        SeeCoderStage,
+        "loss",
+        lambda stage, batch: original(stage, batch) * (float("nan") if stage.global_step in bad else 1),
+    )
+    guard = {"max_skipped_in_a_row": 2}
+    config = settings(**{"run.checkpoint_every": 2, "run.max_steps": 9, "stage.init_args.guard": guard})
+    assert fit(config) == 1
+    run = tmp_path / "run"
+    steps = [step for step, _ in list_checkpoints(run)]
+    assert steps == [3], "that of step 2 waited for the next good one, and none came since"
+    assert load(run / "step-00000003.ckpt")["guard"]["skipped_in_a_row"] == 0
+    bad.clear()
+    assert fit(config) == 0
+
+
+def test_a_metric_that_is_not_there_is_said_once(settings, fit, capsys):
+    assert fit(settings(**{"run.keep_best": "held_out_los"})) == 0
+    said = [line for line in capsys.readouterr().out.splitlines() if "held_out_los`" in line]
+    assert len(said) == 1
+    assert "held_out_loss," in said[0], "with those that there are"
+
+
+def test_a_killed_run_has_its_card_and_configuration(settings, killed_after, tmp_path):
+    killed_after(5, settings(**AWARE))
+    run = tmp_path / "run"
+    assert "| steps | 2 of 6 |" in (run / "README.md").read_text()
+    assert yaml.safe_load((run / "config.yaml").read_text())["run"]["max_steps"] == 6
+    (run / "config.yaml").write_text("run: {")
+    (run / "best.json").write_text("{")
+    assert main(["report", str(run)]) == 0
+    assert "is damaged" in (run / "report.html").read_text()
+    killed_after(1, settings(**AWARE))
+    assert yaml.safe_load((run / "config.yaml").read_text())["run"]["max_steps"] == 6
+
+
+def test_a_full_disk_at_the_start_costs_notes_not_the_run(settings, fit, monkeypatch, capsys, tmp_path):
+    import train.provenance
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(train.provenance, "atomic_path", full)
+    assert fit(settings()) == 0
+    said = capsys.readouterr().out
+    assert "config.yaml and run.json NOT WRITTEN: [Errno 28] No space left on device" in said
+    assert is_complete(tmp_path / "run" / "step-00000006.ckpt")
 
 
 def test_a_finished_run_is_left_alone_and_can_be_extended(settings, fit, load, tmp_path, capsys):
