@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, Literal
 
+PRECISIONS = ("32-true", "bf16-mixed")
 ZERO_STAGES = {"deepspeed_stage_1": 1, "deepspeed_stage_2": 2}  # by the strategy's name
 
 
@@ -134,8 +135,8 @@ class RunSettings:
         max_minutes: Save and stop cleanly after this much time; the run can be continued. None: no limit.
         accumulate: Micro-batches of each optimizer step.
         global_batch: Samples of each optimizer step over all processes; when given, `accumulate` follows from it.
-        precision: Lightning's name: "32-true" or "bf16-mixed". "bf16-true" is refused: it would round the noise
-            schedule.
+        precision: Lightning's name: "32-true" or "bf16-mixed". Others are refused: "16-mixed" scales the loss behind
+            the guard's back, "bf16-true" would round the noise schedule.
         accelerator: Lightning's name: "auto", "cpu", "gpu".
         devices: Processes on this node.
         num_nodes: Nodes.
@@ -158,7 +159,7 @@ class RunSettings:
     max_minutes: float | None = None
     accumulate: int = 1
     global_batch: int | None = None
-    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    precision: str = "32-true"
     accelerator: str = "auto"
     devices: int = 1
     num_nodes: int = 1
@@ -185,6 +186,7 @@ class RunSettings:
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}`={getattr(self, name)} must be at least 1.")
+        self._check_precision()
         self._check_strategy()
         if self.evaluate_every < 0:
             raise ValueError(f"`evaluate_every`={self.evaluate_every} must not be negative.")
@@ -198,16 +200,19 @@ class RunSettings:
         """Stage of DeepSpeed's ZeRO: 1 or 2; 0 for other strategies."""
         return ZERO_STAGES.get(self.strategy, 0)
 
+    def _check_precision(self) -> None:
+        # Under 16-mixed the guard would judge scaled gradients, and the scaler would end the run where it drops a step.
+        if self.precision not in PRECISIONS:
+            raise ValueError(
+                f"`precision`={self.precision} is not supported; use bf16-mixed or 32-true: 16-mixed would scale the "
+                "loss behind the guard's back, bf16-true or 16-true would round the noise schedule."
+            )
+
     def _check_strategy(self) -> None:
         if self.strategy.startswith(("deepspeed", "fsdp")) and not self.zero_stage:
             raise ValueError(
                 f"`strategy`={self.strategy} is not supported: guard, average and checkpoints need the trained weights "
                 f"whole on each device. Use ddp, or {' or '.join(ZERO_STAGES)}, which share out AdamW's state."
-            )
-        if self.zero_stage and self.precision == "16-mixed":
-            raise ValueError(
-                f"`precision`=16-mixed is not supported with `strategy`={self.strategy}, which would scale the loss "
-                "behind the guard's back; use bf16-mixed or 32-true, or ddp."
             )
 
     def unreached(self, optimizer: OptimizerSettings, adversary_start: int | None = None) -> Iterator[str]:
