@@ -13,7 +13,7 @@ from train.caches import check_caches, find_caches
 from train.costs import Costs, count_costs
 from train.hardware import GIB, Cluster, Hardware
 from train.known_bases import BaseSizes, base_sizes
-from train.memory import AUTO, DeviceMemory, device_memory, fewest_checkpointed, trained_bytes
+from train.memory import AUTO, RESERVE, DeviceMemory, device_memory, fewest_checkpointed, trained_bytes
 from train.scaling import exchange_seconds
 from train.settings import OptimizerSettings, RunSettings
 
@@ -287,6 +287,12 @@ def _memory(
             f"`batch_size`={batch_size} needs an estimated {_bytes(memory.total)}, a {hardware.name(run)} has "
             f"{_bytes(limit)}: {advice}. Lower it (run.global_batch keeps the step's size), or checkpoint more "
             "(stage.init_args.gradient_checkpointing)."
+        )
+    if not memory.leaves_reserve(limit):
+        most = max(0, memory.most_pictures((1 - RESERVE) * limit))
+        yield (
+            f"note     less than {100 * RESERVE:g} % of the memory stays free for fragmentation, NCCL and CUDA, which "
+            f"vary; a `batch_size` of {most} would leave that"
         )
 
 
