@@ -10,9 +10,9 @@ import torch
 from torch.nn import functional
 
 from seecoder.modules.query_transformer import INITIAL_BRANCH
+from train.context_gaps import token_similarity
 from train.cpu_attention import float32_attention
 from train.encoder_weights import seeded_encoder
-from train.seecoder import token_similarity
 
 SIDE = 512  # of the picture whose maps' shapes are taken
 SEQUENCES = ((64, 64), (64, 12), (12, 12))  # queries and keys

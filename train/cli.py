@@ -144,7 +144,8 @@ def choose_checkpointing(config: Namespace) -> None:
     if options.get("gradient_checkpointing") != "auto":
         return
     from train.known_bases import base_sizes
-    from train.planning import count_chosen, open_if_there, plain
+    from train.planned_data import open_if_there
+    from train.planning import count_chosen, plain
 
     sizes = base_sizes(options.base)
     if sizes is None:

@@ -13,6 +13,7 @@ AUTO = "auto"  # in place of parts that recompute: as few as the memory allows
 _FEWEST_FIRST: tuple[tuple[str, ...], ...] = ((), ("encoder",), ("encoder", "unet"))
 _CONTEXT_GIB = 1.0  # what CUDA, cuDNN and NCCL take before the first tensor
 _FRAGMENTATION = 1.1  # the caching allocator's loss, on activations
+RESERVE = 0.05  # share of a device that stays free: fragmentation, NCCL's buffers and CUDA's context are only estimated
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,10 @@ class DeviceMemory:
     def total(self) -> float:
         """All of it."""
         return self.frozen + self.trained + self.context + self.pictures * self.picture
+
+    def leaves_reserve(self, limit: float) -> bool:
+        """Whether `RESERVE` of a device's memory stays free."""
+        return self.total <= (1 - RESERVE) * limit
 
     def most_pictures(self, limit: float) -> int:
         """Pictures of a micro-batch that would fit."""
@@ -85,6 +90,8 @@ def trained_bytes(trained: int, run: RunSettings, has_average: bool) -> float:
 def fewest_checkpointed(memory: Callable[[tuple[str, ...]], DeviceMemory], limit: float) -> tuple[str, ...]:
     """Parts that have to recompute their activations, which costs time, so that a device's memory is enough.
 
+    Enough leaves `RESERVE` free: a run that dies of its memory after a day has lost more than recomputing costs.
+
     Args:
         memory: What a device holds if these parts recompute.
         limit: Its memory in bytes.
@@ -92,4 +99,4 @@ def fewest_checkpointed(memory: Callable[[tuple[str, ...]], DeviceMemory], limit
     Returns:
         As few as possible; all, if even that is not enough.
     """
-    return next((parts for parts in _FEWEST_FIRST if memory(parts).total <= limit), _FEWEST_FIRST[-1])
+    return next((parts for parts in _FEWEST_FIRST if memory(parts).leaves_reserve(limit)), _FEWEST_FIRST[-1])

@@ -3,25 +3,18 @@
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-from data.shards.addresses import shown
 from data.shards.manifest import ShardSet
-from data.shards.opening import open_shards
 from train.caches import check_caches, find_caches
 from train.costs import Costs, count_costs
 from train.hardware import GIB, Cluster, Hardware
-from train.held_out import check_apart
 from train.known_bases import BaseSizes, base_sizes
-from train.memory import AUTO, DeviceMemory, device_memory, fewest_checkpointed, trained_bytes
+from train.memory import AUTO, RESERVE, DeviceMemory, device_memory, fewest_checkpointed, trained_bytes
 from train.noise_schedule import NoiseSchedule
+from train.planned_data import Impossible, open_if_there, say_held_out, say_shards
 from train.scaling import exchange_seconds
 from train.settings import OptimizerSettings, RunSettings
-
-
-class Impossible(ValueError):
-    """A run that cannot work, with the numbers."""
 
 
 def make_plan(run: RunSettings, stage: Any, data: Any, hardware: Hardware) -> Iterator[str]:
@@ -49,11 +42,11 @@ def make_plan(run: RunSettings, stage: Any, data: Any, hardware: Hardware) -> It
     )
     yield from _steps(run, options)
     shards = open_if_there(source)
-    yield from _held_out(data.class_path, source)
+    yield from say_held_out(data.class_path, source)
     is_counted = stage.class_path.endswith(".SeeCoderStage")
     if is_counted and shards is not None:
         check_caches(options, source, shards)
-    yield from _shards(run, options if is_counted else None, source, shards, step)
+    yield from say_shards(run, options if is_counted else None, source, shards, step)
     if not is_counted:
         yield f"costs    not estimated for {stage.class_path}; only train.seecoder.SeeCoderStage is counted"
         return
@@ -144,82 +137,6 @@ def _steps(run: RunSettings, options: Mapping[str, Any]) -> Iterator[str]:
         if step < run.max_steps
     ]
     yield f"rate     {', '.join(rates)} (step: learning rate)"
-
-
-def open_if_there(source: Mapping[str, Any]) -> ShardSet | None:
-    """Open a run's shards; None where they lie on a server or are not built yet."""
-    given: list[str | Path] = [*_places(source)]
-    if not given or not all(Path(place).exists() for place in given):
-        return None
-    return open_shards(given)
-
-
-def _held_out(class_path: str, source: Mapping[str, Any]) -> Iterator[str]:
-    """What evaluation will use.
-
-    Raises:
-        ValueError: Arguments of the data source are impossible, or held-out shards are those of the training.
-    """
-    if not class_path.endswith(".ShardPictures"):
-        return
-    from train.shard_data import check_reading
-
-    places = source["held_out_shards"]
-    settings = (source[name] for name in ("num_workers", "window", "ceiling", "held_out"))
-    check_reading(*settings, held_out_shards=places, held_out_world=source["held_out_world"])
-    if places is None:
-        return
-    listed = places if isinstance(places, list) else [places]
-    check_apart([*_places(source)], listed)
-    missing = [place for place in listed if "://" not in place and not Path(place).exists()]
-    note = f"; {', '.join(missing)} not built yet, and `fit` will want it" if missing else ""
-    yield f"held out {source['held_out']} samples of {', '.join(shown(place) for place in listed)}{note}"
-
-
-def _places(source: Mapping[str, Any]) -> list[str]:
-    places = source.get("shards")
-    return [] if places is None else [*places] if isinstance(places, list) else [str(places)]
-
-
-def _shards(
-    run: RunSettings,
-    options: Mapping[str, Any] | None,
-    source: Mapping[str, Any],
-    shards: ShardSet | None,
-    samples_a_step: int,
-) -> Iterator[str]:
-    """Samples, epochs, shards for each reader, and what is cached; `options` are those of a stage that takes caches."""
-    places = source.get("shards")
-    if places is None:
-        count = source.get("pool_size")
-        if count:
-            yield f"data     {count:,} samples in memory, {run.max_steps * samples_a_step / count:.1f} epochs"
-        return
-    processes, workers = run.devices * run.num_nodes, max(1, source.get("num_workers", 0))
-    readers = processes * workers
-    who = f"{readers} readers ({processes} processes x {workers})"
-    if shards is None:
-        raw = "; estimates assume raw pictures, neither latents nor maps cached" if options is not None else ""
-        named = ", ".join(shown(place) for place in _places(source))
-        yield f"data     {named}: not looked at; {who} need at least {readers} shards{raw}"
-        return
-    counts = shards.counts
-    if not sum(counts):
-        raise Impossible(f"the shards of `data.init_args.shards`={places} hold no sample; build them again.")
-    if len(counts) < readers:
-        raise Impossible(
-            f"{len(counts)} shards are fewer than {who}; use fewer data.init_args.num_workers, or make more and "
-            "smaller shards (python -m data.build ... --samples-per-shard N)."
-        )
-    window = source.get("window", 8)
-    cached = ""
-    if options is not None:
-        caches = find_caches(options, source, shards)
-        cached = f"; cached latents beside {caches.latents} of the pictures, backbone maps beside {caches.maps}"
-    yield (
-        f"data     {sum(counts):,} samples in {len(counts):,} shards: {len(counts) / readers:.1f} for each of {who}, "
-        f"{min(window, len(counts))} open at a time; {run.max_steps * samples_a_step / sum(counts):.2f} epochs{cached}"
-    )
 
 
 def check_fit(options: Mapping[str, Any], sizes: BaseSizes, image_size: int) -> None:
@@ -320,6 +237,12 @@ def _memory(
             f"`batch_size`={batch_size} needs an estimated {_bytes(memory.total)}, a {hardware.name(run)} has "
             f"{_bytes(limit)}: {advice}. Lower it (run.global_batch keeps the step's size), or checkpoint more "
             "(stage.init_args.gradient_checkpointing)."
+        )
+    if not memory.leaves_reserve(limit):
+        most = max(0, memory.most_pictures((1 - RESERVE) * limit))
+        yield (
+            f"note     less than {100 * RESERVE:g} % of the memory stays free for fragmentation, NCCL and CUDA, which "
+            f"vary; a `batch_size` of {most} would leave that"
         )
 
 

@@ -8,12 +8,12 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from seecoder.weights import atomic_path
 from train.callbacks import StepCallback, is_due
+from train.shares import Share, gather, means, slowest
 from train.termination import Termination
 
 BEST = "best.json"  # in a run's folder: which checkpoint has the best figure
@@ -92,6 +92,10 @@ class MetricsFile:
 class Recorder(StepCallback):
     """Writes and prints the means that the stage recorded, with throughput.
 
+    A line is of all processes: means of losses and of `data_wait`, the sum of `skipped_samples`. For that they exchange
+    their shares, every few steps. A last line between two of these is the first process's alone, with what the others
+    had skipped until the line before. `skipped_samples` and `skipped_steps` count from the run's first start on.
+
     Args:
         folder: The run's folder.
         every: Optimizer steps between two lines.
@@ -105,6 +109,8 @@ class Recorder(StepCallback):
         self.waited = 0.0  # seconds since the last line that went into waiting for data
         self.alone = 0.0  # those and the forward passes: what a process does without waiting for the others
         self._clock, self._from_step = 0.0, 0
+        self._skipped_before = 0  # samples, at earlier starts of the run
+        self._skipped_elsewhere = 0  # samples, by the other processes until the last exchange
 
     def on_start(self, trainer: Trainer, stage: Any) -> None:
         """Start or continue the file."""
@@ -117,15 +123,33 @@ class Recorder(StepCallback):
         if not is_due(step, self.every, trainer):
             return
         seconds = time.monotonic() - self._clock
-        figures = stage.take_records()
-        figures["images_per_second"] = (step - self._from_step) * self.batch_size / max(seconds, 1e-9)
-        figures["data_wait"] = min(1.0, self.waited / max(seconds, 1e-9))
-        figures |= _skipped(trainer, stage)
+        skipped = _skipped_here(trainer)
+        shares = [Share(self.waited, self.alone, skipped or 0, stage.take_records())]
         if step % self.every == 0:  # told to stop, a process must not begin to wait for the others
-            figures |= _slowest(trainer, self.alone)
+            shares = gather(shares[0], trainer.world_size)
+            self._skipped_elsewhere = sum(share.skipped for share in shares) - (skipped or 0)
+        figures = means(shares)
+        figures["images_per_second"] = (step - self._from_step) * self.batch_size / max(seconds, 1e-9)
+        waited = sum(share.waited for share in shares) / len(shares)
+        figures["data_wait"] = min(1.0, waited / max(seconds, 1e-9))
+        figures["skipped_steps"] = float(stage.guard.skipped)
+        if skipped is not None:
+            figures["skipped_samples"] = float(self._skipped_in_all(skipped))
+        figures |= slowest(shares)
         self._clock, self._from_step = time.monotonic(), step
         self.waited = self.alone = 0.0
         self.write(trainer, step, figures)
+
+    def _skipped_in_all(self, here: int) -> int:
+        return self._skipped_before + self._skipped_elsewhere + here
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Keep the count of samples that could not be read; readers count from zero at each start."""
+        checkpoint["skipped_samples"] = self._skipped_in_all(_skipped_here(trainer) or 0)
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Count on from there."""
+        self._skipped_before = int(checkpoint.get("skipped_samples", 0))
 
     def leave_out(self, seconds: float) -> None:
         """Do not count time that was not spent on training."""
@@ -142,27 +166,10 @@ class Recorder(StepCallback):
         print(f"step {step}/{trainer.max_steps}  {line}", flush=True)
 
 
-def _skipped(trainer: Trainer, stage: Any) -> dict[str, float]:
-    """Steps that the guard threw away, in all; samples that the first process could not read since it started."""
-    loader = getattr(trainer.train_dataloader, "loader", None)
-    skips = getattr(loader, "skips", None)
-    figures = {"skipped_steps": float(stage.guard.skipped)}
-    return figures if skips is None else figures | {"skipped_samples": float(skips.skipped)}
-
-
-def _slowest(trainer: Trainer, seconds: float) -> dict[str, float]:
-    """Which process took longest to read and to compute its losses, and how many times the mean of the others.
-
-    The others wait for it in the exchange of gradients, so that steps take equally long everywhere. On a GPU the losses
-    are computed in the background, and this shows reading alone.
-    """
-    if trainer.world_size == 1:
-        return {}
-    gathered: Any = trainer.strategy.all_gather(torch.tensor(seconds, device=trainer.strategy.root_device))
-    times = gathered.flatten().tolist()
-    slowest = times.index(max(times))
-    others = (sum(times) - times[slowest]) / (len(times) - 1)
-    return {"slowest_process": float(slowest), "slowest_process_times": times[slowest] / max(others, 1e-9)}
+def _skipped_here(trainer: Trainer) -> int | None:
+    """Samples that this process could not read since it started; None where nothing is read from shards."""
+    skips = getattr(getattr(trainer.train_dataloader, "loader", None), "skips", None)
+    return None if skips is None else skips.skipped
 
 
 class DataWait(Callback):

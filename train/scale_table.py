@@ -9,7 +9,8 @@ from data.shards.manifest import ShardSet
 from train.costs import Costs
 from train.hardware import Cluster, Hardware
 from train.known_bases import base_sizes
-from train.planning import check_fit, checkpoint_bytes, count_chosen, open_if_there, plain
+from train.planned_data import open_if_there
+from train.planning import check_fit, checkpoint_bytes, count_chosen, plain
 from train.prediction import SHARDS, TOLERATED, Prediction, Work, predict
 from train.scaling import split_batch
 from train.settings import RunSettings

@@ -10,32 +10,22 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate, normalize
+from torch.nn.functional import interpolate
 
 from data.shards.maps import MAPS_CACHED, MapsSource, column
 from data.shards.moments import CACHED, MEAN, STD, MomentsSource
 from seecoder.checkpoint import tensors_sha256
 from seecoder.weights import atomic_directory
 from train.base import encode_moments, load_base, size_condition
+from train.context_gaps import held_out_figures
 from train.encoder_weights import check_widths, describe_encoder, load_trained, seeded_encoder
 from train.noise import normal, timesteps, uniform
 from train.noise_schedule import NoiseSchedule
 from train.previews import Preview, score_previews, write_sheet
 from train.settings import EmaSettings, GuardSettings, OptimizerSettings
 from train.stage import Stage
-from train.world_data import chunks
 
 NUM_LEVELS = 4  # the log shows the loss in this many equal ranges of timesteps
-HELD_OUT_EPOCH = -1  # held-out samples always get the noise of this epoch, so that evaluations are paired
-
-
-def token_similarity(context: Tensor) -> float:
-    """Mean cosine between different tokens of one picture, (B, N, width) with N > 1: 1 is one token, repeated."""
-    directions = normalize(context.float(), dim=-1)
-    cosines = directions @ directions.transpose(1, 2)  # (B, N, N)
-    count = cosines.shape[-1]
-    own = cosines.diagonal(dim1=1, dim2=2).sum(1)
-    return float(((cosines.sum((1, 2)) - own) / max(1, count * (count - 1))).mean())
 
 
 class SeeCoderStage(Stage):
@@ -241,42 +231,8 @@ class SeeCoderStage(Stage):
     # Evaluation -------------------------------------------------------------------------------------------------------
 
     def evaluate(self) -> dict[str, float]:
-        """Held-out loss with each picture's own context, its neighbour's, and none; and the true tokens' in the world.
-
-        All use the same noise and timesteps, so the differences are almost free of noise: `gap_shuffled` above zero
-        says that the context is used, `gap_true_tokens` is what is still missing. `token_similarity` near 1 says that
-        the tokens of a context have become one and the same.
-        """
-        data = self.data
-        totals: dict[str, float] = {}
-        similarity = 0.0
-        count = len(data.held_out_pixels)
-        if not count:
-            return {}
-        for part in chunks(count, data.batch_size):
-            pixels = data.held_out_pixels[part].to(self.device)
-            numbers = torch.arange(part.start, part.stop)
-            keys = torch.stack([torch.full_like(numbers, HELD_OUT_EPOCH), numbers], dim=1)
-            batch: dict[str, Any] = {"pixels": pixels}
-            batch[MEAN], batch[STD] = self.moments(batch)
-            context, pooled = self.encode(batch, None)
-            contexts: dict[str, tuple[Tensor, Tensor | None]] = {
-                "own": (context, pooled),
-                "shuffled": (context.roll(1, 0), None if pooled is None else pooled.roll(1, 0)),
-                "none": (torch.zeros_like(context), None if pooled is None else torch.zeros_like(pooled)),
-            }
-            if data.held_out_scenes is not None and self.conditioner is not None:
-                contexts["true_tokens"] = self.conditioner(data.held_out_scenes[part]), pooled
-            similarity = similarity + token_similarity(context) * len(pixels) / count
-            for name, condition in contexts.items():
-                total = float(self.errors(batch, keys, *condition)[0].sum())
-                totals[name] = totals.get(name, 0.0) + total / count
-        own = totals.pop("own")
-        figures = {"held_out_loss": own, "gap_shuffled": totals["shuffled"] - own, "gap_none": totals["none"] - own}
-        figures["token_similarity"] = similarity
-        if "true_tokens" in totals:
-            figures["gap_true_tokens"] = own - totals["true_tokens"]
-        return figures
+        """Held-out loss, and what each picture's own context has to do with it: see `held_out_figures`."""
+        return held_out_figures(self)
 
     @property
     def conditioner(self) -> Any:

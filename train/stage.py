@@ -138,11 +138,11 @@ class Stage(LightningModule):
         self._sums[name] = self._sums[name] + value if name in self._sums else value
         self._counts[name] = self._counts.get(name, 0) + 1
 
-    def take_records(self) -> dict[str, float]:
-        """Means since the last call."""
-        means = {name: float(total) / self._counts[name] for name, total in self._sums.items()}
+    def take_records(self) -> dict[str, tuple[float, int]]:
+        """Sums and counts since the last call: what means over processes are made of."""
+        records = {name: (float(total), self._counts[name]) for name, total in self._sums.items()}
         self._sums, self._counts = {}, {}
-        return means
+        return records
 
     # Checkpoints ------------------------------------------------------------------------------------------------------
 

@@ -14,7 +14,8 @@ from train.cli import main
 from train.costs import count_costs
 from train.hardware import Cluster, Hardware
 from train.known_bases import BaseSizes, base_sizes
-from train.planning import count_run, open_if_there
+from train.planned_data import open_if_there
+from train.planning import count_run
 from train.scale_table import describe
 from train.seecoder import SeeCoderStage
 from train.settings import RunSettings

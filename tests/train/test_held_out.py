@@ -14,8 +14,9 @@ import torch
 
 from data.build import main as build_shards
 from data.cache import main as cache
+from train.context_gaps import HELD_OUT_EPOCH
 from train.held_out import HELD_OUT_SEED, check_apart
-from train.seecoder import HELD_OUT_EPOCH, SeeCoderStage
+from train.seecoder import SeeCoderStage
 
 EPOCH = {"data.init_args.batch_size": 8, "run.max_steps": 3, "run.evaluate_every": 1, "run.checkpoint_every": 100}
 

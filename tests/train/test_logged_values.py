@@ -37,7 +37,8 @@ def levels(settings: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
             monkeypatch.setattr(stage, "errors", lambda *_, given=given: given)
             pixels = torch.zeros(len(times), 3, 32, 32, dtype=torch.uint8)
             losses.append(float(stage.loss({"pixels": pixels, "keys": torch.zeros(len(times), 2, dtype=torch.int64)})))
-        found = {int(name.removeprefix("loss_level_")): value for name, value in stage.take_records().items()}
+        records = {int(name.removeprefix("loss_level_")): record for name, record in stage.take_records().items()}
+        found = {level: total / count for level, (total, count) in records.items()}
         return found, losses
 
     return find

@@ -1,6 +1,7 @@
 """What recomputes its activations is chosen by the memory that there is."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -26,8 +27,8 @@ def test_memory_adds_up():
     ("limit", "expected"),
     [(100, ()), (99, ("encoder",)), (60, ("encoder",)), (59, ("encoder", "unet")), (1, ("encoder", "unet"))],
 )
-def test_as_few_parts_recompute_as_fit(limit, expected):
-    bytes_of = {(): 100, ("encoder",): 60, ("encoder", "unet"): 30}
+def test_as_few_parts_recompute_as_leave_a_reserve(limit, expected):
+    bytes_of = {(): 95, ("encoder",): 57, ("encoder", "unet"): 28}  # of 100 and 60, a twentieth stays free
     assert fewest_checkpointed(lambda parts: DeviceMemory(bytes_of[parts], 0, 0, 0, 0), limit) == expected
 
 
@@ -40,6 +41,18 @@ def test_a_plan_says_what_it_chose(settings, tmp_path, capsys, memory):
     shown = capsys.readouterr()
     assert ("recomputed in the backward pass: encoder" in shown.out) == (memory < 40)
     assert code == (2 if memory < 40 else 0)
+
+
+@pytest.mark.parametrize(("share", "note"), [(0.94, False), (0.96, True)])
+def test_a_plan_notes_what_leaves_no_reserve(settings, tmp_path, capsys, share, note):
+    path = tmp_path / "config-in.yaml"
+    path.write_text(json.dumps(settings(**{"data.init_args.batch_size": 1000, "data.init_args.image_size": 256})))
+    plan = ["plan", "--config", str(path), *GPU]
+    assert main([*plan, "--hardware.memory_gib", "100"]) == 0
+    (needed,) = re.findall(r"memory +([\d.]+) GiB of 100.0 GiB", capsys.readouterr().out)
+    assert float(needed) > 10  # so that its last digit is less than half a percent
+    assert main([*plan, "--hardware.memory_gib", str(float(needed) / share)]) == 0
+    assert ("less than 5 % of the memory stays free" in capsys.readouterr().out) == note
 
 
 def test_a_run_chooses_by_its_machine(settings, fit, capsys, monkeypatch, tmp_path):

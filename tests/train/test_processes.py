@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -178,6 +179,28 @@ def test_the_log_names_the_slowest_process(pair, start, tmp_path):
     figures = read_metrics(tmp_path / "run" / "metrics.csv")
     assert [value for _, value in figures["slowest_process"]] == [1, 1]
     assert min(value for _, value in figures["slowest_process_times"]) > 2
+
+
+def test_the_log_of_two_processes_is_that_of_one_with_their_micro_batches(pair, start, shards, fit, tmp_path):
+    """In float64; micro-batches that both read are the same, and one process takes two of them a step."""
+    damaged = shutil.copytree(shards, tmp_path / "damaged")
+    victim = sorted(damaged.glob("*.tar"))[1]
+    victim.write_bytes(victim.read_bytes()[: victim.stat().st_size // 2])
+    steady = {"stage.class_path": "tests.train.double_stage.DoubleSeeCoderStage", "run.log_every": 3}
+    steady |= {"stage.init_args.encoder.decoder_dropout": 0.0, "data.init_args.shards": str(damaged)}
+    steady |= {"stage.init_args.encoder.decoder_attention": "spatial", "data.init_args.ceiling": 1.0}
+    one = {"run.devices": 1, "run.strategy": "auto", "run.accumulate": 2, "run.folder": str(tmp_path / "one")}
+    assert fit(pair(**steady, **one, **{"run.max_steps": 12})) == 0
+    for steps in (6, 12):  # started twice
+        assert finish(start(pair(**steady, **{"run.max_steps": steps}))) == [0, 0]
+    found, expected = (read_metrics(tmp_path / name / "metrics.csv") for name in ("run", "one"))
+    shared = {"loss", "gradient_norm", "learning_rate", "skipped_steps", "skipped_samples"}
+    shared |= {name for name in expected if name.startswith("loss_level_")}
+    assert len(shared) == 9
+    assert [step for step, _ in expected["skipped_samples"]] == [3, 6, 9, 12]
+    assert expected["skipped_samples"][-1][1] > expected["skipped_samples"][1][1] > 0  # more after the second start
+    for name in shared:
+        assert found[name] == [(step, pytest.approx(value, rel=1e-5)) for step, value in expected[name]], name
 
 
 def test_a_process_that_stays_spoilt_stops_both_with_the_checkpoint_from_before(pair, start, tmp_path):
