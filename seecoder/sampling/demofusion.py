@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 
+from seecoder.sampling.checks import FLAG, LENGTHS, SPACE, Rule, check, choice, either, number, optional, whole
 from seecoder.sampling.enlargement import Space, check_enlargement, enlarged
 from seecoder.sampling.fields import Evaluator
 from seecoder.sampling.filters import blur, statistics, with_statistics
@@ -147,6 +148,32 @@ class DemoFusion:
     blur_padding: Literal["reflect", "zeros"] = "reflect"
     resize_in: Space = "latents"
     num_phases: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check the settings.
+
+        Raises:
+            ValueError: If one means nothing.
+        """
+        exponent = number(0.0)
+        check(
+            self,
+            cosine_scale_1=exponent,
+            cosine_scale_2=exponent,
+            cosine_scale_3=exponent,
+            blur_sigma=number(0.0),
+            stride=optional(LENGTHS),
+            jitter=FLAG,
+            skip_dead_steps=either(FLAG, Rule(number(0.0, 1.0).accepts, "an influence, 0 to 1")),
+            use_skip_residual=FLAG,
+            use_dilated_sampling=FLAG,
+            windows_see_context=FLAG,
+            use_windows=FLAG,
+            blur_kernel=choice("released", "paper"),
+            blur_padding=choice("reflect", "zeros"),
+            resize_in=SPACE,
+            num_phases=optional(whole(1)),
+        )
 
     def sizes(self, size: Size, native_size: Size, *, is_panorama: bool = False) -> list[Size]:
         """(height, width) of every phase; the scale grows evenly.

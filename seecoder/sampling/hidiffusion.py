@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from seecoder.sampling.checks import FLAG, SHARE, check, optional, whole
 from seecoder.sampling.feature_sizes import Shrink
 from seecoder.sampling.guidance import ClassifierFree
 from seecoder.sampling.parts import Guidance, Patch, Run
@@ -40,6 +41,20 @@ class HiDiffusion:
     shrink_tau: float | None = None
     full_shrink_tau: float | None = None
     window_attention: bool = True
+
+    def __post_init__(self) -> None:
+        """Check the settings.
+
+        Raises:
+            ValueError: If one means nothing.
+        """
+        check(
+            self,
+            level=optional(whole(0)),
+            shrink_tau=optional(SHARE),
+            full_shrink_tau=optional(SHARE),
+            window_attention=FLAG,
+        )
 
     def patches(self, run: Run, view_size: Size) -> Mapping[str, Sequence[Patch]]:
         """The patches for views of this size.

@@ -17,6 +17,7 @@ from typing import ClassVar, Literal
 import torch
 from torch.nn import functional
 
+from seecoder.sampling.checks import FLAG, LENGTHS, SHARE, Rule, check, choice, optional, some_of, whole
 from seecoder.sampling.parts import Patch, Path, Planner, Run, Step, Weight
 from seecoder.sampling.stepper import Stepper
 from seecoder.sampling.views import Size, View, jitter, windows, wrapped_windows
@@ -35,6 +36,19 @@ class Region:
 
     mask: torch.Tensor
     context: torch.Tensor
+
+    def __post_init__(self) -> None:
+        """Check the shapes and the values.
+
+        Raises:
+            ValueError: If they do not fit.
+        """
+        _check_mask(self.mask)
+        if self.context.ndim != 3 or not bool(self.context.isfinite().all()):
+            raise ValueError(
+                f"A region's `context` must be (1 or B, tokens, width) and finite, not {tuple(self.context.shape)}"
+                f"{'' if self.context.ndim != 3 else ' with NaN or infinity'}."
+            )
 
 
 @dataclass(frozen=True)
@@ -61,6 +75,23 @@ class MultiDiffusion:
     closed_loop: bool = False
     regions: Sequence[Region] = ()
     bootstrap: float = 0.4
+
+    def __post_init__(self) -> None:
+        """Check the settings.
+
+        Raises:
+            ValueError: If one means nothing.
+        """
+        check(
+            self,
+            window=optional(LENGTHS),
+            stride=optional(LENGTHS),
+            jitter=whole(0),
+            blend=choice("uniform", "feather"),
+            closed_loop=FLAG,
+            regions=some_of(Rule(lambda value: isinstance(value, Region), ""), "a list of Regions"),
+            bootstrap=SHARE,
+        )
 
     def window_size(self, native_size: Size, size: Size) -> Size:
         """(height, width) of the windows over latents of `size`."""
@@ -157,13 +188,19 @@ def region_weights(
         ValueError: If a mask is not an (H, W) tensor with values in [0, 1].
     """
     for mask in masks:
-        if mask.ndim != 2 or bool((mask < 0).any()) or bool((mask > 1).any()):
-            raise ValueError(f"A region's `mask` must be (H, W) with values in [0, 1], not {tuple(mask.shape)}.")
+        _check_mask(mask)
     resized = [functional.interpolate(mask[None, None].to(device, dtype), size=size, mode="area")[0] for mask in masks]
     foreground = torch.stack(resized).sum(dim=0)
     maps = [(1.0 - foreground).clamp(min=0.0), *resized]
     total = torch.stack(maps).sum(dim=0)
     return [weight / total for weight in maps]
+
+
+def _check_mask(mask: torch.Tensor) -> None:
+    # Of NaN neither is true, and one of them would make the whole picture NaN.
+    if mask.ndim != 2 or mask.numel() == 0 or not bool(((mask >= 0) & (mask <= 1)).all()):
+        values = f" with values {float(mask.min()):g} to {float(mask.max()):g}" if mask.numel() else ""
+        raise ValueError(f"A region's `mask` must be (H, W) with values in [0, 1], not {tuple(mask.shape)}{values}.")
 
 
 def bootstrapped(

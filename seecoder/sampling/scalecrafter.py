@@ -18,6 +18,7 @@ from typing import ClassVar, Literal
 
 import torch
 
+from seecoder.sampling.checks import FACTORS, FLAG, PATTERNS, SHARE, check, choice, number, optional
 from seecoder.sampling.dispersion import closed_form_matrix, published_matrix
 from seecoder.sampling.guidance import NEGATIVE, POSITIVE, ClassifierFree, rescaled
 from seecoder.sampling.parts import Branch, Guidance, Run, Step
@@ -77,7 +78,7 @@ class ScaleCrafter:
         damping: Patterns of the weaker network that noise-damped guidance stands on; an empty mapping is the plain
             network (another function than the published one).
         damp_tau: Share of the trajectory with noise-damped guidance; 0 is ordinary guidance.
-        disperse: Patterns of the dilated layers whose kernels are dispersed.
+        disperse: Pattern or patterns of the dilated layers whose kernels are dispersed.
         disperse_tau: Share of the trajectory in which they are.
         dispersion: "closed_form" (ours), or the "published" least squares.
         dispersion_penalty: Weight of the high band in "closed_form"; 0.1 to 0.3.
@@ -90,10 +91,29 @@ class ScaleCrafter:
     progressive: bool | None = None
     damping: Factors | None = None
     damp_tau: float | None = None
-    disperse: Sequence[str] = ()
+    disperse: str | Sequence[str] = ()
     disperse_tau: float = 0.6
     dispersion: Literal["closed_form", "published"] = "closed_form"
     dispersion_penalty: float = 0.1
+
+    def __post_init__(self) -> None:
+        """Check the settings.
+
+        Raises:
+            ValueError: If one means nothing.
+        """
+        check(
+            self,
+            dilation=optional(FACTORS),
+            dilate_tau=optional(SHARE),
+            progressive=optional(FLAG),
+            damping=optional(FACTORS),
+            damp_tau=optional(SHARE),
+            disperse=PATTERNS,
+            disperse_tau=SHARE,
+            dispersion=choice("closed_form", "published"),
+            dispersion_penalty=number(0.0),
+        )
 
     def settings(self, unet: object, native_size: Size, size: Size) -> Settings:
         """The settings for views of `size`: those given, the rest derived."""
@@ -103,10 +123,6 @@ class ScaleCrafter:
             for name in ("dilation", "dilate_tau", "progressive", "damping", "damp_tau")
             if (value := getattr(self, name)) is not None
         }
-        for name in ("dilate_tau", "damp_tau", "disperse_tau"):
-            value = given.get(name, 0.0) if name != "disperse_tau" else self.disperse_tau
-            if not 0.0 <= value <= 1.0:
-                raise ValueError(f"`{name}`={value} must be a share of the trajectory, 0 to 1.")
         return found.replaced(**given)
 
     def patches(self, run: Run, view_size: Size) -> Mapping[str, Sequence[ReDilation]]:
@@ -119,13 +135,14 @@ class ScaleCrafter:
             raise ValueError("ScaleCrafter() changes layers of the network. Give sample() the `unet`.")
         settings = self.settings(run.unet, run.native_size, view_size)
         count = len(run.stepper)
+        disperse = [self.disperse] if isinstance(self.disperse, str) else self.disperse
         matrix = closed_form_matrix(self.dispersion_penalty) if self.dispersion == "closed_form" else published_matrix()
         main = ReDilation(
             run.unet,
             per_axis(settings.dilation),
             round(settings.dilate_tau * count),
             progressive=settings.progressive,
-            disperse=self.disperse,
+            disperse=disperse,
             disperse_until=round(self.disperse_tau * count),
             matrix=matrix,
         )
@@ -136,7 +153,7 @@ class ScaleCrafter:
             per_axis(settings.damping),
             round(settings.damp_tau * count),
             progressive=settings.progressive,
-            disperse=[pattern for pattern in self.disperse if pattern in settings.damping],
+            disperse=[pattern for pattern in disperse if pattern in settings.damping],
             disperse_until=round(self.disperse_tau * count),
             matrix=matrix,
         )

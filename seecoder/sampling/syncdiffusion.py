@@ -17,6 +17,7 @@ from typing import ClassVar, Literal
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from seecoder.sampling.checks import FLAG, FUNCTION, LENGTHS, SHARE, check, choice, either, number, optional, whole
 from seecoder.sampling.conditions import Item
 from seecoder.sampling.fields import Evaluator, all_items, fuse_views
 from seecoder.sampling.guidance import ClassifierFree
@@ -63,6 +64,26 @@ class SyncDiffusion:
     loss: PerceptualLoss | None = None
     clamp: bool = False
 
+    def __post_init__(self) -> None:
+        """Check the settings.
+
+        Raises:
+            ValueError: If one means nothing.
+        """
+        check(
+            self,
+            window=optional(LENGTHS),
+            stride=optional(LENGTHS),
+            closed_loop=FLAG,
+            sync_weight=number(0.0),
+            sync_decay=number(0.0, 1.0),
+            sync_every=whole(1),
+            sync_threshold=SHARE,
+            anchor=either(choice("middle", "first"), whole()),
+            loss=optional(FUNCTION),
+            clamp=FLAG,
+        )
+
     @property
     def windows(self) -> MultiDiffusion:
         """The windows, where no MultiDiffusion in the same run says otherwise."""
@@ -72,15 +93,10 @@ class SyncDiffusion:
         """The editor of a stage whose windows `path` plans.
 
         Raises:
-            ValueError: If the run has no decoder, or a setting does not fit.
+            ValueError: If the run has no decoder.
         """
         if run.decoder is None:
             raise ValueError("SyncDiffusion() compares decoded windows. Give sample() a `decoder`.")
-        if self.sync_every < 1 or not 0.0 <= self.sync_threshold <= 1.0:
-            raise ValueError(
-                f"`sync_every`={self.sync_every} must be at least 1 and `sync_threshold`={self.sync_threshold} a share "
-                "of the trajectory, 0 to 1."
-            )
         loss = default_loss(run.device) if self.loss is None else self.loss
         return Synchronise(self, path, run.decoder, loss, ClassifierFree(run.guidance_scale))
 
