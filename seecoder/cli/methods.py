@@ -30,7 +30,8 @@ def build_methods(names: str | None, options: Sequence[tuple[str, Any]] = ()) ->
         The methods, or None for plain sampling.
 
     Raises:
-        ValueError: an unknown method or setting, or a setting without a method.
+        ValueError: an unknown method or setting, a value that the setting does not accept, or a setting without a
+            method.
     """
     if not names:
         if options:
@@ -47,7 +48,7 @@ def build_methods(names: str | None, options: Sequence[tuple[str, Any]] = ()) ->
         settings[name][field] = value
     try:
         return [known[name](**settings[name]) for name in chosen]
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise ValueError(f"`--method-option`: {error}") from error
 
 
