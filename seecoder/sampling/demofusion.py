@@ -185,9 +185,9 @@ class DemoFusion:
         count = math.ceil(scale - 1e-6) if self.num_phases is None else self.num_phases
         if scale <= 1.0 or count <= 1:
             return [size]
-        scales = [1.0 + (scale - 1.0) * phase / (count - 1) for phase in range(1, count)]
-        later = [scaled_size(size, value / scale, native_size) for value in scales]
-        return list(dict.fromkeys([base, *later]))
+        scales = [1.0 + (scale - 1.0) * phase / (count - 1) for phase in range(1, count - 1)]
+        between = [scaled_size(size, value / scale, native_size) for value in scales]
+        return list(dict.fromkeys([base, *between, size]))
 
     def stages(self, run: Run, recipe: "Recipe") -> list[Stage]:
         """All phases; a given picture takes the place of the first ones."""

@@ -72,8 +72,8 @@ class RectifiedHR:
         if scale <= 1.0:
             return [size]
         switches = min(max(1, math.ceil(math.log2(scale) - 0.05)), len(self.switch_at))
-        factors = [scale ** (place / switches) / scale for place in range(1, switches + 1)]
-        return [base_size(size, native_size), *(scaled_size(size, factor, native_size) for factor in factors)]
+        factors = [scale ** (place / switches) / scale for place in range(1, switches)]
+        return [base_size(size, native_size), *(scaled_size(size, factor, native_size) for factor in factors), size]
 
     def stages(self, run: Run, recipe: "Recipe") -> list[Stage]:
         """One stage for every resolution; together they are one trajectory.
