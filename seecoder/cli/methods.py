@@ -55,7 +55,9 @@ def build_methods(names: str | None, options: Sequence[tuple[str, Any]] = ()) ->
 def _owner(key: str, chosen: Sequence[str], known: dict[str, type]) -> tuple[str, str]:
     """Find the one method that a setting belongs to."""
     name, dot, field = key.rpartition(".")
-    owners = [name.lower()] if dot else [entry for entry in chosen if field in _settings(known[entry])]
+    found = [name.lower()] if dot else [entry for entry in chosen if field in _settings(known[entry])]
+    # The windows of both are MultiDiffusion's.
+    owners = ["multidiffusion"] if set(found) == {"multidiffusion", "syncdiffusion"} else found
     if len(owners) > 1:
         raise ValueError(
             f"`--method-option` {field} is a setting of {' and '.join(owners)}; write {owners[0]}.{field}=..."

@@ -108,6 +108,8 @@ class SkipResidual:
 class DemoFusion:
     """Settings of DemoFusion, named as published.
 
+    Phases go by the area: a result of the native area is one phase, whatever its aspect.
+
     Attributes:
         cosine_scale_1: Exponent of the skip residual's weight.
         cosine_scale_2: Exponent of dilated sampling's weight.
@@ -155,20 +157,14 @@ class DemoFusion:
         Raises:
             ValueError: If one means nothing.
         """
-        exponent = number(0.0)
+        numbers = ("cosine_scale_1", "cosine_scale_2", "cosine_scale_3", "blur_sigma")
+        flags = ("jitter", "use_skip_residual", "use_dilated_sampling", "windows_see_context", "use_windows")
         check(
             self,
-            cosine_scale_1=exponent,
-            cosine_scale_2=exponent,
-            cosine_scale_3=exponent,
-            blur_sigma=number(0.0),
+            **dict.fromkeys(numbers, number(0.0)),
+            **dict.fromkeys(flags, FLAG),
             stride=optional(LENGTHS),
-            jitter=FLAG,
             skip_dead_steps=either(FLAG, Rule(number(0.0, 1.0).accepts, "an influence, 0 to 1")),
-            use_skip_residual=FLAG,
-            use_dilated_sampling=FLAG,
-            windows_see_context=FLAG,
-            use_windows=FLAG,
             blur_kernel=choice("released", "paper"),
             blur_padding=choice("reflect", "zeros"),
             resize_in=SPACE,

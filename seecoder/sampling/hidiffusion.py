@@ -28,6 +28,8 @@ _SDXL_LEVELS = 3
 class HiDiffusion:
     """Settings of HiDiffusion; None takes what is published for the scale.
 
+    Views of no more than the native area are left alone, whatever their aspect.
+
     Attributes:
         level: Level below which features are kept small: its downsampler shrinks more (None: 1 for SDXL, else 0).
         shrink_tau: Share of the trajectory with small deep features (T1: 0.4; 0.7 from four times native on).
@@ -36,6 +38,7 @@ class HiDiffusion:
     """
 
     role: ClassVar[str] = "network"
+    per_axis: ClassVar[bool] = False  # both axes shrink alike, and a short one must not
 
     level: int | None = None
     shrink_tau: float | None = None
@@ -56,6 +59,15 @@ class HiDiffusion:
             window_attention=FLAG,
         )
 
+    def check(self, run: Run) -> None:
+        """Check the level, whether or not the network is changed in this run.
+
+        Raises:
+            ValueError: If a given level has no downsampler.
+        """
+        if run.unet is not None and self.level is not None:
+            self._level(run.unet)
+
     def patches(self, run: Run, view_size: Size) -> Mapping[str, Sequence[Patch]]:
         """The patches for views of this size.
 
@@ -64,10 +76,7 @@ class HiDiffusion:
         """
         if run.unet is None:
             raise ValueError("HiDiffusion() changes layers of the network. Give sample() the `unet`.")
-        levels = num_levels(run.unet)
-        level = self.level if self.level is not None else int(levels == _SDXL_LEVELS and _is_sdxl(run.unet))
-        if not 0 <= level < levels - 1:
-            raise ValueError(f"`level`={level} has no downsampler; this UNet has them on levels 0 to {levels - 2}.")
+        level = self._level(run.unet)
         scale = max(view_size[0] / run.native_size[0], view_size[1] / run.native_size[1])
         late, early = (0.7, 0.3) if scale >= 3.5 else (0.4, 0.0)
         late = late if self.shrink_tau is None else self.shrink_tau
@@ -75,6 +84,13 @@ class HiDiffusion:
         count = len(run.stepper)
         shrink = Shrink(run.unet, level, max(2, round(scale)), round(early * count), round(late * count))
         return {"main": [shrink, WindowAttention(run.unet)] if self.window_attention else [shrink]}
+
+    def _level(self, unet: Any) -> int:
+        levels = num_levels(unet)
+        level = self.level if self.level is not None else int(levels == _SDXL_LEVELS and _is_sdxl(unet))
+        if not 0 <= level < levels - 1:
+            raise ValueError(f"`level`={level} has no downsampler; this UNet has them on levels 0 to {levels - 2}.")
+        return level
 
     def guidance(self, run: Run, view_size: Size) -> Guidance:
         """Ordinary guidance."""

@@ -14,7 +14,7 @@ layers.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 
@@ -24,6 +24,7 @@ from seecoder.sampling.guidance import NEGATIVE, POSITIVE, ClassifierFree, resca
 from seecoder.sampling.parts import Branch, Guidance, Run, Step
 from seecoder.sampling.redilation import ReDilation
 from seecoder.sampling.scalecrafter_settings import Factors, Settings, derived_settings, per_axis
+from seecoder.sampling.unet_levels import select
 from seecoder.sampling.views import Size
 
 DAMPING = Branch("negative", "damping")
@@ -69,7 +70,9 @@ class NoiseDamped:
 class ScaleCrafter:
     """Settings of ScaleCrafter; None takes what belongs to the network and the size (`derived_settings`).
 
-    Shares of the trajectory are the published step numbers divided by the published 50 steps.
+    Shares of the trajectory are the published step numbers divided by the published 50 steps. Layers are dilated for
+    views of more than the native area, or with an axis of more than 1.5 times the native side; in a cascade, whose
+    first stage has the native area at any aspect, by the area alone.
 
     Attributes:
         dilation: Pattern -> factor, or (rows, columns); patterns such as "level.1", "mid", "up.0.sampler".
@@ -85,6 +88,7 @@ class ScaleCrafter:
     """
 
     role: ClassVar[str] = "network"
+    per_axis: ClassVar[bool] = True
 
     dilation: Factors | None = None
     dilate_tau: float | None = None
@@ -129,13 +133,14 @@ class ScaleCrafter:
         """The network in its dilated state, and in the weaker one that damping stands on.
 
         Raises:
-            ValueError: If the run has no `unet`, or a pattern matches nothing.
+            ValueError: If the run has no `unet`, a pattern matches nothing, or a setting has no effect.
         """
         if run.unet is None:
             raise ValueError("ScaleCrafter() changes layers of the network. Give sample() the `unet`.")
         settings = self.settings(run.unet, run.native_size, view_size)
         count = len(run.stepper)
-        disperse = [self.disperse] if isinstance(self.disperse, str) else self.disperse
+        disperse = self._dispersed()
+        self._check_effects(run.unet, settings)
         matrix = closed_form_matrix(self.dispersion_penalty) if self.dispersion == "closed_form" else published_matrix()
         main = ReDilation(
             run.unet,
@@ -158,6 +163,36 @@ class ScaleCrafter:
             matrix=matrix,
         )
         return {"main": [main], "damping": [damping]}
+
+    def check(self, run: Run) -> None:
+        """Look all patterns up, whether or not the network is changed in this run.
+
+        Raises:
+            ValueError: If one matches nothing.
+        """
+        if run.unet is not None:
+            for pattern in (*(self.dilation or ()), *(self.damping or ()), *self._dispersed()):
+                select(run.unet, pattern)
+
+    def _dispersed(self) -> Sequence[str]:
+        return [self.disperse] if isinstance(self.disperse, str) else self.disperse
+
+    def _check_effects(self, unet: Any, settings: Settings) -> None:
+        """Refuse what was asked for and would do nothing."""
+        if self.damping is not None and self.damp_tau is None and settings.damp_tau == 0.0:
+            raise ValueError(
+                f"`damping` has no effect on {type(unet).__name__} at this size, where guidance is not damped. Set "
+                "`damp_tau`, the share of the trajectory in which it is (published: 0.7), or leave `damping` out."
+            )
+        factors: dict[torch.nn.Conv2d, float] = {}
+        for pattern, factor in per_axis(settings.dilation).items():
+            factors |= dict.fromkeys(select(unet, pattern).values(), max(factor))
+        for pattern in self._dispersed():
+            if not any(factors.get(conv, 1.0) > 1.0 for conv in select(unet, pattern).values()):
+                raise ValueError(
+                    f"`disperse` names {pattern!r}, of which no layer is dilated; only dilated layers are dispersed. "
+                    f"Add it to `dilation`, or leave it out. Dilated are: {', '.join(settings.dilation)}."
+                )
 
     def guidance(self, run: Run, view_size: Size) -> Guidance:
         """Noise-damped guidance for as long as the settings say."""

@@ -208,6 +208,31 @@ def test_the_rule_agrees_with_the_published_factors_for_four_levels(scale) -> No
     assert rule(4, scale, published_network=True).dilation == PUBLISHED["sd15", scale].dilation
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"dilation": {"level.1": 2.0}, "disperse": "level.2"}, "`disperse` names 'level.2', of which no layer is dil"),
+        ({"dilation": {"level.1": 2.0, "mid": 1.0}, "disperse": ("level.1", "mid")}, "`disperse` names 'mid'"),
+        ({"damping": {"mid": 1.5}}, "`damping` has no effect .* Set `damp_tau`"),
+        ({"damping": {}}, "`damping` has no effect"),
+    ],
+)
+def test_settings_without_an_effect_are_refused(settings, message, make_scheduler, make_unet, denoiser_of, context):
+    unet = make_unet()
+    with pytest.raises(ValueError, match=message):
+        run(ScaleCrafter(**settings), make_scheduler, unet, denoiser_of(unet), context)
+
+
+def test_one_pattern_is_a_list_of_one(make_scheduler, make_unet, denoiser_of, context) -> None:
+    unet = make_unet()
+    first, second, plain = (
+        run(ScaleCrafter(disperse=disperse), make_scheduler, unet, denoiser_of(unet), context)
+        for disperse in ("mid", ["mid"], ())
+    )
+    assert torch.equal(first, second)
+    assert not torch.allclose(first, plain, rtol=1e-3)
+
+
 def test_settings_that_make_no_sense_are_refused(make_scheduler, make_unet, denoiser_of, context) -> None:
     unet = make_unet()
     with pytest.raises(ValueError, match="matches no convolution"):
