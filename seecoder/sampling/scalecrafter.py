@@ -140,7 +140,8 @@ class ScaleCrafter:
         settings = self.settings(run.unet, run.native_size, view_size)
         count = len(run.stepper)
         disperse = self._dispersed()
-        self._check_effects(run.unet, settings)
+        # A stage on the way may do without what the result's size has.
+        self._check_effects(run.unet, self.settings(run.unet, run.native_size, run.size))
         matrix = closed_form_matrix(self.dispersion_penalty) if self.dispersion == "closed_form" else published_matrix()
         main = ReDilation(
             run.unet,

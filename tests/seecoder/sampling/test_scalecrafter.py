@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from seecoder.sampling import ScaleCrafter, sample
+from seecoder.sampling import RectifiedHR, ScaleCrafter, sample, scalecrafter_settings
 from seecoder.sampling.guidance import NEGATIVE, POSITIVE, classifier_free
 from seecoder.sampling.parts import Step
 from seecoder.sampling.redilation import ReDilation, progressive_factor
@@ -221,6 +221,31 @@ def test_settings_without_an_effect_are_refused(settings, message, make_schedule
     unet = make_unet()
     with pytest.raises(ValueError, match=message):
         run(ScaleCrafter(**settings), make_scheduler, unet, denoiser_of(unet), context)
+
+
+def test_an_effect_at_the_size_of_the_result_is_one(
+    make_scheduler, make_unet, denoiser_of, context, monkeypatch
+) -> None:
+    """On the way to 4x there is a stage at 2x, for which nobody has published damping, or a factor for `up.1`."""
+    monkeypatch.setattr(scalecrafter_settings, "family", lambda unet: "sdxl")
+    unet, reached = make_unet(), []
+    sample(
+        denoiser_of(unet),
+        make_scheduler("ddim"),
+        latent_shape=(1, 4, 32, 32),
+        native_size=(8, 8),
+        num_inference_steps=4,
+        context=context[:1],
+        negative_context=context[1:2],
+        guidance_scale=2.0,
+        method=[
+            ScaleCrafter(damping={"mid": 2.0}, disperse="up.1"),
+            RectifiedHR(switch_at=(0.25, 0.5), resize_in="latents"),
+        ],
+        unet=unet,
+        on_stage=lambda stage: reached.append(stage.latents.shape[-1]),
+    )
+    assert reached == [8, 16, 32]
 
 
 def test_one_pattern_is_a_list_of_one(make_scheduler, make_unet, denoiser_of, context) -> None:

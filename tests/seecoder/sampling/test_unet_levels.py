@@ -5,9 +5,13 @@ import pytest
 from seecoder.sampling.unet_levels import select
 
 
-@pytest.mark.parametrize("pattern", ["level.3", "level.99", "level.-1", "level.x", "level.", "level.²", "down.3", "l", ""])
+@pytest.mark.parametrize(
+    "pattern", ["level.3", "level.99", "level.-1", "level.x", "level.", "level.²", "down.3", "l", ""]
+)
 def test_what_matches_nothing_is_refused(pattern, make_unet) -> None:
-    with pytest.raises(ValueError, match=f"^The pattern '{pattern}' matches no convolution of this UNet, which has 3 lev"):
+    with pytest.raises(
+        ValueError, match=f"^The pattern '{pattern}' matches no convolution of this UNet, which has 3 lev"
+    ):
         select(make_unet(), pattern)
 
 
