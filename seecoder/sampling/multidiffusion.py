@@ -32,10 +32,13 @@ class Region:
     Attributes:
         mask: (H, W) in [0, 1], 1 inside; any resolution, it is resized to the latents.
         context: (1 or B, tokens, width), in place of the run's context.
+        pooled: (1 or B, width), in place of the pooled vector that `added_conditions` gives (SDXL); None keeps that
+            one, and with it something of the run's own picture.
     """
 
     mask: torch.Tensor
     context: torch.Tensor
+    pooled: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
         """Check the shapes and the values.
@@ -44,11 +47,9 @@ class Region:
             ValueError: If they do not fit.
         """
         _check_mask(self.mask)
-        if self.context.ndim != 3 or not bool(self.context.isfinite().all()):
-            raise ValueError(
-                f"A region's `context` must be (1 or B, tokens, width) and finite, not {tuple(self.context.shape)}"
-                f"{'' if self.context.ndim != 3 else ' with NaN or infinity'}."
-            )
+        _check_vectors("context", self.context, "(1 or B, tokens, width)", 3)
+        if self.pooled is not None:
+            _check_vectors("pooled", self.pooled, "(1 or B, width)", 2)
 
 
 @dataclass(frozen=True)
@@ -154,13 +155,20 @@ class MultiDiffusion:
         """A path split into one for the background and one for each region, each with its context and its share."""
         if not self.regions:
             return [path]
-        contexts = [path.context, *(region.context.to(run.device) for region in self.regions)]
-        return [
-            replace(
-                path, views=_meeting(path.views, share), weight=times(_constant(share), path.weight), context=context
-            )
-            for share, context in zip(self._maps(run, size), contexts, strict=True)
+        shares = self._maps(run, size)
+        parts = [
+            replace(path, views=_meeting(path.views, share), weight=times(_constant(share), path.weight))
+            for share in shares
         ]
+        in_front = [
+            replace(
+                part,
+                context=region.context.to(run.device),
+                pooled=None if region.pooled is None else region.pooled.to(run.device),
+            )
+            for part, region in zip(parts[1:], self.regions, strict=True)
+        ]
+        return [parts[0], *in_front]
 
     def _maps(self, run: Run, size: Size) -> list[torch.Tensor]:
         return region_weights([region.mask for region in self.regions], size, run.device, run.dtype)
@@ -194,6 +202,12 @@ def region_weights(
     maps = [(1.0 - foreground).clamp(min=0.0), *resized]
     total = torch.stack(maps).sum(dim=0)
     return [weight / total for weight in maps]
+
+
+def _check_vectors(name: str, values: torch.Tensor, shape: str, axes: int) -> None:
+    if values.ndim != axes or not bool(values.isfinite().all()):
+        found = "" if values.ndim != axes else " with NaN or infinity"
+        raise ValueError(f"A region's `{name}` must be {shape} and finite, not {tuple(values.shape)}{found}.")
 
 
 def _check_mask(mask: torch.Tensor) -> None:
