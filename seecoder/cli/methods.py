@@ -30,7 +30,8 @@ def build_methods(names: str | None, options: Sequence[tuple[str, Any]] = ()) ->
         The methods, or None for plain sampling.
 
     Raises:
-        ValueError: an unknown method or setting, or a setting without a method.
+        ValueError: an unknown method or setting, a value that the setting does not accept, or a setting without a
+            method.
     """
     if not names:
         if options:
@@ -47,14 +48,16 @@ def build_methods(names: str | None, options: Sequence[tuple[str, Any]] = ()) ->
         settings[name][field] = value
     try:
         return [known[name](**settings[name]) for name in chosen]
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise ValueError(f"`--method-option`: {error}") from error
 
 
 def _owner(key: str, chosen: Sequence[str], known: dict[str, type]) -> tuple[str, str]:
     """Find the one method that a setting belongs to."""
     name, dot, field = key.rpartition(".")
-    owners = [name.lower()] if dot else [entry for entry in chosen if field in _settings(known[entry])]
+    found = [name.lower()] if dot else [entry for entry in chosen if field in _settings(known[entry])]
+    # The windows of both are MultiDiffusion's.
+    owners = ["multidiffusion"] if set(found) == {"multidiffusion", "syncdiffusion"} else found
     if len(owners) > 1:
         raise ValueError(
             f"`--method-option` {field} is a setting of {' and '.join(owners)}; write {owners[0]}.{field}=..."

@@ -19,6 +19,7 @@ __all__ = [
 ]
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+_WORDS = {"true": True, "yes": True, "false": False, "no": False, "none": None}
 _SEED_LIMIT = 2**63
 _SMALLEST_SIDE = 32
 
@@ -119,14 +120,20 @@ def add_autoencoder_memory(parser: Any) -> None:
 
 
 def key_value(text: str) -> tuple[str, Any]:
-    """Read `key=value`; the value is a Python literal where it looks like one (8, 0.5, True, (4, 4)), else text."""
+    """Read `key=value`; the value is a Python literal where it looks like one (8, 0.5, (4, 4)), else text.
+
+    True, yes, false, no and none are read in any case: as text each of them would be true.
+    """
     key, equals, value = text.partition("=")
     if not equals or not key.replace(".", "").replace("-", "_").isidentifier():
         raise argparse.ArgumentTypeError(f"{text!r} is not key=value")
+    key, word = key.replace("-", "_"), value.strip().lower()
+    if word in _WORDS:
+        return key, _WORDS[word]
     try:
-        return key.replace("-", "_"), ast.literal_eval(value)
+        return key, ast.literal_eval(value)
     except (ValueError, SyntaxError):
-        return key.replace("-", "_"), value
+        return key, value
 
 
 def add_base_options(parser: argparse.ArgumentParser) -> None:
@@ -191,7 +198,8 @@ def add_sampling_options(parser: argparse.ArgumentParser, *, method: str | None)
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="a setting of the method, or NAME.KEY=VALUE where methods share a name; may be repeated",
+        help="a setting of the method, or NAME.KEY=VALUE where methods share a name: a number, a word, true or false, "
+        "none, (4, 8); may be repeated",
     )
     group.add_argument("--view-batch", type=positive_int, default=16, help="windows that go through the UNet at once")
     add_autoencoder_memory(group)

@@ -1,8 +1,8 @@
 """Make panoramas of pictures: wide results through overlapping windows, each as large as the base's training pictures.
 
 syncdiffusion (the default) keeps the windows alike in look by their perceptual distance; multidiffusion only blends
-them. With --wrap the right border continues at the left one. The result is four times as wide as high unless --width
-and --height say otherwise.
+them; syncdiffusion,multidiffusion keeps windows alike that may have regions, jitter or feather. With --wrap the right
+border continues at the left one. The result is four times as wide as high unless --width and --height say otherwise.
 
   seecoder panorama hills.jpg --base sd-1.5 --encoder my-encoder --out wide --wrap
 """
@@ -14,7 +14,7 @@ from seecoder.cli import vary
 from seecoder.cli.methods import build_methods
 
 HELP = "make panoramas of pictures"
-METHODS = ("syncdiffusion", "multidiffusion")
+METHODS = ("syncdiffusion", "multidiffusion")  # or both
 _ASPECT = 4
 
 
@@ -41,8 +41,10 @@ def panorama_methods(arguments: argparse.Namespace) -> list[Any]:
     Raises:
         ValueError: another method.
     """
-    name = (arguments.method or "").lower()
-    if name not in METHODS:
-        raise ValueError(f"`--method` {arguments.method!r} makes no panoramas; use one of {', '.join(METHODS)}.")
-    closed = [(f"{name}.closed_loop", True)] if arguments.wrap else []
-    return build_methods(name, [*arguments.method_option, *closed]) or []
+    names = [name.strip().lower() for name in (arguments.method or "").split(",")]
+    if not set(names) <= set(METHODS):
+        raise ValueError(
+            f"`--method` {arguments.method!r} makes no panoramas; use {', '.join(METHODS)} or {','.join(METHODS)}."
+        )
+    closed = [("closed_loop", True)] if arguments.wrap else []
+    return build_methods(",".join(names), [*arguments.method_option, *closed]) or []

@@ -61,5 +61,5 @@ def _region(pipe: Any, arguments: argparse.Namespace, mask: str, picture: str) -
     if float(share.max()) == 0.0:
         raise ValueError(f"`--region`: {mask} is black everywhere; the region of {picture} must be white.")
     encoded = pipe.encode_context(picture, image_size=arguments.image_size)
-    context = encoded[0] if isinstance(encoded, tuple) else encoded
-    return Region(share, context.to(pipe.unet.dtype) * arguments.context_scale)
+    vectors = encoded if isinstance(encoded, tuple) else (encoded,)  # of SDXL, the pooled one, too
+    return Region(share, *(values.to(pipe.unet.dtype) * arguments.context_scale for values in vectors))

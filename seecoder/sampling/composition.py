@@ -59,6 +59,12 @@ class WindowsMethod(Method, Protocol):
 class NetworkMethod(Method, Protocol):
     """Changes the network for samples that are larger than native: ScaleCrafter, HiDiffusion."""
 
+    per_axis: ClassVar[bool]  # whether it acts on each axis by that axis's own scale
+
+    def check(self, run: Run) -> None:
+        """Check what names parts of the network, also where this run leaves it plain."""
+        ...
+
     def patches(self, run: Run, view_size: Size) -> Mapping[str, Sequence[Patch]]:
         """Patches by network state, for views of this size."""
         ...
@@ -96,6 +102,8 @@ class Recipe:
         Raises:
             ValueError: If a method does not fit the request.
         """
+        if self.network is not None:
+            self.network.check(run)
         if self.maker is not None:
             return self.maker.stages(run, self)
         if run.picture_latents is not None:
@@ -112,7 +120,7 @@ class Recipe:
         if windows is None:
             return [self.frame(run, size)]
         window = windows.window_size(run.native_size, size)
-        if self.network is not None and not exceeds(window, run.native_size) and exceeds(size, run.native_size):
+        if self._changes_network(run, size) and not self._changes_network(run, window):
             raise ValueError(
                 f"{_name(self.network)} changes the network for views above the native size, but the windows are "
                 f"{window[0]}x{window[1]} cells at a native size of {run.native_size[0]}x{run.native_size[1]}. "
@@ -122,7 +130,7 @@ class Recipe:
 
     def guidance(self, run: Run, size: Size) -> Guidance:
         """The guidance rule of a stage."""
-        if self.network is not None and exceeds(size, run.native_size):
+        if self.network is not None and self._changes_network(run, size):
             view_size = size if self.windows is None or self.maker else self.windows.window_size(run.native_size, size)
             return self.network.guidance(run, view_size)
         return ClassifierFree(run.guidance_scale, run.guidance_rescale)
@@ -149,14 +157,29 @@ class Recipe:
         return Stage(name, size, range(len(run.stepper)), begin, paths, self.guidance(run, size), finish)
 
     def _patches(self, run: Run, view_size: Size) -> Mapping[str, Sequence[Patch]]:
-        if self.network is None or not exceeds(view_size, run.native_size):
+        if self.network is None or not self._changes_network(run, view_size):
             return {}
         return self.network.patches(run, view_size)
+
+    def _changes_network(self, run: Run, size: Size) -> bool:
+        """Whether views of `size` are above native for the network method of this run.
+
+        A cascade's first stage has the native area at any aspect: the network's own size, by area alone.
+        """
+        if self.network is None:
+            return False
+        is_long = self.network.per_axis and self.maker is None and is_longer(size, run.native_size)
+        return exceeds(size, run.native_size) or is_long
 
 
 def exceeds(size: Size, native_size: Size) -> bool:
     """Whether views of `size` hold noticeably more cells than the network was trained at."""
     return scale_over(size, native_size) > 1.05
+
+
+def is_longer(size: Size, native_size: Size) -> bool:
+    """Whether an axis is longer than what networks know at their own area, 1.5 times the native side (as in SDXL's)."""
+    return max(size[0] / native_size[0], size[1] / native_size[1]) > 1.5
 
 
 def compose(method: Method | Sequence[Method] | None) -> Recipe:
@@ -188,8 +211,8 @@ _WHY_ONE = {
 
 def _checked(recipe: Recipe) -> Recipe:
     """The recipe with its windows filled in, or the reason why its parts do not go together."""
-    if recipe.sync is not None and recipe.windows is None:
-        recipe = replace(recipe, windows=recipe.sync.windows)
+    if recipe.sync is not None:
+        recipe = replace(recipe, windows=_windows_of(recipe.sync, recipe.windows))
     if recipe.sync is not None and recipe.maker is not None and not recipe.maker.starts_whole:
         raise ValueError(
             f"{_name(recipe.sync)} and {_name(recipe.maker)} do not compose: windows are synchronised in the first "
@@ -202,6 +225,20 @@ def _checked(recipe: Recipe) -> Recipe:
             "a left and a right end. Sample the loop at its full size, or leave the loop open."
         )
     return recipe
+
+
+def _windows_of(sync: EditorMethod, windows: WindowsMethod | None) -> WindowsMethod:
+    """The windows that are synchronised: those of the method that makes windows, else the editor's own."""
+    if windows is None:
+        return sync.windows
+    for name in ("window", "stride", "closed_loop"):
+        asked = getattr(sync, name, None)
+        if asked and asked != getattr(windows, name, None):
+            raise ValueError(
+                f"{_name(sync)} and {_name(windows)} do not compose: `{name}`={asked} of {_name(sync)} would have no "
+                f"effect, as the windows are those of {_name(windows)}. Set `{name}` of {_name(windows)} instead."
+            )
+    return windows
 
 
 def _name(method: object) -> str:

@@ -13,6 +13,8 @@ from seecoder.sampling.views import Size, View
 AddedConditions = Callable[[View, Literal["positive", "negative"], Size], Mapping[str, Any]]
 Item = tuple[int, View]
 
+_UNREAD = "A region's `pooled` has no effect: this run's network reads no pooled vector (SDXL's do). Leave it out."
+
 
 @dataclass(frozen=True)
 class Control:
@@ -112,15 +114,22 @@ class Conditions:
             rows.append(_rows(context, [picture for picture, _ in items]))
         return torch.cat(rows)
 
-    def keywords(self, items: Sequence[Item], branches: Sequence[Branch], step: Step) -> dict[str, Any]:
-        """Added conditions of a micro-batch, branch after branch, in the order of `context`."""
+    def keywords(self, items: Sequence[Item], branches: Sequence[Branch], step: Step, path: Path) -> dict[str, Any]:
+        """Added conditions of a micro-batch, branch after branch, in the order of `context`.
+
+        Raises:
+            ValueError: If the path brings a pooled vector that nothing reads, or of another width.
+        """
         if self._added is None:
+            if path.pooled is not None:
+                raise ValueError(_UNREAD)
             return {}
-        rows = [
-            _select(self._added(view, branch.context, step.latent_size), picture)
-            for branch in branches
-            for picture, view in items
-        ]
+        rows = []
+        for branch in branches:
+            pooled = path.pooled if branch.context == "positive" else None
+            for picture, view in items:
+                added = self._added(view, branch.context, step.latent_size)
+                rows.append(_select(added if pooled is None else _with_pooled(added, pooled), picture))
         return _stack(rows)
 
     def residuals(
@@ -133,6 +142,17 @@ class Conditions:
         repeats = inputs.shape[0] // len(items)
         image = image.to(inputs.device, inputs.dtype).repeat(repeats, 1, 1, 1)
         return self._control.residuals(inputs, step.timestep, context, image)
+
+
+def _with_pooled(added: Mapping[str, Any], pooled: torch.Tensor) -> Mapping[str, Any]:
+    """Added conditions with another pooled vector."""
+    group = added.get("added_cond_kwargs", {})
+    if "text_embeds" not in group:
+        raise ValueError(_UNREAD)
+    before = group["text_embeds"]
+    if before.shape[-1] != pooled.shape[-1]:
+        raise ValueError(f"A region's `pooled` is {pooled.shape[-1]} wide; this run reads {before.shape[-1]}.")
+    return {**added, "added_cond_kwargs": {**group, "text_embeds": pooled.to(before)}}
 
 
 def _rows(values: torch.Tensor, pictures: Sequence[int]) -> torch.Tensor:

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 
+from seecoder.sampling.checks import FLAG, LENGTHS, SPACE, Rule, check, choice, either, number, optional, whole
 from seecoder.sampling.enlargement import Space, check_enlargement, enlarged
 from seecoder.sampling.fields import Evaluator
 from seecoder.sampling.filters import blur, statistics, with_statistics
@@ -107,6 +108,8 @@ class SkipResidual:
 class DemoFusion:
     """Settings of DemoFusion, named as published.
 
+    Phases go by the area: a result of the native area is one phase, whatever its aspect.
+
     Attributes:
         cosine_scale_1: Exponent of the skip residual's weight.
         cosine_scale_2: Exponent of dilated sampling's weight.
@@ -148,6 +151,26 @@ class DemoFusion:
     resize_in: Space = "latents"
     num_phases: int | None = None
 
+    def __post_init__(self) -> None:
+        """Check the settings.
+
+        Raises:
+            ValueError: If one means nothing.
+        """
+        numbers = ("cosine_scale_1", "cosine_scale_2", "cosine_scale_3", "blur_sigma")
+        flags = ("jitter", "use_skip_residual", "use_dilated_sampling", "windows_see_context", "use_windows")
+        check(
+            self,
+            **dict.fromkeys(numbers, number(0.0)),
+            **dict.fromkeys(flags, FLAG),
+            stride=optional(LENGTHS),
+            skip_dead_steps=either(FLAG, Rule(number(0.0, 1.0).accepts, "an influence, 0 to 1")),
+            blur_kernel=choice("released", "paper"),
+            blur_padding=choice("reflect", "zeros"),
+            resize_in=SPACE,
+            num_phases=optional(whole(1)),
+        )
+
     def sizes(self, size: Size, native_size: Size, *, is_panorama: bool = False) -> list[Size]:
         """(height, width) of every phase; the scale grows evenly.
 
@@ -158,9 +181,9 @@ class DemoFusion:
         count = math.ceil(scale - 1e-6) if self.num_phases is None else self.num_phases
         if scale <= 1.0 or count <= 1:
             return [size]
-        scales = [1.0 + (scale - 1.0) * phase / (count - 1) for phase in range(1, count)]
-        later = [scaled_size(size, value / scale, native_size) for value in scales]
-        return list(dict.fromkeys([base, *later]))
+        scales = [1.0 + (scale - 1.0) * phase / (count - 1) for phase in range(1, count - 1)]
+        between = [scaled_size(size, value / scale, native_size) for value in scales]
+        return list(dict.fromkeys([base, *between, size]))
 
     def stages(self, run: Run, recipe: "Recipe") -> list[Stage]:
         """All phases; a given picture takes the place of the first ones."""

@@ -141,6 +141,12 @@ def _run_stages(
     on_step: Callable[[Progress], None] | None,
     on_stage: Callable[[StageEnd], None] | None,
 ) -> torch.Tensor:
+    if stages and stages[-1].latent_size != run.size:
+        (height, width), (rows, columns) = stages[-1].latent_size, run.size
+        raise ValueError(
+            f"The method's last stage makes {height}x{width} cells, not the {rows}x{columns} that were asked for. Its "
+            "plan has to end at the size of the run."
+        )
     num_steps, done = sum(len(stage.steps) for stage in stages), 0
     outcome: Outcome | None = None
     for place, stage in enumerate(stages):

@@ -50,9 +50,7 @@ def check_enlargement(name: str, run: Run, space: Space) -> None:
         space: Where it enlarges.
 
     Raises:
-        ValueError: Pixels without a decoder and an encoder, or an unknown space.
+        ValueError: Pixels without a decoder and an encoder.
     """
-    if space not in ("latents", "pixels"):
-        raise ValueError(f"`resize_in`={space!r} is unknown; use pixels or latents.")
     if space == "pixels" and (run.decoder is None or run.encoder is None):
         raise ValueError(f'{name}() needs `decoder` and `encoder`. Give them, or set resize_in="latents".')

@@ -3,20 +3,25 @@
 RAU-Net of HiDiffusion (Zhang et al., ECCV 2024, arXiv 2311.17528, Sec. 3.2).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
+from torch.nn import functional
 
 from seecoder.sampling.parts import Step
 from seecoder.sampling.views import Size
 
 Frames = dict[torch.nn.Module, Size]
 
+_RESIDUALS = ("down_block_additional_residuals", "mid_block_additional_residual")
+
 
 class Shrink:
     """The downsampler of one level with f times its stride, its upsampler to the old size.
+
+    A ControlNet computes its residuals at the plain sizes; they are averaged down to the maps that they are added to.
 
     Args:
         unet: A diffusers UNet.
@@ -30,6 +35,7 @@ class Shrink:
         self._downsamplers = [block.downsamplers[0] for block in unet.down_blocks[:-1]]
         self._upsamplers = [block.upsamplers[0] for block in unet.up_blocks[:-1]][::-1]  # by level, like the others
         self._conv: torch.nn.Conv2d = self._downsamplers[level].conv
+        self._unet, self._level = unet, level
         self._factor, self._full_until, self._until = factor, full_until, until
 
     def factor(self, index: int) -> int:
@@ -48,6 +54,7 @@ class Shrink:
         conv, sizes = self._conv, {}
         before = conv.stride, conv.dilation, conv.padding
         with ExitStack() as stack:
+            stack.callback(self._unet.register_forward_pre_hook(self._fitting(factor), with_kwargs=True).remove)
             for down, up in zip(self._downsamplers, self._upsamplers, strict=True):
                 # Every upsampler returns to what its level had on the way down: halves of odd sizes are not doubles.
                 stack.callback(down.register_forward_pre_hook(remembering(sizes)).remove)
@@ -59,6 +66,40 @@ class Shrink:
                 yield
             finally:
                 conv.stride, conv.dilation, conv.padding = before
+
+    def _fitting(self, factor: int) -> Callable[..., tuple[tuple[Any, ...], dict[str, Any]]]:
+        """A hook of the UNet that brings a ControlNet's residuals to the sizes of its smaller maps."""
+        strides = [2 * factor if level == self._level else 2 for level in range(len(self._downsamplers))]
+
+        def hook(
+            module: torch.nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any]
+        ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+            down, mid = (keywords.get(name) for name in _RESIDUALS)
+            if down is None or mid is None:
+                return inputs, keywords
+            sample = inputs[0] if inputs else keywords["sample"]
+            sizes = [(sample.shape[-2], sample.shape[-1])]
+            for stride in strides:
+                sizes.append((-(-sizes[-1][0] // stride), -(-sizes[-1][1] // stride)))
+            levels = levels_of_skips(self._unet)
+            fitted = tuple(_averaged(value, sizes[level]) for value, level in zip(down, levels, strict=True))
+            return inputs, keywords | dict(zip(_RESIDUALS, (fitted, _averaged(mid, sizes[-1])), strict=True))
+
+        return hook
+
+
+def levels_of_skips(unet: Any) -> Sequence[int]:
+    """The level of every feature map that a UNet keeps on the way down, in the order of a ControlNet's residuals."""
+    levels = [0]
+    for level, block in enumerate(unet.down_blocks):
+        levels += [level] * len(block.resnets) + [level + 1] * len(block.downsamplers or ())
+    return levels
+
+
+def _averaged(values: torch.Tensor, size: Size) -> torch.Tensor:
+    if tuple(values.shape[-2:]) == size:
+        return values
+    return functional.interpolate(values, size=size, mode="area")
 
 
 def remembering(frames: Frames) -> Callable[..., None]:

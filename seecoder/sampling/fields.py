@@ -119,7 +119,7 @@ class Evaluator:
         """The network's outputs for one micro-batch of scaled inputs (N, C, h, w): one (N, C, h, w) per branch."""
         batch = inputs.to(self.conditions.dtype).repeat(len(branches), 1, 1, 1)
         context = self.conditions.context(items, branches, path)
-        keywords = self.conditions.keywords(items, branches, step)
+        keywords = self.conditions.keywords(items, branches, step, path)
         size = (inputs.shape[-2], inputs.shape[-1])
         with patched(path, network, step, size):
             keywords |= self.conditions.residuals(batch, context, items, step)

@@ -17,6 +17,7 @@ from typing import ClassVar, Literal
 import torch
 from torch.nn import functional
 
+from seecoder.sampling.checks import FLAG, LENGTHS, SHARE, Rule, check, choice, optional, some_of, whole
 from seecoder.sampling.parts import Patch, Path, Planner, Run, Step, Weight
 from seecoder.sampling.stepper import Stepper
 from seecoder.sampling.views import Size, View, jitter, windows, wrapped_windows
@@ -31,10 +32,24 @@ class Region:
     Attributes:
         mask: (H, W) in [0, 1], 1 inside; any resolution, it is resized to the latents.
         context: (1 or B, tokens, width), in place of the run's context.
+        pooled: (1 or B, width), in place of the pooled vector that `added_conditions` gives (SDXL); None keeps that
+            one, and with it something of the run's own picture.
     """
 
     mask: torch.Tensor
     context: torch.Tensor
+    pooled: torch.Tensor | None = None
+
+    def __post_init__(self) -> None:
+        """Check the shapes and the values.
+
+        Raises:
+            ValueError: If they do not fit.
+        """
+        _check_mask(self.mask)
+        _check_vectors("context", self.context, "(1 or B, tokens, width)", 3)
+        if self.pooled is not None:
+            _check_vectors("pooled", self.pooled, "(1 or B, width)", 2)
 
 
 @dataclass(frozen=True)
@@ -61,6 +76,23 @@ class MultiDiffusion:
     closed_loop: bool = False
     regions: Sequence[Region] = ()
     bootstrap: float = 0.4
+
+    def __post_init__(self) -> None:
+        """Check the settings.
+
+        Raises:
+            ValueError: If one means nothing.
+        """
+        check(
+            self,
+            window=optional(LENGTHS),
+            stride=optional(LENGTHS),
+            jitter=whole(0),
+            blend=choice("uniform", "feather"),
+            closed_loop=FLAG,
+            regions=some_of(Rule(lambda value: isinstance(value, Region), ""), "a list of Regions"),
+            bootstrap=SHARE,
+        )
 
     def window_size(self, native_size: Size, size: Size) -> Size:
         """(height, width) of the windows over latents of `size`."""
@@ -123,13 +155,20 @@ class MultiDiffusion:
         """A path split into one for the background and one for each region, each with its context and its share."""
         if not self.regions:
             return [path]
-        contexts = [path.context, *(region.context.to(run.device) for region in self.regions)]
-        return [
-            replace(
-                path, views=_meeting(path.views, share), weight=times(_constant(share), path.weight), context=context
-            )
-            for share, context in zip(self._maps(run, size), contexts, strict=True)
+        shares = self._maps(run, size)
+        parts = [
+            replace(path, views=_meeting(path.views, share), weight=times(_constant(share), path.weight))
+            for share in shares
         ]
+        in_front = [
+            replace(
+                part,
+                context=region.context.to(run.device),
+                pooled=None if region.pooled is None else region.pooled.to(run.device),
+            )
+            for part, region in zip(parts[1:], self.regions, strict=True)
+        ]
+        return [parts[0], *in_front]
 
     def _maps(self, run: Run, size: Size) -> list[torch.Tensor]:
         return region_weights([region.mask for region in self.regions], size, run.device, run.dtype)
@@ -157,13 +196,25 @@ def region_weights(
         ValueError: If a mask is not an (H, W) tensor with values in [0, 1].
     """
     for mask in masks:
-        if mask.ndim != 2 or bool((mask < 0).any()) or bool((mask > 1).any()):
-            raise ValueError(f"A region's `mask` must be (H, W) with values in [0, 1], not {tuple(mask.shape)}.")
+        _check_mask(mask)
     resized = [functional.interpolate(mask[None, None].to(device, dtype), size=size, mode="area")[0] for mask in masks]
     foreground = torch.stack(resized).sum(dim=0)
     maps = [(1.0 - foreground).clamp(min=0.0), *resized]
     total = torch.stack(maps).sum(dim=0)
     return [weight / total for weight in maps]
+
+
+def _check_vectors(name: str, values: torch.Tensor, shape: str, axes: int) -> None:
+    if values.ndim != axes or not bool(values.isfinite().all()):
+        found = "" if values.ndim != axes else " with NaN or infinity"
+        raise ValueError(f"A region's `{name}` must be {shape} and finite, not {tuple(values.shape)}{found}.")
+
+
+def _check_mask(mask: torch.Tensor) -> None:
+    # Of NaN neither is true, and one of them would make the whole picture NaN.
+    if mask.ndim != 2 or mask.numel() == 0 or not bool(((mask >= 0) & (mask <= 1)).all()):
+        values = f" with values {float(mask.min()):g} to {float(mask.max()):g}" if mask.numel() else ""
+        raise ValueError(f"A region's `mask` must be (H, W) with values in [0, 1], not {tuple(mask.shape)}{values}.")
 
 
 def bootstrapped(

@@ -84,6 +84,7 @@ class Path:
         patches: Network changes by the name of the network state; a name that is missing here means "main".
         blend: Weights of the views where they overlap: "uniform" or "feather" (linear towards the borders).
         context: Replaces the run's positive context here (one region, one picture): (1 or B, tokens, width).
+        pooled: Replaces the run's pooled vector there, likewise (SDXL): (1 or B, width).
         unconditional: Every branch is given the negative context here: the path adds detail, and no subject.
         follows_offsets: Whether an editor's per-view changes (SyncDiffusion) apply to this path's views.
         keyed: Whether the planner makes random choices (its stage then draws one key per picture).
@@ -95,6 +96,7 @@ class Path:
     patches: Mapping[str, Sequence[Patch]] = field(default_factory=dict)
     blend: Literal["uniform", "feather"] = "uniform"
     context: torch.Tensor | None = None
+    pooled: torch.Tensor | None = None
     unconditional: bool = False
     follows_offsets: bool = False
     keyed: bool = False

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, ClassVar
 
+from seecoder.sampling.checks import SHARE, SPACE, check, number, optional, some_of
 from seecoder.sampling.enlargement import Space, check_enlargement, enlarged
 from seecoder.sampling.geometry import base_size, scale_over, scaled_size
 from seecoder.sampling.parts import Opening, Outcome, Run, Stage
@@ -47,6 +48,19 @@ class RectifiedHR:
     guidance_boost: Sequence[float] | None = None
     resize_in: Space = "pixels"
 
+    def __post_init__(self) -> None:
+        """Check the settings.
+
+        Raises:
+            ValueError: If one means nothing.
+        """
+        check(
+            self,
+            switch_at=some_of(SHARE, "one or more shares of the trajectory, 0 to 1, such as (0.8, 0.9)", least=1),
+            guidance_boost=optional(some_of(number(0.0, above=True), "factors above 0, such as (6.0, 10.0)")),
+            resize_in=SPACE,
+        )
+
     def boosts(self, *, network_changes: bool = False) -> Sequence[float]:
         """The factors on the guidance scale after each change."""
         default = NO_BOOST if network_changes else PUBLISHED_BOOST
@@ -58,8 +72,8 @@ class RectifiedHR:
         if scale <= 1.0:
             return [size]
         switches = min(max(1, math.ceil(math.log2(scale) - 0.05)), len(self.switch_at))
-        factors = [scale ** (place / switches) / scale for place in range(1, switches + 1)]
-        return [base_size(size, native_size), *(scaled_size(size, factor, native_size) for factor in factors)]
+        factors = [scale ** (place / switches) / scale for place in range(1, switches)]
+        return [base_size(size, native_size), *(scaled_size(size, factor, native_size) for factor in factors), size]
 
     def stages(self, run: Run, recipe: "Recipe") -> list[Stage]:
         """One stage for every resolution; together they are one trajectory.

@@ -14,15 +14,17 @@ layers.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 
+from seecoder.sampling.checks import FACTORS, FLAG, PATTERNS, SHARE, check, choice, number, optional
 from seecoder.sampling.dispersion import closed_form_matrix, published_matrix
 from seecoder.sampling.guidance import NEGATIVE, POSITIVE, ClassifierFree, rescaled
 from seecoder.sampling.parts import Branch, Guidance, Run, Step
 from seecoder.sampling.redilation import ReDilation
 from seecoder.sampling.scalecrafter_settings import Factors, Settings, derived_settings, per_axis
+from seecoder.sampling.unet_levels import select
 from seecoder.sampling.views import Size
 
 DAMPING = Branch("negative", "damping")
@@ -68,7 +70,9 @@ class NoiseDamped:
 class ScaleCrafter:
     """Settings of ScaleCrafter; None takes what belongs to the network and the size (`derived_settings`).
 
-    Shares of the trajectory are the published step numbers divided by the published 50 steps.
+    Shares of the trajectory are the published step numbers divided by the published 50 steps. Layers are dilated for
+    views of more than the native area, or with an axis of more than 1.5 times the native side; in a cascade, whose
+    first stage has the native area at any aspect, by the area alone.
 
     Attributes:
         dilation: Pattern -> factor, or (rows, columns); patterns such as "level.1", "mid", "up.0.sampler".
@@ -77,23 +81,43 @@ class ScaleCrafter:
         damping: Patterns of the weaker network that noise-damped guidance stands on; an empty mapping is the plain
             network (another function than the published one).
         damp_tau: Share of the trajectory with noise-damped guidance; 0 is ordinary guidance.
-        disperse: Patterns of the dilated layers whose kernels are dispersed.
+        disperse: Pattern or patterns of the dilated layers whose kernels are dispersed.
         disperse_tau: Share of the trajectory in which they are.
         dispersion: "closed_form" (ours), or the "published" least squares.
         dispersion_penalty: Weight of the high band in "closed_form"; 0.1 to 0.3.
     """
 
     role: ClassVar[str] = "network"
+    per_axis: ClassVar[bool] = True
 
     dilation: Factors | None = None
     dilate_tau: float | None = None
     progressive: bool | None = None
     damping: Factors | None = None
     damp_tau: float | None = None
-    disperse: Sequence[str] = ()
+    disperse: str | Sequence[str] = ()
     disperse_tau: float = 0.6
     dispersion: Literal["closed_form", "published"] = "closed_form"
     dispersion_penalty: float = 0.1
+
+    def __post_init__(self) -> None:
+        """Check the settings.
+
+        Raises:
+            ValueError: If one means nothing.
+        """
+        check(
+            self,
+            dilation=optional(FACTORS),
+            dilate_tau=optional(SHARE),
+            progressive=optional(FLAG),
+            damping=optional(FACTORS),
+            damp_tau=optional(SHARE),
+            disperse=PATTERNS,
+            disperse_tau=SHARE,
+            dispersion=choice("closed_form", "published"),
+            dispersion_penalty=number(0.0),
+        )
 
     def settings(self, unet: object, native_size: Size, size: Size) -> Settings:
         """The settings for views of `size`: those given, the rest derived."""
@@ -103,29 +127,28 @@ class ScaleCrafter:
             for name in ("dilation", "dilate_tau", "progressive", "damping", "damp_tau")
             if (value := getattr(self, name)) is not None
         }
-        for name in ("dilate_tau", "damp_tau", "disperse_tau"):
-            value = given.get(name, 0.0) if name != "disperse_tau" else self.disperse_tau
-            if not 0.0 <= value <= 1.0:
-                raise ValueError(f"`{name}`={value} must be a share of the trajectory, 0 to 1.")
         return found.replaced(**given)
 
     def patches(self, run: Run, view_size: Size) -> Mapping[str, Sequence[ReDilation]]:
         """The network in its dilated state, and in the weaker one that damping stands on.
 
         Raises:
-            ValueError: If the run has no `unet`, or a pattern matches nothing.
+            ValueError: If the run has no `unet`, a pattern matches nothing, or a setting has no effect.
         """
         if run.unet is None:
             raise ValueError("ScaleCrafter() changes layers of the network. Give sample() the `unet`.")
         settings = self.settings(run.unet, run.native_size, view_size)
         count = len(run.stepper)
+        disperse = self._dispersed()
+        # A stage on the way may do without what the result's size has.
+        self._check_effects(run.unet, self.settings(run.unet, run.native_size, run.size))
         matrix = closed_form_matrix(self.dispersion_penalty) if self.dispersion == "closed_form" else published_matrix()
         main = ReDilation(
             run.unet,
             per_axis(settings.dilation),
             round(settings.dilate_tau * count),
             progressive=settings.progressive,
-            disperse=self.disperse,
+            disperse=disperse,
             disperse_until=round(self.disperse_tau * count),
             matrix=matrix,
         )
@@ -136,11 +159,41 @@ class ScaleCrafter:
             per_axis(settings.damping),
             round(settings.damp_tau * count),
             progressive=settings.progressive,
-            disperse=[pattern for pattern in self.disperse if pattern in settings.damping],
+            disperse=[pattern for pattern in disperse if pattern in settings.damping],
             disperse_until=round(self.disperse_tau * count),
             matrix=matrix,
         )
         return {"main": [main], "damping": [damping]}
+
+    def check(self, run: Run) -> None:
+        """Look all patterns up, whether or not the network is changed in this run.
+
+        Raises:
+            ValueError: If one matches nothing.
+        """
+        if run.unet is not None:
+            for pattern in (*(self.dilation or ()), *(self.damping or ()), *self._dispersed()):
+                select(run.unet, pattern)
+
+    def _dispersed(self) -> Sequence[str]:
+        return [self.disperse] if isinstance(self.disperse, str) else self.disperse
+
+    def _check_effects(self, unet: Any, settings: Settings) -> None:
+        """Refuse what was asked for and would do nothing."""
+        if self.damping is not None and self.damp_tau is None and settings.damp_tau == 0.0:
+            raise ValueError(
+                f"`damping` has no effect on {type(unet).__name__} at this size, where guidance is not damped. Set "
+                "`damp_tau`, the share of the trajectory in which it is (published: 0.7), or leave `damping` out."
+            )
+        factors: dict[torch.nn.Conv2d, float] = {}
+        for pattern, factor in per_axis(settings.dilation).items():
+            factors |= dict.fromkeys(select(unet, pattern).values(), max(factor))
+        for pattern in self._dispersed():
+            if not any(factors.get(conv, 1.0) > 1.0 for conv in select(unet, pattern).values()):
+                raise ValueError(
+                    f"`disperse` names {pattern!r}, of which no layer is dilated; only dilated layers are dispersed. "
+                    f"Add it to `dilation`, or leave it out. Dilated are: {', '.join(settings.dilation)}."
+                )
 
     def guidance(self, run: Run, view_size: Size) -> Guidance:
         """Noise-damped guidance for as long as the settings say."""

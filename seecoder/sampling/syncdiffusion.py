@@ -10,6 +10,7 @@ nobody uses, is not computed; predicted pictures are not clamped, which would cu
 closed loop has all its width / stride windows and is decoded around the border (`wrap=True`); the loss is injectable.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -17,6 +18,7 @@ from typing import ClassVar, Literal
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from seecoder.sampling.checks import FLAG, FUNCTION, LENGTHS, SHARE, check, choice, either, number, optional, whole
 from seecoder.sampling.conditions import Item
 from seecoder.sampling.fields import Evaluator, all_items, fuse_views
 from seecoder.sampling.guidance import ClassifierFree
@@ -24,6 +26,8 @@ from seecoder.sampling.multidiffusion import MultiDiffusion
 from seecoder.sampling.parts import Codec, Edited, Path, Run, Step
 from seecoder.sampling.perceptual import PerceptualLoss, default_loss
 from seecoder.sampling.views import Size, View
+
+logger = logging.getLogger(__name__)
 
 
 def sync_weight_at(weight: float, decay: float, index: int) -> float:
@@ -34,6 +38,9 @@ def sync_weight_at(weight: float, decay: float, index: int) -> float:
 @dataclass(frozen=True)
 class SyncDiffusion:
     """Settings of SyncDiffusion; lengths in latent cells.
+
+    Beside MultiDiffusion the windows are MultiDiffusion's, with its regions, jitter and feather; of regions, windows
+    that show some of the background are synchronised.
 
     Attributes:
         window: Side (or height and width) of a window; None is the native size.
@@ -63,6 +70,26 @@ class SyncDiffusion:
     loss: PerceptualLoss | None = None
     clamp: bool = False
 
+    def __post_init__(self) -> None:
+        """Check the settings.
+
+        Raises:
+            ValueError: If one means nothing.
+        """
+        check(
+            self,
+            window=optional(LENGTHS),
+            stride=optional(LENGTHS),
+            closed_loop=FLAG,
+            sync_weight=number(0.0),
+            sync_decay=number(0.0, 1.0),
+            sync_every=whole(1),
+            sync_threshold=SHARE,
+            anchor=either(choice("middle", "first"), whole()),
+            loss=optional(FUNCTION),
+            clamp=FLAG,
+        )
+
     @property
     def windows(self) -> MultiDiffusion:
         """The windows, where no MultiDiffusion in the same run says otherwise."""
@@ -72,17 +99,29 @@ class SyncDiffusion:
         """The editor of a stage whose windows `path` plans.
 
         Raises:
-            ValueError: If the run has no decoder, or a setting does not fit.
+            ValueError: If the run has no decoder.
         """
         if run.decoder is None:
             raise ValueError("SyncDiffusion() compares decoded windows. Give sample() a `decoder`.")
-        if self.sync_every < 1 or not 0.0 <= self.sync_threshold <= 1.0:
-            raise ValueError(
-                f"`sync_every`={self.sync_every} must be at least 1 and `sync_threshold`={self.sync_threshold} a share "
-                "of the trajectory, 0 to 1."
-            )
+        self._say_if_idle(len(run.stepper))
         loss = default_loss(run.device) if self.loss is None else self.loss
         return Synchronise(self, path, run.decoder, loss, ClassifierFree(run.guidance_scale))
+
+    def synchronises(self, index: int, count: int) -> bool:
+        """Whether step `index` of `count` is one of those that synchronise."""
+        is_due = (index + 1) % self.sync_every == 0
+        return is_due and index < round(self.sync_threshold * count) and self.sync_weight != 0.0
+
+    def _say_if_idle(self, count: int) -> None:
+        is_off = self.sync_threshold == 0.0 or self.sync_weight == 0.0
+        if not is_off and not any(self.synchronises(index, count) for index in range(count)):
+            logger.warning(
+                "SyncDiffusion() synchronises none of the %d steps (`sync_threshold`=%g, `sync_every`=%d): the windows "
+                "are only blended. Use more steps, or a larger `sync_threshold`.",
+                count,
+                self.sync_threshold,
+                self.sync_every,
+            )
 
 
 @dataclass(frozen=True)
@@ -97,15 +136,23 @@ class Synchronise:
 
     def is_large(self, step: Step) -> bool:
         """Whether this step synchronises."""
-        settings = self.settings
-        is_due = (step.index + 1) % settings.sync_every == 0
-        return is_due and step.index < round(settings.sync_threshold * step.count) and settings.sync_weight != 0.0
+        return self.settings.synchronises(step.index, step.count)
 
     def apply(self, latents: torch.Tensor, step: Step, evaluator: Evaluator) -> Edited:
-        """The sample of the moved windows; views are cut from the old one and moved one by one."""
+        """The sample of the moved windows; views are cut from the old one and moved one by one.
+
+        Raises:
+            ValueError: If there is no window to follow, or no such one.
+        """
         if not self.is_large(step):
             return Edited(latents)
         items = all_items(evaluator.micro_batches(step, self.path, latents.shape[0]))
+        if not items:
+            raise ValueError(
+                "SyncDiffusion() has the windows of the background follow one of them, but the masks of the regions "
+                "cover the whole picture, and leave no window of the background. Leave SyncDiffusion out, or make the "
+                "masks smaller."
+            )
         anchors = {item for item in items if item[1] == self._anchor(step, item[0])}
         references = self._references(latents, sorted(anchors), step, evaluator)
         weight = sync_weight_at(self.settings.sync_weight, self.settings.sync_decay, step.index)

@@ -50,7 +50,7 @@ def blocks_of(pattern: str, levels: int) -> list[str]:
     if not pattern.startswith("level."):
         return [pattern]
     head, _, rest = pattern.removeprefix("level.").partition(".")
-    level = int(head)
+    level = int(head) if head.isascii() and head.isdigit() else levels
     names = [f"down.{level}", f"up.{levels - 1 - level}"] + (["mid"] if level == levels - 1 else [])
     return [f"{name}.{rest}" if rest else name for name in names] if 0 <= level < levels else []
 

@@ -2,7 +2,9 @@
 
 import pytest
 
+from seecoder.cli import main
 from seecoder.cli.methods import available_methods, build_methods
+from seecoder.cli.options import key_value
 
 
 def test_every_method_of_the_package_has_its_name():
@@ -32,3 +34,57 @@ def test_unknown_names_are_answered_with_the_known():
     if name is not None:
         with pytest.raises(ValueError, match=f"Settings are {name}: "):
             build_methods(name, [("no_such_setting", 1)])
+
+
+@pytest.mark.parametrize("text", ["false", "FALSE", "False", "no", "No"])
+def test_switches_are_read_in_any_case(text):
+    (method,) = build_methods("demofusion", [key_value(f"windows_see_context={text}")]) or []
+    assert method.windows_see_context is False
+    yes = {"false": "true", "FALSE": "TRUE", "False": "True", "no": "yes", "No": "Yes"}[text]
+    (method,) = build_methods("syncdiffusion", [key_value(f"clamp={yes}")]) or []
+    assert method.clamp is True
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("demofusion.stride=(4, 8)", (4, 8)),
+        ("demofusion.cosine_scale_1=2", 2),
+        ("demofusion.blur_kernel=paper", "paper"),
+        ("demofusion.num_phases=none", None),
+        ("rectifiedhr.switch_at=(0.5,)", (0.5,)),
+        ("rectifiedhr.switch_at=[0.5, 0.6]", [0.5, 0.6]),
+        ("scalecrafter.disperse=level.2", "level.2"),
+        ("scalecrafter.dilation={'level.1': 2}", {"level.1": 2}),
+        ("syncdiffusion.anchor=first", "first"),
+        ("syncdiffusion.anchor=-1", -1),
+    ],
+)
+def test_values_of_every_kind_are_read(option, value):
+    name, _, setting = option.partition("=")[0].partition(".")
+    (method,) = build_methods(name, [key_value(option)]) or []
+    assert getattr(method, setting) == value
+
+
+@pytest.mark.parametrize(
+    ("method", "option", "line"),
+    [
+        ("demofusion", "jitter=maybe", "`jitter`='maybe' of DemoFusion() must be True or False"),
+        (
+            "demofusion",
+            "skip_dead_steps=2",
+            "`skip_dead_steps`=2 of DemoFusion() must be True or False or an influence",
+        ),
+        ("multidiffusion", "jitter=yes", "`jitter`=True of MultiDiffusion() must be a whole number from 0 up"),
+        ("multidiffusion", "stride=half", "`stride`='half' of MultiDiffusion() must be a whole number from 1 up"),
+        ("scalecrafter", "dilation=2", "`dilation`=2 of ScaleCrafter() must be a mapping of patterns to factors"),
+        ("rectifiedhr", "switch_at=0.8", "`switch_at`=0.8 of RectifiedHR() must be one or more shares"),
+        ("syncdiffusion", "anchor=last", "`anchor`='last' of SyncDiffusion() must be 'middle' or 'first' or a whole"),
+    ],
+)
+def test_values_of_the_wrong_kind_are_refused(method, option, line, capsys, tmp_path):
+    command = ["vary", "a.png", "--base", "b", "--encoder", "e", "--out", str(tmp_path / "out")]
+    assert main([*command, "--method", method, "--method-option", option]) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith(f"seecoder vary: `--method-option`: {line}")
+    assert shown.count("\n") == 1

@@ -279,6 +279,38 @@ def test_panorama_methods():
         assert [(type(entry).__name__, entry.closed_loop) for entry in methods] == [("SyncDiffusion", False)]
 
 
+@pytest.mark.parametrize("names", ["syncdiffusion,multidiffusion", "MultiDiffusion, SyncDiffusion"])
+def test_a_panorama_may_be_synchronised_in_windows_of_its_own(names):
+    """Jitter, feather and regions are MultiDiffusion's, and so are the windows that both have settings for."""
+    options = [("stride", 4), ("jitter", 1), ("sync_weight", 100)]
+    methods = {
+        type(entry).__name__: entry
+        for entry in panorama_methods(Namespace(method=names, method_option=options, wrap=True))
+    }
+    windows, sync = methods["MultiDiffusion"], methods["SyncDiffusion"]
+    assert (windows.stride, windows.jitter, windows.closed_loop) == (4, 1, True)
+    assert (sync.stride, sync.closed_loop, sync.sync_weight) == (None, False, 100)
+    for other in ("syncdiffusion,demofusion", "", "multidiffusion,,"):
+        with pytest.raises(ValueError, match="makes no panoramas"):
+            panorama_methods(Namespace(method=other, method_option=[], wrap=False))
+
+
+def test_a_synchronised_panorama_with_regions(pictures, networks, tmp_path, capsys):
+    right = write_mask(tmp_path / "right.png", left=0.0, right=1.0)
+    all_of_it = write_mask(tmp_path / "all.png", left=1.0, right=1.0)
+    command = ["panorama", pictures[0], *networks, "--method", "syncdiffusion,multidiffusion", "--width", "48"]
+    command += ["--method-option", "bootstrap=0", "--method-option", "sync_threshold=1"]
+    made = {}
+    for folder, more in (("plain", []), ("half", ["--region", f"{right}={pictures[1]}", "--guidance", "7"])):
+        assert main([*command, *more, "--out", str(tmp_path / folder)]) == 0
+        made[folder] = pixels_of(tmp_path / folder / "0001-first-one-seed0.png")
+    assert made["plain"] != made["half"]
+    capsys.readouterr()
+    assert main([*command, "--region", f"{all_of_it}={pictures[1]}", "--out", str(tmp_path / "none")]) == 2
+    assert "cover the whole picture" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+
+
 def test_seeds_and_sheets():
     assert seeds_of([5], 3) == [5, 6, 7]
     assert seeds_of([5, 1], None) == [5, 1]

@@ -5,7 +5,7 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 
 from seecoder import SeeCoderPipeline, SeeCoderXLPipeline
-from seecoder.sampling.multidiffusion import MultiDiffusion
+from seecoder.sampling import MultiDiffusion, Region
 
 POOLED = 20
 
@@ -88,6 +88,35 @@ def test_pooled_vectors_follow_their_pictures(pipe, picture):
     rows = seen[-1]
     assert torch.equal(rows[:4], torch.zeros(4, POOLED))
     assert torch.equal(rows[4:], pooled.repeat_interleave(2, dim=0))
+
+
+def test_a_region_brings_its_own_pooled_vector(pipe, picture):
+    """A region that is everything gives the picture of its own; without its pooled vector it is half of the other."""
+    other = 1 - picture
+    context, pooled = pipe.encode_context(other)
+    everywhere = torch.ones(2, 4)
+
+    def made(image, *regions):
+        return pipe(
+            image, height=16, width=32, num_inference_steps=2, guidance_scale=3.0, output_type="latent",
+            method=MultiDiffusion(stride=4, regions=regions, bootstrap=0.0), generator=torch.Generator().manual_seed(0),
+        ).images  # fmt: skip
+
+    expected = made(other)
+    torch.testing.assert_close(made(picture, Region(everywhere, context, pooled)), expected)
+    assert not torch.allclose(made(picture, Region(everywhere, context)), expected, rtol=1e-3)
+    with pytest.raises(ValueError, match=r"`pooled` must be \(1 or B, width\) and finite, not \(20,\)"):
+        Region(everywhere, context, pooled[0])
+    with pytest.raises(ValueError, match="`pooled` is 19 wide; this run reads 20"):
+        made(picture, Region(everywhere, context, pooled[:, :-1]))
+
+
+def test_a_pooled_vector_that_nothing_reads_is_refused(parts, picture):
+    pipe = SeeCoderPipeline(**parts)
+    pipe.set_progress_bar_config(disable=True)
+    region = Region(torch.ones(2, 4), pipe.encode_context(picture), torch.zeros(1, POOLED))
+    with pytest.raises(ValueError, match=r"`pooled` has no effect: .* no pooled vector"):
+        pipe(picture, 16, 32, num_inference_steps=1, method=MultiDiffusion(regions=[region], bootstrap=0.0))
 
 
 def test_save_and_load(pipe, picture, tmp_path):

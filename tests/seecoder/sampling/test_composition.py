@@ -79,6 +79,32 @@ def test_what_does_not_compose_says_why(methods, reason) -> None:
         compose(methods[::-1])
 
 
+@pytest.mark.parametrize("setting", [{"window": 24}, {"stride": 4}, {"closed_loop": True}])
+def test_the_windows_of_a_synchronised_run_have_one_owner(setting) -> None:
+    """What SyncDiffusion says of windows would be dropped beside MultiDiffusion; the same said twice is no conflict."""
+    (name,) = setting
+    asked = SyncDiffusion(loss=pyramid_distance, **setting)
+    with pytest.raises(ValueError, match=f"do not compose: `{name}`=.* Set `{name}` of MultiDiffusion"):
+        compose([asked, MultiDiffusion()])
+    windows = MultiDiffusion(jitter=1, **setting)
+    assert compose([asked, windows]).windows == compose([SYNC, windows]).windows == windows
+    assert getattr(compose([asked]).windows, name) == setting[name]
+
+
+@pytest.mark.parametrize("covered", [["all"], ["left", "right"]])
+def test_without_a_background_there_is_no_window_to_follow(
+    covered, make_scheduler, make_unet, denoiser_of, context
+) -> None:
+    masks = {name: torch.zeros(4, 4) for name in ("all", "left", "right")}
+    masks["all"][:], masks["left"][:, :2], masks["right"][:, 2:] = 1.0, 1.0, 1.0
+    regions = [Region(masks[name], context[:1]) for name in covered]
+    windows = MultiDiffusion(regions=regions, bootstrap=0.0)
+    with pytest.raises(
+        ValueError, match="the masks of the regions cover the whole picture, and leave no window of the"
+    ):
+        run([SYNC, windows], make_scheduler, make_unet(), denoiser_of, context)
+
+
 @pytest.mark.parametrize("network", [ScaleCrafter(), HiDiffusion()])
 @pytest.mark.parametrize("windows", [MultiDiffusion(), SYNC])
 def test_networks_are_not_changed_for_native_windows(
@@ -88,6 +114,69 @@ def test_networks_are_not_changed_for_native_windows(
         ValueError, match="changes the network for views above the native size, but the windows are 16x16"
     ):
         run([network, windows], make_scheduler, make_unet(), denoiser_of, context)
+
+
+@pytest.mark.parametrize("size", [(8, 32), (32, 8)])
+def test_one_long_axis_is_above_native_though_the_area_is_not(
+    size, make_scheduler, make_unet, denoiser_of, context
+) -> None:
+    """Re-dilation goes by the axis: the short one stays plain. HiDiffusion shrinks both, and so goes by the area."""
+    long_axis = (1.0, 2.0) if size[1] > size[0] else (2.0, 1.0)
+    unet = make_unet()
+
+    def made(method):
+        return run(method, make_scheduler, unet, denoiser_of, context, size)
+
+    plain = made(None)
+    assert not torch.allclose(made(ScaleCrafter()), plain, rtol=1e-3)
+    by_hand = {"level.1": long_axis, "level.2": long_axis}
+    assert torch.equal(made(ScaleCrafter()), made(ScaleCrafter(dilation=by_hand, dilate_tau=1.0)))
+    assert torch.equal(made(HiDiffusion()), plain)
+    with pytest.raises(ValueError, match="but the windows are"):
+        made([ScaleCrafter(), MultiDiffusion()])
+
+
+@pytest.mark.parametrize("size", [(16, 16), (14, 18), (13, 20), (11, 23)])
+def test_shapes_that_networks_know_at_their_own_area_stay_plain(
+    size, make_scheduler, make_unet, denoiser_of, context
+) -> None:
+    """Up to 1.5 times the native side, as in SDXL's training."""
+    unet = make_unet()
+    made = run(ScaleCrafter(), make_scheduler, unet, denoiser_of, context, size)
+    assert torch.equal(made, run(None, make_scheduler, unet, denoiser_of, context, size))
+
+
+@pytest.mark.parametrize("size", [(16, 64), (16, 32)])
+@pytest.mark.parametrize("maker", [DemoFusion(use_windows=False), RectifiedHR(resize_in="latents", switch_at=(0.5,))])
+def test_the_base_of_a_cascade_stays_plain_at_any_aspect(
+    size, maker, make_scheduler, make_unet, denoiser_of, context
+) -> None:
+    """Its first stage has the native area, which counts by area as ever."""
+    reached = {}
+    unet = make_unet()
+    for name, methods in (("alone", [maker]), ("with", [ScaleCrafter(dilate_tau=1.0), maker])):
+        steps = reached.setdefault(name, [])
+        run(methods, make_scheduler, unet, denoiser_of, context, size, on_step=lambda p, to=steps: to.append(p.latents))
+    base = reached["with"][0]
+    assert torch.equal(base, reached["alone"][0]) == (base.shape[-2] * base.shape[-1] <= 1.05**2 * 256)
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        (ScaleCrafter(dilation={"level.99": 2.0}), "The pattern 'level.99' matches no convolution"),
+        (ScaleCrafter(damping={"up.7": 2.0}), "The pattern 'up.7' matches no convolution"),
+        (ScaleCrafter(disperse=["mid", "l"]), "The pattern 'l' matches no convolution"),
+        (HiDiffusion(level=2), "`level`=2 has no downsampler"),
+    ],
+)
+@pytest.mark.parametrize("size", [(16, 16), (32, 32)])
+@pytest.mark.parametrize("others", [[], [DemoFusion()]])
+def test_layers_are_looked_up_at_every_size(
+    method, message, size, others, make_scheduler, make_unet, denoiser_of, context
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        run([method, *others], make_scheduler, make_unet(), denoiser_of, context, size)
 
 
 @pytest.mark.parametrize("method", ["demofusion", DemoFusion, 3, [ScaleCrafter(), "demofusion"]])

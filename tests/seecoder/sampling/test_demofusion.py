@@ -390,8 +390,6 @@ def test_windows_without_context_need_one_that_says_nothing(make_scheduler, make
 def test_phases_are_enlarged_through_pixels_where_asked_for(make_scheduler, make_denoiser, context) -> None:
     with pytest.raises(ValueError, match=r"DemoFusion\(\) needs `decoder` and `encoder`"):
         run(DemoFusion(resize_in="pixels"), make_scheduler, make_denoiser(), context)
-    with pytest.raises(ValueError, match="`resize_in`='paper' is unknown"):
-        run(DemoFusion(resize_in="paper"), make_scheduler, make_denoiser(), context)
     sizes = []
 
     def encode(pixels):

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from seecoder.sampling import ScaleCrafter, sample
+from seecoder.sampling import RectifiedHR, ScaleCrafter, sample, scalecrafter_settings
 from seecoder.sampling.guidance import NEGATIVE, POSITIVE, classifier_free
 from seecoder.sampling.parts import Step
 from seecoder.sampling.redilation import ReDilation, progressive_factor
@@ -208,14 +208,61 @@ def test_the_rule_agrees_with_the_published_factors_for_four_levels(scale) -> No
     assert rule(4, scale, published_network=True).dilation == PUBLISHED["sd15", scale].dilation
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"dilation": {"level.1": 2.0}, "disperse": "level.2"}, "`disperse` names 'level.2', of which no layer is dil"),
+        ({"dilation": {"level.1": 2.0, "mid": 1.0}, "disperse": ("level.1", "mid")}, "`disperse` names 'mid'"),
+        ({"damping": {"mid": 1.5}}, "`damping` has no effect .* Set `damp_tau`"),
+        ({"damping": {}}, "`damping` has no effect"),
+    ],
+)
+def test_settings_without_an_effect_are_refused(settings, message, make_scheduler, make_unet, denoiser_of, context):
+    unet = make_unet()
+    with pytest.raises(ValueError, match=message):
+        run(ScaleCrafter(**settings), make_scheduler, unet, denoiser_of(unet), context)
+
+
+def test_an_effect_at_the_size_of_the_result_is_one(
+    make_scheduler, make_unet, denoiser_of, context, monkeypatch
+) -> None:
+    """On the way to 4x there is a stage at 2x, for which nobody has published damping, or a factor for `up.1`."""
+    monkeypatch.setattr(scalecrafter_settings, "family", lambda unet: "sdxl")
+    unet, reached = make_unet(), []
+    sample(
+        denoiser_of(unet),
+        make_scheduler("ddim"),
+        latent_shape=(1, 4, 32, 32),
+        native_size=(8, 8),
+        num_inference_steps=4,
+        context=context[:1],
+        negative_context=context[1:2],
+        guidance_scale=2.0,
+        method=[
+            ScaleCrafter(damping={"mid": 2.0}, disperse="up.1"),
+            RectifiedHR(switch_at=(0.25, 0.5), resize_in="latents"),
+        ],
+        unet=unet,
+        on_stage=lambda stage: reached.append(stage.latents.shape[-1]),
+    )
+    assert reached == [8, 16, 32]
+
+
+def test_one_pattern_is_a_list_of_one(make_scheduler, make_unet, denoiser_of, context) -> None:
+    unet = make_unet()
+    first, second, plain = (
+        run(ScaleCrafter(disperse=disperse), make_scheduler, unet, denoiser_of(unet), context)
+        for disperse in ("mid", ["mid"], ())
+    )
+    assert torch.equal(first, second)
+    assert not torch.allclose(first, plain, rtol=1e-3)
+
+
 def test_settings_that_make_no_sense_are_refused(make_scheduler, make_unet, denoiser_of, context) -> None:
     unet = make_unet()
-    for method, message in (
-        (ScaleCrafter(dilation={"level.2": 0.5}), "dilation starts at 1"),
-        (ScaleCrafter(dilation={"down.3": 2.0}), "matches no convolution"),
-        (ScaleCrafter(dilate_tau=35.0), r"`dilate_tau`=35.0 must be a share of the trajectory, 0 to 1"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            run(method, make_scheduler, unet, denoiser_of(unet), context)
+    with pytest.raises(ValueError, match="matches no convolution"):
+        run(ScaleCrafter(dilation={"down.3": 2.0}), make_scheduler, unet, denoiser_of(unet), context)
+    with pytest.raises(ValueError, match="dilation starts at 1"):
+        per_axis({"level.2": 0.5})
     with pytest.raises(ValueError, match="changes layers of the network"):
         run(ScaleCrafter(), make_scheduler, None, denoiser_of(unet), context)

@@ -216,6 +216,23 @@ def test_the_weight_decays_and_synchronisation_ends(parts) -> None:
     assert active == [1, 3]
 
 
+@pytest.mark.parametrize(
+    ("settings", "is_said"),
+    [
+        ({"sync_threshold": 0.04}, True),
+        ({"sync_threshold": 0.3, "sync_every": 4}, True),
+        ({"sync_threshold": 0.1}, False),
+        ({"sync_threshold": 0.3, "sync_every": 3}, False),
+        ({"sync_threshold": 0.0}, False),  # asked for
+        ({"sync_threshold": 0.04, "sync_weight": 0.0}, False),
+    ],
+)
+def test_too_few_steps_to_synchronise_are_said(settings, is_said, parts, caplog) -> None:
+    with caplog.at_level(logging.WARNING):
+        parts(SyncDiffusion(stride=4, loss=pyramid_distance, **settings))
+    assert ("synchronises none of the 10 steps" in caplog.text) == is_said
+
+
 def test_the_fallback_loss_is_zero_for_the_same_picture_and_sees_colour_and_texture() -> None:
     picture = torch.rand((2, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 2 - 1
     assert pyramid_distance(picture, picture).tolist() == [0.0, 0.0]
