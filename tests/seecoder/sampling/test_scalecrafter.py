@@ -225,7 +225,7 @@ def test_settings_that_make_no_sense_are_refused(make_scheduler, make_unet, deno
 def test_the_weaker_network_is_dispersed_where_the_dilated_one_is(
     named, make_scheduler, make_unet, denoiser_of, context, relative
 ) -> None:
-    """With the same factors both are one network, and damped guidance is ordinary guidance, however the layers are named."""
+    """With the same factors both are one network and damped guidance is ordinary guidance, under any pattern."""
     unet = make_unet()
 
     def crafted(disperse=(), **damped) -> torch.Tensor:

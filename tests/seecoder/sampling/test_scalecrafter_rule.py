@@ -67,4 +67,4 @@ def test_another_network_of_the_same_depth_is_dilated_throughout_and_not_damped(
     ("unet", "dilate_tau", "levels"), [(SD[0], 0.6, (1, 2, 3)), (SD[1], 0.4, (1, 2, 3)), (SDXL, 0.6, (2,))]
 )
 def test_a_picture_twice_as_high_has_the_published_settings_along_that_axis(unet, dilate_tau, levels) -> None:
-    assert found(unet, 2, 1) == ({level: (2, 1) for level in levels}, (dilate_tau, False, 0.0), {})
+    assert found(unet, 2, 1) == (dict.fromkeys(levels, (2, 1)), (dilate_tau, False, 0.0), {})
