@@ -224,10 +224,8 @@ class DemoFusion:
         threshold = 1e-3 if self.skip_dead_steps is True else float(self.skip_dead_steps)
         if not self.use_skip_residual:
             return 0
-        start = first_live_step(weights, threshold)
-        while not stepper.is_boundary(start):
-            start -= 1
-        return start
+        whole = [index for index in range(len(stepper)) if stepper.is_boundary(index)]  # half steps are not edited
+        return whole[first_live_step([weights[index] for index in whole], threshold)]
 
     def _paths(self, run: Run, recipe: "Recipe", size: Size, base: Size) -> list[Path]:
         """Local and global path with their shares; at the base size there is only the whole frame."""

@@ -159,7 +159,7 @@ class ScaleCrafter:
             per_axis(settings.damping),
             round(settings.damp_tau * count),
             progressive=settings.progressive,
-            disperse=[pattern for pattern in disperse if pattern in settings.damping],
+            disperse=disperse,  # of them those that it dilates
             disperse_until=round(self.disperse_tau * count),
             matrix=matrix,
         )

@@ -8,6 +8,7 @@ import copy
 import inspect
 from typing import Any
 
+import numpy as np
 import torch
 
 from seecoder.sampling.randomness import Randomness
@@ -70,7 +71,12 @@ class Stepper:
         """Cumulative alpha (the squared signal share) at every step of the schedule."""
         sigmas = getattr(self._scheduler, "sigmas", None)
         if sigmas is not None:
-            return [1.0 / (1.0 + float(sigma) ** 2) for sigma in sigmas[: len(self.timesteps)]]
+            levels = [float(sigma) for sigma in sigmas[: len(self.timesteps)]]
+            if hasattr(self._scheduler, "sigmas_interpol"):  # DPM2: a half step lies between two levels
+                known = self._scheduler.log_sigmas.double().cpu().numpy()
+                for index in range(1, len(levels), 2):
+                    levels[index] = float(np.exp(np.interp(self.times[index], range(len(known)), known)))
+            return [1.0 / (1.0 + level**2) for level in levels]
         table = self._scheduler.alphas_cumprod
         return [float(table[int(timestep)]) for timestep in self.timesteps]
 

@@ -26,6 +26,7 @@ from diffusers import (
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
     HeunDiscreteScheduler,
+    KDPM2DiscreteScheduler,
     LCMScheduler,
     PNDMScheduler,
     UNet2DConditionModel,
@@ -41,6 +42,7 @@ CLASSES = {
     "lcm": LCMScheduler,
     "pndm": PNDMScheduler,
     "heun": HeunDiscreteScheduler,
+    "dpm2": KDPM2DiscreteScheduler,
 }
 SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 SD_SPACING = {"timestep_spacing": "leading", "steps_offset": 1}
@@ -50,7 +52,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Diffusers' schedulers hand torch tensors to numpy in a way that numpy 2 deprecates; nothing here can help it."""
     for item in items:
         if Path(__file__).parent in item.path.parents:
-            item.add_marker(pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"))
+            item.add_marker(pytest.mark.filterwarnings("ignore:__array_(_|wrap__):DeprecationWarning"))
 
 
 @pytest.fixture

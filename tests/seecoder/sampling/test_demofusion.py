@@ -401,3 +401,28 @@ def test_phases_are_enlarged_through_pixels_where_asked_for(make_scheduler, make
     latents = run(DemoFusion(), make_scheduler, make_denoiser(), context, **codec)
     assert sizes == [(16, 16)]
     assert (pixels - latents).abs().max() > 1e-3  # bilinear in place of bicubic
+
+
+@pytest.mark.parametrize("name", ["ddim", "heun", "dpm2"])
+@pytest.mark.parametrize("steps", [15, 25])
+def test_check_11_dead_steps_are_whole_steps_and_dead(name, steps, make_scheduler, make_denoiser, context) -> None:
+    """No residual acts on the half steps of Heun and DPM2, so that they discard nothing."""
+    scheduler, times = make_scheduler(name), []
+    scheduler.set_timesteps(steps)
+    run(
+        DemoFusion(),
+        make_scheduler,
+        make_denoiser(),
+        context,
+        name=name,
+        num_inference_steps=steps,
+        picture_latents=torch.zeros((1, 4, 16, 16), dtype=torch.float64),
+        on_step=lambda progress: times.append(progress.timestep),
+    )
+    start = len(scheduler.timesteps) - len(times)
+    assert times == scheduler.timesteps[start:].tolist()
+    kept = [1.0 - cosine_decay(time, 1000) ** 3 for time in scheduler.timesteps[:: scheduler.order].tolist()]
+    assert start % scheduler.order == 0
+    first = start // scheduler.order
+    assert math.prod(kept[first + 1 :]) >= 1e-3
+    assert first == 0 or math.prod(kept[first:]) < 1e-3

@@ -1,9 +1,12 @@
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 
 from seecoder.sampling import HiDiffusion, sample
 from seecoder.sampling.feature_sizes import Shrink
-from seecoder.sampling.parts import Step
+from seecoder.sampling.parts import Run, Step
+from seecoder.sampling.randomness import Randomness
+from seecoder.sampling.stepper import Stepper
 from seecoder.sampling.window_attention import WindowAttention
 
 
@@ -83,3 +86,43 @@ def test_a_run_differs_from_plain_above_native_and_equals_it_at_native(
     assert not torch.allclose(run(HiDiffusion(), 32), run(None, 32), rtol=1e-3)
     with pytest.raises(ValueError, match=r"`level`=2 has no downsampler; this UNet has them on levels 0 to 1"):
         run(HiDiffusion(level=2), 32)
+
+
+@pytest.mark.parametrize(
+    ("width", "levels", "level"), [(2048, 3, 1), (768, 4, 0), (1024, 3, 0)], ids=["SDXL", "SD", "SDXL's depth alone"]
+)
+@pytest.mark.parametrize(
+    ("scale", "factors"),
+    [
+        (2, [2] * 20 + [1] * 30),  # T1 = 0.4, T2 = 0
+        (3, [2] * 20 + [1] * 30),
+        (4, [4] * 15 + [2] * 20 + [1] * 15),  # T1 = 0.7, T2 = 0.3
+    ],
+)
+def test_the_defaults_are_those_published(width, levels, level, scale, factors, make_scheduler, context) -> None:
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(
+            block_out_channels=(32,) * levels,
+            down_block_types=("DownBlock2D",) * levels,
+            up_block_types=("UpBlock2D",) * levels,
+            cross_attention_dim=width,
+            layers_per_block=1,
+        )
+    randomness = Randomness(torch.Generator(), 1)
+    size = (16 * scale, 16 * scale)
+    run = Run(
+        latent_shape=(1, 4, *size),
+        native_size=(16, 16),
+        stepper=Stepper(make_scheduler("ddim"), 50, eta=0.0, randomness=randomness, device=context.device),
+        randomness=randomness,
+        guidance_scale=5.0,
+        guidance_rescale=0.0,
+        device=context.device,
+        dtype=context.dtype,
+        unet=unet,
+    )
+    (shrink,) = HiDiffusion(window_attention=False).patches(run, size)["main"]
+    assert [shrink.factor(index) for index in range(50)] == factors
+    with shrink.active(step(), size):
+        strides = [block.downsamplers[0].conv.stride[0] for block in unet.down_blocks[:-1]]
+    assert strides == [2 * factors[0] if place == level else 2 for place in range(len(strides))]

@@ -1,3 +1,6 @@
+import math
+
+import numpy as np
 import pytest
 import torch
 
@@ -139,3 +142,31 @@ def test_a_changed_network_needs_no_boost(make_unet, denoiser_of, make_scheduler
     assert (composed - enlarge([RectifiedHR(**options)])).abs().max() > 1e-3
     assert RectifiedHR().boosts(network_changes=True) == (1.0, 1.0)
     assert RectifiedHR().boosts() == (6.0, 10.0)
+
+
+@pytest.mark.parametrize("name", ["ddim", "euler", "dpm", "heun", "dpm2"])
+def test_the_preview_of_a_stage_that_ends_on_the_way_is_the_predicted_clean_picture(name, make_scheduler, context):
+    """A network that knows the picture, 0.7 everywhere, predicts it at any step; the sample is noisy until the end."""
+    alphas = make_scheduler("ddim").alphas_cumprod.double()
+    levels = ((1.0 - alphas) / alphas).sqrt().log().numpy()
+    previews = []
+
+    def knowing(latents, timestep, context):
+        level = math.exp(np.interp(float(timestep), range(1000), levels))  # half steps lie between two timesteps
+        alpha = 1.0 / math.hypot(1.0, level)
+        return (latents - alpha * 0.7) / (alpha * level)
+
+    latents = sample(
+        knowing,
+        make_scheduler(name),
+        latent_shape=(1, 4, 64, 64),
+        context=context[:1],
+        generator=torch.Generator().manual_seed(0),
+        method=RectifiedHR(resize_in="latents"),
+        on_stage=lambda end: previews.append(end.latents),
+        **OPTIONS,
+    )
+    assert [preview.shape[-1] for preview in previews] == [16, 32, 64]
+    assert previews[-1] is latents
+    for preview in previews[:2]:
+        assert torch.allclose(preview, torch.full_like(preview, 0.7), atol=1e-5)

@@ -266,3 +266,19 @@ def test_settings_that_make_no_sense_are_refused(make_scheduler, make_unet, deno
         per_axis({"level.2": 0.5})
     with pytest.raises(ValueError, match="changes layers of the network"):
         run(ScaleCrafter(), make_scheduler, None, denoiser_of(unet), context)
+
+
+@pytest.mark.parametrize("named", [["level.2"], ["mid", "up.0"]])
+def test_the_weaker_network_is_dispersed_where_the_dilated_one_is(
+    named, make_scheduler, make_unet, denoiser_of, context, relative
+) -> None:
+    """With the same factors both are one network and damped guidance is ordinary guidance, under any pattern."""
+    unet = make_unet()
+
+    def crafted(disperse=(), **damped) -> torch.Tensor:
+        method = ScaleCrafter(dilation=STRONGER, dilate_tau=1.0, disperse=disperse, disperse_tau=0.5, **damped)
+        return run(method, make_scheduler, unet, denoiser_of(unet), context)
+
+    expected = crafted(named, damp_tau=0.0)
+    assert relative(crafted(named, damping=STRONGER, damp_tau=1.0), expected) < 1e-9
+    assert relative(crafted(damp_tau=0.0), expected) > 1e-3

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers import FlowMatchEulerDiscreteScheduler, KDPM2AncestralDiscreteScheduler, KDPM2DiscreteScheduler
 
 from seecoder.sampling.randomness import Randomness
 from seecoder.sampling.stepper import Stepper
@@ -100,3 +100,13 @@ def test_half_steps_of_two_evaluation_schedulers_are_no_boundaries(make_schedule
         False,
         True,
     ]
+
+
+@pytest.mark.parametrize("scheduler", [KDPM2DiscreteScheduler, KDPM2AncestralDiscreteScheduler])
+def test_half_steps_of_dpm2_have_the_noise_level_that_their_input_is_scaled_for(scheduler) -> None:
+    stepper = make(scheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"), steps=6)
+    sample = torch.ones((1, 1, 1, 1), dtype=torch.float64)
+    for index in range(len(stepper)):
+        alpha = float(stepper.scale_input(sample, index))
+        assert stepper.alphas_cumprod[index] ** 0.5 == pytest.approx(alpha, rel=1e-5)  # timesteps are float32
+        stepper.step(torch.zeros_like(sample), sample, index)
