@@ -38,7 +38,7 @@ def load_base(source: str, dtype: str, vae_dtype: str) -> Base:
         vae_dtype: Name of the autoencoder's dtype.
 
     Raises:
-        FileNotFoundError: The folder does not exist or lacks a part.
+        FileNotFoundError: The folder does not exist or lacks a part, or the repository cannot be reached.
         ValueError: A dtype is not known.
     """
     for name, value in (("dtype", dtype), ("vae_dtype", vae_dtype)):
@@ -49,9 +49,15 @@ def load_base(source: str, dtype: str, vae_dtype: str) -> Base:
         for part, file in (("vae", "config.json"), ("unet", "config.json"), ("scheduler", "scheduler_config.json")):
             if not (folder / part / file).is_file():
                 raise FileNotFoundError(f"`base`={source} has no {part}/{file}; give a diffusers folder or owner/name.")
-    vae: Any = AutoencoderKL.from_pretrained(source, subfolder="vae", torch_dtype=DTYPES[vae_dtype])
-    unet: Any = UNet2DConditionModel.from_pretrained(source, subfolder="unet", torch_dtype=DTYPES[dtype])
-    scheduler_config: Any = DDIMScheduler.load_config(source, subfolder="scheduler")
+    try:
+        vae: Any = AutoencoderKL.from_pretrained(source, subfolder="vae", torch_dtype=DTYPES[vae_dtype])
+        unet: Any = UNet2DConditionModel.from_pretrained(source, subfolder="unet", torch_dtype=DTYPES[dtype])
+        scheduler_config: Any = DDIMScheduler.load_config(source, subfolder="scheduler")
+    except OSError as error:
+        raise FileNotFoundError(
+            f"`base`={source} could not be loaded ({error}). Give a diffusers folder, or the name of a repository that "
+            "this machine can reach."
+        ) from error
     for module in (vae, unet):
         module.eval().requires_grad_(False).to(memory_format=torch.channels_last)
     return Base(vae, unet, scheduler_config)

@@ -8,7 +8,6 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -18,7 +17,7 @@ from lightning.pytorch import Trainer
 from torch import nn
 
 from seecoder.weights import atomic_path, load_strict, remove_left_behind
-from train.callbacks import StepCallback, is_due
+from train.callbacks import CheckpointSteps, StepCallback
 from train.records import BEST, best_of, read_metrics
 
 _NAME = re.compile(r"step-(\d{8})\.ckpt")
@@ -155,9 +154,8 @@ class Checkpoints(StepCallback):
     Args:
         writer: What writes.
         folder: Where checkpoints go.
-        every: Optimizer steps between two.
+        steps: Says after which steps there is one; those that it keeps stay for good.
         keep: How many of the newest stay.
-        keep_steps: Steps at which a checkpoint is written and stays for good.
         keep_best: Metric of `metrics.csv`, lower being better, whose best checkpoint stays until a better one comes.
     """
 
@@ -165,18 +163,15 @@ class Checkpoints(StepCallback):
         self,
         writer: AtomicCheckpointIO,
         folder: Path,
-        every: int,
+        steps: CheckpointSteps,
         keep: int,
-        keep_steps: Collection[int] = (),
         keep_best: str | None = None,
     ):
         self.writer = writer
         self.folder = folder
-        self.every = every
+        self.steps = steps
         self.keep = keep
-        self.keep_steps = frozenset(keep_steps)
         self.keep_best = keep_best
-        self._is_owed = False  # one was due while steps were being skipped
         self._said = False
 
     def on_start(self, trainer: Trainer, stage: Any) -> None:
@@ -197,18 +192,9 @@ class Checkpoints(StepCallback):
                 print(f"{path.name} is not whole and was renamed to {target.name}", flush=True)
 
     def on_step(self, trainer: Trainer, stage: Any, step: int) -> None:
-        """Save where it is due. A full disk costs this checkpoint, not the run.
-
-        While steps are being skipped a save waits for the next good one: a run that stops after too many of them must
-        find a checkpoint from before the first.
-        """
-        is_last = step >= trainer.max_steps or trainer.should_stop
-        if stage.guard.skipped_in_a_row and not is_last and step not in self.keep_steps:
-            self._is_owed |= is_due(step, self.every, trainer)
+        """Save where it is due. A full disk costs this checkpoint, not the run."""
+        if not self.steps.is_due(step, trainer, stage):
             return
-        if not is_due(step, self.every, trainer) and step not in self.keep_steps and not self._is_owed:
-            return
-        self._is_owed = False
         trainer.save_checkpoint(self.folder / f"step-{step:08d}.ckpt", weights_only=False)
         if not trainer.is_global_zero:
             return
@@ -216,7 +202,7 @@ class Checkpoints(StepCallback):
             print(f"NO CHECKPOINT at step {step}: {self.writer.error}; older ones stay, training goes on", flush=True)
             return
         best = self._note_best()
-        others = [(found, path) for found, path in list_checkpoints(self.folder) if found not in self.keep_steps]
+        others = [(found, path) for found, path in list_checkpoints(self.folder) if found not in self.steps.keep]
         for found, path in others[self.keep :]:
             if found != best:
                 self.writer.remove_checkpoint(path)

@@ -78,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with leaving_on_signals():
             return prepare_and_fit(parser, config)
     except ToldToStop:
-        print("python -m train: told to stop before the first step; the same command begins again", file=sys.stderr)
+        print("python -m train: told to stop while nothing was trained; the same command goes on", file=sys.stderr)
         return TERMINATED
 
 
@@ -98,13 +98,13 @@ def prepare_and_fit(parser: ArgumentParser, config: Namespace) -> int:
     from train.guards import TrainingStopped
 
     try:
-        _, notes = read_run(config.fit)  # before anything is loaded
+        run, notes = read_run(config.fit)  # before anything is loaded
+        run.check_installed()
         choose_checkpointing(config.fit)
         # Renamed in jsonargparse 4.49; the older name warns in newer ones.
         instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
         ready = instantiate(config)["fit"]
         ready.run.micro_batches(ready.data.batch_size)
-        ready.run.check_installed()
     except (ArgumentError, ValueError, TypeError, OSError, WeightsError) as error:
         return _complain(_first_cause(error), BAD_INPUT)
     try:
@@ -113,7 +113,7 @@ def prepare_and_fit(parser: ArgumentParser, config: Namespace) -> int:
         if kept != given:
             notes.append("logins and queries of addresses are not kept in config.yaml; give them again to go on")
         return fit(ready, kept, notes)
-    except (FileNotFoundError, FileExistsError, WeightsError, CannotBegin) as error:
+    except CannotBegin as error:
         return _complain(error, BAD_INPUT)
     except (TrainingStopped, TooManySkipped, NoReadableSample) as error:
         return _complain(error, FAILED)
@@ -206,15 +206,23 @@ def report(config: Namespace) -> int:
 
 def _first_cause(error: BaseException) -> BaseException:
     """What a class said of its arguments, without the parser's account of how it tried to make it."""
-    while (cause := error.__cause__ or error.__context__) is not None:
+    while type(error).__module__.partition(".")[0] in ("argparse", "jsonargparse"):
+        cause = error.__cause__ or error.__context__
+        if cause is None:
+            return error
         error = cause
     return error
 
 
+def _said(error: BaseException) -> str:
+    """An error's text; of one from a reading process without the traceback that torch puts before it."""
+    text = str(error)
+    return text.rpartition(f"{type(error).__name__}: ")[2] if text.startswith("Caught ") else text
+
+
 def _complain(error: BaseException, code: int) -> int:
     """Say the parser's many lines as one."""
-    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
-    text = text.rpartition(f"{type(error).__name__}: ")[2]  # torch puts a reader's traceback before what it said
+    text = re.sub(r"\x1b\[[0-9;]*m", "", _said(error))
     print("python -m train:", " ".join(text.split()), file=sys.stderr)
     return code
 
@@ -228,8 +236,8 @@ def fit(ready: Namespace, config: Mapping[str, Any], notes: Sequence[str] = ()) 
         notes: What is odd about them, to be said at the start.
 
     Raises:
-        FileExistsError: The folder holds checkpoints that are not to be continued.
-        CannotBegin: Something that was asked for cannot be had.
+        CannotBegin: The folder holds checkpoints that are not to be continued, or something that was asked for cannot
+            be had.
     """
     from train.cpu_attention import float32_attention
     from train.provenance import Provenance
@@ -237,14 +245,15 @@ def fit(ready: Namespace, config: Mapping[str, Any], notes: Sequence[str] = ()) 
 
     run: RunSettings = ready.run
     folder = Path(run.folder)
-    checkpoint = find_start(folder, ready.resume)
+    provenance = Provenance(folder, config)
+    with _beginning(provenance):
+        checkpoint = find_start(folder, ready.resume)
     if checkpoint is not None and int(checkpoint.stem.removeprefix("step-")) >= run.max_steps:
         print(f"{folder} is finished: {checkpoint.name} has `max_steps`={run.max_steps}; raise it to extend the run.")
         return FINISHED
-    provenance = Provenance(folder, config, run.checkpoint_every)
     path: Any = str(checkpoint) if checkpoint else None
     with float32_attention() if runs_on_cpu(run) else nullcontext(), _beginning(provenance):
-        trainer, termination = build_trainer(run, ready.data.batch_size, [provenance])
+        trainer, termination = build_trainer(run, ready.data.batch_size, provenance)
         if trainer.is_global_zero:
             print(f"continues from {checkpoint}" if checkpoint else f"starts in {folder}", flush=True)
             for note in notes:
@@ -264,12 +273,16 @@ def _beginning(provenance: Any) -> Iterator[None]:
     """Tell bad settings, which show before the first batch, from what goes wrong in training."""
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
+    from seecoder.weights import WeightsError
+
+    # Of the system's errors those that say what is there and what is not; a disk that fails may not fail the next time.
+    settled = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
     try:
         yield
-    except (ValueError, OSError, ImportError, MisconfigurationException) as error:
+    except (ValueError, ImportError, WeightsError, MisconfigurationException, *settled) as error:
         if provenance.has_begun:
             raise
-        raise CannotBegin(str(error)) from error
+        raise CannotBegin(_said(error)) from error
 
 
 def find_start(folder: Path, resume: bool) -> Path | None:

@@ -121,7 +121,7 @@ class GradientGuard:
         if self.skipped_in_a_row > self.settings.max_skipped_in_a_row:
             raise TrainingStopped(
                 f"{self.skipped_in_a_row} optimizer steps in a row had a bad gradient or loss, the last at "
-                f"step {step}; the newest checkpoint is from before the first. Lower the learning rate or look at "
+                f"step {step}; checkpoints have waited since the first. Lower the learning rate or look at "
                 "skipped_steps.jsonl."
             )
 

@@ -13,7 +13,7 @@ import yaml
 from lightning.pytorch import LightningModule, Trainer
 
 from seecoder.weights import atomic_path
-from train.callbacks import StepCallback, is_due
+from train.callbacks import CheckpointSteps, StepCallback
 from train.records import read_metrics
 
 _ROOT = Path(__file__).resolve().parent.parent
@@ -27,14 +27,15 @@ class Provenance(StepCallback):
     Args:
         folder: The run's folder.
         config: The configuration as plain values.
-        every: Optimizer steps between two checkpoints.
 
     Attributes:
+        steps: Says after which steps there is a checkpoint; given by the trainer that this is part of.
         has_begun: Whether a first batch came: what failed until then failed because of what the run was told.
     """
 
-    def __init__(self, folder: Path, config: Mapping[str, Any], every: int):
-        self.folder, self.config, self.every = folder, config, every
+    def __init__(self, folder: Path, config: Mapping[str, Any]):
+        self.folder, self.config = folder, config
+        self.steps: CheckpointSteps | None = None
         self.has_begun = False
 
     def on_start(self, trainer: Trainer, stage: Any) -> None:
@@ -54,7 +55,7 @@ class Provenance(StepCallback):
 
     def on_step(self, trainer: Trainer, stage: Any, step: int) -> None:
         """Bring the card up to date beside a checkpoint."""
-        if trainer.is_global_zero and is_due(step, self.every, trainer):
+        if self.steps is not None and self.steps.is_due(step, trainer, stage) and trainer.is_global_zero:
             self._write_card()
 
     def _write_card(self) -> None:

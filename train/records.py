@@ -12,7 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from seecoder.weights import atomic_path
-from train.callbacks import StepCallback, is_due
+from train.callbacks import CheckpointSteps, StepCallback, is_due
 from train.shares import Share, gather, means, slowest
 from train.termination import Termination
 
@@ -208,21 +208,23 @@ class Evaluation(StepCallback):
         recorder: Where figures go.
         termination: Knows whether the process was told to stop; then there is no time for this.
         every: Optimizer steps between two evaluations; 0 for those at checkpoints only.
-        checkpoint_every: Optimizer steps between two checkpoints.
+        checkpoints: Says after which steps there is a checkpoint.
     """
 
-    def __init__(self, folder: Path, recorder: Recorder, termination: Termination, every: int, checkpoint_every: int):
+    def __init__(
+        self, folder: Path, recorder: Recorder, termination: Termination, every: int, checkpoints: CheckpointSteps
+    ):
         self.folder = folder
         self.recorder = recorder
         self.termination = termination
         self.every = every
-        self.checkpoint_every = checkpoint_every
+        self.checkpoints = checkpoints
 
     def on_step(self, trainer: Trainer, stage: Any, step: int) -> None:
         """Evaluate on the first process; the others wait for it at the next gradient exchange."""
+        export = self.checkpoints.is_due(step, trainer, stage)
         if not trainer.is_global_zero or self.termination.stopped_by_signal:
             return
-        export = is_due(step, self.checkpoint_every, trainer)
         if not export and (not self.every or step % self.every):
             return
         started = time.monotonic()

@@ -2,14 +2,15 @@
 
 import logging
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from train.callbacks import CheckpointSteps
 from train.checkpoints import AtomicCheckpointIO, Checkpoints
+from train.provenance import Provenance
 from train.records import DataWait, Evaluation, Recorder
 from train.settings import RunSettings
 from train.termination import Termination
@@ -27,13 +28,15 @@ class _Folder(Callback):
         guard.folder, guard.rank = self.folder, trainer.global_rank
 
 
-def build_trainer(run: RunSettings, batch_size: int, more: Sequence[Callback] = ()) -> tuple[Trainer, Termination]:
+def build_trainer(
+    run: RunSettings, batch_size: int, provenance: Provenance | None = None
+) -> tuple[Trainer, Termination]:
     """Make the trainer of a run.
 
     Args:
         run: Its settings.
         batch_size: Samples of one micro-batch of one process.
-        more: Callbacks that act after our own.
+        provenance: Keeps what the run's folder says of it; None for nothing.
 
     Returns:
         The trainer, and the callback that knows whether it was told to stop.
@@ -47,13 +50,16 @@ def build_trainer(run: RunSettings, batch_size: int, more: Sequence[Callback] = 
     writer = AtomicCheckpointIO()
     recorder = Recorder(folder, run.log_every, samples_a_step)
     termination = Termination(run.max_minutes)
+    steps = CheckpointSteps(run.checkpoint_every, run.keep_steps)
+    if provenance is not None:
+        provenance.steps = steps
     callbacks = [  # the order matters: stop flag, log, evaluation and export, checkpoint, waiting
         _Folder(folder),
         termination,
         recorder,
-        Evaluation(folder, recorder, termination, run.evaluate_every, run.checkpoint_every),
-        Checkpoints(writer, folder, run.checkpoint_every, run.keep_checkpoints, run.keep_steps, run.keep_best),
-        *more,
+        Evaluation(folder, recorder, termination, run.evaluate_every, steps),
+        Checkpoints(writer, folder, steps, run.keep_checkpoints, run.keep_best),
+        *([] if provenance is None else [provenance]),
         DataWait(recorder),
     ]
     strategy, precision, plugins = _how_to_train(run, batch_size)

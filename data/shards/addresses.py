@@ -1,6 +1,7 @@
 """https addresses: opened, joined with names, and shown without what they may hold of passwords and tokens."""
 
 import base64
+import re
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
@@ -10,6 +11,7 @@ from typing import IO, Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 SCHEME = "https"
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 
 
 class _HttpsOnly(urllib.request.HTTPRedirectHandler):
@@ -62,7 +64,10 @@ def shown(location: str | Path) -> str:
     """A location for messages and reports: of an address without user, password, query and fragment."""
     if isinstance(location, Path) or "://" not in location:
         return str(location)
-    parts = urlsplit(location)
+    try:
+        parts = urlsplit(location)
+    except ValueError:  # who knows what it holds
+        return f"{location.partition('://')[0]}://..."
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
@@ -72,4 +77,4 @@ def without_secrets(value: Any) -> Any:
         return {name: without_secrets(entry) for name, entry in value.items()}
     if isinstance(value, list | tuple):
         return [without_secrets(entry) for entry in value]
-    return shown(value) if isinstance(value, str) else value
+    return shown(value) if isinstance(value, str) and _ADDRESS.match(value) else value

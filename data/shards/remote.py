@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 from typing import TypeVar
-from urllib.error import HTTPError
+from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 
 from data.shards.addresses import below, folder_of, open_url, shown
@@ -112,7 +112,7 @@ class Fetcher:
                 self._insist(url, lambda: self._download(url, shard, target), 1 if self._is_fresh(down) else None)
             except GivenUp as trouble:
                 failed.touch()
-                if _is_passing(trouble.error):
+                if _is_of_server(trouble.error):
                     down.touch()
                 return None
             for mark in (failed, down):
@@ -207,6 +207,13 @@ class Fetcher:
 def _is_passing(error: Exception) -> bool:
     """Whether another attempt may help: not where a server says that a file is not there, or not for us."""
     return not isinstance(error, HTTPError) or error.code >= 500 or error.code in _PASSING_CODES
+
+
+def _is_of_server(error: Exception) -> bool:
+    """Whether a server does not answer, or only says that it cannot: nothing about the one file it was asked for."""
+    if isinstance(error, HTTPError):
+        return error.code >= 500
+    return isinstance(error, URLError | TimeoutError | ConnectionError | HTTPException)
 
 
 def _asked_for(error: Exception) -> float:

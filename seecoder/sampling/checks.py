@@ -7,6 +7,7 @@ without a word.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from numbers import Integral, Real
 from typing import Any
 
 _LONGEST = 80  # characters of a value that an error shows
@@ -52,9 +53,9 @@ def number(least: float = -math.inf, most: float = math.inf, *, above: bool = Fa
     """A finite number in a range; with `above` not its least."""
 
     def accepts(value: Any) -> bool:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
             return False
-        return least <= value <= most and not (above and value == least)
+        return least <= float(value) <= most and not (above and value == least)
 
     low = f"above {least:g}" if above else f"from {least:g}"
     return Rule(accepts, f"a number {low} {'up' if most == math.inf else f'to {most:g}'}")
@@ -64,7 +65,7 @@ def whole(least: int | None = None) -> Rule:
     """A whole number."""
 
     def accepts(value: Any) -> bool:
-        return isinstance(value, int) and not isinstance(value, bool) and (least is None or value >= least)
+        return isinstance(value, Integral) and not isinstance(value, bool) and (least is None or int(value) >= least)
 
     return Rule(accepts, "a whole number" if least is None else f"a whole number from {least} up")
 

@@ -168,7 +168,7 @@ class Recipe:
         """
         if self.network is None:
             return False
-        is_long = self.network.per_axis and self.maker is None and is_longer(size, run.native_size)
+        is_long = self.network.per_axis and self.maker is None and is_longer(size, run.native_size, _longest(run.unet))
         return exceeds(size, run.native_size) or is_long
 
 
@@ -177,9 +177,15 @@ def exceeds(size: Size, native_size: Size) -> bool:
     return scale_over(size, native_size) > 1.05
 
 
-def is_longer(size: Size, native_size: Size) -> bool:
-    """Whether an axis is longer than what networks know at their own area, 1.5 times the native side (as in SDXL's)."""
-    return max(size[0] / native_size[0], size[1] / native_size[1]) > 1.5
+def is_longer(size: Size, native_size: Size, longest: float) -> bool:
+    """Whether an axis is more than `longest` times the native side."""
+    return max(size[0] / native_size[0], size[1] / native_size[1]) > longest + 1e-6
+
+
+def _longest(unet: Any) -> float:
+    """Longest axis that a network knows at its native area, in native sides: SDXL's are trained up to 512x2048."""
+    is_told_sizes = getattr(getattr(unet, "config", None), "addition_embed_type", None) == "text_time"
+    return 2.0 if is_told_sizes else 1.5
 
 
 def compose(method: Method | Sequence[Method] | None) -> Recipe:
@@ -233,12 +239,19 @@ def _windows_of(sync: EditorMethod, windows: WindowsMethod | None) -> WindowsMet
         return sync.windows
     for name in ("window", "stride", "closed_loop"):
         asked = getattr(sync, name, None)
-        if asked and asked != getattr(windows, name, None):
+        if asked and _pair(asked) != _pair(getattr(windows, name, None)):
             raise ValueError(
                 f"{_name(sync)} and {_name(windows)} do not compose: `{name}`={asked} of {_name(sync)} would have no "
                 f"effect, as the windows are those of {_name(windows)}. Set `{name}` of {_name(windows)} instead."
             )
     return windows
+
+
+def _pair(value: Any) -> Any:
+    """A length for both axes as a pair, so that 16 is (16, 16) and a list is a tuple; all else as it is."""
+    if isinstance(value, list | tuple):
+        return tuple(value)
+    return (value, value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 def _name(method: object) -> str:

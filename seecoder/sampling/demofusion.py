@@ -78,6 +78,9 @@ def first_live_step(skip_weights: Sequence[float], threshold: float) -> int:
     return next(i for i, weight in enumerate(influence(skip_weights)) if weight >= threshold)
 
 
+_INFLUENCE = Rule(lambda value: number(0.0, 1.0).accepts(value) and value < 1, "an influence from 0 to below 1")
+
+
 @dataclass(frozen=True)
 class SkipResidual:
     """Draws the sample towards the noised enlargement of the phase before (Sec. 3.3).
@@ -164,7 +167,7 @@ class DemoFusion:
             **dict.fromkeys(numbers, number(0.0)),
             **dict.fromkeys(flags, FLAG),
             stride=optional(LENGTHS),
-            skip_dead_steps=either(FLAG, Rule(number(0.0, 1.0).accepts, "an influence, 0 to 1")),
+            skip_dead_steps=either(FLAG, _INFLUENCE),
             blur_kernel=choice("released", "paper"),
             blur_padding=choice("reflect", "zeros"),
             resize_in=SPACE,

@@ -71,8 +71,8 @@ class ScaleCrafter:
     """Settings of ScaleCrafter; None takes what belongs to the network and the size (`derived_settings`).
 
     Shares of the trajectory are the published step numbers divided by the published 50 steps. Layers are dilated for
-    views of more than the native area, or with an axis of more than 1.5 times the native side; in a cascade, whose
-    first stage has the native area at any aspect, by the area alone.
+    views of more than the native area, or with an axis of more than 1.5 times the native side (2 for SDXL, which was
+    trained up to there); in a cascade, whose first stage has the native area at any aspect, by the area alone.
 
     Attributes:
         dilation: Pattern -> factor, or (rows, columns); patterns such as "level.1", "mid", "up.0.sampler".

@@ -31,6 +31,7 @@ def test_files_lie_below_their_folder(address: str, folder: str, file: str | Non
         ("https://me:pass@word@host:8443/a/0.tar?token=secret#secret", "https://host:8443/a/0.tar"),
         ("https://token@host/a", "https://host/a"),
         (Path("/data/a@b?c.tar"), "/data/a@b?c.tar"),
+        ("https://[me:secret@x/y", "https://..."),
         ("data/a@b?c.tar", "data/a@b?c.tar"),
     ],
 )

@@ -349,10 +349,11 @@ def test_a_dead_server_is_insisted_on_once_not_for_every_shard(
     assert host.requests("00002.tar") == 1 + 4, "it answered since"
 
 
-def test_a_missing_shard_says_nothing_about_its_server(
-    host: Host, pauses: list[float], fetcher: Callable[..., Fetcher]
+@pytest.mark.parametrize("fault", [Fault(404), Fault(429), Fault(body="half")])
+def test_trouble_with_one_shard_says_nothing_about_its_server(
+    host: Host, pauses: list[float], fetcher: Callable[..., Fetcher], fault: Fault
 ):
-    host.faults["00000.tar"], host.faults[NAME] = [Fault(404)], [Fault(503)]
+    host.faults["00000.tar"], host.faults[NAME] = [fault] * 5, [Fault(503)]
     own, shards = fetcher(), read_manifest(host.folder).shards
     found = [own.fetch(f"{host.address}/{shard.name}", shard) is not None for shard in shards]
     assert found == [False, True, True]

@@ -109,6 +109,16 @@ def test_a_plan_refuses_what_the_run_refuses(settings, fit, capsys, arguments):
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
+def test_a_base_that_cannot_be_reached_is_named(settings, fit, capsys, monkeypatch):
+    def unreachable(*_, **__):
+        raise OSError("We couldn't connect") from TimeoutError("[Errno -2]")
+
+    monkeypatch.setattr("train.base.AutoencoderKL.from_pretrained", unreachable)
+    assert fit(settings(**{"stage.init_args.base": "owner/name"})) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "`base`=owner/name could not be loaded (We couldn't connect)" in line
+
+
 def test_a_gpu_that_is_not_there_is_one_line(settings, fit, capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
@@ -144,6 +154,39 @@ def test_shards_of_which_nothing_can_be_read_end_a_run_in_one_line(settings, fit
         shard.write_bytes(bytes(shard.stat().st_size))
     assert fit(settings(**{"data.init_args.shards": str(gone), "data.init_args.ceiling": 1.0})) == 1
     assert "No readable sample" in capfd.readouterr().err.splitlines()[-1]
+
+
+def test_an_unusable_manifest_is_named(settings, fit, shards, tmp_path, capsys):
+    odd = shutil.copytree(shards, tmp_path / "odd")
+    for text in ('{"format": 99, "version": 7}', "{"):
+        (odd / "manifest.json").write_text(text)
+        for more in ([], ["--plan"]):
+            assert fit(settings(**{"data.init_args.shards": str(odd)}), *more) == 2
+            (line,) = capsys.readouterr().err.splitlines()
+            assert f"`{odd}/manifest.json` is no usable manifest" in line
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError("gone"), FileExistsError("there"), PermissionError("not yours")])
+def test_files_that_fail_in_training_keep_their_traceback(settings, fit, monkeypatch, error):
+    from train.seecoder import SeeCoderStage
+
+    def fails(stage):
+        raise error
+
+    monkeypatch.setattr(SeeCoderStage, "evaluate", fails)
+    with pytest.raises(type(error)):
+        fit(settings())
+
+
+def test_what_a_reader_says_before_the_first_batch_is_one_line(settings, fit, monkeypatch, capsys):
+    wrapped = "Caught PermissionError in DataLoader worker process 0.\nOriginal Traceback\nPermissionError: not yours"
+
+    def fails(*_, **__):
+        raise PermissionError(wrapped)
+
+    monkeypatch.setattr("train.shard_data.ShardPictures.train_dataloader", fails)
+    assert fit(settings()) == 2
+    assert capsys.readouterr().err == "python -m train: not yours\n"
 
 
 def test_a_readers_traceback_is_left_out(capsys):

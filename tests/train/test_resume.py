@@ -17,6 +17,7 @@ import train.trainer
 from tests.train.same_training import assert_equal
 from train.checkpoints import is_complete, list_checkpoints
 from train.cli import main
+from train.records import read_metrics
 
 ROOT = Path(__file__).parents[2]
 
@@ -111,6 +112,8 @@ def test_no_checkpoint_is_from_within_a_row_of_skipped_steps(settings, fit, load
     steps = [step for step, _ in list_checkpoints(run)]
     assert steps == [3], "that of step 2 waited for the next good one, and none came since"
     assert load(run / "step-00000003.ckpt")["guard"]["skipped_in_a_row"] == 0
+    evaluated = [step for step, _ in read_metrics(run / "metrics.csv")["held_out_loss"]]
+    assert evaluated == [3], "where there is a checkpoint, so that it may be the best"
     bad.clear()
     assert fit(config) == 0
 

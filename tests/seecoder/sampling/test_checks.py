@@ -3,6 +3,7 @@
 import re
 from dataclasses import fields
 
+import numpy as np
 import pytest
 import torch
 
@@ -35,7 +36,7 @@ BAD = {
         "blur_sigma": [-0.8, NAN],
         "stride": [0, (1, 2, 3), "64"],
         "jitter": ["false", 16],
-        "skip_dead_steps": [2, -1, NAN, "false", None],
+        "skip_dead_steps": [1, 2, -1, NAN, "false", None],
         "use_skip_residual": ["no", 0],
         "use_dilated_sampling": [None],
         "windows_see_context": ["false", "true"],
@@ -87,6 +88,7 @@ GOOD = [
     ScaleCrafter(dilation={"level.1": 2, "mid": (1, 2.5)}, dilate_tau=1, damping={}, damp_tau=0.5, disperse="mid"),
     HiDiffusion(level=0, shrink_tau=0, full_shrink_tau=1),
     SyncDiffusion(anchor=-1, sync_weight=0, loss=lambda first, second: first),
+    DemoFusion(cosine_scale_1=np.float32(3.0), stride=np.int64(8)),
 ]
 
 

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -11,7 +13,7 @@ from seecoder.sampling import (
     SyncDiffusion,
     sample,
 )
-from seecoder.sampling.composition import compose
+from seecoder.sampling.composition import _longest, compose, is_longer
 from seecoder.sampling.perceptual import pyramid_distance
 
 SYNC = SyncDiffusion(sync_threshold=1.0, loss=pyramid_distance)
@@ -140,7 +142,7 @@ def test_one_long_axis_is_above_native_though_the_area_is_not(
 def test_shapes_that_networks_know_at_their_own_area_stay_plain(
     size, make_scheduler, make_unet, denoiser_of, context
 ) -> None:
-    """Up to 1.5 times the native side, as in SDXL's training."""
+    """Up to 1.5 times the native side."""
     unet = make_unet()
     made = run(ScaleCrafter(), make_scheduler, unet, denoiser_of, context, size)
     assert torch.equal(made, run(None, make_scheduler, unet, denoiser_of, context, size))
@@ -232,3 +234,18 @@ def test_regions_hold_in_every_phase_of_demofusion(make_scheduler) -> None:
             expected = scheduler.step(outputs, scheduler.timesteps[index], phase[index - 1]).prev_sample
             assert index == 3 or torch.allclose(phase[index], expected)  # the last is brought to the anchor's moments
     assert len(reached) == 8
+
+
+def test_networks_that_are_told_sizes_know_longer_pictures() -> None:
+    """SDXL was trained up to 512x2048: twice the native side."""
+    told, others = (SimpleNamespace(config=SimpleNamespace(addition_embed_type=kind)) for kind in ("text_time", None))
+    for size, by_told, by_others in (((64, 256), False, True), ((64, 257), True, True), ((96, 192), False, False)):
+        assert is_longer(size, (128, 128), _longest(told)) == by_told
+        assert is_longer(size, (128, 128), _longest(others)) == by_others
+
+
+def test_the_same_windows_in_other_words_are_no_contradiction() -> None:
+    compose([SyncDiffusion(stride=8), MultiDiffusion(stride=(8, 8))])
+    compose([SyncDiffusion(window=[16, 16]), MultiDiffusion(window=(16, 16))])
+    with pytest.raises(ValueError, match="would have no effect"):
+        compose([SyncDiffusion(stride=8), MultiDiffusion(stride=(8, 4))])
