@@ -72,6 +72,19 @@ def describe_encoder(
     }
 
 
+def check_encoder_size(size: int | None) -> None:
+    """Refuse pictures that are too small for the backbone's four levels.
+
+    Args:
+        size: Height and width at which the encoder sees the pictures; None for those of the latents.
+
+    Raises:
+        ValueError: They are below 32 pixels.
+    """
+    if size is not None and size < 32:
+        raise ValueError(f"`encoder_size`={size} must be at least 32 pixels; null is the latents' size.")
+
+
 def check_widths(encoder: SeeCoder, unet: Any) -> None:
     """Refuse an encoder whose tokens or pooled vector the base cannot take.
 

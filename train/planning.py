@@ -8,6 +8,7 @@ from typing import Any
 from data.shards.manifest import ShardSet
 from train.caches import check_caches, find_caches
 from train.costs import Costs, count_costs
+from train.encoder_weights import check_encoder_size
 from train.hardware import GIB, Cluster, Hardware
 from train.known_bases import BaseSizes, base_sizes
 from train.memory import AUTO, RESERVE, DeviceMemory, device_memory, fewest_checkpointed, trained_bytes
@@ -153,9 +154,7 @@ def check_fit(options: Mapping[str, Any], sizes: BaseSizes, image_size: int) -> 
     pooled = encoder.get("pooled_dim")
     if pooled != sizes.pooled_dim:
         raise Impossible(f"`encoder.pooled_dim`={pooled}, but the base takes {sizes.pooled_dim}.")
-    encoder_size = options.get("encoder_size")
-    if encoder_size is not None and encoder_size < 32:
-        raise Impossible(f"`encoder_size`={encoder_size} must be at least 32 pixels; null is the latents' size.")
+    check_encoder_size(options.get("encoder_size"))
     if image_size % sizes.latent_factor or image_size < 32:
         raise Impossible(
             f"`image_size`={image_size} must be a multiple of {sizes.latent_factor}, the base's pixels for each "

@@ -18,7 +18,7 @@ from seecoder.checkpoint import tensors_sha256
 from seecoder.weights import atomic_directory
 from train.base import encode_moments, load_base, size_condition
 from train.context_gaps import held_out_figures
-from train.encoder_weights import check_widths, describe_encoder, load_trained, seeded_encoder
+from train.encoder_weights import check_encoder_size, check_widths, describe_encoder, load_trained, seeded_encoder
 from train.noise import normal, timesteps, uniform
 from train.noise_schedule import NoiseSchedule
 from train.previews import Preview, score_previews, write_sheet
@@ -90,8 +90,7 @@ class SeeCoderStage(Stage):
         if not 0 <= context_dropout < 1:
             raise ValueError(f"`context_dropout`={context_dropout} must be a probability below 1.")
         NoiseSchedule.check_gamma(min_snr_gamma)
-        if encoder_size is not None and encoder_size < 32:
-            raise ValueError(f"`encoder_size`={encoder_size} must be at least 32 pixels; null is the latents' size.")
+        check_encoder_size(encoder_size)
         if gradient_checkpointing == "auto":
             raise ValueError(
                 "`gradient_checkpointing`=auto is chosen by `python -m train fit`; name the parts: (), "
