@@ -96,7 +96,10 @@ def test_check_24_a_synchronising_step_leaves_no_history(name, make_scheduler, c
     expected = edited_loop(
         lambda: make_scheduler(name), proportional, None, noise, edit, lambda index, timestep: index < 4, relative
     )
-    loss = lambda pictures, references: pictures.sum(dim=(1, 2, 3))  # noqa: E731
+
+    def loss(pictures: torch.Tensor, references: torch.Tensor) -> torch.Tensor:
+        return pictures.sum(dim=(1, 2, 3))
+
     actual = sample(
         proportional,
         scheduler,
