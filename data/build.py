@@ -17,12 +17,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from data.shards.building import REPORT, Build, claimed, run
+from data.shards.building.building import REPORT, Build, claimed, run
+from data.shards.building.sources import Pictures, Source, WorldScenes, find_pictures, read_list, readable
+from data.shards.building.writing import sha256_of
 from data.shards.img2dataset import make_manifest
 from data.shards.manifest import MANIFEST, Manifest, read_manifest
-from data.shards.pictures import SquarePicture
-from data.shards.sources import Pictures, Source, WorldScenes, find_pictures, read_list, readable
-from data.shards.writing import sha256_of
+from data.shards.reading.pictures import SquarePicture
 
 _MOST_PIXELS_SCALED, _MOST_PIXELS_KEPT = 64_000_000, SquarePicture.max_pixels
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}

@@ -24,13 +24,13 @@ import torch
 import yaml
 from tqdm import tqdm
 
-from data.shards.building import REPORT, claimed, run
-from data.shards.caching import CacheBuild, CachedSamples, Extra, Moments
+from data.shards.building.building import REPORT, claimed, run
+from data.shards.caching.caching import CacheBuild, CachedSamples, Extra, Moments
+from data.shards.caching.maps import Maps, MapsSource
+from data.shards.caching.moments import MomentsSource
 from data.shards.manifest import check_location
-from data.shards.maps import Maps, MapsSource
-from data.shards.moments import MomentsSource
 from data.shards.opening import open_shards
-from data.shards.pictures import SquarePicture
+from data.shards.reading.pictures import SquarePicture
 from seecoder import SeeCoder
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

@@ -18,7 +18,7 @@ sys.path.insert(0, str(ROOT))
 HELD_OUT_SEED = 9_000_000  # training shards are drawn from another stream
 SHARD_SEED = 100
 CONFIG = "configs/world_seecoder.yaml"
-# The best of `scripts/highres_table`: re-dilated convolutions, on one trajectory whose resolution grows near its end.
+# The best of the table of methods: re-dilated convolutions, on one trajectory whose resolution grows near its end.
 CASCADE = ("--method", "scalecrafter,rectifiedhr", "--method-option", "switch_at=(0.85, 0.95)")
 METHODS = {64: (), 128: CASCADE, 256: CASCADE}
 
@@ -58,7 +58,7 @@ def draw_inputs(folder: Path) -> list[Path]:
 
     from data.world.render import render
     from data.world.scenes import sample_scenes
-    from seecoder.images import save_image, to_pil
+    from seecoder.images.loading import save_image, to_pil
 
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
@@ -76,8 +76,8 @@ def draw_inputs(folder: Path) -> list[Path]:
 
 def write_sheet(path: Path, inputs: list[Path], folders: dict[int, Path]) -> None:
     """One row an input: the input, then its first variation at every size."""
-    from seecoder.images import load_image, save_image, to_pil
-    from seecoder.sheet import contact_sheet
+    from seecoder.images.loading import load_image, save_image, to_pil
+    from seecoder.images.sheet import contact_sheet
 
     columns = [inputs] + [sorted(folder.glob("*.png")) for folder in folders.values()]
     rows = [[to_pil(load_image(picture)) for picture in row] for row in zip(*columns, strict=True)]
@@ -87,7 +87,7 @@ def write_sheet(path: Path, inputs: list[Path], folders: dict[int, Path]) -> Non
 
 def check_photo(parser: argparse.ArgumentParser, photo: Path | None) -> None:
     """Refuse a photograph that cannot be read now, and not after the training."""
-    from seecoder.images import ImageError, load_image
+    from seecoder.images.loading import ImageError, load_image
 
     try:
         if photo is not None:
@@ -142,7 +142,7 @@ def main() -> None:
     run("Vary a photograph", *vary, *seen, *photographs, "--count", "3", "--out", out / "photograph")
     run(
         "Count what the variations keep",
-        *("python", "scripts/evaluate_encoder", "--base", base, "--encoder", encoder),
+        *("python", "scripts/evaluation/evaluate_encoder.py", "--base", base, "--encoder", encoder),
         *("--count", str(options.count), "--seed", str(HELD_OUT_SEED), "--steps", "25", "--out", out),
     )
     print(f"\nDone in {(time.monotonic() - start) / 60:.1f} minutes. Look into {out}:")

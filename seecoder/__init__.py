@@ -4,10 +4,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from seecoder.encoder import SeeCoder
-    from seecoder.images import ImageError, limit_area, load_image
+    from seecoder.encoder.model import SeeCoder
+    from seecoder.images.loading import ImageError, limit_area, load_image
     from seecoder.pipelines import SeeCoderPipeline, SeeCoderXLPipeline
-    from seecoder.weights import WeightsError
+    from seecoder.weights.safetensors_files import WeightsError
 
 __version__ = "0.1.0"
 

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from jsonargparse import ActionYesNo, ArgumentError, ArgumentParser, Namespace
 
-from train.hardware import Cluster, Hardware, runs_on_cpu
+from train.estimate.hardware import Cluster, Hardware, runs_on_cpu
 from train.settings import EmaSettings, GuardSettings, OptimizerSettings, RunSettings
 
 FINISHED, FAILED, BAD_INPUT, TERMINATED = 0, 1, 2, 143  # 143 = 128 + SIGTERM: a scheduler sees that it was told to stop
@@ -21,8 +21,8 @@ def build_parser() -> ArgumentParser:
 
     Nothing is ever taken from a checkpoint: LightningCLI would merge the saved settings over the command line.
     """
-    from train.stage import Stage
-    from train.stage_data import StageData
+    from train.sources.stage_data import StageData
+    from train.stages.stage import Stage
 
     parser = ArgumentParser(prog="python -m train", exit_on_error=False, description="Train a stage; see configs/.")
     commands = parser.add_subcommands(dest="command")
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         0 when finished (or out of time), 1 when training had to stop, 2 on bad input, 143 when told to stop by SIGTERM.
     """
-    from train.termination import ToldToStop, leaving_on_signals
+    from train.run.termination import ToldToStop, leaving_on_signals
 
     parser = build_parser()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
@@ -92,10 +92,10 @@ def prepare_and_fit(parser: ArgumentParser, config: Namespace) -> int:
     Returns:
         An exit code, as `main`.
     """
-    from data.shards.addresses import without_secrets
-    from data.shards.skips import NoReadableSample, TooManySkipped
-    from seecoder.weights import WeightsError
-    from train.guards import TrainingStopped
+    from data.shards.https.addresses import without_secrets
+    from data.shards.reading.skips import NoReadableSample, TooManySkipped
+    from seecoder.weights.safetensors_files import WeightsError
+    from train.run.guards import TrainingStopped
 
     try:
         run, notes = read_run(config.fit)  # before anything is loaded
@@ -143,9 +143,9 @@ def choose_checkpointing(config: Namespace) -> None:
     options = config.stage.init_args
     if options.get("gradient_checkpointing") != "auto":
         return
-    from train.known_bases import base_sizes
-    from train.planned_data import open_if_there
-    from train.planning import count_chosen, plain
+    from train.estimate.known_bases import base_sizes
+    from train.estimate.planning import count_chosen, plain
+    from train.sources.planned_data import open_if_there
 
     sizes = base_sizes(options.base)
     if sizes is None:
@@ -162,14 +162,14 @@ def choose_checkpointing(config: Namespace) -> None:
 
 def show_plan(config: Namespace) -> int:
     """Print what a run would do; exit code 2 if it cannot work."""
-    from train.planning import make_plan
+    from train.estimate.planning import make_plan
 
     return _print(lambda run, hardware: make_plan(run, config.stage, config.data, hardware), config)
 
 
 def show_scale(config: Namespace) -> int:
     """Print what a run would be on many GPUs; exit code 2 on bad input."""
-    from train.scale_table import make_table
+    from train.estimate.scale_table import make_table
 
     def lines(run: RunSettings, hardware: Hardware) -> Iterator[str]:
         cluster = Cluster(**config.cluster.as_dict())
@@ -180,7 +180,7 @@ def show_scale(config: Namespace) -> int:
 
 def _print(lines: Callable[[RunSettings, Hardware], Iterator[str]], config: Namespace) -> int:
     """Print lines as they come."""
-    from seecoder.weights import WeightsError
+    from seecoder.weights.safetensors_files import WeightsError
 
     try:
         run, notes = read_run(config)
@@ -195,7 +195,7 @@ def _print(lines: Callable[[RunSettings, Hardware], Iterator[str]], config: Name
 
 def report(config: Namespace) -> int:
     """Write the page of a run."""
-    from train.report import write_report
+    from train.report.page import write_report
 
     try:
         print(write_report(Path(config.folder), Path(config.out) if config.out else None))
@@ -239,9 +239,9 @@ def fit(ready: Namespace, config: Mapping[str, Any], notes: Sequence[str] = ()) 
         CannotBegin: The folder holds checkpoints that are not to be continued, or something that was asked for cannot
             be had.
     """
-    from train.cpu_attention import float32_attention
-    from train.provenance import Provenance
-    from train.trainer import build_trainer
+    from train.run.cpu_attention import float32_attention
+    from train.run.provenance import Provenance
+    from train.run.trainer import build_trainer
 
     run: RunSettings = ready.run
     folder = Path(run.folder)
@@ -273,7 +273,7 @@ def _beginning(provenance: Any) -> Iterator[None]:
     """Tell bad settings, which show before the first batch, from what goes wrong in training."""
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-    from seecoder.weights import WeightsError
+    from seecoder.weights.safetensors_files import WeightsError
 
     # Of the system's errors those that say what is there and what is not; a disk that fails may not fail the next time.
     settled = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
@@ -291,7 +291,7 @@ def find_start(folder: Path, resume: bool) -> Path | None:
     Raises:
         FileExistsError: There are checkpoints, but none to continue from.
     """
-    from train.checkpoints import list_checkpoints, newest_complete
+    from train.run.checkpoints import list_checkpoints, newest_complete
 
     if not list_checkpoints(folder):
         return None

@@ -13,7 +13,7 @@ ZERO_STAGES = {"deepspeed_stage_1": 1, "deepspeed_stage_2": 2}  # by the strateg
 
 @dataclass(frozen=True)
 class OptimizerSettings:
-    """AdamW and its learning rate, which is a pure function of the optimizer step (`train.schedules.learning_rate`).
+    """AdamW and its learning rate, which is a pure function of the optimizer step.
 
     Attributes:
         lr: Peak learning rate.

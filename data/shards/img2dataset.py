@@ -11,9 +11,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from data.shards.building.writing import sha256_of
 from data.shards.index import scan, write_index
 from data.shards.manifest import MANIFEST, MOST_SAMPLES, Manifest, Shard, write_manifest
-from data.shards.writing import sha256_of
 
 logger = logging.getLogger(__name__)
 

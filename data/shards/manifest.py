@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from data.shards.addresses import below, shown
-from seecoder.weights import atomic_path
+from data.shards.https.addresses import below, shown
+from seecoder.weights.safetensors_files import atomic_path
 
 MANIFEST = "manifest.json"
 FORMAT, VERSION = "seecoder.shards", 1

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from data.shards.addresses import folder_of, shown
+from data.shards.https.addresses import folder_of, shown
+from data.shards.https.remote import Fetcher
 from data.shards.img2dataset import survey
 from data.shards.manifest import MANIFEST, LocatedShard, ShardSet, check_location, join, locate, read_manifest
-from data.shards.remote import Fetcher
 
 UNFINISHED = "build.json"  # lies in the folder of a build until its manifest is written
 

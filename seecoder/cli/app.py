@@ -8,7 +8,7 @@ It listens on this machine only, takes no path from the browser, and works on on
 
 import argparse
 
-from seecoder.cli.loading import load_pipeline
+from seecoder.cli.opening import load_pipeline
 from seecoder.cli.options import add_autoencoder_memory, add_base_options, add_image_size, positive_int
 
 HELP = "open the web app"
@@ -29,7 +29,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Serve until interrupted."""
     if arguments.control_image:
         raise ValueError("the web app has no ControlNet; use `seecoder vary`.")
-    from seecoder.app import require_gradio, serve
+    from seecoder.app.page import require_gradio, serve
 
     require_gradio()
     pipe, contexts = load_pipeline(arguments)

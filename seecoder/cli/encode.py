@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 
 from seecoder.cli.console import check_new, say
-from seecoder.cli.loading import load_encoder_or_context, pick_device, pick_dtype
+from seecoder.cli.opening import load_encoder_or_context, pick_device, pick_dtype
 from seecoder.cli.options import DTYPES, add_image_size, weight
 
 HELP = "keep the contexts of pictures in a file"
@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.weights is not None and not arguments.together:
         raise ValueError("`--weights` has no effect without `--together`.")
     check_new([out], arguments.overwrite)
-    from seecoder.context import ImageSet, save_context
+    from seecoder.encoder.context import ImageSet, save_context
     from seecoder.pipelines.conditioning import encode_pictures
 
     entry = [ImageSet(arguments.pictures, arguments.weights)] if arguments.together else list(arguments.pictures)

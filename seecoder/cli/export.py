@@ -52,9 +52,9 @@ def run(arguments: argparse.Namespace) -> None:
         raise ValueError("`--size` has no effect without `--format onnx`.")
     import torch
 
-    from seecoder.checkpoint import best_checkpoint
-    from seecoder.exporting import DEFAULT_ONNX_SIZE, export_encoder
-    from seecoder.model_card import CardFacts
+    from seecoder.export.exporting import DEFAULT_ONNX_SIZE, export_encoder
+    from seecoder.export.model_card import CardFacts
+    from seecoder.export.trained_part import best_checkpoint
 
     source = arguments.checkpoint
     if arguments.best:
@@ -96,9 +96,9 @@ def open_encoder(source: str, backbone: str | None, *, use_ema: bool) -> tuple[A
         WeightsError: what is there does not fit.
         ValueError: a backbone for an encoder that has one.
     """
-    from seecoder.checkpoint import read_trained
-    from seecoder.cli.loading import load_encoder_or_context
-    from seecoder.exporting import build_encoder
+    from seecoder.cli.opening import load_encoder_or_context
+    from seecoder.export.exporting import build_encoder
+    from seecoder.export.trained_part import read_trained
 
     path = Path(source)
     if not is_complete_encoder(path):
@@ -130,7 +130,7 @@ def is_complete_encoder(path: Path) -> bool:
         return False
     from safetensors import safe_open
 
-    from seecoder.official import PREFIX
+    from seecoder.encoder.official import PREFIX
 
     try:
         with safe_open(path, "pt") as file:

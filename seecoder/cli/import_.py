@@ -35,10 +35,10 @@ def run(arguments: argparse.Namespace) -> None:
     path = Path(arguments.file)
     if not path.is_file():
         raise FileNotFoundError(f"`{path}` is not a file; give a released file.")
-    from seecoder.encoder import SeeCoder
-    from seecoder.exporting import export_encoder
-    from seecoder.model_card import CardFacts
-    from seecoder.weights import read_pickle_allowed
+    from seecoder.encoder.model import SeeCoder
+    from seecoder.export.exporting import export_encoder
+    from seecoder.export.model_card import CardFacts
+    from seecoder.weights.safetensors_files import read_pickle_allowed
 
     config = _read_config(arguments.config)
     # Without the permission the file goes to the strict reader, which refuses pickles with the reason.

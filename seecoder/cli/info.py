@@ -66,7 +66,7 @@ def describe(path: Path) -> dict[str, Any]:
         parts = [entry.name for entry in sorted(path.iterdir()) if entry.is_dir() and any(entry.glob("*.safetensors"))]
         return {"kind": str(index.get("_class_name")), **{name: _describe_folder(path / name) for name in parts}}
     if any(path.rglob("step-*.ckpt")):
-        from seecoder.checkpoint import newest_checkpoint
+        from seecoder.export.trained_part import newest_checkpoint
 
         newest = newest_checkpoint(path)
         return {"newest checkpoint": str(newest), **_describe_file(newest)}
@@ -91,7 +91,7 @@ def _describe_file(path: Path) -> dict[str, Any]:
     if path.suffix != ".safetensors":
         return _describe_checkpoint(path)
     header, metadata = _read_header(path)
-    from seecoder.official import PREFIX, is_position_aware
+    from seecoder.encoder.official import PREFIX, is_position_aware
 
     kind = metadata.get("format") or "safetensors"
     facts: dict[str, Any] = {}
@@ -105,7 +105,7 @@ def _describe_file(path: Path) -> dict[str, Any]:
 
 def _describe_checkpoint(path: Path) -> dict[str, Any]:
     """A torch file: only a training checkpoint is opened, and only as tensors."""
-    from seecoder.checkpoint import read_trained
+    from seecoder.export.trained_part import read_trained
 
     trained = read_trained(path)
     return {
@@ -124,7 +124,7 @@ def _read_header(path: Path) -> tuple[dict[str, dict[str, Any]], dict[str, str]]
     """Read names, dtypes and shapes without the tensors."""
     from safetensors import SafetensorError, safe_open
 
-    from seecoder.weights import WeightsError
+    from seecoder.weights.safetensors_files import WeightsError
 
     try:
         with safe_open(path, "pt") as file:

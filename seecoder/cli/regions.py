@@ -54,7 +54,7 @@ def with_regions(methods: Sequence[Any] | None, arguments: argparse.Namespace, p
 
 
 def _region(pipe: Any, arguments: argparse.Namespace, mask: str, picture: str) -> Any:
-    from seecoder.images import load_image
+    from seecoder.images.loading import load_image
     from seecoder.sampling import Region
 
     share = load_image(mask).mean(dim=0)

@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from seecoder.cli.console import check_new, safe_name, say
-from seecoder.cli.loading import load_pipeline
 from seecoder.cli.methods import build_methods
+from seecoder.cli.opening import load_pipeline
 from seecoder.cli.options import add_base_options, add_image_size, add_sampling_options, positive_int, seed, weight
 from seecoder.cli.regions import add_regions, with_regions
 
@@ -145,7 +145,7 @@ def _files(out: Path, index: int, name: str, seeds: list[int]) -> list[Path]:
 
 def _check_pictures(arguments: argparse.Namespace) -> None:
     """Open all pictures before anything is loaded, so that a bad one costs no time."""
-    from seecoder.images import load_image
+    from seecoder.images.loading import load_image
 
     of_regions = [path for pair in arguments.region for path in pair]
     for picture in [*arguments.pictures, arguments.control_image, arguments.start_image, *of_regions]:
@@ -188,7 +188,7 @@ def _names(arguments: argparse.Namespace) -> list[str]:
 
 
 def _jobs(arguments: argparse.Namespace, contexts: Any) -> list[Job]:
-    from seecoder.context import ImageSet
+    from seecoder.encoder.context import ImageSet
 
     if contexts is not None:
         if arguments.pictures or arguments.together:
@@ -221,7 +221,7 @@ def pipeline_arguments(
         pipe: the pipeline, for its native size.
         aspect: width by height where no --width was given.
     """
-    from seecoder.pipelines.unet_facts import native_size
+    from seecoder.base_model.facts import native_size
 
     native = [side * pipe.vae_scale_factor for side in native_size(pipe.unet)]
     height = arguments.height or native[0]
@@ -250,7 +250,7 @@ def _vary(
     """Make all variations of one context, each written as soon as it is done."""
     import torch
 
-    from seecoder.images import save_image
+    from seecoder.images.loading import save_image
 
     conditions = dict(job.arguments)
     if "image" in conditions:  # encoded once, not once a seed
@@ -274,7 +274,7 @@ def _vary(
 
 def _preview_writer(file: Path) -> Callable[[Any, Any, Any], None]:
     """What writes the result of every stage but the last beside the file of the whole: NAME-stage1.png and so on."""
-    from seecoder.images import save_image
+    from seecoder.images.loading import save_image
 
     def write(pipe: Any, stage: Any, images: Any) -> None:
         path = file.with_name(f"{file.stem}-stage{stage.stage_index + 1}.png")
@@ -287,8 +287,8 @@ def _preview_writer(file: Path) -> Callable[[Any, Any, Any], None]:
 
 def _write_sheet(path: Path, jobs: list[Job], seeds: list[int], files: list[list[Path]]) -> None:
     """One row a context: its pictures first, then its variations."""
-    from seecoder.images import load_image, save_image, to_pil
-    from seecoder.sheet import contact_sheet
+    from seecoder.images.loading import load_image, save_image, to_pil
+    from seecoder.images.sheet import contact_sheet
 
     rows, labels = [], []
     for job, row in zip(jobs, files, strict=True):
@@ -311,7 +311,7 @@ def _write_sheet(path: Path, jobs: list[Job], seeds: list[int], files: list[list
 def _write_settings(arguments: argparse.Namespace, command: str, pictures: list[dict[str, Any]]) -> None:
     """Written last: a folder that has it is complete."""
     from seecoder import __version__
-    from seecoder.weights import atomic_path
+    from seecoder.weights.safetensors_files import atomic_path
 
     options = {name: value for name, value in vars(arguments).items() if name not in ("run", "debug", "command")}
     settings = {"seecoder": __version__, "command": command, "options": options, "pictures": pictures}

@@ -8,12 +8,12 @@ from diffusers import DiffusionPipeline
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.pipelines.pipeline_utils import StableDiffusionMixin
 
-from seecoder.encoder import SeeCoder
-from seecoder.pipelines.generation import generate
-from seecoder.pipelines.loading import load_config, load_part
+from seecoder.base_model.facts import context_width
+from seecoder.base_model.loading import load_config, load_part
+from seecoder.encoder.model import SeeCoder
+from seecoder.pipelines.call import generate
 from seecoder.pipelines.output import SeeCoderPipelineOutput
 from seecoder.pipelines.request import CALLBACK_TENSORS, Conditioning, Request
-from seecoder.pipelines.unet_facts import context_width
 
 __all__ = ["ContextPipeline"]
 

@@ -5,11 +5,11 @@ from typing import Any
 
 import torch
 
-from seecoder.context import ImageSet, combine_contexts
-from seecoder.images import ENCODED_SIZE, limit_area, load_image
+from seecoder.base_model.facts import context_width
+from seecoder.encoder.context import ImageSet, combine_contexts
+from seecoder.images.loading import ENCODED_SIZE, limit_area, load_image
 from seecoder.pipelines.inputs import as_image_sets
 from seecoder.pipelines.request import Conditioning, Request
-from seecoder.pipelines.unet_facts import context_width
 
 __all__ = ["check_context", "condition", "encode_pictures"]
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from seecoder.context import ImageSet, normalise_weights
+from seecoder.encoder.context import ImageSet, normalise_weights
 
 __all__ = ["OUTPUT_TYPES", "as_image_sets", "check_numbers", "check_size", "check_tensors"]
 

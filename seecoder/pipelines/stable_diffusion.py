@@ -7,8 +7,8 @@ import torch
 from diffusers import AutoencoderKL, ControlNetModel, SchedulerMixin, UNet2DConditionModel
 from diffusers.loaders import StableDiffusionLoraLoaderMixin
 
-from seecoder.encoder import SeeCoder
-from seecoder.images import ENCODED_SIZE
+from seecoder.encoder.model import SeeCoder
+from seecoder.images.loading import ENCODED_SIZE
 from seecoder.pipelines.autoencoding import AUTOENCODER_MEMORY
 from seecoder.pipelines.base import ContextPipeline
 from seecoder.pipelines.conditioning import encode_pictures

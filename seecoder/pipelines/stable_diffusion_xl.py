@@ -18,14 +18,14 @@ import torch
 from diffusers import AutoencoderKL, ControlNetModel, SchedulerMixin, UNet2DConditionModel
 from diffusers.loaders import StableDiffusionXLLoraLoaderMixin
 
-from seecoder.encoder import SeeCoder
-from seecoder.images import ENCODED_SIZE
+from seecoder.base_model.facts import pooled_width
+from seecoder.encoder.model import SeeCoder
+from seecoder.images.loading import ENCODED_SIZE
 from seecoder.pipelines.autoencoding import AUTOENCODER_MEMORY
 from seecoder.pipelines.base import ContextPipeline
 from seecoder.pipelines.conditioning import encode_pictures
 from seecoder.pipelines.output import SeeCoderPipelineOutput
 from seecoder.pipelines.request import Conditioning, Generators, Request
-from seecoder.pipelines.unet_facts import pooled_width
 from seecoder.sampling import View
 
 __all__ = ["SeeCoderXLPipeline"]

@@ -56,17 +56,17 @@ its border (`decode_in_tiles(…, wrap=True)`).
 latents (previews). Raising in either ends the run.
 """
 
-from seecoder.sampling.composition import Method
 from seecoder.sampling.conditions import Control
-from seecoder.sampling.decoding import decode_in_tiles, encode_in_tiles
-from seecoder.sampling.demofusion import DemoFusion
 from seecoder.sampling.engine import Progress, StageEnd, sample
-from seecoder.sampling.hidiffusion import HiDiffusion
-from seecoder.sampling.multidiffusion import MultiDiffusion, Region
-from seecoder.sampling.rectifiedhr import RectifiedHR
-from seecoder.sampling.scalecrafter import ScaleCrafter
-from seecoder.sampling.syncdiffusion import SyncDiffusion
+from seecoder.sampling.methods.demofusion import DemoFusion
+from seecoder.sampling.methods.hidiffusion.hidiffusion import HiDiffusion
+from seecoder.sampling.methods.multidiffusion import MultiDiffusion, Region
+from seecoder.sampling.methods.rectifiedhr import RectifiedHR
+from seecoder.sampling.methods.scalecrafter.scalecrafter import ScaleCrafter
+from seecoder.sampling.methods.syncdiffusion import SyncDiffusion
+from seecoder.sampling.recipe import Method
 from seecoder.sampling.tile_statistics import normalised_like, shrunken
+from seecoder.sampling.tiling import decode_in_tiles, encode_in_tiles
 from seecoder.sampling.views import View
 
 __all__ = [

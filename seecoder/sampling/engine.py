@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 
-from seecoder.sampling.composition import Method, compose
 from seecoder.sampling.conditions import AddedConditions, Conditions, Control
 from seecoder.sampling.fields import Evaluator
 from seecoder.sampling.parts import Codec, Denoiser, Edited, Editor, Outcome, Run, Stage, Step
 from seecoder.sampling.randomness import Generators, Randomness
+from seecoder.sampling.recipe import Method, compose
 from seecoder.sampling.stepper import Stepper
 from seecoder.sampling.views import Size
 

@@ -8,7 +8,7 @@ UI.
 
 In the world, where one object stands on one background, tiles of half the side with norms of their own are off by 15.7
 levels of 255 on average, with those of the whole by 0.9; what the shrinking costs grows with its factor (2, 4, 8: 0.9,
-3.2, 5.0 levels; `scripts/bench_sampling --parts tiles`).
+3.2, 5.0 levels; `scripts/benchmarks/sampling.py --parts tiles`).
 """
 
 import math

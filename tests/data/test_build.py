@@ -18,14 +18,14 @@ import torch
 from PIL import Image
 
 from data import build
-from data.shards import building
-from data.shards.building import Build, claimed, run
-from data.shards.dataset import ShardLoader
+from data.shards.building import building
+from data.shards.building.building import Build, claimed, run
+from data.shards.building.sources import Pictures, WorldScenes, find_pictures, read_list
 from data.shards.manifest import read_manifest
 from data.shards.opening import open_shards
-from data.shards.pictures import SquarePicture
-from data.shards.reading import ShardReader
-from data.shards.sources import Pictures, WorldScenes, find_pictures, read_list
+from data.shards.reading.dataset import ShardLoader
+from data.shards.reading.pictures import SquarePicture
+from data.shards.reading.samples import ShardReader
 from data.shards.world import scenes_of
 from data.world.render import render
 from data.world.scenes import sample_scenes

@@ -11,14 +11,15 @@ import torch
 from diffusers import AutoencoderKL
 
 from data import cache
-from data.shards import building, caching
-from data.shards.dataset import ShardLoader
+from data.shards.building import building
+from data.shards.building.writing import write_shard
+from data.shards.caching import caching
+from data.shards.caching.moments import MEMBER, MomentsSource, WithMoments, encode_moments, unpack
 from data.shards.manifest import Manifest, read_manifest, write_manifest
-from data.shards.moments import MEMBER, MomentsSource, WithMoments, encode_moments, unpack
 from data.shards.opening import open_shards
-from data.shards.pictures import SquarePicture
-from data.shards.reading import ShardReader
-from data.shards.writing import write_shard
+from data.shards.reading.dataset import ShardLoader
+from data.shards.reading.pictures import SquarePicture
+from data.shards.reading.samples import ShardReader
 
 SIZE = 8
 

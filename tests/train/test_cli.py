@@ -7,7 +7,7 @@ import pytest
 import torch
 import yaml
 
-from data.shards.skips import NoReadableSample
+from data.shards.reading.skips import NoReadableSample
 from train.cli import _complain, build_parser, main
 from train.settings import RunSettings
 
@@ -113,7 +113,7 @@ def test_a_base_that_cannot_be_reached_is_named(settings, fit, capsys, monkeypat
     def unreachable(*_, **__):
         raise OSError("We couldn't connect") from TimeoutError("[Errno -2]")
 
-    monkeypatch.setattr("train.base.AutoencoderKL.from_pretrained", unreachable)
+    monkeypatch.setattr("train.stages.frozen_base.AutoencoderKL.from_pretrained", unreachable)
     assert fit(settings(**{"stage.init_args.base": "owner/name"})) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "`base`=owner/name could not be loaded (We couldn't connect)" in line
@@ -137,7 +137,7 @@ def test_a_folder_that_cannot_be_made_is_one_line(settings, fit, capsys, tmp_pat
 
 
 def test_what_goes_wrong_in_training_keeps_its_traceback(settings, fit, monkeypatch):
-    from train.seecoder import SeeCoderStage
+    from train.stages.seecoder import SeeCoderStage
 
     def wrong(stage, batch):
         raise ValueError("a mistake of ours")
@@ -168,7 +168,7 @@ def test_an_unusable_manifest_is_named(settings, fit, shards, tmp_path, capsys):
 
 @pytest.mark.parametrize("error", [FileNotFoundError("gone"), FileExistsError("there"), PermissionError("not yours")])
 def test_files_that_fail_in_training_keep_their_traceback(settings, fit, monkeypatch, error):
-    from train.seecoder import SeeCoderStage
+    from train.stages.seecoder import SeeCoderStage
 
     def fails(stage):
         raise error
@@ -184,7 +184,7 @@ def test_what_a_reader_says_before_the_first_batch_is_one_line(settings, fit, mo
     def fails(*_, **__):
         raise PermissionError(wrapped)
 
-    monkeypatch.setattr("train.shard_data.ShardPictures.train_dataloader", fails)
+    monkeypatch.setattr("train.sources.shard_data.ShardPictures.train_dataloader", fails)
     assert fit(settings()) == 2
     assert capsys.readouterr().err == "python -m train: not yours\n"
 
@@ -198,7 +198,7 @@ def test_a_readers_traceback_is_left_out(capsys):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_while_weights_are_loaded_ends_with_143(settings, fit, monkeypatch, tmp_path, number):
     before = signal.getsignal(number)
-    monkeypatch.setattr("train.seecoder.load_base", lambda *_: os.kill(os.getpid(), number))
+    monkeypatch.setattr("train.stages.seecoder.load_base", lambda *_: os.kill(os.getpid(), number))
     assert fit(settings()) == 143
     assert signal.getsignal(number) == before
     assert not (tmp_path / "run").exists()

@@ -3,9 +3,9 @@ import time
 import pytest
 import torch
 
+from data.world.reader.segmentation import chroma
 from data.world.render import compose, render
 from data.world.scenes import sample_scenes
-from data.world.segmentation import chroma
 from data.world.shapes import SIGNED_DISTANCES
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from seecoder.images import save_image
+from seecoder.images.loading import save_image
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from seecoder.cli.regions import with_regions
-from seecoder.images import save_image
+from seecoder.images.loading import save_image
 from seecoder.sampling import MultiDiffusion
 
 

@@ -15,8 +15,8 @@ from seecoder.cli.methods import available_methods
 from seecoder.cli.options import add_image_size
 from seecoder.cli.panorama import panorama_methods
 from seecoder.cli.vary import seeds_of, sheet_path
-from seecoder.context import load_context
-from seecoder.images import ENCODED_SIZE, load_image, save_image
+from seecoder.encoder.context import load_context
+from seecoder.images.loading import ENCODED_SIZE, load_image, save_image
 from seecoder.pipelines.decoding import decode_latents
 from seecoder.sampling import SyncDiffusion
 

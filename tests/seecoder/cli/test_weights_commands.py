@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from seecoder import SeeCoder
-from seecoder.checkpoint import TrainedEncoder, tensors_sha256, write_trained
 from seecoder.cli import main
-from seecoder.context import load_context
-from seecoder.images import load_image
+from seecoder.encoder.context import load_context
+from seecoder.export.trained_part import TrainedEncoder, tensors_sha256, write_trained
+from seecoder.images.loading import load_image
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import torch
 from seecoder import SeeCoderPipeline
 from seecoder.pipelines.autoencoding import TILES, encode, whole_gib
 from seecoder.pipelines.decoding import decode_latents, in_float32, unscale_latents
-from seecoder.sampling.decoding import redundancy
+from seecoder.sampling.tiling import redundancy
 
 
 def fresh(build, dtype=torch.float32):

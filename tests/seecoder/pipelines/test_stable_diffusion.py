@@ -14,8 +14,8 @@ from diffusers import (
 
 from seecoder import SeeCoderPipeline
 from seecoder.cli.methods import build_methods
-from seecoder.context import ImageSet
-from seecoder.images import ImageError, limit_area, save_image
+from seecoder.encoder.context import ImageSet
+from seecoder.images.loading import ImageError, limit_area, save_image
 from seecoder.sampling import DemoFusion, MultiDiffusion
 
 STEPS = 2

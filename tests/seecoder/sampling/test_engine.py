@@ -16,7 +16,7 @@ from seecoder.sampling import (
     SyncDiffusion,
     sample,
 )
-from seecoder.sampling.perceptual import pyramid_distance
+from seecoder.sampling.methods.perceptual import pyramid_distance
 from seecoder.sampling.randomness import Randomness
 
 SYNC = SyncDiffusion(stride=4, sync_threshold=1.0, loss=pyramid_distance)

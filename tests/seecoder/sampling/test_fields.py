@@ -5,7 +5,7 @@ import torch
 from diffusers import DDIMScheduler
 
 from seecoder.sampling import DemoFusion, MultiDiffusion, RectifiedHR, Region, SyncDiffusion, sample
-from seecoder.sampling.perceptual import pyramid_distance
+from seecoder.sampling.methods.perceptual import pyramid_distance
 
 
 def mask_of(top: int, left: int, value: float) -> torch.Tensor:

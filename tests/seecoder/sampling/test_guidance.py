@@ -5,8 +5,8 @@ import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
 
 from seecoder.sampling.guidance import NEGATIVE, POSITIVE, ClassifierFree, rescaled
+from seecoder.sampling.methods.scalecrafter.scalecrafter import DAMPING, NoiseDamped
 from seecoder.sampling.parts import Step
-from seecoder.sampling.scalecrafter import DAMPING, NoiseDamped
 
 STEP = Step(0, 4, torch.tensor(981), 981.0, 1000, (12, 20), (8, 8))
 

@@ -1,0 +1,1 @@
+"""Building shards from pictures or scenes."""

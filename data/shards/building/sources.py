@@ -1,0 +1,284 @@
+"""What shards are built from: picture files, or scenes of the world."""
+
+import hashlib
+import io
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from PIL import Image
+
+from data.world.render import render
+from data.world.scenes import sample_scenes
+from seecoder.images.loading import ImageError, load_image, to_pil
+
+PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif")
+_SCENES_AT_ONCE = 256
+
+
+class Item(NamedTuple):
+    """One sample, or why there is none.
+
+    Attributes:
+        name: Where it comes from.
+        key: Its key in the shard.
+        members: Bytes by extension; empty for a bad source.
+        reason: Why the source is bad; "" for a good one.
+    """
+
+    name: str
+    key: str
+    members: Mapping[str, bytes]
+    reason: str = ""
+
+
+class Source(Protocol):
+    """Where samples come from; picklable, and the same sample for the same number every time."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All that the samples depend on, in plain values: another build with equal settings gives equal bytes."""
+        ...
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """Kinds of member that every sample has."""
+        ...
+
+    @property
+    def sizes(self) -> list[int] | None:
+        """Bytes of each source, where known."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def samples(self, start: int, stop: int) -> Iterator[Item]:
+        """Make samples `start` to `stop - 1`."""
+        ...
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Picture files.
+
+    Attributes:
+        paths: The files.
+        names: How each is called in JSON and reports.
+        size: Pictures whose shorter side is longer than this are scaled down to it; None keeps them, byte by byte if
+            they are JPEG, PNG or WebP.
+        encode: What scaled pictures, and formats that do not belong into shards, are written as: "jpeg", "png" or
+            "webp".
+        quality: Of JPEG and WebP, 1 to 100.
+        max_pixels: Larger pictures count as bad.
+        file_sizes: Bytes of each file.
+        digest: Fingerprint of names, sizes and times of the files.
+    """
+
+    paths: tuple[Path, ...]
+    names: tuple[str, ...]
+    size: int | None
+    encode: str
+    quality: int
+    max_pixels: int
+    file_sizes: tuple[int, ...]
+    digest: str
+
+    @staticmethod
+    def of(
+        paths: list[Path], names: list[str], size: int | None, encode: str, quality: int, max_pixels: int
+    ) -> "Pictures":
+        """Take stock of the files; files that do not exist are kept and will be counted as bad."""
+        digest, sizes = hashlib.sha256(), []
+        for path, name in zip(paths, names, strict=True):
+            try:
+                status = path.stat()
+                sizes.append(status.st_size)
+                stamp = status.st_mtime_ns
+            except OSError:
+                sizes.append(0)
+                stamp = -1
+            digest.update(repr((name, sizes[-1], stamp)).encode())
+        return Pictures(tuple(paths), tuple(names), size, encode, quality, max_pixels, tuple(sizes), digest.hexdigest())
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """See `Source`."""
+        size = "keep" if self.size is None else self.size
+        encoding = {"size": size, "encode": self.encode, "quality": self.quality, "max_pixels": self.max_pixels}
+        return {"kind": "pictures", "count": len(self), "sources_sha256": self.digest} | encoding
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """The kind of picture varies; JSON is always there."""
+        return ("json",)
+
+    @property
+    def sizes(self) -> list[int]:
+        """Bytes of each file."""
+        return list(self.file_sizes)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def samples(self, start: int, stop: int) -> Iterator[Item]:
+        """Read, check and maybe scale pictures."""
+        for number in range(start, stop):
+            name, key = self.names[number], f"{number:09d}"
+            try:
+                members = self._members(self.paths[number], name)
+            except ImageError as error:
+                yield Item(name, key, {}, error.reason)
+            except (OSError, ValueError) as error:  # the file went away, or is too long for the format it is written in
+                yield Item(name, key, {}, f"{type(error).__name__}: {error}")
+            else:
+                yield Item(name, key, members)
+
+    def _members(self, path: Path, name: str) -> dict[str, bytes]:
+        picture = to_pil(load_image(path, max_pixels=self.max_pixels))
+        content = path.read_bytes()
+        width, height = picture.size
+        kind = _kind(content)
+        scaled = self.size is not None and min(width, height) > self.size
+        if scaled:
+            picture = picture.resize(_scaled(width, height, self.size or 0), Image.Resampling.LANCZOS)
+        if scaled or kind is None:
+            kind, content = {"jpeg": "jpg"}.get(self.encode, self.encode), self._encoded(picture)
+        about = {"source": name, "height": picture.height, "width": picture.width}
+        about |= {"original_height": height, "original_width": width} if scaled else {}
+        return {kind: content, "json": _json(about)}
+
+    def _encoded(self, picture: Image.Image) -> bytes:
+        if self.encode == "png":
+            return _encoded(picture, "PNG")
+        return _encoded(picture, self.encode.upper(), quality=self.quality)
+
+
+@dataclass(frozen=True)
+class WorldScenes:
+    """Pictures of the world, as PNG, with their attributes.
+
+    The JSON holds what `Scenes.describe` says, and `seed` and `number`, from which `data.shards.world` makes the
+    scene again.
+
+    Attributes:
+        count: How many.
+        seed: Seed of the scenes.
+        size: Height and width in pixels.
+        start: Number of the first scene, so that further shards of one seed can be made.
+    """
+
+    count: int
+    seed: int
+    size: int
+    start: int = 0
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """See `Source`."""
+        return {"kind": "world"} | asdict(self)
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """Picture and attributes."""
+        return ("json", "png")
+
+    @property
+    def sizes(self) -> None:
+        """Unknown before they are drawn."""
+        return None
+
+    def __len__(self) -> int:
+        return self.count
+
+    def samples(self, start: int, stop: int) -> Iterator[Item]:
+        """Draw scenes."""
+        for first in range(start, stop, _SCENES_AT_ONCE):
+            scenes = sample_scenes(min(_SCENES_AT_ONCE, stop - first), self.seed, self.start + first)
+            for row, pixels in enumerate(render(scenes, self.size)):
+                number = self.start + first + row
+                about = scenes.describe(row) | {"seed": self.seed, "number": number, "size": self.size}
+                yield Item(
+                    f"scene {number}", f"{number:09d}", {"png": _encoded(to_pil(pixels), "PNG"), "json": _json(about)}
+                )
+
+
+def _json(content: Mapping[str, Any]) -> bytes:
+    return json.dumps(content, ensure_ascii=True).encode("ascii")
+
+
+def _encoded(picture: Image.Image, encoding: str, **options: int) -> bytes:
+    with io.BytesIO() as stream:
+        picture.save(stream, encoding, **options)
+        return stream.getvalue()
+
+
+def _kind(content: bytes) -> str | None:
+    """Tell the formats that go into a shard as they are; None for others. Content decides, not the file's name."""
+    if content.startswith(b"\xff\xd8\xff"):
+        return "jpg"
+    if content.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "png"
+    return "webp" if content[:4] == b"RIFF" and content[8:12] == b"WEBP" else None
+
+
+def _scaled(width: int, height: int, shorter: int) -> tuple[int, int]:
+    """(width, height) with the shorter side at `shorter`, same proportions."""
+    scale = shorter / min(width, height)
+    return max(shorter, round(width * scale)), max(shorter, round(height * scale))
+
+
+def find_pictures(folder: Path) -> tuple[list[Path], int]:
+    """List the picture files below a folder, sorted by name, and count the other files.
+
+    Links to files are followed, links to folders are not (they could lead round in circles).
+
+    Raises:
+        FileNotFoundError: The folder does not exist.
+        NotADirectoryError: It is no folder.
+    """
+    if not folder.exists():
+        raise FileNotFoundError(f"`{folder}` does not exist.")
+    if not folder.is_dir():
+        raise NotADirectoryError(f"`{folder}` is a file. For a list of pictures use `python -m data.build list`.")
+    pictures, others = [], 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            if name.lower().endswith(PICTURE_SUFFIXES):
+                pictures.append(Path(parent, name))
+            else:
+                others += 1
+    return sorted(pictures, key=lambda path: os.fsencode(path.relative_to(folder).as_posix())), others
+
+
+def read_list(file: Path) -> list[Path]:
+    """Read a list of picture files: one path a line, relative to the list's folder; blank and `#` lines do not count.
+
+    Raises:
+        FileNotFoundError: The list does not exist.
+        ValueError: It is not UTF-8 text, or a line is a URL.
+    """
+    if not file.is_file():
+        raise FileNotFoundError(f"`{file}` is no file. Give a text file with the path of one picture a line.")
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"`{file}` is not UTF-8 text ({error}).") from error
+    paths = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        if "://" in line or line.startswith("pipe:"):
+            raise ValueError(
+                f"`{file}` line {number}: `{line}` is not a local path. To fetch pictures from the web use "
+                "img2dataset, whose shards are read as they are."
+            )
+        paths.append(file.parent / line.strip())
+    return paths
+
+
+def readable(path: Path | str) -> str:
+    """Make a file's name fit for JSON and logs, whatever bytes it holds."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")

@@ -1,0 +1,1 @@
+"""What frozen models make of a picture, kept beside it in a shard."""

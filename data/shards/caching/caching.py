@@ -1,0 +1,260 @@
+"""Copies shards and lays beside each picture what frozen models make of it: a build like any other.
+
+Sample for sample the copy has the order of the original, so that a training sees the same samples in the same order on
+either. A picture that cannot be used, and even a sample that is lost, keeps its place: training will skip it there, and
+put the same substitute in, as it would have done with the original.
+"""
+
+import re
+import threading
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from data.shards import index as shard_index
+from data.shards.building.building import Build
+from data.shards.building.sources import Item
+from data.shards.caching.moments import MEMBER, MomentsSource, encode_moments, pack
+from data.shards.manifest import IMAGE_MEMBERS, LocatedShard, ShardSet
+from data.shards.reading.pictures import SquarePicture
+from data.shards.reading.samples import BadSample, ShardReader
+from seecoder.images.loading import ImageError
+
+LOST = "lost"  # the only member of a sample that was lost: it holds the reason
+NOT_FINITE = "moments are not finite in half precision"
+
+_PLAIN_KEY = re.compile(r"[A-Za-z0-9_-]{1,80}")
+
+
+class Extra(Protocol):
+    """What is computed of pictures and laid beside them."""
+
+    @property
+    def member(self) -> str:
+        """Kind of member that it writes."""
+        ...
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Entry of the manifest: all that the member depends on beside the picture."""
+        ...
+
+    def __call__(self, pixels: Tensor) -> list[bytes | None]:
+        """Make the members of (N, 3, size, size) uint8 pictures; None where the result is not usable."""
+        ...
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Latent moments by a frozen autoencoder.
+
+    Attributes:
+        vae: The autoencoder, on the device where it shall compute.
+        source: Its description.
+        flip: Also of the mirrored pictures.
+    """
+
+    vae: Any
+    source: MomentsSource
+    flip: bool = False
+    member: str = MEMBER
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """See `Extra`."""
+        about = self.source
+        return {
+            "moments": {
+                "digest": about.digest,
+                "autoencoder": about.autoencoder,
+                "dtype": about.dtype,
+                "size": about.size,
+                "shape": list(about.shape),
+                "crop": about.crop,
+                "flipped": self.flip,
+            }
+        }
+
+    def __call__(self, pixels: Tensor) -> list[bytes | None]:
+        """See `Extra`."""
+        inputs = pixels.to(self.vae.device).float() / 255
+        columns = dict(zip(("mean", "std"), self._halves(inputs), strict=True))
+        if self.flip:  # convolutions are not symmetric: mirrored moments are not the moments of the mirrored picture
+            columns |= dict(zip(("flipped_mean", "flipped_std"), self._halves(inputs.flip(3)), strict=True))
+        rows = ({name: column[row] for name, column in columns.items()} for row in range(len(pixels)))
+        return [pack(row, self.source) if all(map(_is_finite, row.values())) else None for row in rows]
+
+    def _halves(self, inputs: Tensor) -> list[Tensor]:
+        return [part.half().cpu().contiguous() for part in encode_moments(self.vae, inputs)]
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    return bool(torch.isfinite(tensor).all())
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A sample as it was read: its square if it can be used, its members as they are, and what is wrong with it."""
+
+    square: Tensor | None
+    members: Mapping[str, bytes]
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class CachedSamples:
+    """A `Source` of samples from shards, with extras.
+
+    Attributes:
+        shards: The original shards.
+        picture: How training cuts the square.
+        extras: What is computed of it.
+        batch_size: Pictures computed at once. Batches never straddle shards, so that a shard's bytes do not depend on
+            where an interrupted build goes on.
+        threads: Pictures decoded at the same time.
+    """
+
+    shards: ShardSet
+    picture: SquarePicture
+    extras: tuple[Extra, ...]
+    batch_size: int = 8
+    threads: int = 1
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """See `Source`."""
+        of = "shards_sha256" if self.shards.is_hashed else "shards_named"
+        about: dict[str, Any] = {"kind": "cache", of: self.shards.fingerprint}
+        for extra in self.extras:
+            about |= extra.settings
+        return about | {"batch_size": self.batch_size}
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """As in the original: moments are not required, because a bad picture has none."""
+        return self.shards.shards[0].members
+
+    @property
+    def sizes(self) -> None:
+        """Not asked for: borders are those of the original."""
+        return None
+
+    def __len__(self) -> int:
+        return sum(self.shards.counts)
+
+    def samples(self, start: int, stop: int) -> Iterator[Item]:
+        """Copy samples `start` to `stop - 1`, all of one shard, with their extras."""
+        borders = list(accumulate(self.shards.counts, initial=0))
+        number = bisect_right(borders, start) - 1
+        located, first = self.shards.shards[number], start - borders[number]
+        if stop > borders[number + 1]:
+            raise ValueError(f"`start`={start}, `stop`={stop}: samples of more than one shard.")
+        shard = _ShardCopy(located, {extra.member for extra in self.extras})
+        with ThreadPoolExecutor(max(1, self.threads)) as pool:
+            numbers = range(first, first + stop - start)
+            for part, rows in _ahead(pool, self._read(shard), _cut(numbers, self.batch_size)):
+                yield from self._finish(shard, part, rows)
+
+    def _read(self, shard: "_ShardCopy") -> Callable[[int], _Row]:
+        def read(number: int) -> _Row:
+            try:
+                members = shard.read(number)
+            except BadSample as error:
+                return _Row(None, {LOST: error.reason.encode()}, error.reason)
+            try:
+                # A centre crop is the same for every epoch and sample.
+                return _Row(self.picture(members, 0, 0)["pixels"], members)
+            except ImageError as error:
+                return _Row(None, members, error.reason)
+
+        return read
+
+    def _finish(self, shard: "_ShardCopy", numbers: range, rows: list[_Row]) -> Iterator[Item]:
+        squares = [row.square for row in rows if row.square is not None]
+        made = [extra(torch.stack(squares)) if squares else [] for extra in self.extras]
+        results = zip(*made, strict=True) if squares else iter(())
+        for number, row in zip(numbers, rows, strict=True):
+            name, key = f"{shard.name}[{number}]", shard.key(number)
+            if row.square is None:
+                yield Item(name, key, row.members, row.reason)
+                continue
+            extras = {extra.member: content for extra, content in zip(self.extras, next(results), strict=True)}
+            usable = {kind: content for kind, content in extras.items() if content is not None}
+            yield Item(name, key, {**row.members, **usable}, "" if len(usable) == len(extras) else NOT_FINITE)
+
+
+class _ShardCopy:
+    """Reads whole samples of one shard, and gives each a key of its own."""
+
+    def __init__(self, located: LocatedShard, left_out: set[str]):
+        self.name = located.shard.name
+        samples = []
+        if isinstance(located.location, Path):
+            samples = shard_index.load(located.location, located.members, located.shard.sha256).samples
+        kinds = {kind for _, places in samples for kind in places}
+        self._keys = [key for key, _ in samples]
+        whole = len(set(self._keys)) == located.shard.samples
+        self._keep_keys = whole and all(map(_PLAIN_KEY.fullmatch, self._keys))
+        self._reader = ShardReader(ShardSet((located,)), kinds - left_out - set(IMAGE_MEMBERS) - {LOST})
+        self._lock = threading.Lock()
+
+    def key(self, number: int) -> str:
+        """The original's key, unless the shard lacks samples or has keys that are odd or doubled: all are numbered."""
+        # Neighbours with one key would become one sample as soon as their members differ.
+        return self._keys[number] if self._keep_keys else f"{number:09d}"
+
+    def read(self, number: int) -> dict[str, bytes]:
+        """Read picture and other members, byte by byte as they are."""
+        with self._lock:  # the reader opens files on first use; reading is quick, decoding is what threads are for
+            return self._reader.read(0, number)
+
+
+def _cut(numbers: range, size: int) -> Iterator[range]:
+    for start in range(0, len(numbers), size):
+        yield numbers[start : start + size]
+
+
+def _ahead(
+    pool: ThreadPoolExecutor, read: Callable[[int], _Row], parts: Iterable[range]
+) -> Iterator[tuple[range, list[_Row]]]:
+    """Read one part ahead of the one that is being worked on."""
+    waiting: tuple[range, Iterator[_Row]] | None = None
+    for part in parts:
+        begun = (part, pool.map(read, part))
+        if waiting is not None:
+            yield waiting[0], list(waiting[1])
+        waiting = begun
+    if waiting is not None:
+        yield waiting[0], list(waiting[1])
+
+
+@dataclass(frozen=True)
+class CacheBuild(Build):
+    """A build whose shards have the names and the samples of the original's."""
+
+    @property
+    def originals(self) -> tuple[LocatedShard, ...]:
+        """The shards that are copied."""
+        source: Any = self.source
+        return source.shards.shards
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All that the bytes depend on."""
+        return dict(self.source.settings)
+
+    def ranges(self) -> list[tuple[int, int]]:
+        """First sample of each shard, and the one after its last."""
+        borders = list(accumulate((row.shard.samples for row in self.originals), initial=0))
+        return list(pairwise(borders))
+
+    def path(self, number: int) -> Path:
+        """The original's name, in the new folder."""
+        return self.folder / self.originals[number].shard.name

@@ -1,0 +1,1 @@
+"""Reading shards in an order that any number of processes can continue."""

@@ -1,0 +1,226 @@
+"""The loader that a training reads: resumable, and the same for any number of ranks and workers."""
+
+from collections.abc import Iterator
+from contextlib import nullcontext, suppress
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from torch.utils.data import DataLoader, Sampler
+
+from data.shards.https.remote import Fetcher
+from data.shards.opening import open_shards
+from data.shards.plan import Plan
+from data.shards.reading.batches import SKIPS, ShardBatches
+from data.shards.reading.pictures import Transform
+from data.shards.reading.prefetch import Prefetcher
+from data.shards.reading.signals import obey_parent_alone, signals_held_back
+from data.shards.reading.skips import SkipLog
+
+
+class _Starts(Sampler[int]):
+    """Positions at which one rank's batches of the current pass begin; `DataLoader` asks once for each pass."""
+
+    def __init__(self):
+        self.positions = range(0)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.positions)
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+
+def _as_it_is(batch: dict[str, Any]) -> dict[str, Any]:
+    """Keep a batch (a named function, because lambdas cannot be sent to spawned workers)."""
+    return batch
+
+
+class ShardLoader:
+    """Reads shards in passes of a fixed number of batches; can be saved, continued and continued by other world sizes.
+
+    Micro-batch `m` of the sequence holds positions `[m * world_size * batch_size, (m + 1) * world_size *
+    batch_size)`, of which rank `r` reads the `r`-th part. An optimizer step over `accumulate` micro-batches thus sees
+    the same samples for any split of a global batch into `world_size * batch_size * accumulate`.
+
+    A training (`endless=True`) reads on where the last pass ended: no sample is dropped and none is doubled, a batch
+    may straddle two epochs. An evaluation (`endless=False`) begins each pass at the first sample and covers all, with
+    the last batches filled up and marked not `valid`.
+
+    Args:
+        places: Folders of shards or https URLs, see `open_shards`.
+        transform: Makes an example from a sample.
+        batch_size: Samples that one rank takes at a time.
+        rank: This process, from 0. Passed by the caller, never looked up: a worker started by spawn could not know it.
+        world_size: Number of processes that read together.
+        seed: Seed of the order.
+        accumulate: Micro-batches of an optimizer step; a pass is made of whole steps.
+        batches: Length of a pass in batches of this rank; None: as many whole steps as fit an epoch, at least one.
+        num_workers: Worker processes of this rank; 0 reads in this process.
+        start_method: How workers are started: "fork", "spawn", "forkserver"; None leaves it to Python.
+        window: Shards that are mixed with each other.
+        shuffle: False keeps the manifest's order.
+        endless: Training (True) or evaluation (False), see above.
+        ceiling: Share of unreadable samples above which reading stops.
+        report: File to which unreadable shards and samples are appended, each once.
+        cache: Folder, or `Fetcher`, into which https shards are fetched.
+        prefetch: Batches that each worker prepares ahead.
+        pin_memory: Put tensors into page-locked memory, for asynchronous transfer to a GPU.
+
+    Raises:
+        ValueError: There are fewer shards than readers, or an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        places: str | Path | list[str | Path],
+        transform: Transform,
+        batch_size: int,
+        *,
+        rank: int,
+        world_size: int,
+        seed: int = 0,
+        accumulate: int = 1,
+        batches: int | None = None,
+        num_workers: int = 0,
+        start_method: Literal["fork", "spawn", "forkserver"] | None = None,
+        window: int = 8,
+        shuffle: bool = True,
+        endless: bool = True,
+        ceiling: float = 0.01,
+        report: str | Path | None = None,
+        cache: str | Path | Fetcher | None = None,
+        prefetch: int = 2,
+        pin_memory: bool = False,
+    ):
+        _check(batch_size, rank, world_size, accumulate, batches, num_workers)
+        fetcher = Fetcher(Path(cache)) if isinstance(cache, str | Path) else cache
+        shards = open_shards(places, fetcher)
+        _check_readers(len(shards.shards), world_size, num_workers)
+        self.plan = Plan(shards.counts, seed=seed, window=window, shuffle=shuffle, identity=shards.fingerprint)
+        self.batch_size, self.rank, self.world_size, self.endless = batch_size, rank, world_size, endless
+        self.skips = SkipLog(ceiling, report)
+        self.batches = self._pass_length(accumulate) if batches is None else batches
+        self._position = 0  # of the sequence, all ranks together; where the next batch begins
+        self._into_pass = 0  # positions of the current pass that are behind us
+        self._resuming = False  # whether `_into_pass` comes from a saved state and the pass goes on from there
+        self._starts = _Starts()
+        self.dataset = ShardBatches(shards, self.plan, transform, batch_size, fetcher, endless)
+        self._prefetcher = Prefetcher(self.plan, shards, fetcher) if fetcher is not None else None
+        self._loader = _data_loader(self.dataset, self._starts, num_workers, start_method, prefetch, pin_memory)
+
+    def _pass_length(self, accumulate: int) -> int:
+        stride = self.batch_size * self.world_size
+        if not self.endless:
+            return -(-len(self.plan) // stride)
+        return max(1, len(self.plan) // (stride * accumulate)) * accumulate
+
+    def __len__(self) -> int:
+        """Return the batches of a whole pass; finite, because Lightning prefetches one batch too many from others."""
+        return self.batches
+
+    @property
+    def samples_consumed(self) -> int:
+        """Samples that all ranks together have been given so far, over all epochs."""
+        return self._position
+
+    def seek(self, samples_consumed: int) -> None:
+        """Begin the next pass where this many samples of all ranks were consumed: `step * global_batch_size`.
+
+        Raises:
+            ValueError: The number is negative.
+        """
+        if samples_consumed < 0:
+            raise ValueError(f"`samples_consumed`={samples_consumed} must not be negative.")
+        self._position, self._into_pass, self._resuming = samples_consumed, 0, False
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Read the rest of the current pass, or a whole new one."""
+        # Being a generator, nothing of this happens before the first batch is asked for: Lightning makes iterators that
+        # it does not use.
+        stride = self.batch_size * self.world_size
+        if not self.endless:
+            self._position = self._into_pass = 0
+        if not self._resuming:  # also where the last pass was left early: what it did not read comes now
+            self._into_pass = 0
+        done = self._into_pass // stride % self.batches
+        first = self._position + self.rank * self.batch_size
+        self._starts.positions = range(first, first + (self.batches - done) * stride, stride)
+        with signals_held_back() if self._loader.num_workers else nullcontext():
+            batches = iter(self._loader)
+        for batch in batches:
+            self._resuming = False
+            self._position += stride
+            self._into_pass += stride
+            self.skips.add(self.batch_size, batch.pop(SKIPS))
+            if self._prefetcher is not None:
+                self._prefetcher.look_ahead(self._position)
+            yield batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Say where all ranks are, after the batches handed out so far; the same on every rank."""
+        cursor = self.plan.cursor(self._position)
+        return {
+            "epoch": cursor.epoch,
+            "samples_consumed": cursor.samples_consumed,
+            "plan_hash": cursor.plan_hash,
+            "samples_into_pass": self._into_pass,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from a `state_dict`, of any rank and any world size.
+
+        Raises:
+            ValueError: It belongs to other shards, another seed or another window.
+        """
+        self._position = self.plan.position(state_dict)
+        self._into_pass = state_dict["samples_into_pass"]
+        self._resuming = True
+
+    def close(self) -> None:
+        """Stop the workers."""
+        iterator, self._loader._iterator = self._loader._iterator, None
+        with suppress(AttributeError):  # a single-process iterator has nothing to stop
+            iterator._shutdown_workers()  # type: ignore[union-attr]
+        self.dataset.reader.close()
+
+
+def _data_loader(
+    batches: ShardBatches, starts: _Starts, num_workers: int, start_method: str | None, prefetch: int, pin_memory: bool
+) -> DataLoader[dict[str, Any]]:
+    """Let torch's loader ask for batches by their positions, in order, from workers that live as long as the loader."""
+    workers: dict[str, Any] = {}
+    if num_workers:
+        workers = {"multiprocessing_context": start_method, "prefetch_factor": prefetch, "persistent_workers": True}
+        workers["worker_init_fn"] = obey_parent_alone
+    return DataLoader(
+        batches,
+        batch_size=None,
+        sampler=starts,
+        num_workers=num_workers,
+        collate_fn=cast(Any, _as_it_is),  # typed for lists of samples; without a batch size it gets the batch
+        pin_memory=pin_memory,
+        **workers,
+    )
+
+
+def _check(batch_size: int, rank: int, world_size: int, accumulate: int, batches: int | None, num_workers: int) -> None:
+    for name, value in (("batch_size", batch_size), ("world_size", world_size), ("accumulate", accumulate)):
+        if value < 1:
+            raise ValueError(f"`{name}`={value} must be at least 1.")
+    if not 0 <= rank < world_size:
+        raise ValueError(f"`rank`={rank} must be in [0, {world_size}), the `world_size`.")
+    if batches is not None and batches < 1:
+        raise ValueError(f"`batches`={batches} must be at least 1.")
+    if num_workers < 0:
+        raise ValueError(f"`num_workers`={num_workers} must not be negative.")
+
+
+def _check_readers(shards: int, world_size: int, num_workers: int) -> None:
+    readers = world_size * max(1, num_workers)
+    if shards < readers:
+        most = shards // world_size
+        advice = f"use at most {most} workers a process" if most else f"use at most {shards} processes"
+        raise ValueError(
+            f"{shards} shards are fewer than {readers} readers ({world_size} processes x {max(1, num_workers)} workers)"
+            f": {advice}, or make more and smaller shards (`python -m data.build ... --samples-per-shard N`)."
+        )

@@ -1,0 +1,123 @@
+"""From the bytes of a sample to what a training step takes: a square uint8 picture, cut the same way on every run."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from data.shards.manifest import IMAGE_MEMBERS
+from data.shards.plan import derive_seed
+from seecoder.images.loading import load_image
+
+BAD_JSON = "bad json"
+
+
+class UnusableSample(ValueError):
+    """A sample that was read but cannot be used.
+
+    Attributes:
+        reason: Category, for counting.
+    """
+
+    def __init__(self, reason: str, detail: str):
+        super().__init__(detail)
+        self.reason = reason
+
+
+class Transform(Protocol):
+    """What turns a sample into an example; picklable, and a pure function of its arguments.
+
+    Attributes:
+        members: Kinds of member that it wants beside the picture.
+    """
+
+    @property
+    def members(self) -> frozenset[str]:
+        """Kinds of member that it wants beside the picture."""
+        ...
+
+    def __call__(self, sample: Mapping[str, bytes], epoch: int, sample_id: int) -> dict[str, Any]:
+        """Make an example; tensors are stacked into the batch, all else is listed.
+
+        Raises:
+            ImageError: The picture is bad.
+            UnusableSample: Something else is.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class SquarePicture:
+    """Cuts a square from the picture and scales it; gives `pixels`, uint8 (3, size, size), and maybe `attributes`.
+
+    Attributes:
+        size: Side of the result in pixels.
+        crop: "center", or "random": a place of its own for each (seed, epoch, sample).
+        flip: Mirror left to right for half of (seed, epoch, sample).
+        seed: Seed of crop and flip.
+        max_pixels: Larger pictures are refused before they are decoded.
+        attributes: Also parse the sample's JSON into `attributes` (None where it has none).
+
+    Raises:
+        ValueError: `size` or `crop` is not accepted.
+    """
+
+    size: int
+    crop: str = "center"
+    flip: bool = False
+    seed: int = 0
+    max_pixels: int = 25_000_000
+    attributes: bool = False
+
+    def __post_init__(self):
+        if self.size < 1:
+            raise ValueError(f"`size`={self.size} must be at least 1 pixel.")
+        if self.crop not in ("center", "random"):
+            raise ValueError(f"`crop`={self.crop!r} is neither 'center' nor 'random'.")
+
+    @property
+    def members(self) -> frozenset[str]:
+        """JSON if attributes are wanted."""
+        return frozenset({"json"} if self.attributes else ())
+
+    def __call__(self, sample: Mapping[str, bytes], epoch: int, sample_id: int) -> dict[str, Any]:
+        """See `Transform`."""
+        kind = next(kind for kind in IMAGE_MEMBERS if kind in sample)
+        pixels = load_image(sample[kind], max_pixels=self.max_pixels)
+        example: dict[str, Any] = {"pixels": self._square(pixels, epoch, sample_id)}
+        if self.attributes:
+            example["attributes"] = _parse(sample["json"]) if "json" in sample else None
+        return example
+
+    def _square(self, pixels: Tensor, epoch: int, sample_id: int) -> Tensor:
+        height, width = pixels.shape[1:]
+        side = min(height, width)
+        top, left = (height - side) // 2, (width - side) // 2
+        if self.crop == "random":
+            top = derive_seed(self.seed, "top", epoch, sample_id) % (height - side + 1)
+            left = derive_seed(self.seed, "left", epoch, sample_id) % (width - side + 1)
+        # Cut first: scaling a 10 x 100,000 picture up first would take gigabytes.
+        pixels = pixels[:, top : top + side, left : left + side]
+        if side != self.size:
+            shape = (self.size, self.size)
+            pixels = functional.interpolate(pixels[None], shape, mode="bicubic", antialias=True, align_corners=False)[0]
+            pixels.clamp_(0, 1)  # bicubic overshoots at edges
+        levels = pixels.mul_(255).round_().to(torch.uint8)  # in place: `load_image` gave these pixels to us
+        if self.is_flipped(epoch, sample_id):
+            levels = levels.flip(2)
+        return levels.contiguous()
+
+    def is_flipped(self, epoch: int, sample_id: int) -> bool:
+        """Whether the sample is mirrored in this epoch."""
+        return self.flip and derive_seed(self.seed, "flip", epoch, sample_id) % 2 == 1
+
+
+def _parse(content: bytes) -> Any:
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise UnusableSample(BAD_JSON, f"its JSON does not parse: {error}") from error

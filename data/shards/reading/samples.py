@@ -1,0 +1,162 @@
+"""Read single samples out of shards: raw bytes of known members; nothing is decoded or run, keys are never paths."""
+
+import os
+from collections import OrderedDict
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data.shards import index as shard_index
+from data.shards.https.remote import UNREACHABLE, Fetcher
+from data.shards.index import ShardIndex
+from data.shards.manifest import IMAGE_MEMBERS, LocatedShard, ShardSet
+
+NO_PICTURE, INCOMPLETE, OVERSIZED = "no picture", "incomplete sample", "oversized member"
+UNREADABLE = "unreadable shard"
+
+_MOST_BYTES = 256 << 20  # of one member; far above any picture below the pixel limit
+_SHOWN_KEY = 80
+
+
+class BadSample(Exception):
+    """A sample that cannot be read.
+
+    Attributes:
+        reason: Category, for counting.
+        name: What is at fault: the shard, or the sample.
+        detail: One line with the particulars.
+    """
+
+    def __init__(self, reason: str, name: str, detail: str):
+        super().__init__(f"{name}: {reason}: {detail}")
+        self.reason, self.name, self.detail = reason, name, detail
+
+
+@dataclass
+class _Open:
+    """An open shard."""
+
+    descriptor: int | None  # None: it could not be opened
+    index: ShardIndex
+
+
+class ShardReader:
+    """Random access to the samples of a set of shards.
+
+    Picklable and safe to fork: open files stay behind and are opened again on first use.
+
+    Args:
+        shards: The shards.
+        members: Kinds of member to hand out beside the picture ("json"); all others stay unread.
+        fetcher: Brings https shards onto this machine; needed if there are any.
+        most_open: Shards kept open, the ones unused for longest are closed first.
+
+    Raises:
+        ValueError: There are https shards and no `fetcher`.
+    """
+
+    def __init__(
+        self, shards: ShardSet, members: Collection[str] = (), fetcher: Fetcher | None = None, most_open: int = 24
+    ):
+        if fetcher is None and any(isinstance(row.location, str) for row in shards.shards):
+            raise ValueError("Some shards are https URLs: give a `cache` folder into which they are fetched.")
+        self.shards, self.members, self.fetcher, self.most_open = shards, frozenset(members), fetcher, most_open
+        self._process = os.getpid()
+        self._open: OrderedDict[int, _Open] = OrderedDict()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_open": OrderedDict()}
+
+    def __del__(self):
+        self.close()
+
+    def close(self) -> None:
+        """Close all files."""
+        for shard in getattr(self, "_open", {}).values():
+            if shard.descriptor is not None:
+                os.close(shard.descriptor)
+        self._open = OrderedDict()
+
+    def read(self, shard: int, index: int) -> dict[str, bytes]:
+        """Read one sample.
+
+        Args:
+            shard: Number of the shard in the set.
+            index: Number of the sample in the shard.
+
+        Returns:
+            Bytes of its picture, under the extension of its kind, and of the wanted `members` that it has.
+
+        Raises:
+            BadSample: The shard or the sample is missing, cut off, incomplete or too large.
+        """
+        located, opened = self.shards.shards[shard], self._opened(shard)
+        if index >= len(opened.index.samples) or opened.descriptor is None:
+            there, expected = len(opened.index.samples), located.shard.samples
+            fault = opened.index.fault or shard_index.SHORT
+            detail = f"{located.shown}: {expected - there} of {expected} samples are lost"
+            raise BadSample(fault, located.shown, detail)
+        key, places = opened.index.samples[index]
+        # The key comes from the shard: it is shown, shortened and escaped, and used for nothing else.
+        name = f"{located.shown}[{index}]"
+        shown = f"{name} key {key[:_SHOWN_KEY]!a}"
+        wanted = self._wanted(located, places, name, shown)
+        return {kind: self._bytes(opened.descriptor, places[kind], kind, name, shown) for kind in wanted}
+
+    def _wanted(self, located: LocatedShard, places: Collection[str], name: str, shown: str) -> list[str]:
+        absent = [kind for kind in located.members if kind not in places]
+        if absent:
+            raise BadSample(INCOMPLETE, name, f"{shown} has no {', '.join(absent)}")
+        picture = next((kind for kind in IMAGE_MEMBERS if kind in places), None)
+        if picture is None:
+            kinds = ascii(", ".join(sorted(places))[:_SHOWN_KEY])
+            raise BadSample(NO_PICTURE, name, f"{shown} has only {kinds}")
+        return [picture, *sorted(self.members.intersection(places))]
+
+    def _bytes(self, descriptor: int, place: tuple[int, int], kind: str, name: str, shown: str) -> bytes:
+        offset, size = place
+        if size > _MOST_BYTES:
+            raise BadSample(OVERSIZED, name, f"{shown}: {kind} has {size:,} bytes, at most {_MOST_BYTES:,} are read")
+        try:
+            # `pread` needs no file position, so it is safe where a fork shares the descriptor.
+            content = os.pread(descriptor, size, offset)
+        except OSError as error:
+            raise BadSample(UNREADABLE, name, f"{shown}: {error}") from error
+        if len(content) < size:  # cut while it is being read
+            raise BadSample(shard_index.TRUNCATED, name, f"{shown}: {kind} ends early")
+        return content
+
+    def _opened(self, shard: int) -> _Open:
+        if self._process != os.getpid():  # forked: the parent's descriptors are left to the parent
+            self._process, self._open = os.getpid(), OrderedDict()
+        if shard in self._open:
+            self._open.move_to_end(shard)
+            return self._open[shard]
+        while len(self._open) >= self.most_open:
+            _, oldest = self._open.popitem(last=False)
+            if oldest.descriptor is not None:
+                os.close(oldest.descriptor)
+        self._open[shard] = self._open_shard(self.shards.shards[shard])
+        return self._open[shard]
+
+    def _open_shard(self, located: LocatedShard) -> _Open:
+        path = located.location
+        if isinstance(path, str):
+            assert self.fetcher is not None  # checked when this reader was made
+            path = self.fetcher.fetch(path, located.shard)
+            if path is None:
+                return _Open(None, ShardIndex([], UNREACHABLE))
+        return _open_local(path, located)
+
+
+def _open_local(path: Path, located: LocatedShard) -> _Open:
+    if not path.exists():
+        return _Open(None, ShardIndex([], shard_index.MISSING))
+    try:
+        if not path.is_file():  # a pipe would block for ever
+            raise OSError("no regular file")
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+    except OSError:
+        return _Open(None, ShardIndex([], UNREADABLE))
+    return _Open(descriptor, shard_index.load(path, located.members, located.shard.sha256))

@@ -1,0 +1,326 @@
+#!/usr/bin/env python
+"""What sampling above the training size costs: evaluations, overhead, memory, and seconds on a GPU.
+
+    scripts/benchmarks/sampling.py --out scripts/benchmarks/sampling.json
+
+1. Evaluations of every method at SDXL's sizes, counted on a network that does nothing, beside the arithmetic.
+2. Share of a run outside the UNet and the VAE, with a UNet of middling size on the CPU; `--steps` steps.
+3. Memory at the network's door for more and more views of the same picture.
+4. Distance between pictures decoded in tiles and as a whole, with the world's autoencoder.
+5. Distance between the world's pictures with and without the steps that DemoFusion leaves out (`dead-steps`; some
+   twenty minutes, and so only when asked for: `--parts dead-steps`).
+6. Seconds and peak memory of SDXL's shapes with random weights in bfloat16, where there is a CUDA device; else the rows
+   say "not measured".
+"""
+
+import argparse
+import gc
+import json
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from scripts.benchmarks.dead_steps import dead_steps
+from scripts.benchmarks.sampling_gpu import NATIVE, autoencoder, gpu_rows, scheduler
+from scripts.benchmarks.tile_errors import tile_errors
+from seecoder import SeeCoderPipeline
+from seecoder.sampling import DemoFusion, HiDiffusion, MultiDiffusion, RectifiedHR, ScaleCrafter, SyncDiffusion, sample
+from seecoder.sampling.methods.perceptual import pyramid_distance
+from seecoder.sampling.methods.scalecrafter.layer_settings import PUBLISHED
+from seecoder.weights.safetensors_files import atomic_path
+
+STEPS = 50  # that the arithmetic is for
+GOAL = 0.05  # share of a run that may go elsewhere
+REPETITIONS = 3  # of each overhead run, whose median counts
+
+
+def damped() -> ScaleCrafter:
+    """The published settings of SDXL at four times the native side, on layers that every UNet of three levels has."""
+    found = PUBLISHED["sdxl", 4.0]
+    return ScaleCrafter(found.dilation, found.dilate_tau, found.progressive, found.damping, found.damp_tau)
+
+
+# Method, then evaluations at 2048 and at 4096: one network pass over one native window (or the same area), one branch
+# of two. A third branch (damping) counts a half. Published counts where they differ: ScaleCrafter 1,360 at 4096, as it
+# evaluates a branch that it does not use; DemoFusion 700 and 5,650, as it computes steps whose result it discards.
+# SyncDiffusion's N windows go through once a step, and in the first ten the anchor once and the others twice more, as
+# their gradient's checkpoint does it again; 10 * (N - 1) backward passes come on top.
+ARITHMETIC: tuple[tuple[str, Callable[[int], Any], float, float], ...] = (
+    ("plain", lambda scale: None, 50 * 4, 50 * 16),
+    ("MultiDiffusion, stride 64", lambda scale: MultiDiffusion(stride=64), 50 * 3**2, 50 * 7**2),
+    ("MultiDiffusion, stride 16", lambda scale: MultiDiffusion(stride=16), 50 * 9**2, 50 * 25**2),
+    ("DemoFusion, all steps", lambda scale: DemoFusion(skip_dead_steps=False), 50 + 50 * 13, 700 + 50 * 34 + 50 * 65),
+    ("DemoFusion", lambda scale: DemoFusion(), 50 + 39 * 13, 50 + 39 * (13 + 34 + 65)),
+    ("ScaleCrafter", lambda scale: ScaleCrafter() if scale == 2 else damped(), 50 * 4, (50 + 35 / 2) * 16),
+    ("HiDiffusion", lambda scale: HiDiffusion(), 50 * 4, 50 * 16),
+    ("RectifiedHR", lambda scale: RectifiedHR(resize_in="latents"), 40 + 10 * 4, 40 + 5 * 4 + 5 * 16),
+    ("SyncDiffusion", lambda scale: SyncDiffusion(loss=pyramid_distance), 70 * 5**2 - 10, 70 * 13**2 - 10),
+)
+
+
+class Network:
+    """A denoiser that predicts nothing; counts windows and looks at what is in memory when it is called."""
+
+    def __init__(self, *, watch_memory: bool = False) -> None:
+        self.windows, self.largest_batch, self.peak = 0.0, 0, 0
+        self._watch_memory = watch_memory
+
+    def __call__(self, latents: torch.Tensor, timestep: torch.Tensor, context: torch.Tensor, **_: Any) -> torch.Tensor:
+        """No noise anywhere, and a gradient through it."""
+        self.windows += latents.shape[0] * latents.shape[2] * latents.shape[3] / NATIVE**2
+        self.largest_batch = max(self.largest_batch, latents.shape[0])
+        if self._watch_memory:
+            self.peak = max(self.peak, live_bytes())
+        return latents * torch.zeros_like(latents)  # not times 0.0: gradients must need what a checkpoint forgot
+
+
+def live_bytes() -> int:
+    """Bytes of all tensors that are alive, shared storage once."""
+    storages = {}
+    for entry in gc.get_objects():
+        if type(entry) is torch.Tensor and entry.device.type == "cpu":
+            storage = entry.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+    return sum(storages.values())
+
+
+def unet_of_three_levels() -> Any:
+    """A UNet whose layers methods can patch; the counting network is called in its place."""
+    return small_unet((8, 8, 8), side=NATIVE, groups=4)
+
+
+def small_unet(channels: tuple[int, ...], side: int, groups: int = 32) -> Any:
+    """A UNet with random weights and attention on all levels but the first."""
+    levels = len(channels)
+    settings: dict[str, Any] = {
+        "block_out_channels": channels,
+        "down_block_types": ("DownBlock2D", *["CrossAttnDownBlock2D"] * (levels - 1)),
+        "up_block_types": (*["CrossAttnUpBlock2D"] * (levels - 1), "UpBlock2D"),
+        "norm_num_groups": groups,
+    }
+    unet: Any = UNet2DConditionModel(
+        sample_size=side, layers_per_block=1, cross_attention_dim=128, attention_head_dim=4, **settings
+    )
+    return unet.eval().requires_grad_(False)
+
+
+def run(network: Any, method: Any, side: int, **options: Any) -> torch.Tensor:
+    """One run at `side` cells, guided, from a fixed seed."""
+    context = torch.zeros(1, 4, 128)
+    return sample(
+        network,
+        scheduler(),
+        latent_shape=(1, 4, side, side),
+        native_size=(NATIVE, NATIVE),
+        context=context,
+        negative_context=context,
+        num_inference_steps=STEPS,
+        guidance_scale=5.0,
+        generator=torch.Generator().manual_seed(0),
+        method=method,
+        **options,
+    )
+
+
+def evaluations() -> list[dict[str, Any]]:
+    """Counted and computed evaluations of every method."""
+    unet, rows = unet_of_three_levels(), []
+    for name, make, at_2048, at_4096 in ARITHMETIC:
+        for scale, expected in ((2, at_2048), (4, at_4096)):
+            network = Network()
+            run(network, make(scale), scale * NATIVE, unet=unet, decoder=lambda latents: latents[:, :3])
+            counted = network.windows / 2
+            rows.append(
+                {
+                    "method": name,
+                    "pixels": 1024 * scale,
+                    "counted": counted,
+                    "arithmetic": expected,
+                    "equal": abs(counted - expected) < 0.5,
+                }
+            )
+    return rows
+
+
+class Clock:
+    """Seconds spent inside chosen functions, those that one calls in another counted once."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._depth = 0
+
+    @contextmanager
+    def around(self, owner: Any, name: str) -> Iterator[None]:
+        """Time all calls of `owner.name` inside the block."""
+        original, is_own = getattr(owner, name), name in vars(owner)
+
+        def timed(*arguments: Any, **keywords: Any) -> Any:
+            started, self._depth = time.perf_counter(), self._depth + 1
+            try:
+                return original(*arguments, **keywords)
+            finally:
+                self._depth -= 1
+                if self._depth == 0:
+                    self.seconds += time.perf_counter() - started
+
+        setattr(owner, name, timed)
+        try:
+            yield
+        finally:
+            if is_own:
+                setattr(owner, name, original)
+            else:
+                delattr(owner, name)
+
+
+def overhead(steps: int) -> list[dict[str, Any]]:
+    """Seconds of whole runs of the pipeline at twice the native side, and the share outside UNet and VAE.
+
+    SyncDiffusion's gradients run backwards through both; that time counts as theirs, with the loss's small part in it.
+    """
+    torch.manual_seed(0)
+    unet = small_unet((128, 192, 256), side=32)
+    vae = autoencoder((32, 64, 64), norm_num_groups=8)
+    pipeline: Any = SeeCoderPipeline(vae=vae, unet=unet, scheduler=scheduler(), encoder=None)
+    pipeline.set_progress_bar_config(disable=True)
+    context, rows = torch.randn(1, 4, 128), []
+    methods: dict[str, Any] = {
+        "plain": None,
+        "MultiDiffusion": MultiDiffusion(),
+        "DemoFusion": DemoFusion(),
+        "ScaleCrafter": ScaleCrafter(),
+        "HiDiffusion": HiDiffusion(),
+        "RectifiedHR": RectifiedHR(),
+        "ScaleCrafter + DemoFusion": [ScaleCrafter(), DemoFusion(use_windows=False)],
+        "ScaleCrafter + RectifiedHR": [ScaleCrafter(), RectifiedHR()],
+        "SyncDiffusion": SyncDiffusion(),
+    }
+    for name, method in methods.items():
+        shares = [_one_share(pipeline, method, context, steps) for _ in range(REPETITIONS)]
+        seconds, share = sorted(shares, key=lambda entry: entry[1])[REPETITIONS // 2]
+        row = {"method": name, "steps": steps, "seconds": seconds, "share_outside": share}
+        rows.append(row | {"within_goal": share <= GOAL})
+    return rows
+
+
+def _one_share(pipeline: Any, method: Any, context: torch.Tensor, steps: int) -> tuple[float, float]:
+    """Seconds of a run, and the share of it outside UNet and VAE."""
+    unet, vae, clock = pipeline.unet, pipeline.vae, Clock()
+    started = time.perf_counter()
+    with ExitStack() as stack:
+        for owner, name in ((unet, "forward"), (vae, "decode"), (vae, "encode"), (torch.autograd, "grad")):
+            stack.enter_context(clock.around(owner, name))
+        pipeline(
+            context=context,
+            height=256,
+            width=256,
+            num_inference_steps=steps,
+            guidance_scale=4.0,
+            generator=torch.Generator().manual_seed(0),
+            method=method,
+            output_type="pt",
+        )
+    seconds = time.perf_counter() - started
+    return seconds, 1.0 - clock.seconds / seconds
+
+
+def memory() -> list[dict[str, Any]]:
+    """Live tensors at the network's door at 4096 pixels, for more and more windows."""
+    rows = []
+    for stride in (128, 64, 32, 16):
+        network = Network(watch_memory=True)
+        before = live_bytes()
+        method = MultiDiffusion(stride=stride)
+        views = len(method.views((NATIVE, NATIVE), (4 * NATIVE, 4 * NATIVE)))
+        _few_steps(network, method)
+        rows.append({"views": views, "mebibytes": (network.peak - before) / 2**20, "batch": network.largest_batch})
+    return rows
+
+
+def _few_steps(network: Network, method: Any) -> None:
+    """Two steps at 4096 pixels are enough to see what is held."""
+    context = torch.zeros(1, 4, 128)
+    sample(
+        network,
+        scheduler(),
+        latent_shape=(1, 4, 4 * NATIVE, 4 * NATIVE),
+        native_size=(NATIVE, NATIVE),
+        context=context,
+        num_inference_steps=2,
+        generator=torch.Generator().manual_seed(0),
+        method=method,
+    )
+
+
+def shortfalls(found: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
+    """What is not as it should be, a line each."""
+    for row in found.get("evaluations", ()):
+        if not row["equal"]:
+            yield f"{row['method']} at {row['pixels']}: {row['counted']:g} evaluations, {row['arithmetic']:g} expected"
+    for row in found.get("overhead", ()):
+        if not row["within_goal"]:
+            yield f"{row['method']}: {row['share_outside']:.1%} of the run outside UNet and VAE, goal {GOAL:.0%}"
+    held = [row["mebibytes"] for row in found.get("memory", ()) if row["views"] > row["batch"]]
+    if held and max(held) > 1.01 * min(held):
+        yield f"memory grows with the number of views: {min(held):.1f} to {max(held):.1f} MiB"
+
+
+def printed(title: str, rows: list[dict[str, Any]]) -> None:
+    """One table on standard output."""
+    print(f"\n{title}")
+    names = list(rows[0])
+    print(" | ".join(names))
+    for row in rows:
+        values = [row.get(name, "") for name in names]
+        print(" | ".join(f"{value:.3f}" if isinstance(value, float) else str(value) for value in values))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, help="JSON file for the numbers (default: only printed)")
+    parser.add_argument("--steps", type=int, default=6, help="steps of the CPU's overhead runs (default: %(default)s)")
+    parser.add_argument("--gpu-steps", type=int, default=50, help="steps on the GPU (default: %(default)s)")
+    parser.add_argument(
+        "--parts", default="evaluations,overhead,memory,tiles,gpu", help="(default: %(default)s; also dead-steps)"
+    )
+    options = parser.parse_args()
+    parts: dict[str, Callable[[], list[dict[str, Any]]]] = {
+        "evaluations": evaluations,
+        "overhead": lambda: overhead(options.steps),
+        "memory": memory,
+        "tiles": tile_errors,
+        "dead-steps": dead_steps,
+        "gpu": lambda: gpu_rows(options.gpu_steps),
+    }
+    wanted = [name.strip() for name in options.parts.split(",")]
+    unknown = [name for name in wanted if name not in parts]
+    if unknown:
+        print(f"`--parts` {unknown[0]!r} is unknown; choose from {', '.join(parts)}.", file=sys.stderr)
+        raise SystemExit(2)
+    about = {name: version(name) for name in ("torch", "diffusers")}
+    about |= {"python": platform.python_version(), "threads": torch.get_num_threads()}
+    about["gpu"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    found: dict[str, Any] = {}
+    for name in wanted:
+        found[name] = parts[name]()
+        printed(name, found[name])
+        if options.out is not None:  # after each part: what is measured is not lost with what comes after it
+            with atomic_path(options.out) as path:
+                path.write_text(json.dumps({"about": about} | found, indent=1) + "\n")
+    missed = list(shortfalls(found))
+    print("", *missed, sep="\n")
+    raise SystemExit(1 if missed else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,156 @@
+"""What the training benchmark trains and reads: the world, and Stable Diffusion 1.5's shapes with random weights."""
+
+import io
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from PIL import Image
+
+from data.build import main as build
+from data.cache import main as cache
+from data.shards.building.writing import write_shard
+from data.shards.manifest import Manifest, write_manifest
+from data.shards.opening import open_shards
+from data.shards.plan import Plan
+from data.shards.reading.batches import ShardBatches
+from data.shards.reading.pictures import SquarePicture
+from data.shards.reading.samples import ShardReader
+from scripts.benchmarks.training_flops import SD15
+from scripts.benchmarks.training_levers import Workload
+from seecoder.images.loading import load_image
+from train.estimate.known_bases import base_sizes
+from train.stages.noise_schedule import STABLE_DIFFUSION_SCHEDULE
+
+ROOT = Path(__file__).resolve().parents[2]
+QUALITY, SIDE = 90, 512
+
+
+def _quietly(command: Callable[[list[str]], int], *arguments: str) -> None:
+    """Run a command of ours without its progress.
+
+    Raises:
+        RuntimeError: It failed.
+    """
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()) as said:
+        code = command(list(arguments))
+    if code:
+        raise RuntimeError(f"{' '.join(arguments)} failed: {said.getvalue().strip().splitlines()[-1]}")
+
+
+def world_workload(folder: Path, base: Path | None = None) -> Workload:
+    """The world's training as `configs/world_seecoder.yaml` has it, on fresh shards.
+
+    Args:
+        folder: Where shards are written.
+        base: The world's base; None takes the one of the configuration.
+    """
+    config = yaml.safe_load((ROOT / "configs" / "world_seecoder.yaml").read_text())
+    stage, data = config["stage"]["init_args"], config["data"]["init_args"]
+    where = Path(ROOT, stage["base"]) if base is None else base
+    size, batch = data["image_size"], data["batch_size"]
+    raw, cached = folder / "world", folder / "world-cached"
+    count = str(4 * batch)
+    _quietly(build, "world", str(raw), "--count", count, "--size", str(size), "--samples-per-shard", str(batch // 2))
+    _quietly(cache, str(raw), str(cached), "--base", str(where), "--size", str(size), "--device", "cpu")
+    device = torch.device("cpu")
+    return Workload(
+        f"The world, {size} x {size}, on the CPU ({torch.get_num_threads()} threads)",
+        *(where, stage["encoder"], size, (batch // 2, batch), raw, cached, device),
+        workers=1,
+        kept=True,
+    )
+
+
+def sd15_workload(folder: Path, attention: str) -> Workload:
+    """Stable Diffusion 1.5's shapes with random weights and Swin-L; needs a CUDA device."""
+    base, raw, cached = folder / "base", folder / "jpeg", folder / "jpeg-cached"
+    if not base.exists():
+        sizes = base_sizes(SD15)
+        if sizes is None:
+            raise RuntimeError(f"{SD15} is not in the table of bases.")
+        torch.manual_seed(0)
+        unet: Any = UNet2DConditionModel.from_config(dict(sizes.unet))
+        vae: Any = AutoencoderKL.from_config(dict(sizes.vae))
+        unet.half().save_pretrained(base / "unet")
+        vae.half().save_pretrained(base / "vae")
+        DDIMScheduler(**STABLE_DIFFUSION_SCHEDULE).save_pretrained(base / "scheduler")
+        write_pictures(raw, shards=16, count=64)
+        _quietly(cache, str(raw), str(cached), "--base", str(base), "--threads", "8", "--batch-size", "16")
+    name = f"Stable Diffusion 1.5's shapes, {attention} decoder, 512 x 512, {torch.cuda.get_device_name()}"
+    device = torch.device("cuda")
+    encoder = {"decoder_attention": attention}
+    # Spatial attention whose weights are written out takes some 8 GiB a picture.
+    batches = (8, 32) if attention == "released" else (4, 32)
+    return Workload(name, base, encoder, SIDE, batches, raw, cached, device, workers=8, kept=False)
+
+
+def write_pictures(folder: Path, shards: int, count: int) -> None:
+    """Write shards of JPEG whose bytes are about those of photographs: smooth shapes, edges and grain."""
+    folder.mkdir()
+    rows = []
+    for shard in range(shards):
+        samples = ((f"{number:06d}", {"jpg": _jpeg(shard * count + number)}) for number in range(count))
+        rows.append(write_shard(folder / f"{shard:05d}.tar", samples))
+    write_manifest(folder, Manifest(tuple(rows), ("jpg",)))
+
+
+def _jpeg(seed: int) -> bytes:
+    random = np.random.default_rng(seed)
+    picture = np.zeros((SIDE, SIDE, 3), np.float32)
+    for cells in (4, 16, 64, 256):  # every octave with the same power, as in photographs
+        part = random.integers(0, 256, (cells, cells, 3), dtype=np.uint8)
+        picture += np.asarray(Image.fromarray(part).resize((SIDE, SIDE), Image.Resampling.BICUBIC)) / 4
+    picture += random.normal(0, 4, picture.shape)
+    with io.BytesIO() as stream:
+        Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(stream, "JPEG", quality=QUALITY)
+        return stream.getvalue()
+
+
+def loader_speed(folder: Path, seconds: float = 6.0) -> dict[str, Any]:
+    """Read JPEG of 512 x 512 pixels on one core, as a worker of the loader does, and time its parts."""
+    write_pictures(folder / "loader", shards=4, count=32)
+    shards = open_shards(folder / "loader")
+    transform, plan = SquarePicture(SIDE), Plan(shards.counts)
+    batches, reader = ShardBatches(shards, plan, transform, 16), ShardReader(shards)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        samples = [reader.read(plan.place(position).shard, plan.place(position).number) for position in range(64)]
+        parts = {
+            "reading bytes": lambda row: reader.read(plan.place(row).shard, plan.place(row).number),
+            "JPEG to floats (load_image)": lambda row: load_image(samples[row]["jpg"]),
+            "JPEG to a uint8 square (whole transform)": lambda row: transform(samples[row], 0, row),
+        }
+        times = {name: _median_ms(part, seconds / 8) for name, part in parts.items()}
+        speeds = list(_speeds(batches, seconds / 2))
+    finally:
+        torch.set_num_threads(threads)
+    size = statistics.mean(len(sample["jpg"]) for sample in samples) / 1000
+    return {"per_second": statistics.median(speeds), "kilobytes": size, "milliseconds": times}
+
+
+def _median_ms(part: Callable[[int], Any], seconds: float) -> float:
+    times, end, row = [], time.perf_counter() + seconds, 0
+    while time.perf_counter() < end or len(times) < 5:
+        start = time.perf_counter()
+        part(row % 64)
+        times.append(1000 * (time.perf_counter() - start))
+        row += 1
+    return statistics.median(times)
+
+
+def _speeds(batches: ShardBatches, seconds: float) -> Iterator[float]:
+    end, position = time.perf_counter() + seconds, 0
+    while time.perf_counter() < end or position < 3 * batches.batch_size:
+        start = time.perf_counter()
+        batches[position]
+        position += batches.batch_size
+        yield batches.batch_size / (time.perf_counter() - start)

@@ -1,0 +1,301 @@
+"""A SeeCoder training step as a beginner would write it, and every lever that makes it faster.
+
+The naive loop is correct and common: everything in float32 (under autocast on a GPU), pictures encoded in every step,
+gradients also for the UNet's frozen weights, attention that writes its weights out, memory in channels-first order,
+reading and computing by turns, a small batch. Each lever changes one of these; all run the same `SeeCoderStage`.
+"""
+
+import math
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from data.shards.caching.moments import CACHED, MEAN, STD, WithMoments
+from data.shards.reading.dataset import ShardLoader
+from data.shards.reading.pictures import SquarePicture, Transform
+from train.estimate.costs import count_costs
+from train.estimate.known_bases import base_sizes
+from train.run.cpu_attention import float32_attention
+from train.settings import OptimizerSettings
+from train.stages.seecoder import SeeCoderStage
+
+
+@dataclass(frozen=True)
+class Levers:
+    """What differs from the naive loop; see `NAMES`."""
+
+    no_weight_gradients: bool = False
+    cached: bool = False
+    half_frozen: bool = False
+    autocast: bool = False
+    fused_attention: bool = False
+    channels_last: bool = False
+    compiled: bool = False
+    large_batch: bool = False
+    loading_ahead: bool = False
+    checkpointed: bool = False
+
+
+NAMES = {
+    "no_weight_gradients": "no weight gradients in the UNet",
+    "cached": "cached latents",
+    "half_frozen": "frozen parts held in bfloat16",
+    "autocast": "autocast of the trained parts to bfloat16",
+    "fused_attention": "fused attention (SDPA; on a CPU in float32)",
+    "channels_last": "channels-last",
+    "compiled": "torch.compile of UNet and decoder",
+    "large_batch": "larger micro-batch",
+    "loading_ahead": "loading ahead, uint8 transfer",
+    "checkpointed": "decoder checkpointing",
+}
+NAIVE, ALL = "naive loop", "all levers for speed"
+FOR_MEMORY = {"checkpointed"}  # saves memory and costs time: not among "all levers"
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What is trained, on what.
+
+    Attributes:
+        name: For the table.
+        base: Folder of the base.
+        encoder: Arguments of `SeeCoder`.
+        size: Side of the pictures.
+        batches: Small and large micro-batch.
+        raw: Shards of pictures.
+        cached: The same with moments.
+        device: Where it runs.
+        workers: Reading processes when loading ahead.
+        kept: Loops stay in memory between their turns.
+    """
+
+    name: str
+    base: Path
+    encoder: Mapping[str, Any]
+    size: int
+    batches: tuple[int, int]
+    raw: Path
+    cached: Path
+    device: torch.device
+    workers: int
+    kept: bool
+
+    @property
+    def naive(self) -> Levers:
+        """Where levers start from: on a GPU nobody trains without autocast."""
+        return Levers(autocast=self.device.type == "cuda")
+
+    def variants(self, without: set[str], leave_one_out: bool = False) -> dict[str, Levers]:
+        """The naive loop, each lever alone, and all that are for speed.
+
+        Args:
+            without: Levers that are not measured.
+            leave_one_out: Also all but one.
+        """
+        naive = self.naive
+        names = [field.name for field in fields(Levers) if field.name not in without and not getattr(naive, field.name)]
+        fast = [name for name in names if name not in FOR_MEMORY]
+        everything = replace(naive, **dict.fromkeys(fast, True))
+        rows = {NAIVE: naive} | {NAMES[name]: replace(naive, **{name: True}) for name in names}
+        rows[ALL] = everything
+        if leave_one_out:
+            rows |= {f"all but: {NAMES[name]}": replace(everything, **{name: False}) for name in fast}
+        return rows
+
+    def flops(self, levers: Levers) -> int:
+        """Operations that one picture needs; what a loop does beyond that counts for nothing."""
+        sizes = base_sizes(str(self.base))
+        if sizes is None:
+            raise RuntimeError(f"{self.base} has no sizes.")
+        return count_costs(self.encoder, sizes, self.size, cached_latents=levers.cached).total_flops
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What a few steps took.
+
+    Attributes:
+        seconds: In all.
+        waited: Seconds of waiting for input.
+        pictures: How many.
+        processor: Seconds of processor time; far below `seconds` times threads on a machine that does something else.
+    """
+
+    seconds: float
+    waited: float
+    pictures: int
+    processor: float
+
+    @property
+    def speed(self) -> float:
+        """Pictures a second."""
+        return self.pictures / self.seconds
+
+
+class Loop:
+    """A training with some levers.
+
+    Args:
+        work: What is trained.
+        levers: How.
+    """
+
+    def __init__(self, work: Workload, levers: Levers):
+        self.work, self.levers = work, levers
+        self.batch_size = work.batches[levers.large_batch]
+        self.stage = self._make_stage()
+        self.optimizer: Any = self.stage.configure_optimizers()
+        if not levers.no_weight_gradients:  # after the optimizer was made: nobody uses them
+            self.stage.unet.requires_grad_(True)
+        self.loader = self._make_loader()
+        self.batches = self._endless()
+        self.first_loss: float | None = None
+
+    def _make_stage(self) -> SeeCoderStage:
+        levers, work = self.levers, self.work
+        stage = SeeCoderStage(
+            OptimizerSettings(lr=1e-4),
+            base=str(work.base),
+            encoder=dict(work.encoder),
+            frozen_dtype="bfloat16" if levers.half_frozen else "float32",
+            gradient_checkpointing=("encoder",) if levers.checkpointed else (),
+            compiled=("unet", "decoder") if levers.compiled else (),
+        )
+        if not levers.channels_last:
+            for module, entrance in ((stage.unet, stage.unet), (stage.vae, stage.vae.encoder)):
+                module.to(memory_format=torch.contiguous_format)
+                entrance.register_forward_pre_hook(_channels_first)
+        stage.train()
+        return stage.to(work.device)
+
+    def _make_loader(self) -> ShardLoader:
+        work, ahead = self.work, self.levers.loading_ahead
+        transform: Transform = SquarePicture(work.size)
+        if self.levers.cached:
+            transform = WithMoments(SquarePicture(work.size), self.stage.moments_source(work.size))
+        workers = work.workers if ahead else 0
+        return ShardLoader(
+            [work.cached if self.levers.cached else work.raw],
+            transform,
+            self.batch_size,
+            rank=0,
+            world_size=1,
+            batches=1 << 20,
+            num_workers=workers,
+            pin_memory=ahead and work.device.type == "cuda",
+        )
+
+    def _endless(self) -> Iterator[dict[str, Any]]:
+        for batch in self.loader:
+            keys = torch.stack([batch["epoch"], batch["sample_id"]], dim=1)
+            pixels = batch["pixels"] if self.levers.loading_ahead else batch["pixels"].float()
+            columns = {MEAN: batch[MEAN], STD: batch[STD]} if all(batch.get(CACHED, [False])) else {}
+            moved = {
+                name: value.to(self.work.device, non_blocking=self.levers.loading_ahead)
+                for name, value in {"pixels": pixels, **columns}.items()
+            }
+            yield moved | {"keys": keys}
+
+    def turn(self, steps: int) -> Turn:
+        """Train a few steps; each waits for the device, so that waiting for input is not hidden in its queue."""
+        waited = 0.0
+        self._wait()
+        start, processor = time.perf_counter(), time.process_time()
+        for _ in range(steps):
+            asked = time.perf_counter()
+            batch = next(self.batches)
+            waited += time.perf_counter() - asked
+            self._step(batch)
+            self._wait()
+        spent = time.process_time() - processor
+        return Turn(time.perf_counter() - start, waited, steps * self.batch_size, spent)
+
+    def _step(self, batch: dict[str, Any]) -> None:
+        with ExitStack() as stack:
+            stack.enter_context(torch.autocast(self.work.device.type, torch.bfloat16, enabled=self.levers.autocast))
+            if not self.levers.fused_attention:
+                stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+            elif self.work.device.type == "cpu":
+                stack.enter_context(float32_attention())
+            loss = self.stage.loss(batch)
+            loss.backward()
+        if self.first_loss is None:
+            self.first_loss = float(loss.detach())
+        self.optimizer.step()
+        self.stage.zero_grad(set_to_none=True)
+
+    def _wait(self) -> None:
+        if self.work.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def memory(self) -> float:
+        """Bytes for one picture: on a GPU the peak of a step less what lies there anyway, else what backward keeps."""
+        batch = next(self.batches)
+        if self.work.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            self._step(batch)
+            return (torch.cuda.max_memory_allocated() - before) / self.batch_size
+        with kept_for_backward({weight.data_ptr() for weight in self.stage.parameters()}) as total:
+            self._step(batch)
+        return sum(total.values()) / self.batch_size
+
+    def close(self) -> None:
+        """Stop reading processes and let go of the device's memory."""
+        self.loader.close()
+        del self.stage, self.optimizer, self.batches
+        if self.work.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _channels_first(_: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(part.contiguous() if isinstance(part, Tensor) else part for part in args)
+
+
+@contextmanager
+def kept_for_backward(weights: set[int]) -> Iterator[dict[int, int]]:
+    """Note the bytes of all that autograd keeps, by storage.
+
+    Args:
+        weights: Addresses that do not count.
+
+    Yields:
+        Bytes by address; complete when the forward pass is over.
+    """
+    total: dict[int, int] = {}
+    alive: list[Tensor] = []  # no address may be used twice
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights and storage.data_ptr() not in total:
+            total[storage.data_ptr()] = storage.nbytes()
+            alive.append(tensor.detach())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        yield total
+
+
+def measured_peak(device: torch.device) -> float:
+    """Most operations a second of a large matrix product here, over float32 and bfloat16."""
+    side = 8192 if device.type == "cuda" else 1536
+    best = 0.0
+    for dtype in (torch.float32, torch.bfloat16):
+        one, two = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+        fastest = math.inf
+        for _ in range(6):
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            start = time.perf_counter()
+            product = one @ two
+            float(product[0, 0])  # waits for the device
+            fastest = min(fastest, time.perf_counter() - start)
+        best = max(best, 2 * side**3 / fastest)
+    return best

@@ -1,0 +1,187 @@
+"""What the reader counts on samples of the world's base: the project's claims as numbers.
+
+Every comparison is paired: the same scenes and the same start noise for an encoder's context, for the true attribute
+tokens (the ceiling) and for no condition at all, so differences are those of the context.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data.world.reader.reader import Reading, agreement, read
+from data.world.scenes import Scenes
+
+ATTRIBUTES = ("shape", "hue", "texture", "background")
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How pictures are sampled from a base.
+
+    Attributes:
+        steps: Scheduler steps.
+        guidance_scale: Weight of classifier-free guidance; 1 switches it off.
+        seed: Picture i starts from the noise of seed `seed + i`.
+        batch_size: Pictures sampled at once; changes nothing but memory.
+        height: Height in pixels; the base's own when None.
+        width: Width in pixels; the base's own when None.
+    """
+
+    steps: int = 50
+    guidance_scale: float = 4.0
+    seed: int = 0
+    batch_size: int = 32
+    height: int | None = None
+    width: int | None = None
+
+
+def sample_pictures(
+    pipeline: Any, context: Tensor, sampling: Sampling, progress: Callable[[int], object] | None = None, **options: Any
+) -> Tensor:
+    """Sample one picture per context with a `SeeCoderPipeline`.
+
+    Args:
+        pipeline: The pipeline; its own progress bar should be switched off.
+        context: (N, tokens, width).
+        sampling: Steps, guidance, seeds, size.
+        progress: Called with the number of new pictures after each batch.
+        **options: Handed to the pipeline, for instance `method=`.
+
+    Returns:
+        (N, 3, H, W) in [0, 1].
+    """
+    pictures = []
+    for start in range(0, len(context), sampling.batch_size):
+        part = context[start : start + sampling.batch_size]
+        generators = [torch.Generator().manual_seed(sampling.seed + start + index) for index in range(len(part))]
+        pictures.append(
+            pipeline(
+                context=part,
+                height=sampling.height,
+                width=sampling.width,
+                num_inference_steps=sampling.steps,
+                guidance_scale=sampling.guidance_scale,
+                generator=generators,
+                output_type="pt",
+                **options,
+            ).images
+        )
+        if progress is not None:
+            progress(len(part))
+    return torch.cat(pictures)
+
+
+def truth(scenes: Scenes) -> dict[str, Tensor]:
+    """The attributes that a reading is compared with."""
+    return {name: getattr(scenes, name) for name in ATTRIBUTES}
+
+
+def rates(readings: Sequence[Reading], scenes: Scenes) -> dict[str, float]:
+    """Share of pictures that agree with their scenes, and means of what is counted.
+
+    Returns:
+        "count" (exactly one object), the four attributes, "all" of these at once, all in [0, 1]; mean "objects",
+        "specks" and "horizons" a picture.
+    """
+    right = agreement(list(readings), truth(scenes))
+    shares = {name: float(values.mean()) for name, values in right.items()}
+    return shares | {
+        "objects": float(np.mean([reading.num_objects for reading in readings])),
+        "specks": float(np.mean([reading.num_specks for reading in readings])),
+        "horizons": float(np.mean([reading.num_horizons for reading in readings])),
+    }
+
+
+def layout_agreement(readings: Sequence[Reading], scenes: Scenes) -> dict[str, float]:
+    """Pearson correlation, over pictures with an object, of its box with the scene's place and size.
+
+    Returns:
+        "center_y", "center_x" and "size", each in [-1, 1].
+    """
+    rows = [index for index, reading in enumerate(readings) if reading.main is not None]
+    boxes = np.array([reading.main.box for reading in readings if reading.main is not None])
+    reads = {
+        "center_y": (boxes[:, 0] + boxes[:, 2]) / 2,
+        "center_x": (boxes[:, 1] + boxes[:, 3]) / 2,
+        "size": np.maximum(boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]),
+    }
+    true = {"center_y": scenes.center_y, "center_x": scenes.center_x, "size": scenes.radius}
+    return {name: float(np.corrcoef(values, true[name].numpy()[rows])[0, 1]) for name, values in reads.items()}
+
+
+def read_rates(pictures: Tensor, scenes: Scenes) -> dict[str, float]:
+    """Read pictures and compare them with their scenes: `rates` and `layout_agreement` (as "corr_…")."""
+    readings = read(pictures)
+    layout = {f"corr_{name}": value for name, value in layout_agreement(readings, scenes).items()}
+    return rates(readings, scenes) | layout
+
+
+@torch.no_grad()
+def denoising_losses(
+    pipeline: Any, latents: Tensor, contexts: dict[str, Tensor], seed: int = 0, batch_size: int = 64
+) -> dict[str, Tensor]:
+    """Noise-prediction losses of several contexts on the same (latent, timestep, noise) triples.
+
+    The loss itself is dominated by the timestep; its difference between two contexts on the same triples is not, and
+    needs few pictures.
+
+    Args:
+        pipeline: A pipeline whose `unet` and `scheduler` are used.
+        latents: (N, C, h, w) scaled latents of the pictures.
+        contexts: Per name, (N, tokens, width).
+        seed: Seed of timesteps and noise; timesteps are spread evenly over the schedule.
+        batch_size: Samples at once.
+
+    Returns:
+        Per name, (N,) mean squared errors.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(latents.shape, generator=generator)
+    steps = pipeline.scheduler.config.num_train_timesteps
+    timesteps = (torch.arange(len(latents)) * steps // len(latents))[torch.randperm(len(latents), generator=generator)]
+    noisy = pipeline.scheduler.add_noise(latents, noise, timesteps)
+    target = noise
+    if pipeline.scheduler.config.prediction_type == "v_prediction":
+        target = pipeline.scheduler.get_velocity(latents, noise, timesteps)
+    dtype = pipeline.unet.dtype
+    losses: dict[str, list[Tensor]] = {name: [] for name in contexts}
+    for start in range(0, len(latents), batch_size):
+        part = slice(start, start + batch_size)
+        for name, context in contexts.items():
+            output = pipeline.unet(
+                noisy[part].to(dtype), timesteps[part], encoder_hidden_states=context[part].to(dtype)
+            ).sample.float()
+            losses[name].append((output - target[part]).square().flatten(1).mean(1))
+    return {name: torch.cat(parts) for name, parts in losses.items()}
+
+
+@torch.no_grad()
+def encode_latents(pipeline: Any, pixels: Tensor, batch_size: int = 64) -> Tensor:
+    """Posterior means of pictures, scaled as the UNet expects; (N, 3, H, W) in [0, 1] -> (N, C, h, w)."""
+    vae = pipeline.vae
+    parts = [
+        vae.encode((2 * pixels[start : start + batch_size] - 1).to(vae.dtype)).latent_dist.mode().float()
+        for start in range(0, len(pixels), batch_size)
+    ]
+    return torch.cat(parts) * vae.config.scaling_factor
+
+
+def markdown_table(rows: dict[str, dict[str, float]], columns: Sequence[str]) -> str:
+    """Format named rows of shares in [0, 1] as percentages, other numbers with two decimals."""
+    plain = {"objects", "specks", "horizons"}
+
+    def cell(name: str, value: float | None) -> str:
+        if value is None:
+            return ""
+        return f"{value:.2f}" if name in plain or name.startswith(("corr_", "excess")) else f"{100 * value:.1f}"
+
+    lines = ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    lines += [
+        f"| {label} | " + " | ".join(cell(name, row.get(name)) for name in columns) + " |"
+        for label, row in rows.items()
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,99 @@
+#!/usr/bin/env python
+"""Count what variations by an encoder keep of their input pictures, beside chance and beside the ceiling.
+
+Held-out scenes of the world are drawn, encoded, varied by the world's base, and read again. All rows share scenes and
+start noise:
+
+    scripts/evaluation/evaluate_encoder.py --encoder data/world/encoders/plain --out runs/evaluation
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from data.world.conditioner import without
+from data.world.pretrained import BASE, load_conditioner
+from data.world.render import render
+from data.world.scenes import Scenes, sample_scenes
+from scripts.evaluation.counts import (
+    ATTRIBUTES,
+    Sampling,
+    denoising_losses,
+    encode_latents,
+    markdown_table,
+    read_rates,
+    sample_pictures,
+)
+from seecoder import SeeCoder, SeeCoderPipeline
+from seecoder.weights.safetensors_files import atomic_path
+
+COLUMNS = ("count", *ATTRIBUTES, "all", "corr_center_y", "corr_center_x", "corr_size", "excess loss (x1e-3)")
+
+
+def contexts_of(encoder: SeeCoder, pixels: torch.Tensor) -> torch.Tensor:
+    """Contexts of pictures, a batch at a time."""
+    with torch.no_grad():
+        return torch.cat([encoder(part) for part in pixels.split(64)])
+
+
+def evaluate(pipeline: Any, scenes: Scenes, contexts: dict[str, torch.Tensor], sampling: Sampling) -> dict[str, Any]:
+    """Rates of every context, and of the first one against shuffled scenes; the pictures under "pictures"."""
+    side = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
+    latents = encode_latents(pipeline, render(scenes, side))
+    losses = denoising_losses(pipeline, latents, contexts, seed=sampling.seed)
+    baseline = losses["true attribute tokens (ceiling)"]
+    rows: dict[str, dict[str, float]] = {}
+    pictures: dict[str, torch.Tensor] = {}
+    for name, context in contexts.items():
+        with tqdm(total=len(context), desc=name, unit="picture", disable=None) as bar:
+            pictures[name] = sample_pictures(pipeline, context, sampling, progress=bar.update)
+        rows[name] = read_rates(pictures[name], scenes)
+        rows[name]["excess loss (x1e-3)"] = float((losses[name] - baseline).mean()) * 1e3
+    first = next(iter(contexts))
+    rolled = scenes[torch.arange(len(scenes)).roll(len(scenes) // 2)]
+    rows[f"{first}, against other inputs (chance)"] = read_rates(pictures[first], rolled)
+    return {"rows": rows, "pictures": pictures}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--encoder", required=True, type=Path, nargs="+", help="folders saved by `seecoder export`")
+    parser.add_argument("--base", type=Path, default=BASE, help="the world's base (default: the committed one)")
+    parser.add_argument("--out", type=Path, required=True, help="folder for table.md, table.json")
+    parser.add_argument("--count", type=int, default=256, help="held-out scenes (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=9_000_000, help="seed of scenes and noise (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=50, help="DDIM steps (default: %(default)s)")
+    parser.add_argument("--guidance", type=float, default=4.0, help="guidance scale (default: %(default)s)")
+    options = parser.parse_args()
+    scenes = sample_scenes(options.count, options.seed)
+    encoders = {folder.name: SeeCoder.from_pretrained(folder).float().eval() for folder in options.encoder}
+    pipeline = SeeCoderPipeline.from_base(options.base, encoder=next(iter(encoders.values())), dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    inputs = render(scenes, pipeline.unet.config.sample_size * pipeline.vae_scale_factor)
+    with torch.no_grad():
+        conditioner = load_conditioner(options.base)
+        tokens, without_layout = conditioner(scenes), conditioner(scenes, without(["layout"], len(scenes)))
+    contexts = {f"variation by {name}": contexts_of(encoder, inputs) for name, encoder in encoders.items()}
+    contexts["true attribute tokens (ceiling)"] = tokens
+    contexts["the same without the layout token"] = without_layout
+    sampling = Sampling(steps=options.steps, guidance_scale=options.guidance, seed=options.seed)
+    result = evaluate(pipeline, scenes, contexts, sampling)
+    options.out.mkdir(parents=True, exist_ok=True)
+    table = markdown_table(result["rows"], COLUMNS)
+    with atomic_path(options.out / "table.md") as path:
+        path.write_text(table + "\n")
+    settings = {"count": options.count, "seed": options.seed, "steps": options.steps, "guidance": options.guidance}
+    with atomic_path(options.out / "table.json") as path:
+        path.write_text(json.dumps({"settings": settings, "rows": result["rows"]}, indent=1) + "\n")
+    print(table)
+
+
+if __name__ == "__main__":
+    main()

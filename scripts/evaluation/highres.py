@@ -1,0 +1,198 @@
+"""What a sampling method does above the native size, in numbers: the reader's counts, detail, and what it cost.
+
+All methods of a table are given the same scenes, context tokens and random streams, so that rows differ by the method
+alone. Detail is compared with true renderings of the same scenes at the same size: counting alone rewards blur.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._inductor import config as inductor_config
+
+from data.world.reader.reader import Reading, read
+from data.world.render import render
+from data.world.scenes import Scenes
+from scripts.evaluation.counts import Sampling, rates, sample_pictures
+from scripts.evaluation.detail import spectrum_distance
+from seecoder.sampling.filters import resized
+
+Factor = tuple[int, int]  # (rows, columns) in native sides
+
+
+@dataclass
+class Work:
+    """What a network was asked to do.
+
+    Attributes:
+        calls: Times that it ran.
+        windows: Native-sized windows that went through it; every picture and every guidance branch counts, and a
+            larger view counts by its area.
+    """
+
+    calls: int = 0
+    windows: float = 0.0
+
+
+@contextmanager
+def counted(unet: torch.nn.Module, native_size: tuple[int, int]) -> Iterator[Work]:
+    """Count what a UNet does inside the block."""
+    work = Work()
+    native = native_size[0] * native_size[1]
+
+    def hook(module: torch.nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        latents = inputs[0] if inputs else keywords["sample"]
+        work.calls += 1
+        work.windows += latents.shape[0] * latents.shape[2] * latents.shape[3] / native
+
+    handle = unet.register_forward_pre_hook(hook, with_kwargs=True)
+    try:
+        yield work
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def compiled(unet: Any, wanted: bool) -> Iterator[None]:
+    """Run compiled code for a UNet inside the block; its weights, names and hooks stay as they are."""
+    if not wanted:
+        yield
+        return
+    unet.forward = torch.compile(unet.forward)
+    try:
+        with inductor_config.patch(freezing=True):  # weights are packed once for the whole cell
+            yield
+    finally:
+        del unet.forward
+        torch.compiler.reset()  # else the shapes of all blocks share one limit, past which nothing is compiled
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the table: how pictures come about.
+
+    Attributes:
+        label: Its name.
+        methods: Sampling methods that are composed; none is plain sampling.
+        source: "sampled"; "enlarged" are native samples, enlarged bicubically in latent space; "rendered" are true
+            pictures, and "reconstructed" those behind the autoencoder: the most that any sample can reach.
+        factors: The sizes it is there for; none is all.
+    """
+
+    label: str
+    methods: Sequence[Any] = ()
+    source: str = "sampled"
+    factors: Sequence[Factor] = field(default_factory=tuple)
+
+    @property
+    def changes_network(self) -> bool:
+        """Whether a method changes the UNet's layers while it samples: compiled code would not be that UNet's."""
+        return any(method.role == "network" for method in self.methods)
+
+    def fits(self, factor: Factor) -> bool:
+        """Whether the row has a cell at this size."""
+        return not self.factors or factor in self.factors
+
+
+@torch.no_grad()
+def pictures_of(row: Row, pipeline: Any, scenes: Scenes, context: Tensor, sampling: Sampling) -> Tensor:
+    """The pictures of one cell, (N, 3, H, W) in [0, 1].
+
+    Args:
+        row: How they come about.
+        pipeline: A `SeeCoderPipeline` of the world's base.
+        scenes: N scenes.
+        context: (N, tokens, width), what the network is told of them.
+        sampling: Steps, guidance, seeds and size; height and width are needed.
+
+    Raises:
+        ValueError: The size is missing, or the row's source is unknown.
+    """
+    if sampling.height is None or sampling.width is None:
+        raise ValueError("`sampling` has no `height` and `width`; a cell of the table needs both.")
+    if row.source == "sampled":
+        method = list(row.methods) or None
+        return sample_pictures(pipeline, context, sampling, method=method)
+    if row.source == "enlarged":
+        return _enlarged(pipeline, context, sampling, (sampling.height, sampling.width))
+    if row.source not in ("rendered", "reconstructed"):
+        raise ValueError(f"`source`={row.source!r} is unknown; choose sampled, enlarged, rendered or reconstructed.")
+    rendered = torch.cat([render(part, sampling.height, sampling.width) for part in scenes.split(16)])
+    if row.source == "rendered":
+        return rendered
+    return torch.cat([_reconstructed(pipeline.vae, part) for part in rendered.split(sampling.batch_size)])
+
+
+def _reconstructed(vae: Any, pixels: Tensor) -> Tensor:
+    latents = vae.encode((2 * pixels - 1).to(vae.dtype)).latent_dist.mode()
+    return _decoded(vae, latents)
+
+
+def _decoded(vae: Any, latents: Tensor) -> Tensor:
+    return vae.decode(latents).sample.float().clamp(-1, 1) / 2 + 0.5
+
+
+def _enlarged(pipeline: Any, context: Tensor, sampling: Sampling, size: tuple[int, int]) -> Tensor:
+    """Native samples whose latents are enlarged bicubically: the baseline that has one object and no detail."""
+    latents, cell = [], pipeline.vae_scale_factor
+    native = replace(sampling, height=None, width=None)
+    for start in range(0, len(context), sampling.batch_size):
+        part = context[start : start + sampling.batch_size]
+        generators = [torch.Generator().manual_seed(native.seed + start + index) for index in range(len(part))]
+        latents.append(
+            pipeline(
+                context=part,
+                num_inference_steps=native.steps,
+                guidance_scale=native.guidance_scale,
+                generator=generators,
+                output_type="latent",
+            ).images
+        )
+    large = resized(torch.cat(latents).float(), (size[0] // cell, size[1] // cell))
+    scaled = (large / pipeline.vae.config.scaling_factor).to(pipeline.vae.dtype)
+    return torch.cat([_decoded(pipeline.vae, part) for part in scaled.split(sampling.batch_size)])
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One measured cell: the pictures, and its numbers by name."""
+
+    pictures: Tensor
+    numbers: dict[str, float]
+
+
+def measure(row: Row, pipeline: Any, scenes: Scenes, context: Tensor, sampling: Sampling) -> Cell:
+    """Make the pictures of a cell and count.
+
+    Returns:
+        Numbers: those of `rates`; "fit", the mean overlap of the object with the best template; "spectrum", decibels
+        to true renderings; "windows" and "seconds" for each picture.
+    """
+    started = time.perf_counter()
+    native = pipeline.unet.config.sample_size
+    with counted(pipeline.unet, (native, native)) as work:
+        pictures = pictures_of(row, pipeline, scenes, context, sampling)
+    seconds = time.perf_counter() - started
+    numbers = judged(pictures, scenes)
+    numbers |= {"windows": work.windows / len(scenes), "seconds": seconds / len(scenes)}
+    return Cell(pictures, numbers)
+
+
+def judged(pictures: Tensor, scenes: Scenes) -> dict[str, float]:
+    """What the reader counts on pictures, and how far their detail is from that of true ones."""
+    height, width = pictures.shape[-2:]
+    truth = torch.cat([render(part, height, width) for part in scenes.split(16)])
+    readings = read(pictures)
+    return rates(readings, scenes) | {
+        "fit": mean_fit(readings),
+        "spectrum": spectrum_distance(pictures, truth),
+    }
+
+
+def mean_fit(readings: Sequence[Reading]) -> float:
+    """Mean overlap of the largest object with the best of the shapes' templates; 0 for a picture without one."""
+    return sum(0.0 if item.main is None else item.main.fit for item in readings) / len(readings)

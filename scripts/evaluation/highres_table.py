@@ -1,0 +1,200 @@
+#!/usr/bin/env python
+"""Measure every sampling method above the training size: the reader counts, the clock runs.
+
+All rows share scenes, context tokens and random streams. Each cell is written when it is done; a second run with the
+same settings goes on where the first one stopped, and a run with more pictures replaces the cells that have fewer.
+Several processes, each with rows of its own, may fill one folder at once:
+
+    scripts/evaluation/highres_table.py --out runs/highres_table
+    scripts/evaluation/highres_table.py --out runs/highres_table --factors 4 --rows DemoFusion plain --count 32
+
+Writes table.json (numbers, settings, versions, the command), table.md, sheet.png and the first pictures of every cell.
+"""
+
+import argparse
+import platform
+import shlex
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from data.world.pretrained import BASE, load_conditioner
+from data.world.scenes import sample_scenes
+from scripts.evaluation.counts import Sampling
+from scripts.evaluation.highres import Factor, Row, compiled, measure
+from scripts.evaluation.highres_report import Report, described, factor_name, file_digest, fingerprint, parsed_factor
+from scripts.evaluation.highres_rows import ABLATIONS, CANDIDATES, ROWS, chosen
+from scripts.evaluation.panorama_rows import PanoramaRow, chosen_panoramas, measure_panoramas
+from seecoder import SeeCoderPipeline
+from seecoder.images.loading import load_image, save_image, to_pil
+from seecoder.images.sheet import contact_sheet
+from seecoder.weights.safetensors_files import atomic_path
+
+SHOWN = 4  # pictures of each cell that are kept
+CELL = 192  # side of a picture on the sheet
+
+
+def parsed() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--base", type=Path, default=BASE, help="the base to sample from (default: the committed one)")
+    parser.add_argument("--out", type=Path, default=Path("runs/highres_table"), help="folder (default: %(default)s)")
+    parser.add_argument(
+        "--rows",
+        nargs="*",
+        default=[],
+        help="names, those of panoramas too; also methods (the default), ablations, candidates (for tuning)",
+    )
+    parser.add_argument("--factors", default="1,2,3,4,2x1,4x1", help="sizes in native sides (default: %(default)s)")
+    parser.add_argument("--count", type=int, default=128, help="pictures a cell (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=50, help="DDIM steps (default: %(default)s)")
+    parser.add_argument("--guidance", type=float, default=4.0, help="guidance scale (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=6_000_000, help="of scenes and noise (default: %(default)s)")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="(default: %(default)s)")
+    parser.add_argument(
+        "--panoramas",
+        type=int,
+        default=0,
+        help="also so many panoramas a row: those named by --rows, else all (default: none)",
+    )
+    parser.add_argument("--threads", type=int, help="of torch (default: all)")
+    parser.add_argument(
+        "--compile",
+        action="store_true",
+        help="torch.compile the UNet for methods that leave its layers alone; seconds include the compiler's",
+    )
+    return parser.parse_args()
+
+
+def base_digests(base: Path) -> dict[str, str]:
+    """What the networks are, so that cells of another base are not mistaken for this one's."""
+    return {part: file_digest(next((base / part).glob("*.safetensors"))) for part in ("unet", "vae", "conditioner")}
+
+
+class Table:
+    """The run: a pipeline, its settings, and the report that cells go to."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.report = Report(options.out / "table.json")
+        dtype = getattr(torch, options.dtype)
+        self.pipeline: Any = SeeCoderPipeline.from_base(options.base, encoder=None, dtype=dtype)
+        self.pipeline.set_progress_bar_config(disable=True)
+        self.conditioner = load_conditioner(options.base)
+        self.side = self.pipeline.unet.config.sample_size * self.pipeline.vae_scale_factor
+        names = ("steps", "guidance", "seed", "dtype")
+        self.settings = {name: getattr(options, name) for name in names} | {"base": base_digests(options.base)}
+        versions = {name: version(name) for name in ("torch", "diffusers")} | {"python": platform.python_version()}
+        command = shlex.join(["scripts/evaluation/highres_table.py", *sys.argv[1:]])
+        threads = torch.get_num_threads()
+        self.report.describe(**self.settings, versions=versions, threads=threads, commands=[command])
+
+    def sampling(self, factor: Factor, batch: int) -> Sampling:
+        """Steps, guidance, seeds and size of a cell."""
+        height, width = self.side * factor[0], self.side * factor[1]
+        options = self.options
+        return Sampling(options.steps, options.guidance, options.seed, batch, height, width)
+
+    def cell(self, row: Row, factor: Factor) -> None:
+        """Measure a cell, unless it is there."""
+        group, count = factor_name(factor), self.options.count
+        mark = fingerprint(
+            row=[described(entry) for entry in row.methods], source=row.source, factor=factor, **self.settings
+        )
+        if self.report.has("cells", group, row.label, mark, count):
+            return
+        scenes = sample_scenes(count, self.options.seed)
+        with torch.no_grad():
+            context = self.conditioner(scenes).to(self.pipeline.unet.dtype)
+        batch = max(1, 64 // (factor[0] * factor[1]))
+        use_compiled = self.options.compile and not row.changes_network
+        with compiled(self.pipeline.unet, use_compiled):
+            found = measure(row, self.pipeline, scenes, context, self.sampling(factor, batch))
+        for index, picture in enumerate(found.pictures[:SHOWN]):
+            save_image(picture, self.picture(row.label, group, index))
+        methods = [described(entry) for entry in row.methods]
+        about = {"pictures": count, "methods": methods, "fingerprint": mark, "compiled": use_compiled}
+        self.report.put("cells", group, row.label, found.numbers | about)
+
+    def panoramas(self, count: int, rows: Sequence[PanoramaRow]) -> None:
+        """Measure panoramas by every row that is not there yet."""
+        for row in rows:
+            mark = fingerprint(row=described(row), **self.settings)
+            if self.report.has("panoramas", "4x1", row.label, mark, count):
+                continue
+            with compiled(self.pipeline.unet, self.options.compile):
+                found = measure_panoramas(row, self.pipeline, self.conditioner, count, self.sampling((1, 4), 4))
+            for index, picture in enumerate(found.pictures[:SHOWN]):
+                save_image(picture, self.picture(row.label, "panorama", index))
+            about = {
+                "pictures": count,
+                "methods": described(row.method),
+                "fingerprint": mark,
+                "compiled": self.options.compile,
+            }
+            self.report.put("panoramas", "4x1", row.label, found.numbers | about)
+
+    def picture(self, label: str, group: str, index: int) -> Path:
+        """Where a picture of a cell lies."""
+        name = "".join(letter if letter.isalnum() else "-" for letter in label.lower())
+        path = self.options.out / "pictures" / group / f"{name}-{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def write_sheet(self, rows: Sequence[Row], factors: Sequence[Factor]) -> None:
+        """One line a row, two scenes at each square size; what is not measured stays white."""
+        square = [factor for factor in factors if factor[0] == factor[1]]
+        lines, labels = [], []
+        for row in rows:
+            cells = [(factor_name(factor), index) for factor in square for index in range(2)]
+            paths = [self.picture(row.label, name, index) for name, index in cells]
+            if any(path.is_file() for path in paths):
+                lines.append([self._shown(path) for path in paths])
+                names = [f"{name} {row.label}" for name, _ in cells]
+                labels.append([name if path.is_file() else "" for name, path in zip(names, paths, strict=True)])
+        if lines:
+            save_image(contact_sheet(lines, labels, cell=CELL), self.options.out / "sheet.png")
+
+    def _shown(self, path: Path) -> Image.Image:
+        if not path.is_file():
+            return Image.new("RGB", (CELL, CELL), "white")
+        return to_pil(load_image(path)).resize((CELL, CELL), Image.Resampling.BICUBIC)
+
+
+def main() -> None:
+    options = parsed()
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    try:
+        factors = [parsed_factor(name) for name in options.factors.split(",") if name.strip()]
+        panoramas, names = chosen_panoramas(options.rows)
+        if len(names) < len(options.rows) and not options.panoramas:
+            raise ValueError("`--rows` names a panorama; say how many with --panoramas N.")
+        rows = chosen(names) if names or not options.rows else []
+        table = Table(options)
+    except (ValueError, FileNotFoundError) as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(2) from error
+    cells = [(row, factor) for factor in factors for row in rows if row.fits(factor)]
+    with tqdm(cells, unit="cell", disable=None) as bar:
+        for row, factor in bar:
+            bar.set_postfix_str(f"{factor_name(factor)} {row.label}")
+            table.cell(row, factor)
+    if options.panoramas:
+        table.panoramas(options.panoramas, panoramas)
+    text = table.report.markdown(ROWS + ABLATIONS + CANDIDATES)
+    with atomic_path(options.out / "table.md") as path:
+        path.write_text(text)
+    table.write_sheet(ROWS, factors)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,172 @@
+"""Fit pretrained backbone weights of several origins to the keys of our backbones.
+
+The origins differ in names only, never in values:
+
+* timm: `layers.1.downsample...`, with a final `norm` and a `head` that the encoder does not use;
+* timm's `features_only` models: `stages_0...` for `stages.0...`;
+* Microsoft's Swin files: a dictionary under "model", and the downsampling at the end of the stage before;
+* transformers' Swin: `swin.encoder.layers...` with query, key and value apart;
+* the released SeeCoder files: `ctx.image.imencoder...`.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import timm
+import torch
+
+from seecoder.weights.safetensors_files import read_safetensors
+
+__all__ = ["BackboneCoverage", "match_backbone_weights", "read_backbone", "unwrap"]
+
+_TIMM = "timm:"
+_IN_ENCODERS = ("backbone.", "ctx.image.imencoder.")
+
+_PREFIXES = ("module.", "ctx.image.imencoder.", "imencoder.", "backbone.")
+_RECOMPUTED = ("relative_position_index", "attn_mask")  # buffers that follow from the window alone
+_OUTPUT_NORM = re.compile(r"norm\d+\.(weight|bias)")
+
+# transformers' Swin, version 5 and version 4 names, in the order in which they are applied.
+_FROM_TRANSFORMERS = [
+    (r"^swin\.", ""),
+    (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
+    (r"^embeddings\.norm\.", "patch_embed.norm."),
+    (r"^encoder\.", ""),
+    (r"^hidden_states_norms\.stage(\d+)\.", lambda match: f"norm{int(match[1]) - 1}."),
+    (r"^layernorm\.", "norm."),
+    (r"\.layernorm_before\.", ".norm1."),
+    (r"\.layernorm_after\.", ".norm2."),
+    (r"\.attention\.self\.(query|key|value)\.", lambda match: f".attn.{match[1][0]}_proj."),
+    (r"\.attention\.([qkv])_proj\.", r".attn.\1_proj."),
+    (r"\.attention\.(?:o_proj|output\.dense)\.", ".attn.proj."),
+    (
+        r"\.attention\.(?:self\.)?(?:relative_position_bias\.)?relative_position_bias_table",
+        ".attn.relative_position_bias_table",
+    ),
+    (r"\.intermediate\.dense\.", ".mlp.fc1."),
+    (r"\.output\.dense\.", ".mlp.fc2."),
+]
+
+
+@dataclass(frozen=True)
+class BackboneCoverage:
+    """What a file of pretrained weights covers.
+
+    Attributes:
+        loaded: keys of the backbone that it fills.
+        missing: keys of the backbone that it does not: at most the Swin's output norms, which no pretrained file has.
+        unused: keys of the file that the backbone has no place for (classifier, final norm).
+    """
+
+    loaded: tuple[str, ...]
+    missing: tuple[str, ...]
+    unused: tuple[str, ...]
+
+
+def read_backbone(source: str | Path) -> dict[str, torch.Tensor]:
+    """Read pretrained weights by their name.
+
+    Args:
+        source: a safetensors file, or a folder with one: a backbone, a saved or a released encoder; or "timm:NAME" for
+            timm's pretrained weights.
+
+    Returns:
+        The tensors; of a whole encoder, those of its backbone.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        WeightsError: it is no safetensors file.
+    """
+    if str(source).startswith(_TIMM):
+        return timm.create_model(str(source).removeprefix(_TIMM), pretrained=True).state_dict()
+    file = Path(source)
+    if file.is_dir():
+        files = sorted(file.glob("*.safetensors"))
+        if len(files) != 1:
+            raise FileNotFoundError(f"`{file}` holds {len(files)} safetensors files; name the one with the backbone.")
+        file = files[0]
+    if not file.is_file():
+        raise FileNotFoundError(f"the backbone `{file}` is not there; it is to be a safetensors file, or a folder.")
+    tensors = read_safetensors(file)[0]
+    inner = {key: value for key, value in tensors.items() if key.startswith(_IN_ENCODERS)}
+    return inner or tensors
+
+
+def unwrap(source: Mapping[str, object]) -> dict[str, torch.Tensor]:
+    """Take the tensors out of the dictionaries that training codes put around them ("model", "state_dict").
+
+    Raises:
+        TypeError: what remains holds something else than tensors.
+    """
+    for key in ("model", "state_dict"):
+        inner = source.get(key)
+        if isinstance(inner, Mapping):
+            source = inner
+    strange = [key for key, value in source.items() if not isinstance(value, torch.Tensor)]
+    if strange:
+        raise TypeError(f"`source` holds {len(strange)} entries that are no tensors (first: {strange[0]!r}).")
+    return {key: value for key, value in source.items() if isinstance(value, torch.Tensor)}
+
+
+def match_backbone_weights(
+    target: Mapping[str, torch.Tensor], source: Mapping[str, torch.Tensor]
+) -> tuple[dict[str, torch.Tensor], BackboneCoverage]:
+    """Find the tensors of `source` that belong to the keys of `target`.
+
+    Args:
+        target: state dict of a backbone.
+        source: tensors of one of the origins in this module's header.
+
+    Returns:
+        The tensors under the keys of `target`, and what was covered. Shapes are not compared.
+    """
+    named = {_strip(key): value for key, value in source.items() if not key.endswith(_RECOMPUTED)}
+    if any("patch_embeddings.projection" in key for key in named):
+        named = _from_transformers(named)
+    # One level of downsampling is at the end of stage 0 or at the start of stage 1: only the former has it in stage 0.
+    ends_with_downsample = any(key.startswith("layers.0.downsample.") for key in named)
+    matched, unused = {}, []
+    for key, value in named.items():
+        if ends_with_downsample:
+            key = re.sub(r"^layers\.(\d+)\.downsample", lambda match: f"layers.{int(match[1]) + 1}.downsample", key)
+        fitting = next((name for name in _spellings(key) if name in target), None)
+        if fitting is None:
+            unused.append(key)
+        else:
+            matched[fitting] = value
+    missing = tuple(sorted(set(target) - set(matched)))
+    return matched, BackboneCoverage(tuple(sorted(matched)), missing, tuple(sorted(unused)))
+
+
+def is_output_norm(key: str) -> bool:
+    """Whether `key` belongs to one of the Swin's output norms, which start at one and zero if a file lacks them."""
+    return _OUTPUT_NORM.fullmatch(key) is not None
+
+
+def _strip(key: str) -> str:
+    for prefix in _PREFIXES:
+        key = key.removeprefix(prefix)
+    return key
+
+
+def _spellings(key: str) -> list[str]:
+    """The key as it is, as timm's `features_only` spells it, and both as our wrappers of timm's models hold them."""
+    flat = re.sub(r"^(\w+)\.(\d+)\.", r"\1_\2.", key)
+    unflat = re.sub(r"^([a-z]+)_(\d+)\.", r"\1.\2.", key)
+    names = dict.fromkeys([key, flat, unflat])
+    return [prefix + name for prefix in ("", "body.") for name in names]
+
+
+def _from_transformers(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    renamed = {}
+    for key, value in tensors.items():
+        for pattern, replacement in _FROM_TRANSFORMERS:
+            key = re.sub(pattern, replacement, key)
+        renamed[key] = value
+    for key in [key for key in renamed if ".attn.q_proj." in key]:
+        parts = [renamed.pop(key.replace("q_proj", f"{part}_proj"), None) for part in "qkv"]
+        if all(part is not None for part in parts):
+            renamed[key.replace("q_proj", "qkv")] = torch.cat([part for part in parts if part is not None])
+    return renamed

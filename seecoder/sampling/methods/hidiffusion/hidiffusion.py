@@ -1,0 +1,101 @@
+"""HiDiffusion: deep features kept at the size that the network knows, and self-attention in shifted windows.
+
+Paper: Zhang et al., "HiDiffusion: Unlocking Higher-Resolution Creativity and Efficiency in Pretrained Diffusion
+Models", ECCV 2024, arXiv 2311.17528. RAU-Net: for the first part of the trajectory one downsampler shrinks more than it
+was trained to (a larger stride, dilated to match), and the upsampler on the same level brings the features back.
+MSW-MSA: the self-attention of the outermost level with attention runs in 2 x 2 windows, shifted from step to step.
+
+The step comes from the engine, never from counters inside modules, so an interrupted run leaves no state behind; the
+shift is a function of the step, so it depends on nothing else.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from seecoder.checks import FLAG, SHARE, check, optional, whole
+from seecoder.sampling.guidance import ClassifierFree
+from seecoder.sampling.methods.hidiffusion.feature_sizes import Shrink
+from seecoder.sampling.methods.hidiffusion.window_attention import WindowAttention
+from seecoder.sampling.methods.unet_levels import num_levels
+from seecoder.sampling.parts import Guidance, Patch, Run
+from seecoder.sampling.views import Size
+
+_SDXL_LEVELS = 3
+
+
+@dataclass(frozen=True)
+class HiDiffusion:
+    """Settings of HiDiffusion; None takes what is published for the scale.
+
+    Views of no more than the native area are left alone, whatever their aspect.
+
+    Attributes:
+        level: Level below which features are kept small: its downsampler shrinks more (None: 1 for SDXL, else 0).
+        shrink_tau: Share of the trajectory with small deep features (T1: 0.4; 0.7 from four times native on).
+        full_shrink_tau: Share in which the whole scale is taken back, and not only a factor of 2 (T2: 0; 0.3).
+        window_attention: Self-attention in windows; faster, and closer to the attention that was trained.
+    """
+
+    role: ClassVar[str] = "network"
+    per_axis: ClassVar[bool] = False  # both axes shrink alike, and a short one must not
+
+    level: int | None = None
+    shrink_tau: float | None = None
+    full_shrink_tau: float | None = None
+    window_attention: bool = True
+
+    def __post_init__(self) -> None:
+        """Check the settings.
+
+        Raises:
+            ValueError: If one means nothing.
+        """
+        check(
+            self,
+            level=optional(whole(0)),
+            shrink_tau=optional(SHARE),
+            full_shrink_tau=optional(SHARE),
+            window_attention=FLAG,
+        )
+
+    def check(self, run: Run) -> None:
+        """Check the level, whether or not the network is changed in this run.
+
+        Raises:
+            ValueError: If a given level has no downsampler.
+        """
+        if run.unet is not None and self.level is not None:
+            self._level(run.unet)
+
+    def patches(self, run: Run, view_size: Size) -> Mapping[str, Sequence[Patch]]:
+        """The patches for views of this size.
+
+        Raises:
+            ValueError: If the run has no `unet`, or the level has no downsampler.
+        """
+        if run.unet is None:
+            raise ValueError("HiDiffusion() changes layers of the network. Give sample() the `unet`.")
+        level = self._level(run.unet)
+        scale = max(view_size[0] / run.native_size[0], view_size[1] / run.native_size[1])
+        late, early = (0.7, 0.3) if scale >= 3.5 else (0.4, 0.0)
+        late = late if self.shrink_tau is None else self.shrink_tau
+        early = early if self.full_shrink_tau is None else self.full_shrink_tau
+        count = len(run.stepper)
+        shrink = Shrink(run.unet, level, max(2, round(scale)), round(early * count), round(late * count))
+        return {"main": [shrink, WindowAttention(run.unet)] if self.window_attention else [shrink]}
+
+    def _level(self, unet: Any) -> int:
+        levels = num_levels(unet)
+        level = self.level if self.level is not None else int(levels == _SDXL_LEVELS and _is_sdxl(unet))
+        if not 0 <= level < levels - 1:
+            raise ValueError(f"`level`={level} has no downsampler; this UNet has them on levels 0 to {levels - 2}.")
+        return level
+
+    def guidance(self, run: Run, view_size: Size) -> Guidance:
+        """Ordinary guidance."""
+        return ClassifierFree(run.guidance_scale, run.guidance_rescale)
+
+
+def _is_sdxl(unet: Any) -> bool:
+    return getattr(unet, "config", {}).get("cross_attention_dim") == 2048

@@ -1,0 +1,271 @@
+"""MultiDiffusion: one sample, denoised through overlapping windows of the size that the network knows.
+
+Paper: Bar-Tal et al., "MultiDiffusion: Fusing Diffusion Paths for Controlled Image Generation", ICML 2023,
+arXiv 2302.08113. Its objective (Eq. 3) is solved by the per-cell weighted mean of the windows' steps (Eq. 5). Here the
+windows' noise predictions are averaged and the scheduler makes one step: the same for deterministic linear steps,
+and right for the others too, where averaging stepped windows divides the variance of fresh noise by the overlap.
+
+Departures: the last window is clamped so that every cell is covered (the published grid leaves up to stride - 1
+columns that are never denoised); windows may be jittered, weighted and wrapped; default stride a quarter of the window
+(published: an eighth, at four times the cost).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
+
+import torch
+from torch.nn import functional
+
+from seecoder.checks import FLAG, LENGTHS, SHARE, Rule, check, choice, optional, some_of, whole
+from seecoder.sampling.parts import Patch, Path, Planner, Run, Step, Weight
+from seecoder.sampling.stepper import Stepper
+from seecoder.sampling.views import Size, View, jitter, windows, wrapped_windows
+
+_COLOUR_PICTURE = 64  # side of the constant-colour pictures that bootstrapping encodes, in pixels
+
+
+@dataclass(frozen=True, eq=False)
+class Region:
+    """A part of the result with its own context (its own picture).
+
+    Attributes:
+        mask: (H, W) in [0, 1], 1 inside; any resolution, it is resized to the latents.
+        context: (1 or B, tokens, width), in place of the run's context.
+        pooled: (1 or B, width), in place of the pooled vector that `added_conditions` gives (SDXL); None keeps that
+            one, and with it something of the run's own picture.
+    """
+
+    mask: torch.Tensor
+    context: torch.Tensor
+    pooled: torch.Tensor | None = None
+
+    def __post_init__(self) -> None:
+        """Check the shapes and the values.
+
+        Raises:
+            ValueError: If they do not fit.
+        """
+        _check_mask(self.mask)
+        _check_vectors("context", self.context, "(1 or B, tokens, width)", 3)
+        if self.pooled is not None:
+            _check_vectors("pooled", self.pooled, "(1 or B, width)", 2)
+
+
+@dataclass(frozen=True)
+class MultiDiffusion:
+    """Settings of MultiDiffusion; all lengths in latent cells.
+
+    Attributes:
+        window: Side (or height and width) of a window; None is the native size.
+        stride: Step between windows; None is a quarter of the window. At most the window.
+        jitter: Largest random move of interior windows at every step; at most (window - stride) / 2.
+        blend: "uniform" (published) or "feather" (weights that fall towards the borders of the windows).
+        closed_loop: Wrap windows around the left and right border: a 360° panorama. Decode with `wrap=True`.
+        regions: Foreground regions; what no mask covers follows the run's own context.
+        bootstrap: Share of the trajectory in which a region is denoised before random backgrounds of constant colour,
+            so that its object stays inside its mask (published: 20 of 50 steps). Needs `encoder`.
+    """
+
+    role: ClassVar[str] = "windows"
+
+    window: int | Size | None = None
+    stride: int | Size | None = None
+    jitter: int = 0
+    blend: Literal["uniform", "feather"] = "uniform"
+    closed_loop: bool = False
+    regions: Sequence[Region] = ()
+    bootstrap: float = 0.4
+
+    def __post_init__(self) -> None:
+        """Check the settings.
+
+        Raises:
+            ValueError: If one means nothing.
+        """
+        check(
+            self,
+            window=optional(LENGTHS),
+            stride=optional(LENGTHS),
+            jitter=whole(0),
+            blend=choice("uniform", "feather"),
+            closed_loop=FLAG,
+            regions=some_of(Rule(lambda value: isinstance(value, Region), ""), "a list of Regions"),
+            bootstrap=SHARE,
+        )
+
+    def window_size(self, native_size: Size, size: Size) -> Size:
+        """(height, width) of the windows over latents of `size`."""
+        height, width = _pair(self.window, native_size)
+        return min(height, size[0]), min(width, size[1])
+
+    def stride_size(self, window: Size, size: Size) -> Size:
+        """(rows, columns) between windows. On a closed loop the default is the next smaller divisor of the width."""
+        default = (max(1, window[0] // 4), max(1, window[1] // 4))
+        rows, columns = _pair(self.stride, default)
+        if self.closed_loop and self.stride is None:
+            columns = next(step for step in range(columns, 0, -1) if size[1] % step == 0)
+        return rows, columns
+
+    def views(self, native_size: Size, size: Size) -> tuple[View, ...]:
+        """The windows over latents of `size`, before jitter.
+
+        Raises:
+            ValueError: If the stride, the jitter or the loop do not fit the window.
+        """
+        window = self.window_size(native_size, size)
+        stride = self.stride_size(window, size)
+        for axis in (0, 1):
+            self._check_axis(stride[axis], window[axis], size[axis] > window[axis])
+        grid = wrapped_windows if self.closed_loop else windows
+        return grid(size, window, stride)
+
+    def _check_axis(self, stride: int, window: int, is_tiled: bool) -> None:
+        if is_tiled and not 1 <= stride <= window:
+            raise ValueError(f"`stride`={stride} must lie between 1 and the window of {window} cells.")
+        if is_tiled and not 0 <= self.jitter <= (window - stride) // 2:
+            raise ValueError(
+                f"`jitter`={self.jitter} would leave cells that no window sees; with windows of {window} and a stride "
+                f"of {stride} it may be 0 to {(window - stride) // 2}."
+            )
+
+    def paths(self, run: Run, size: Size, patches: Mapping[str, Sequence[Patch]]) -> list[Path]:
+        """One path for the background or the whole sample, and one for each region."""
+        views = self.views(run.native_size, size)
+
+        def plan(step: Step, picture: int) -> Sequence[View]:
+            return jitter(views, size, (self.jitter, self.jitter), step.key(picture)) if self.jitter else views
+
+        path = Path(plan, patches=patches, blend=self.blend, follows_offsets=True, keyed=self.jitter > 0)
+        found = self.by_region(run, path, size)
+        if not self.regions or self.bootstrap <= 0.0:
+            return found
+        maps = self._maps(run, size)[1:]
+        in_front = [
+            replace(entry, prefilter=bootstrapped(run, weight, size, self.bootstrap))
+            for entry, weight in zip(found[1:], maps, strict=True)
+        ]
+        return [found[0], *in_front]
+
+    def without_bootstrap(self) -> "MultiDiffusion":
+        """The same windows and regions, for samples that have their objects already."""
+        return replace(self, bootstrap=0.0)
+
+    def by_region(self, run: Run, path: Path, size: Size) -> list[Path]:
+        """A path split into one for the background and one for each region, each with its context and its share."""
+        if not self.regions:
+            return [path]
+        shares = self._maps(run, size)
+        parts = [
+            replace(path, views=_meeting(path.views, share), weight=times(_constant(share), path.weight))
+            for share in shares
+        ]
+        in_front = [
+            replace(
+                part,
+                context=region.context.to(run.device),
+                pooled=None if region.pooled is None else region.pooled.to(run.device),
+            )
+            for part, region in zip(parts[1:], self.regions, strict=True)
+        ]
+        return [parts[0], *in_front]
+
+    def _maps(self, run: Run, size: Size) -> list[torch.Tensor]:
+        return region_weights([region.mask for region in self.regions], size, run.device, run.dtype)
+
+
+def _meeting(views: Planner, share: torch.Tensor) -> Planner:
+    """Only those of a planner's views that meet a region."""
+    footprint = (share > 0).cpu()  # planning must not wait for an accelerator
+    return lambda step, picture: [view for view in views(step, picture) if bool(view.gather(footprint).any())]
+
+
+def times(first: Weight, second: Weight | None) -> Weight:
+    """The product of two weights of a path, where None is 1."""
+    return first if second is None else lambda step: first(step) * second(step)
+
+
+def region_weights(
+    masks: Sequence[torch.Tensor], size: Size, device: torch.device, dtype: torch.dtype
+) -> list[torch.Tensor]:
+    """Maps (1, H, W) of the background and of every region that add up to 1 in every cell (Sec. 5.2).
+
+    The background is what the regions leave, max(0, 1 - sum); where regions overlap they share.
+
+    Raises:
+        ValueError: If a mask is not an (H, W) tensor with values in [0, 1].
+    """
+    for mask in masks:
+        _check_mask(mask)
+    resized = [functional.interpolate(mask[None, None].to(device, dtype), size=size, mode="area")[0] for mask in masks]
+    foreground = torch.stack(resized).sum(dim=0)
+    maps = [(1.0 - foreground).clamp(min=0.0), *resized]
+    total = torch.stack(maps).sum(dim=0)
+    return [weight / total for weight in maps]
+
+
+def _check_vectors(name: str, values: torch.Tensor, shape: str, axes: int) -> None:
+    if values.ndim != axes or not bool(values.isfinite().all()):
+        found = "" if values.ndim != axes else " with NaN or infinity"
+        raise ValueError(f"A region's `{name}` must be {shape} and finite, not {tuple(values.shape)}{found}.")
+
+
+def _check_mask(mask: torch.Tensor) -> None:
+    # Of NaN neither is true, and one of them would make the whole picture NaN.
+    if mask.ndim != 2 or mask.numel() == 0 or not bool(((mask >= 0) & (mask <= 1)).all()):
+        values = f" with values {float(mask.min()):g} to {float(mask.max()):g}" if mask.numel() else ""
+        raise ValueError(f"A region's `mask` must be (H, W) with values in [0, 1], not {tuple(mask.shape)}{values}.")
+
+
+def bootstrapped(
+    run: Run, weight: torch.Tensor, size: Size, share: float
+) -> Callable[[torch.Tensor, Step], torch.Tensor]:
+    """The prefilter that puts a region before a constant-colour background in the first steps (Sec. 5.2).
+
+    The noise of the background is the same in all steps; the colour is another one in each.
+
+    Raises:
+        ValueError: If the run has no encoder.
+    """
+    if run.encoder is None:
+        raise ValueError("`bootstrap` above 0 needs an `encoder` for its backgrounds. Give one, or set bootstrap=0.")
+    steps = round(share * len(run.stepper))
+    pictures = run.latent_shape[0]
+    colours = run.randomness.uniform((pictures, steps, 3), run.device, run.dtype) * 2.0 - 1.0
+    noise = run.noise(size)
+    encoder, stepper = run.encoder, run.stepper
+
+    def prefilter(latents: torch.Tensor, step: Step) -> torch.Tensor:
+        if step.index >= steps:
+            return latents
+        background = _constant_latents(encoder, colours[:, step.index])
+        return _composite(latents, background, noise, weight, stepper, step.index)
+
+    return prefilter
+
+
+def _constant_latents(encoder: Callable[[torch.Tensor], torch.Tensor], colours: torch.Tensor) -> torch.Tensor:
+    """Latents (B, C, 1, 1) of pictures of constant colour (B, 3) in [-1, 1]."""
+    pixels = colours[:, :, None, None].expand(-1, -1, _COLOUR_PICTURE, _COLOUR_PICTURE)
+    return encoder(pixels).to(colours.dtype).mean(dim=(2, 3), keepdim=True)
+
+
+def _composite(
+    latents: torch.Tensor,
+    background: torch.Tensor,
+    noise: torch.Tensor,
+    weight: torch.Tensor,
+    stepper: Stepper,
+    index: int,
+) -> torch.Tensor:
+    return weight * latents + (1.0 - weight) * stepper.add_noise(background.expand_as(noise), noise, index)
+
+
+def _constant(value: torch.Tensor) -> Callable[[Step], torch.Tensor]:
+    return lambda step: value
+
+
+def _pair(value: int | Size | None, default: Size) -> Size:
+    if value is None:
+        return default
+    return (value, value) if isinstance(value, int) else value

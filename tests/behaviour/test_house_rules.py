@@ -1,0 +1,109 @@
+"""The house rules that code can hold: import directions, light imports, the class paths that saved folders name."""
+
+import ast
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+HEAVY = {"lightning", "webdataset", "deepspeed", "gradio", "torchmetrics", "pytorch_lightning"}
+OURS = {"seecoder", "data", "train"}
+ALLOWED = {"seecoder": set(), "data": {"seecoder"}, "train": {"seecoder", "data"}}
+
+
+def imports(path: Path, *, module_level_only: bool = False) -> set[str]:
+    """Absolute modules that a file imports."""
+    tree = ast.parse(path.read_text())
+    nodes = tree.body if module_level_only else list(ast.walk(tree))
+    found = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            found.add(node.module)
+    return found
+
+
+def files(folder: str) -> list[Path]:
+    found = sorted((ROOT / folder).rglob("*.py"))
+    assert found, folder
+    return found
+
+
+@pytest.mark.parametrize("folder", sorted(ALLOWED))
+def test_folders_import_in_one_direction(folder):
+    for path in files(folder):
+        foreign = {name.split(".")[0] for name in imports(path)} & (OURS - {folder} - ALLOWED[folder])
+        assert not foreign, f"{path.relative_to(ROOT)} imports {foreign}"
+
+
+def test_the_library_imports_no_training_stack():
+    for path in files("seecoder"):
+        found = {name.split(".")[0] for name in imports(path)} & HEAVY
+        allowed = {"gradio"} if path.parent.name == "app" else set()
+        assert found <= allowed, f"{path.relative_to(ROOT)} imports {found}"
+        assert not {name.split(".")[0] for name in imports(path, module_level_only=True)} & HEAVY
+
+
+@pytest.mark.parametrize(
+    ("part", "forbidden"),
+    [
+        ("images", {"weights", "base_model", "encoder", "export", "pipelines", "sampling", "cli", "app"}),
+        ("weights", {"images", "base_model", "encoder", "export", "pipelines", "sampling", "cli", "app"}),
+        ("base_model", {"images", "encoder", "export", "pipelines", "sampling", "cli", "app"}),
+        ("encoder", {"base_model", "export", "pipelines", "sampling", "cli", "app"}),
+        ("sampling", {"images", "weights", "base_model", "encoder", "export", "pipelines", "cli", "app"}),
+        ("export", {"pipelines", "sampling", "cli", "app"}),
+        ("pipelines", {"export", "cli", "app"}),
+    ],
+)
+def test_the_library_flows_one_way(part, forbidden):
+    for path in files(f"seecoder/{part}"):
+        inner = {name.split(".")[1] for name in imports(path) if name.startswith("seecoder.")}
+        assert not inner & forbidden, f"{path.relative_to(ROOT)} imports {inner & forbidden}"
+
+
+def test_importing_everything_public_pulls_in_no_training_stack():
+    code = (
+        "import sys, seecoder\n"
+        "from seecoder import SeeCoder, SeeCoderPipeline, SeeCoderXLPipeline, load_image\n"
+        "from seecoder.sampling import MultiDiffusion, DemoFusion, ScaleCrafter, SyncDiffusion\n"
+        f"print(sorted({HEAVY!r} & set(sys.modules)))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert out.stdout.strip().splitlines()[-1] == "[]"
+
+
+def test_import_and_help_are_quick():
+    out = subprocess.run(
+        [sys.executable, "-c", "import sys, seecoder; print('torch' in sys.modules)"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+    )
+    assert out.stdout.strip() == "False"
+    start = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-m", "seecoder", "--help"], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert time.perf_counter() - start < 3
+    assert "vary" in done.stdout
+
+
+def test_class_paths_are_a_file_format():
+    from seecoder import SeeCoder, SeeCoderPipeline, SeeCoderXLPipeline
+
+    assert (SeeCoder.__module__, SeeCoder.__name__) == ("seecoder.encoder", "SeeCoder")
+    assert (SeeCoderPipeline.__module__, SeeCoderPipeline.__name__) == ("seecoder.pipelines", "SeeCoderPipeline")
+    assert (SeeCoderXLPipeline.__module__, SeeCoderXLPipeline.__name__) == ("seecoder.pipelines", "SeeCoderXLPipeline")
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    import seecoder
+
+    with pytest.raises(AttributeError, match="no attribute 'SeeDecoder'"):
+        _ = seecoder.SeeDecoder

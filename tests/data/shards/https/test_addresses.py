@@ -1,0 +1,60 @@
+"""Addresses are joined with names, and never shown with what they hold of passwords and tokens."""
+
+from pathlib import Path
+
+import pytest
+
+from data.shards.https.addresses import below, folder_of, shown, without_secrets
+from data.shards.manifest import check_location
+from data.shards.opening import open_shards
+
+
+@pytest.mark.parametrize(
+    ("address", "folder", "file"),
+    [
+        ("https://host/a", "https://host/a", "https://host/a/0.tar"),
+        ("https://host/a/", "https://host/a/", "https://host/a/0.tar"),
+        ("https://host", "https://host", "https://host/0.tar"),
+        ("https://host/a/manifest.json", "https://host/a", "https://host/a/0.tar"),
+        ("https://me:pw@host:1/a/manifest.json?sig=1%2F2", "https://me:pw@host:1/a?sig=1%2F2", None),
+        ("https://host/a?sig=1%2F2", "https://host/a?sig=1%2F2", "https://host/a/0.tar?sig=1%2F2"),
+    ],
+)
+def test_files_lie_below_their_folder(address: str, folder: str, file: str | None):
+    assert folder_of(address, "manifest.json") == folder
+    assert below(folder, "0.tar") == (file or "https://me:pw@host:1/a/0.tar?sig=1%2F2")
+
+
+@pytest.mark.parametrize(
+    ("location", "expected"),
+    [
+        ("https://me:pass@word@host:8443/a/0.tar?token=secret#secret", "https://host:8443/a/0.tar"),
+        ("https://token@host/a", "https://host/a"),
+        (Path("/data/a@b?c.tar"), "/data/a@b?c.tar"),
+        ("https://[me:secret@x/y", "https://..."),
+        ("data/a@b?c.tar", "data/a@b?c.tar"),
+    ],
+)
+def test_only_what_is_no_secret_is_shown(location: str | Path, expected: str):
+    assert shown(location) == expected
+
+
+def test_refusals_keep_the_secret():
+    for refuse in (check_location, open_shards):
+        with pytest.raises(ValueError, match="`ftp://host/a` is neither") as caught:
+            refuse("ftp://me:secret@host/a?token=secret")
+        assert "secret" not in str(caught.value)
+    with pytest.raises(ValueError, match="give a `cache` folder") as caught:
+        open_shards("https://me:secret@host/a")
+    assert "secret" not in str(caught.value)
+
+
+def test_a_configuration_is_kept_without_secrets():
+    given = {
+        "shards": ["https://me:pw@host/a?sig=1", "/data/a?b"],
+        "data": {"held_out_shards": "https://t@host/b"},
+        "n": 3,
+    }
+    assert without_secrets(given) == {
+        "shards": ["https://host/a", "/data/a?b"], "data": {"held_out_shards": "https://host/b"}, "n": 3,
+    }  # fmt: skip

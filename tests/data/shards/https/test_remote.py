@@ -1,0 +1,169 @@
+"""Shards behind https: checked, fetched once, tried again, given up aloud; no network is used here."""
+
+import io
+import threading
+import urllib.error
+import urllib.request
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from data.shards.https import addresses, remote
+from data.shards.https.addresses import open_url
+from data.shards.https.remote import Fetcher
+from data.shards.manifest import read_manifest
+from data.shards.opening import open_shards
+from data.shards.reading.dataset import ShardLoader
+from data.shards.reading.pictures import SquarePicture
+
+BASE = "https://host/shards"
+
+
+class Answer(io.BytesIO):
+    """What a server sends without saying how much it is."""
+
+    length = None
+
+
+class Server:
+    """Answers for a folder; counts what is asked, and misbehaves on demand."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.asked = folder, Counter[str]()
+        self.failures: dict[str, list[Exception | bytes]] = {}
+
+    def open(self, url: str, timeout: float) -> Answer:
+        name = url.removeprefix(BASE + "/")
+        self.asked[name] += 1
+        if self.failures.get(name):
+            failure = self.failures[name].pop(0)
+            if isinstance(failure, Exception):
+                raise failure
+            return Answer(failure)
+        try:
+            return Answer((self.folder / name).read_bytes())
+        except FileNotFoundError:
+            raise urllib.error.HTTPError(url, 404, "Not Found", None, None) from None  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def server(make_shards: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> Server:
+    own = Server(make_shards([4, 5, 6]))
+    monkeypatch.setattr(remote, "open_url", own.open)
+    monkeypatch.setattr(remote.time, "sleep", lambda _: None)
+    return own
+
+
+def loader(fetcher: Fetcher) -> ShardLoader:
+    transform = SquarePicture(8)
+    return ShardLoader(BASE, transform, 1, rank=0, world_size=1, batches=15, ceiling=1.0, cache=fetcher, window=2)
+
+
+def ids(own: ShardLoader) -> list[int]:
+    return sorted(int(batch["sample_id"]) for batch in own)
+
+
+def test_remote_shards_give_what_local_ones_give(server: Server, tmp_path: Path):
+    own = loader(Fetcher(tmp_path / "cache"))
+    assert ids(own) == list(range(15))
+    local = ShardLoader(server.folder, SquarePicture(8), 1, rank=0, world_size=1, window=2)
+    assert own.plan.digest == local.plan.digest, "a run may move from one to the other"
+    again = loader(Fetcher(tmp_path / "cache"))
+    assert ids(again) == list(range(15))
+    assert {name: count for name, count in server.asked.items() if name.endswith(".tar")} == dict.fromkeys(
+        ("00000.tar", "00001.tar", "00002.tar"), 1
+    ), "each is fetched once"
+
+
+def test_passing_trouble_is_overcome(server: Server, tmp_path: Path):
+    server.failures = {
+        "manifest.json": [TimeoutError("slow")],
+        "00001.tar": [
+            urllib.error.URLError("down"),
+            b"half",
+            (server.folder / "00000.tar").read_bytes(),
+            OSError("reset"),
+        ],
+    }
+    own = loader(Fetcher(tmp_path / "cache"))
+    assert ids(own) == list(range(15))
+    assert server.asked["00001.tar"] == 5
+    assert not own.skips.counts
+
+
+def test_a_dead_shard_is_given_up_counted_and_named(server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    server.failures["00001.tar"] = [urllib.error.URLError("down") for _ in range(99)]
+    own = loader(Fetcher(tmp_path / "cache", attempts=3))
+    assert set(ids(own)) == set(range(15)) - set(range(4, 9))
+    assert own.skips.counts == {remote.UNREACHABLE: 5}
+    assert list(own.skips.names) == [f"{BASE}/00001.tar"]
+    assert server.asked["00001.tar"] == 3, "patience: not tried again for each sample"
+    assert "given up" in caplog.text
+
+
+def test_what_is_not_the_manifests_shard_is_not_used(server: Server, tmp_path: Path):
+    fetcher = Fetcher(tmp_path / "cache", attempts=2)
+    shard = read_manifest(server.folder).shards[0]
+    data = bytearray((server.folder / shard.name).read_bytes())
+    data[600] ^= 1
+    server.failures = {shard.name: [bytes(data), bytes(data) + b"x" * 10**6]}
+    assert fetcher.fetch(f"{BASE}/{shard.name}", shard) is None
+    assert not list((tmp_path / "cache").glob("*.tar*partial"))
+    assert not list((tmp_path / "cache").glob("*.tar"))
+
+
+def test_a_dripping_server_is_given_up(server: Server, tmp_path: Path):
+    shard = read_manifest(server.folder).shards[0]
+    assert Fetcher(tmp_path / "cache", attempts=2, longest=-1.0).fetch(f"{BASE}/{shard.name}", shard) is None
+    assert server.asked[shard.name] == 2
+    assert Fetcher(tmp_path / "cache", patience=0.0).fetch(f"{BASE}/{shard.name}", shard) is not None
+
+
+def test_many_readers_fetch_once(server: Server, tmp_path: Path):
+    fetcher, shard = Fetcher(tmp_path / "cache"), read_manifest(server.folder).shards[0]
+    threads = [threading.Thread(target=fetcher.fetch, args=(f"{BASE}/{shard.name}", shard)) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert server.asked[shard.name] == 1
+
+
+def test_the_cache_stays_below_its_limit(server: Server, tmp_path: Path):
+    shards = read_manifest(server.folder).shards
+    sizes = [shard.bytes or 0 for shard in shards]
+    fetcher = Fetcher(tmp_path / "cache", limit=sizes[1] + sizes[2])
+    for shard in shards:
+        assert fetcher.fetch(f"{BASE}/{shard.name}", shard) is not None
+    kept = sorted(path.name.split("-")[1] for path in (tmp_path / "cache").glob("*.tar"))
+    assert kept == ["00001.tar", "00002.tar"]
+
+
+def test_same_names_of_different_places_do_not_collide(server: Server, tmp_path: Path):
+    fetcher, shards = Fetcher(tmp_path / "cache"), read_manifest(server.folder).shards
+    assert fetcher.fetch(f"{BASE}/00000.tar", shards[0]) != fetcher.fetch(f"{BASE}/00001.tar", shards[1])
+    assert fetcher.fetch(f"{BASE}/00000.tar", shards[0]) != fetcher.fetch("https://other/00000.tar", shards[0])
+
+
+def test_no_manifest_no_data(server: Server, tmp_path: Path):
+    server.failures["manifest.json"] = [urllib.error.URLError("down") for _ in range(2)]
+    with pytest.raises(FileNotFoundError, match=r"manifest\.json` could not be read in 2 attempts"):
+        open_shards(BASE, Fetcher(tmp_path / "cache", attempts=2))
+    with pytest.raises(ValueError, match="give a `cache` folder"):
+        open_shards(BASE)
+
+
+def test_only_https_is_opened_and_followed():
+    for url in ("http://host/a", "file:///etc/passwd", "ftp://host/a", "data:,x"):
+        with pytest.raises(urllib.error.URLError, match="not https"):
+            open_url(url, 1)
+    request = urllib.request.Request(f"{BASE}/a")
+    redirect = addresses._HttpsOnly().redirect_request
+    for target in ("http://host/a", "file:///etc/passwd", "ftp://host/a"):
+        with pytest.raises(urllib.error.URLError, match="not https"):
+            redirect(request, io.BytesIO(), 302, "Found", {}, target)  # type: ignore[arg-type]
+    followed = redirect(request, io.BytesIO(), 302, "Found", {}, "https://elsewhere/a")  # type: ignore[arg-type]
+    assert followed is not None
+    assert followed.full_url == "https://elsewhere/a"

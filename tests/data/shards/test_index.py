@@ -1,0 +1,213 @@
+"""Tar files: grouped as webdataset does, and never trusted."""
+
+import io
+import json
+import os
+import random
+import tarfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+from webdataset.tariterators import group_by_keys, tar_file_expander
+
+from data.shards import index as shard_index
+from data.shards.building.writing import sha256_of
+from data.shards.index import ShardIndex, index_path, load, read_index, scan, write_index
+
+
+def tar_of(path: Path, members: Sequence[tuple[str, bytes]], format: int = tarfile.USTAR_FORMAT) -> Path:
+    with tarfile.open(path, "w", format=format) as tar:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return path
+
+
+def contents(path: Path, index: ShardIndex) -> list[tuple[str, dict[str, bytes]]]:
+    data = path.read_bytes()
+    return [
+        (key, {kind: data[offset : offset + size] for kind, (offset, size) in members.items()})
+        for key, members in index.samples
+    ]
+
+
+PAIRS = [(f"{number}.{kind}", f"{kind} {number}".encode() * 40) for number in range(6) for kind in ("png", "json")]
+
+
+@pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_samples_are_those_of_webdataset(tmp_path: Path, format: int):
+    long = "d/" * 60 + "n" * 120  # needs GNU's and PAX's ways of writing long names
+    members = [
+        *PAIRS,
+        ("a/b.jpg", b"1"),
+        ("a/b.output.png", b"2"),
+        ("a/c.v2.jpg", b"3"),
+        ("README", b"no extension"),
+        ("__meta__/a.json", b"webdataset's own"),
+        ("UPPER.JPG", b"4"),
+        ("../../etc/passwd.jpg", b"5"),
+        *([(f"{long}.jpg", b"6")] if format != tarfile.USTAR_FORMAT else []),
+    ]
+    path = tar_of(tmp_path / "a.tar", members, format)
+    with path.open("rb") as file:
+        theirs = [
+            (sample["__key__"], {kind: value for kind, value in sample.items() if not kind.startswith("__")})
+            for sample in group_by_keys(tar_file_expander([{"url": "a.tar", "stream": file}]))
+        ]
+    assert contents(path, scan(path)) == theirs
+    assert len(theirs) == 6 + 4 + (format != tarfile.USTAR_FORMAT)
+
+
+def test_links_devices_and_sparse_files_are_passed_over(tmp_path: Path):
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w") as tar:
+        for name, kind in (("a.jpg", tarfile.SYMTYPE), ("b.jpg", tarfile.LNKTYPE), ("c.jpg", tarfile.CHRTYPE)):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, "/etc/passwd"
+            tar.addfile(info)
+        tar.addfile(tarfile.TarInfo("d.jpg"))
+    assert [key for key, _ in scan(path).samples] == ["d"]
+
+
+@pytest.mark.parametrize("with_index", [False, True])
+def test_cut_anywhere_every_sample_before_is_whole(tmp_path: Path, with_index: bool):
+    whole = tar_of(tmp_path / "a.tar", PAIRS)
+    expected, data = contents(whole, scan(whole)), whole.read_bytes()
+    cut = tmp_path / "b.tar"
+    if with_index:
+        write_index(whole, scan(whole), sha256_of(whole))
+        os.rename(index_path(whole), index_path(cut))
+    ends = [max(offset + size for offset, size in members.values()) for _, members in scan(whole).samples]
+    for size in range(0, len(data), 97):
+        cut.write_bytes(data[:size])
+        found = load(cut, required=["png", "json"])
+        there = sum(end <= size for end in ends)
+        assert contents(cut, found) == expected[:there], size
+        assert found.fault or there == 6, size
+    assert not scan(whole).fault
+
+
+def test_cut_between_two_members_loses_the_incomplete_sample(tmp_path: Path):
+    # Without an error from any library: the file just ends after a picture whose JSON is gone.
+    path = tar_of(tmp_path / "a.tar", PAIRS)
+    offset, size = scan(path).samples[3][1]["png"]
+    path.write_bytes(path.read_bytes()[: -(-(offset + size) // 512) * 512])
+    assert scan(path) == ShardIndex(scan(path).samples[:3], shard_index.TRUNCATED)
+    assert len(scan(path, required=["png"]).samples) == 4
+
+
+def damage(path: Path, sample: int) -> None:
+    """Spoil the header of a sample's first member."""
+    offset = scan(path).samples[sample][1]["png"][0]
+    data = bytearray(path.read_bytes())
+    data[offset - 512 : offset - 412] = b"\xff" * 100
+    path.write_bytes(data)
+
+
+def test_a_damaged_header_is_noticed_and_an_index_survives_it(tmp_path: Path):
+    path = tar_of(tmp_path / "a.tar", PAIRS)
+    whole = scan(path)
+    write_index(path, whole, "0" * 64)
+    damage(path, 4)
+    assert scan(path) == ShardIndex(whole.samples[:4], shard_index.DAMAGED)
+    assert load(path, sha256="0" * 64) == whole
+    assert load(path, sha256="1" * 64).fault == shard_index.DAMAGED, "an index of another file must not be used"
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        (b"", shard_index.EMPTY),
+        (b"<html>not found</html>" * 100, shard_index.NO_TAR),
+        (b"\x1f\x8b\x08" + b"x" * 600, shard_index.NO_TAR),
+        (b"\0" * 10240, ""),
+    ],
+)
+def test_what_is_no_shard(tmp_path: Path, content: bytes, fault: str):
+    path = tmp_path / "a.tar"
+    path.write_bytes(content)
+    assert scan(path) == ShardIndex([], fault)
+    assert scan(tmp_path / "none.tar").fault == shard_index.MISSING
+
+
+def header(name: bytes, size: bytes, kind: bytes = b"0") -> bytes:
+    block = bytearray(512)
+    block[: len(name)], block[100:108], block[124 : 124 + len(size)], block[156:157] = name, b"0000644\0", size, kind
+    block[257:265], block[148:156] = b"ustar\x0000", b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        header(b"a.png", b"00000000000\0") + header(b"b.png", b"\xff" * 11 + b"\x00"),  # minus 256: back to the start
+        header(b"a.png", b"00000000000\0") + header(b"b.png", b"77777777777\0"),  # 8 GiB that are not there
+        header(b"a.png", b"\x80" + b"\x7f" * 11),  # 2^95 bytes
+        header(b"a.png", b"77777777777\0", b"x"),  # PAX header of 8 GiB
+        header(b"a.png", b"77777777777\0", b"L") * 3,  # long names of 8 GiB
+        header(b"a.png", b"00000000001\0", b"L") * 5000,  # long names of long names, deeper than the stack
+        header(b"a.png", b"00000000000\0", b"S"),  # sparse file without its map
+        header(b"a.png", b"00000000000\0") * 3,
+    ],
+)
+def test_hostile_headers_end_the_shard_at_worst(tmp_path: Path, data: bytes):
+    path = tmp_path / "a.tar"
+    path.write_bytes(data)
+    found = scan(path)
+    assert len(found.samples) <= 3
+    assert all(offset + size <= len(data) for _, members in found.samples for offset, size in members.values())
+
+
+def test_mutated_tar_files_never_raise(tmp_path: Path):
+    generator = random.Random(0)
+    original = tar_of(tmp_path / "a.tar", PAIRS, tarfile.PAX_FORMAT).read_bytes()
+    path = tmp_path / "b.tar"
+    for _ in range(200):
+        data = bytearray(original)
+        for _ in range(generator.randint(1, 12)):  # mostly in headers, where it hurts
+            position = generator.randrange(0, len(data), 512) + generator.randrange(265)
+            data[min(position, len(data) - 1)] = generator.randrange(256)
+        path.write_bytes(data)
+        for _, members in scan(path).samples:
+            assert all(0 <= offset <= offset + size <= len(data) for offset, size in members.values())
+
+
+def test_kept_index_is_exact_and_bound_to_its_file(tmp_path: Path):
+    path = tar_of(tmp_path / "a.tar", PAIRS)
+    write_index(path, scan(path), sha256_of(path), {"bad": [["x", "y"]]})
+    kept = read_index(path)
+    assert kept is not None
+    assert kept[0] == scan(path)
+    assert kept[1] == {"sha256": sha256_of(path), "bytes": path.stat().st_size, "notes": {"bad": [["x", "y"]]}}
+    longer = tar_of(path, [*PAIRS, ("9.png", b"more")] * 2)
+    assert load(longer) == scan(longer), "a file that has grown is read afresh"
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda content: content | {"samples": [["a", {"png": [-1, 5]}]]},
+        lambda content: content | {"samples": [["a", {"png": ["0", 5]}]]},
+        lambda content: content | {"samples": [["a", {"png": [0]}]]},
+        lambda content: content | {"samples": [["a", {"png": [0, float("inf")]}]]},
+        lambda content: content | {"samples": [["a", {"png": [0.0, 5]}]]},
+        lambda content: content | {"samples": [["a", {"png": [True, 5]}]]},
+        lambda content: content | {"samples": [["a", {"png": [2**63, 5]}]]},
+        lambda content: content | {"samples": [["a", {"png": [0, content["bytes"] + 1]}]]},
+        lambda content: content | {"bytes": float("inf")},
+        lambda content: content | {"bytes": str(content["bytes"])},
+        lambda content: content | {"samples": [5]},
+        lambda content: content | {"version": 2},
+        lambda content: [content],
+        lambda content: {},
+    ],
+)
+def test_spoiled_index_is_not_used(tmp_path: Path, spoil: Callable[[dict], object]):
+    path = tar_of(tmp_path / "a.tar", PAIRS)
+    write_index(path, scan(path), sha256_of(path))
+    index_path(path).write_text(json.dumps(spoil(json.loads(index_path(path).read_text()))))
+    assert read_index(path) is None
+    assert load(path) == scan(path)

@@ -1,0 +1,148 @@
+"""The web app: what the button does, and what the server lets out and in."""
+
+import asyncio
+
+import pytest
+
+from seecoder import SeeCoderPipeline
+from seecoder.app.page import LAUNCH_OPTIONS, MAX_FILE_SIZE, Variations, build, serve
+from seecoder.images.loading import load_image, save_image
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+
+
+@pytest.fixture(autouse=True)
+def closed_event_loops(monkeypatch):
+    """Gradio makes event loops that it never closes, and unclosed ones are errors when the suite ends."""
+    made, original = [], asyncio.SelectorEventLoop.__init__
+
+    def remember(self, *given):
+        made.append(self)
+        original(self, *given)
+
+    monkeypatch.setattr(asyncio.SelectorEventLoop, "__init__", remember)
+    yield
+    asyncio.set_event_loop(None)
+    for loop in made:
+        if not loop.is_running():
+            loop.close()
+
+
+@pytest.fixture
+def pipe(parts):
+    pipeline = SeeCoderPipeline(**parts)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@pytest.fixture
+def files(picture, tmp_path):
+    paths = [str(tmp_path / f"{index}.png") for index in range(2)]
+    for path, pixels in zip(paths, (picture, 1 - picture), strict=True):
+        save_image(pixels, path)
+    return paths
+
+
+@pytest.fixture
+def vary(pipe, tmp_path):
+    folder = tmp_path / "results"
+    folder.mkdir()
+    button = Variations(pipe, 64, folder)
+
+    def press(paths, **changes):
+        seen = []
+        values = {
+            "together": False, "count": 2, "seed": 5, "height": 16, "width": 16, "steps": 2, "guidance": 2.0,
+            "strength": 1.0, "method": "plain", "stages": False,
+        }  # fmt: skip
+        values.update(changes)
+        gallery, notes = button(paths, **values, progress=lambda share, desc: seen.append((share, desc)))
+        return gallery, notes, seen
+
+    return press
+
+
+def test_every_picture_is_varied_and_progress_is_told(vary, files):
+    gallery, notes, seen = vary(files)
+    assert [caption for _, caption in gallery] == [f"picture {i}, seed {s}" for i in (1, 2) for s in (5, 6)]
+    assert all(load_image(path).shape == (3, 16, 16) for path, _ in gallery)
+    assert notes == "Done."
+    assert seen[0] == ((1, 8), "picture 1 of 4")
+    assert seen[-1] == ((8, 8), "picture 4 of 4")
+
+
+def test_stages_are_shown_before_their_picture_and_progress_counts_their_steps(vary, files):
+    gallery, _, seen = vary(files[:1], count=2, method="demofusion", height=32, width=32, stages=True)
+    assert [caption.partition(", after ")[0] for _, caption in gallery] == [
+        f"picture 1, seed {s}" for s in (5, 5, 6, 6)
+    ]
+    assert [", after " in caption for _, caption in gallery] == [True, False, True, False]
+    assert [load_image(path).shape[-1] for path, _ in gallery] == [16, 32, 16, 32]
+    (_, total), _ = seen[-1]
+    assert [share for share, _ in seen] == [(step, total) for step in range(1, total + 1)]
+    assert total > 2 * 2  # two pictures of two stages, two steps each at most
+
+
+def test_pictures_together_make_one_context(vary, files):
+    gallery, _, _ = vary(files, together=True, count=1, method="multidiffusion", height=32, width=32)
+    assert len(gallery) == 1
+    assert load_image(gallery[0][0]).shape == (3, 32, 32)
+
+
+@pytest.mark.parametrize(
+    ("paths", "changes"),
+    [([], {}), (None, {}), (["x"] * 9, {}), (["x"], {"count": 9}), (["x"], {"seed": -1}), (["x"], {"height": 128})],
+)
+def test_limits(vary, paths, changes):
+    with pytest.raises(ValueError, match=r"Upload|Ask for|Height"):
+        vary(paths, **changes)
+
+
+def test_the_app_is_for_this_machine_only(pipe, monkeypatch):
+    gradio = pytest.importorskip("gradio")
+    seen = {}
+    monkeypatch.setattr(gradio.Blocks, "launch", lambda self, **options: seen.update(options, page=self))
+    serve(pipe, port=7999)
+    assert seen["server_name"] == "127.0.0.1"
+    assert seen["share"] is False
+    assert seen["max_file_size"] == MAX_FILE_SIZE == "20mb"
+    assert seen["allowed_paths"] == []
+    page = seen["page"]
+    assert page.delete_cache == (3600, 86_400)
+    assert page.default_concurrency_limit == 1 if hasattr(page, "default_concurrency_limit") else True
+    assert [fn.concurrency_limit for fn in page.fns.values()] == [1]
+    for name in LAUNCH_OPTIONS:
+        with pytest.raises(ValueError, match=name):
+            serve(pipe, **{name: None})
+
+
+def test_files_that_are_not_its_own_are_not_given_out(pipe, tmp_path):
+    pytest.importorskip("gradio")
+    from gradio.routes import App
+    from starlette.testclient import TestClient
+
+    secret = tmp_path / "secret.txt"
+    secret.write_text("not for you")
+    page = build(pipe, max_side=64, folder=tmp_path)
+    with TestClient(App.create_app(page)) as client:
+        assert client.get("/config").status_code == 200
+        for path in (secret, "/etc/passwd", "../../../../etc/passwd", "..%2f..%2f..%2fetc%2fpasswd"):
+            assert client.get(f"/gradio_api/file={path}").status_code in (403, 404)
+
+
+def test_the_page_calls_the_button_and_shows_errors(pipe, files, tmp_path):
+    gradio = pytest.importorskip("gradio")
+    page = build(pipe, max_side=64, folder=tmp_path)
+    (function,) = page.fns.values()
+
+    def press(seed=7, randomise=False, count=1):
+        numbers = (16, 16, 1, 2.0, 1.0, "plain")
+        return function.fn([files[0]], False, count, seed, randomise, *numbers, lambda *given, **named: None)
+
+    gallery, seed, notes = press()
+    assert seed == 7
+    assert len(gallery) == 1
+    assert notes == "Done."
+    assert press(randomise=True)[1] != press(randomise=True)[1]
+    with pytest.raises(gradio.Error, match="Ask for 1 to 8 results"):
+        press(count=9)

@@ -1,0 +1,517 @@
+import io
+import os
+import pickle
+import re
+import socket
+import stat
+import struct
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageFile
+
+from seecoder.images.loading import ImageError, limit_area, load_image, save_image, to_pil
+
+ROOT = Path(__file__).resolve().parents[3]
+
+# Every corner, edge and diagonal differs, so that each of the eight orientations is told from all others.
+UPRIGHT = np.arange(5 * 7 * 3, dtype=np.uint8).reshape(5, 7, 3) * 2
+
+
+def encode(image: Image.Image | np.ndarray, format: str, **options) -> bytes:
+    file = io.BytesIO()
+    image = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    image.save(file, format, **options)
+    return file.getvalue()
+
+
+def levels(pixels: torch.Tensor) -> np.ndarray:
+    """(H, W, 3) numbers from 0 to 255."""
+    return (pixels.permute(1, 2, 0).double() * 255).numpy()
+
+
+def assert_levels(pixels: torch.Tensor, expected: np.ndarray, tolerance: float = 1e-4) -> None:
+    assert pixels.dtype == torch.float32
+    assert pixels.is_contiguous()
+    np.testing.assert_allclose(levels(pixels), expected, rtol=0, atol=tolerance)
+
+
+# Sources: path, bytes, Pillow image, array, tensor.
+
+
+def test_every_kind_of_source_gives_the_same_pixels(tmp_path):
+    path = tmp_path / "a.png"
+    path.write_bytes(encode(UPRIGHT, "PNG"))
+    tensor = torch.from_numpy(UPRIGHT).permute(2, 0, 1)
+    sources = [
+        *(path, str(path), path.read_bytes(), bytearray(path.read_bytes()), memoryview(path.read_bytes())),
+        *(Image.open(path), Image.fromarray(UPRIGHT), UPRIGHT, tensor),
+        *(UPRIGHT.astype(np.uint16) * 257, UPRIGHT.astype(np.float64) / 255, tensor.double() / 255),
+    ]
+    for source in sources:
+        assert_levels(load_image(source), UPRIGHT)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_tensors_of_any_float_type_and_gradient(dtype):
+    tensor = torch.rand(3, 4, 6, dtype=torch.float32).to(dtype).requires_grad_()
+    assert torch.equal(load_image(tensor), tensor.detach().float())
+    assert not load_image(tensor).requires_grad
+
+
+def test_grey_arrays_become_three_equal_channels():
+    for source in (UPRIGHT[..., 0], UPRIGHT[..., :1], torch.from_numpy(UPRIGHT[..., 0]), UPRIGHT[..., 0] / 255):
+        assert_levels(load_image(source), np.repeat(UPRIGHT[..., :1], 3, axis=2))
+
+
+def test_alpha_of_arrays_is_composited():
+    colour, alpha = np.full((2, 2, 3), 100, np.uint8), np.array([[0, 255], [51, 102]], np.uint8)
+    expected = 100 * (alpha / 255)[..., None] + 255 * (1 - alpha / 255)[..., None]
+    assert_levels(load_image(np.dstack([colour, alpha])), np.repeat(expected, 3, axis=2))
+    assert_levels(load_image(np.dstack([colour[..., 0], alpha])), np.repeat(expected, 3, axis=2))
+    as_float = np.dstack([colour, alpha]) / 255
+    assert_levels(load_image(torch.from_numpy(as_float).permute(2, 0, 1)), np.repeat(expected, 3, axis=2))
+
+
+def test_result_shares_no_memory_with_its_source():
+    array, tensor = np.zeros((4, 4, 3), np.float32), torch.zeros(3, 4, 4)
+    load_image(array).fill_(1)
+    load_image(tensor).fill_(1)
+    assert not array.any()
+    assert not tensor.any()
+
+
+def test_readonly_and_byte_swapped_arrays():
+    array = (UPRIGHT.astype(">u2") * 257).astype(">u2")
+    array.flags.writeable = False
+    assert_levels(load_image(array[::-1, ::-1]), UPRIGHT[::-1, ::-1])
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        (np.zeros((4, 4, 5), np.uint8), "channels last"),
+        (np.zeros((3, 8, 8), np.uint8), "channels last"),
+        (np.zeros((1, 4, 4, 3), np.uint8), "one picture"),
+        (np.zeros((0, 4, 3), np.uint8), "no pixels"),
+        (np.zeros((4, 4, 3), np.int64), "int64 is not understood"),
+        (np.zeros((4, 4, 3), bool), "bool is not understood"),
+        (np.array([[0.5, np.nan]]), "NaN"),
+        (np.array([[0.5, np.inf]]), "infinite"),
+        (np.array([[0.0, 255.0]]), "from 0 to 255"),
+        (np.array([[-1.0, 1.0]]), "from -1 to 1"),
+        (torch.zeros(1, 3, 4, 4), "one picture"),
+        (torch.zeros(4, 4, 3), "from|channels|H"),
+        (torch.full((3, 4, 4), float("nan")), "NaN"),
+        (torch.zeros(3, 4, 4, dtype=torch.int32), "int32 is not understood"),
+        (torch.zeros(3, 0, 4), "no pixels"),
+    ],
+)
+def test_arrays_that_are_no_picture_are_refused(source, reason):
+    if isinstance(source, torch.Tensor) and source.shape == (4, 4, 3):
+        assert load_image(source).shape == (3, 4, 3)  # channels first: four channels, 4 x 3 pixels
+        return
+    with pytest.raises(ImageError, match=reason):
+        load_image(source)
+
+
+def test_rounding_noise_around_the_range_is_clamped():
+    assert load_image(np.array([[-1e-5, 1 + 1e-5]])).tolist()[0] == [[0.0, 1.0]]
+
+
+def test_other_types_and_settings_are_refused():
+    with pytest.raises(TypeError, match="`source` is a int"):
+        load_image(3)  # pyright: ignore
+    with pytest.raises(ValueError, match="max_pixels"):
+        load_image(UPRIGHT, max_pixels=0)
+    for background in [(0, 0), (0, 0, 256), (-1, 0, 0)]:
+        with pytest.raises(ValueError, match="background"):
+            load_image(UPRIGHT, background=background)  # pyright: ignore
+
+
+# Orientation (row 13).
+
+
+def stored(upright: np.ndarray, orientation: int) -> np.ndarray:
+    """What a camera stores, by the standard's definition: which visual edges row 0 and column 0 of the file are."""
+    row_edge = ("top", "top", "bottom", "bottom", "left", "right", "right", "left")[orientation - 1]
+    column_edge = ("left", "right", "right", "left", "top", "top", "bottom", "bottom")[orientation - 1]
+    turned = upright if row_edge in ("top", "bottom") else upright.swapaxes(0, 1)
+    turned = turned[::-1] if row_edge in ("bottom", "right") else turned
+    return np.ascontiguousarray(turned[:, ::-1] if column_edge in ("right", "bottom") else turned)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("format", ["PNG", "WEBP", "TIFF", "JPEG"])
+def test_exif_orientation(format, orientation):
+    options = {"WEBP": {"lossless": True}, "JPEG": {"quality": 100, "subsampling": 0}}.get(format, {})
+    exif = Image.Exif()
+    exif[0x010F] = "a maker, so that the orientation is not the first entry"
+    exif[0x0112] = orientation
+    data = encode(stored(UPRIGHT, orientation), format, exif=exif, **options)
+    pixels = load_image(data)
+    assert pixels.shape == (3, 5, 7)
+    assert_levels(pixels, UPRIGHT, tolerance=6 if format == "JPEG" else 1e-4)
+    assert torch.equal(load_image(Image.open(io.BytesIO(data))), pixels), "a Pillow image of the same file"
+
+
+def test_orientation_turns_alpha_with_the_colour():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    rgba = np.dstack([UPRIGHT, np.arange(35, dtype=np.uint8).reshape(5, 7) * 7])
+    turned = load_image(encode(stored(rgba, 6), "PNG", exif=exif))
+    assert torch.equal(turned, load_image(encode(rgba, "PNG")))
+
+
+@pytest.mark.parametrize(
+    "exif",
+    [
+        b"",
+        b"Exif\0\0",
+        b"II*\0",
+        b"II*\0\xff\xff\xff\xff",
+        b"II*\0\x08\0\0\0\xff\xff",
+        b"II*\0\x08\0\0\0\x01\0" + struct.pack("<HHII", 0x0112, 3, 1, 9) + b"\0\0\0\0",
+        b"II*\0\x08\0\0\0\x01\0" + struct.pack("<HHII", 0x0112, 2, 1, 6) + b"\0\0\0\0",
+        bytes(range(200, 256)),
+    ],
+)
+def test_damaged_exif_leaves_the_picture_as_it_is(exif):
+    assert_levels(load_image(encode(UPRIGHT, "PNG", exif=exif)), UPRIGHT)
+
+
+# Formats and what is none (rows 12 and 17).
+
+
+def test_content_decides_and_not_the_name(tmp_path):
+    path = tmp_path / "photo.jpg"
+    path.write_bytes(encode(UPRIGHT, "PNG"))
+    assert_levels(load_image(path), UPRIGHT)
+
+
+@pytest.mark.parametrize("format", ["PPM", "TGA", "ICO", "PCX", "EPS", "JPEG2000", "AVIF", "PDF", "ICNS", "DDS", "SGI"])
+def test_formats_off_the_list_are_refused(format):
+    with pytest.raises(ImageError, match="JPEG, PNG, WEBP, TIFF, BMP and GIF are read"):
+        load_image(encode(Image.new("RGB", (64, 64)), format))
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "empty"),
+        (b"\n<!DOCTYPE html><html>404</html>", "web page"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0", "HEIC"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+        (b"hello", r"b'hello'"),
+        (b"\xff\xd8\xff", "truncated"),
+        (b"\x89PNG\r\n\x1a\n", "truncated"),
+        (b"GIF89a", "truncated"),
+        (b"BM", "truncated"),
+        (b"II*\0", "truncated"),
+        (b"RIFF\xff\0\0\0WEBP", "truncated"),
+    ],
+)
+def test_mislabelled_and_empty_files_name_path_and_reason(tmp_path, content, reason):
+    path = tmp_path / "photo.jpg"
+    path.write_bytes(content)
+    with pytest.raises(ImageError, match=reason) as caught:
+        load_image(path)
+    assert str(path) in str(caught.value)
+    assert caught.value.source == str(path)
+    assert "\n" not in str(caught.value)
+
+
+FORMATS = ["JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF"]
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_every_truncation_is_refused(format):
+    data = encode(Image.fromarray(UPRIGHT).resize((24, 20)), format)
+    # What follows the pixels of a TIFF or GIF is a directory or one closing byte; losing the latter loses nothing.
+    complete = {len(data), len(data) - 1} if format == "GIF" else {len(data)}
+    for length in range(len(data)):
+        if length not in complete:
+            with pytest.raises(ImageError):
+                load_image(data[:length])
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_truncation_is_refused_even_if_pillow_was_told_to_accept_it(format, monkeypatch):
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    data = encode(np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8), format)
+    for share in (0.3, 0.6, 0.9):
+        with pytest.raises(ImageError):
+            load_image(data[: int(len(data) * share)])
+
+
+def test_half_a_jpeg_says_truncated():
+    data = encode(UPRIGHT, "JPEG")
+    with pytest.raises(ImageError, match="truncated"):
+        load_image(data[: len(data) // 2])
+
+
+# What is no file.
+
+
+def test_missing_files_folders_and_addresses(tmp_path):
+    with pytest.raises(ImageError, match="no such file"):
+        load_image(tmp_path / "absent.png")
+    with pytest.raises(ImageError, match="a folder"):
+        load_image(tmp_path)
+    with pytest.raises(ImageError, match="not fetched"):
+        load_image("https://example.com/a.png")
+    for name in ("a\0b.png", "a" * 5000):
+        with pytest.raises(ImageError):
+            load_image(name)
+
+
+def test_hostile_names_stay_on_one_short_line():
+    with pytest.raises(ImageError) as caught:
+        load_image("\x1b[31m\nfake log line" + "x" * 1000)
+    message = str(caught.value)
+    assert message.isprintable()
+    assert len(message) < 400
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes with names are POSIX")
+@pytest.mark.timeout(10)
+def test_pipes_sockets_and_devices_are_refused_at_once(tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "pipe.png")
+    monkeypatch.chdir(tmp_path)  # names of sockets must be short
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind("s.png")
+        for path in (tmp_path / "pipe.png", "s.png", "/dev/zero", "/dev/null"):
+            assert not stat.S_ISREG(os.stat(path).st_mode)
+            with pytest.raises(ImageError, match="not a regular file"):
+                load_image(path)
+
+
+def test_links_are_followed(tmp_path):
+    (tmp_path / "a.png").write_bytes(encode(UPRIGHT, "PNG"))
+    (tmp_path / "b.png").symlink_to(tmp_path / "a.png")
+    assert_levels(load_image(tmp_path / "b.png"), UPRIGHT)
+
+
+# The pixel limit (row 12).
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_limit_is_on_pixels_and_inclusive(format):
+    data = encode(Image.new("RGB", (10, 20)), format)
+    assert load_image(data, max_pixels=200).shape == (3, 20, 10)
+    with pytest.raises(ImageError, match=r"200 pixels \(10 x 20\); the limit is 199"):
+        load_image(data, max_pixels=199)
+    for source in (Image.open(io.BytesIO(data)), np.zeros((20, 10), np.uint8), torch.zeros(3, 20, 10)):
+        with pytest.raises(ImageError, match="the limit is 199"):
+            load_image(source, max_pixels=199)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_pillow_limit_neither_stops_nor_changes(format, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
+    data = encode(Image.new("RGB", (20, 20), "red"), format)
+    assert load_image(data).shape == (3, 20, 20)
+    assert Image.MAX_IMAGE_PIXELS == 50
+
+
+def test_threads_do_not_disturb_each_other(monkeypatch):
+    """Every reading of Pillow's limit during loads in several threads finds what was set."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
+    sources = [encode(Image.new("RGB", (20, 20), (level, 0, 0)), format) for level, format in enumerate(FORMATS)]
+    wrong: list[object] = []
+
+    def work(place: int) -> None:
+        for _ in range(20):
+            pixels = load_image(sources[place], max_pixels=400)
+            if pixels.shape != (3, 20, 20) or Image.MAX_IMAGE_PIXELS != 50:
+                wrong.append(pixels)
+
+    threads = [threading.Thread(target=work, args=(place,)) for place in range(len(sources))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("side", [10_000, 14_000])
+def test_legal_pictures_beyond_pillows_warning_and_error(side):
+    """100 and 196 megapixels; Pillow warns above 89 and refuses above 179. Warnings are errors in this suite."""
+    for format in ("PNG", "TIFF", "GIF"):
+        data = encode(Image.new("L", (side, side), 7), format)
+        with pytest.raises(ImageError, match="the limit is 64,000,000"):
+            load_image(data)
+        assert load_image(data, max_pixels=200_000_000).shape == (3, side, side)
+
+
+def test_images_opened_by_the_caller_may_only_be_of_listed_formats_unless_loaded():
+    data = encode(Image.new("RGB", (8, 8), "red"), "TGA")
+    with pytest.raises(ImageError, match="TGA files are not decoded"):
+        load_image(Image.open(io.BytesIO(data)))
+    loaded = Image.open(io.BytesIO(data))
+    loaded.load()
+    assert_levels(load_image(loaded), np.broadcast_to([255, 0, 0], (8, 8, 3)))
+
+
+def test_source_image_is_not_changed():
+    image = Image.fromarray(np.dstack([UPRIGHT, UPRIGHT[..., 0]]))
+    before = image.tobytes(), image.mode, dict(image.info)
+    load_image(image)
+    assert (image.tobytes(), image.mode, dict(image.info)) == before
+
+
+# The error, and the door.
+
+
+def test_error_survives_pickling_and_data_loader_workers():
+    error = ImageError("a.png", "it is empty")
+    again = pickle.loads(pickle.dumps(error))
+    assert (again.source, again.reason, str(again)) == ("a.png", "it is empty", "`a.png`: it is empty")
+    assert isinstance(error, ValueError)
+    wrapped = torch._utils.ExceptionWrapper((ImageError, error, None), where="in a worker")
+    with pytest.raises(ImageError, match="it is empty"):
+        wrapped.reraise()
+
+
+OPENING = re.compile(
+    r"\bImage\.open\b|from PIL\.Image import[^\n]*\bopen\b|\bread_image\b|\bdecode_(image|jpeg|png)\b|\bimread\b"
+    r"|\bimageio\b|from diffusers[\w.]* import[^\n]*\bload_image\b|\bdiffusers[\w.]*\.load_image\b"
+)
+
+
+def test_this_is_the_only_door():
+    """No other source file opens pictures by itself: what it got would be neither upright, nor bounded, nor safe."""
+    offenders = []
+    for folder in ("seecoder", "data", "train", "scripts"):
+        for path in (ROOT / folder).rglob("*"):
+            if not path.is_file() or path.suffix not in ("", ".py") or path.name.startswith("."):
+                continue
+            for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+                if OPENING.search(line.split("#")[0]):
+                    offenders.append(f"{path.relative_to(ROOT)}:{number}: {line.strip()}")
+    assert not offenders
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "with Image.open(path) as image:",
+        "from diffusers.utils import load_image",
+        "torchvision.io.read_image(path)",
+        "cv2.imread(path)",
+    ],
+)
+def test_the_search_for_other_doors_finds_them(line):
+    assert OPENING.search(line)
+
+
+# Out.
+
+
+def test_to_pil_rounds_to_the_nearest_level():
+    pixels = torch.tensor([0.0, 0.4 / 255, 0.6 / 255, 1.0]).repeat(3, 2, 1)
+    assert np.asarray(to_pil(pixels)).tolist() == [[[0] * 3, [0] * 3, [1] * 3, [255] * 3]] * 2
+    assert to_pil(pixels.bfloat16()).size == (4, 2)
+
+
+def test_to_pil_and_back_is_exact():
+    assert_levels(load_image(to_pil(load_image(UPRIGHT))), UPRIGHT)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "reason"),
+    [
+        (torch.zeros(1, 3, 4, 4), "3, H, W"),
+        (torch.zeros(4, 4, 3), "3, H, W"),
+        (torch.zeros(3, 4, 4, dtype=torch.uint8), "float"),
+        (torch.full((3, 4, 4), 2.0), "from 2 to 2"),
+        (torch.full((3, 4, 4), float("nan")), "nan"),
+        (torch.zeros(3, 0, 4), "3, H, W"),
+    ],
+)
+def test_to_pil_refuses_what_is_no_picture(pixels, reason):
+    with pytest.raises(ValueError, match=reason):
+        to_pil(pixels)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".jpeg", ".webp", ".PNG"])
+def test_save_and_load(tmp_path, suffix):
+    path = tmp_path / f"a{suffix}"
+    smooth = load_image(np.linspace(0, 1, 32 * 32).reshape(32, 32))
+    save_image(smooth, path)
+    assert (load_image(path) - smooth).abs().max() < (0.003 if suffix.lower() == ".png" else 0.03)
+    assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
+
+
+def test_saving_transparency_as_jpeg_composites_on_white(tmp_path):
+    save_image(Image.new("RGBA", (8, 8), (255, 0, 0, 0)), tmp_path / "a.jpg")
+    assert load_image(tmp_path / "a.jpg").min() > 0.98
+    save_image(Image.new("RGBA", (8, 8), (255, 0, 0, 0)), tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as kept:
+        assert kept.mode == "RGBA"
+
+
+def test_saving_refuses_before_writing(tmp_path):
+    pixels = torch.zeros(3, 4, 4)
+    with pytest.raises(ValueError, match="ends with none of"):
+        save_image(pixels, tmp_path / "a.tiff")
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        save_image(pixels, tmp_path / "absent" / "a.png")
+    with pytest.raises(ValueError, match="16,383"):
+        save_image(torch.zeros(3, 1, 16_384), tmp_path / "a.webp")
+    assert not list(tmp_path.iterdir())
+
+
+def test_failed_save_leaves_the_old_picture(tmp_path, monkeypatch):
+    save_image(torch.zeros(3, 4, 4), tmp_path / "a.png")
+
+    def fail(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", fail)
+    with pytest.raises(OSError, match="No space"):
+        save_image(torch.ones(3, 4, 4), tmp_path / "a.png")
+    assert load_image(tmp_path / "a.png").max() == 0
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+# The size at which an encoder sees a picture.
+
+
+@pytest.mark.parametrize(
+    ("size", "seen"),
+    [
+        ((300, 400), (55, 74)),  # 64 * 64 pixels at 3:4
+        ((64, 64), (64, 64)),
+        ((32, 128), (32, 128)),  # as many pixels as the square
+        ((40, 50), (40, 50)),  # never enlarged
+        ((40, 4000), (32, 640)),  # the shorter side does not fall below 32
+        ((20, 4000), (20, 905)),  # nor is it enlarged to 32
+    ],
+)
+def test_limit_area(size, seen):
+    picture = torch.rand(3, *size, generator=torch.Generator().manual_seed(0))
+    found = limit_area(picture, 64)
+    assert tuple(found.shape) == (3, *seen)
+    assert found.min() >= 0
+    assert found.max() <= 1
+    if size == seen:
+        assert found is picture
+    assert limit_area(picture, None) is picture
+
+
+def test_limit_area_keeps_a_smooth_picture():
+    rows, columns = torch.meshgrid(torch.linspace(0, 1, 240), torch.linspace(0, 1, 320), indexing="ij")
+    found = limit_area(torch.stack([rows, columns, (rows + columns) / 2]), 64)
+    centres = (torch.arange(74) + 0.5) / 74
+    # Away from the border, where the bicubic kernel sees no edge, a ramp stays a ramp.
+    torch.testing.assert_close(found[1, 20, 5:-5], ((centres * 320 - 0.5) / 319)[5:-5], atol=1e-4, rtol=0)
+
+
+def test_limit_area_refuses_sizes_no_encoder_takes():
+    with pytest.raises(ValueError, match="`image_size`=31"):
+        limit_area(torch.rand(3, 64, 64), 31)

@@ -1,0 +1,125 @@
+import json
+import math
+import re
+import xml.etree.ElementTree as ElementTree
+
+import pytest
+
+from train.cli import main
+from train.report.charts import decades, line_chart, ticks
+from train.run.checkpoints import list_checkpoints
+from train.run.provenance import note_start
+from train.run.records import best_of, read_metrics
+
+
+@pytest.fixture
+def metrics(tmp_path):
+    path = tmp_path / "metrics.csv"
+    path.write_text("step,metric,value\n2,held,0.5\n4,held,0.3\n6,held,nan\n8,held,0.3\n8,other,1\n8,held")
+    return path
+
+
+def test_half_a_line_is_left_out(metrics):
+    found = read_metrics(metrics)
+    assert [step for step, _ in found["held"]] == [2, 4, 6, 8]
+    assert found["other"] == [(8, 1.0)]
+
+
+@pytest.mark.parametrize(("steps", "expected"), [({2, 4, 6, 8}, (4, 0.3)), ({2, 6}, (2, 0.5)), ({6}, None), ((), None)])
+def test_the_best_is_the_first_lowest_finite_of_those_that_count(metrics, steps, expected):
+    assert best_of(metrics, "held", steps) == expected
+    assert best_of(metrics, "absent", steps) is None
+
+
+@pytest.mark.parametrize("limits", [(0, 1), (-3.2, 7.7), (1e-5, 3e-5), (0, 123456), (99999, 100001)])
+def test_ticks_are_few_and_inside(limits):
+    found = ticks(*limits)
+    assert 2 <= len(found) <= 6
+    assert all(limits[0] <= value <= limits[1] for value in found)
+
+
+@pytest.mark.parametrize(
+    ("limits", "expected"),
+    [
+        ((0.009, 0.25), [0.01, 0.02, 0.05, 0.1, 0.2]),
+        ((0.5, 2000), [1, 10, 100, 1000]),
+        ((1e-9, 1), [1e-9, 1e-7, 1e-5, 1e-3, 1e-1]),
+    ],
+)
+def test_logarithmic_ticks_are_round(limits, expected):
+    found = decades(*(math.log10(limit) for limit in limits))
+    assert [10**value for value in found] == pytest.approx(expected)
+
+
+def test_a_narrow_logarithmic_axis_has_ticks_too():
+    assert len(decades(math.log10(3), math.log10(4))) >= 2
+
+
+def test_charts_are_well_formed_whatever_is_drawn():
+    nothing = {"none": [], "bad": [(1, float("nan")), (2, float("inf"))]}
+    many = {"a<b>&": [(step, 1 / (1 + step)) for step in range(5000)], "zero": [(0, 0.0), (9, 1.0)]}
+    for lines in (nothing, many, {"one": [(3, 2.0)]}, {"flat": [(1, 5.0), (2, 5.0)]}):
+        for logarithmic in (False, True):
+            root = ElementTree.fromstring(line_chart("t & u", lines, logarithmic=logarithmic))
+            drawn = [element.get("points", "").split() for element in root.iter("polyline")]
+            for points in drawn:
+                assert len(points) <= 600
+                assert all(0 <= float(number) <= 520 for point in points for number in point.split(","))
+    assert "nothing recorded" in line_chart("empty", nothing)
+
+
+def test_a_run_leaves_report_card_versions_scores_and_its_best_checkpoint(settings, fit, tmp_path, monkeypatch):
+    preview = {"pictures": 2, "rows": 2, "steps": 2, "guidance_scale": 1.0}
+    changes = {"run.max_steps": 6, "run.keep_checkpoints": 1, "stage.init_args.preview": preview}
+    best = {2: 0.2, 4: 0.1, 6: 0.3}
+    from train.stages.seecoder import SeeCoderStage
+
+    monkeypatch.setattr("train.run.provenance.commit", lambda: {"commit": "c" * 40, "changed": True})
+    monkeypatch.setattr(SeeCoderStage, "evaluate", lambda stage: {"held_out_loss": best[stage.global_step]})
+    assert fit(settings(**changes)) == 0
+    run = tmp_path / "run"
+    assert [step for step, _ in list_checkpoints(run)] == [6, 4]
+    assert json.loads((run / "best.json").read_text())["checkpoint"] == "step-00000004.ckpt"
+    found = read_metrics(run / "metrics.csv")
+    for name in ("count", "shape", "hue", "texture", "background", "all"):
+        assert all(0 <= value <= 1 for _, value in found[f"preview_{name}"])
+    assert all(0 <= value <= 1 for _, value in found["data_wait"])
+    assert found["skipped_steps"][-1] == found["skipped_samples"][-1] == (6, 0.0)
+    (start,) = json.loads((run / "run.json").read_text())["starts"]
+    assert (start["step"], start["processes"]) == (0, 1)
+    assert {key: start[key] for key in ("commit", "changed")} == {"commit": "c" * 40, "changed": True}
+    assert start["versions"]["torch"]
+    card = (run / "README.md").read_text()
+    assert "| steps | 6 of 6 |" in card
+    assert "seecoder export" in card
+
+    assert main(["report", str(run)]) == 0
+    page = (run / "report.html").read_text()
+    for word in ("loss by noise level", "gradient norm", "learning rate", "images a second", "waits for data"):
+        assert word in page
+    assert page.count("data:image/png;base64,") == 3
+    assert page.count("<svg") == page.count("</svg>") >= 8
+    assert "step-00000004.ckpt: held_out_loss 0.1" in page
+    assert "max_steps: 6" in page
+    assert not re.search(r'(src|href)="(?!data:)', page)  # nothing from outside
+
+
+def test_a_report_of_a_run_that_has_barely_begun(tmp_path):
+    (tmp_path / "metrics.csv").write_text("step,metric,value\n")
+    (tmp_path / "skipped_steps.jsonl").write_text('{"step": 1, "samples": ["<script>"]}\n')
+    assert main(["report", str(tmp_path), "--out", str(tmp_path / "pages" / "a.html")]) == 0
+    page = (tmp_path / "pages" / "a.html").read_text()
+    assert "<script>" not in page
+    assert "Skipped steps: 1" in page
+
+
+def test_a_folder_that_is_no_run_is_bad_input(tmp_path, capsys):
+    assert main(["report", str(tmp_path)]) == 2
+    assert "metrics.csv" in capsys.readouterr().err
+
+
+def test_starts_are_added_up_and_a_damaged_note_is_begun_anew(tmp_path):
+    (tmp_path / "run.json").write_text("{")
+    note_start(tmp_path, 0, 2)
+    note_start(tmp_path, 5, 1)
+    assert [start["step"] for start in json.loads((tmp_path / "run.json").read_text())["starts"]] == [0, 5]

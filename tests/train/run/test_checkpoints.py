@@ -1,0 +1,110 @@
+import os
+
+import pytest
+import torch
+
+from train.run.checkpoints import AtomicCheckpointIO, is_complete, list_checkpoints, newest_complete
+
+
+@pytest.fixture
+def writer() -> AtomicCheckpointIO:
+    return AtomicCheckpointIO()
+
+
+def save(writer, folder, step, value=1.0):
+    path = folder / f"step-{step:08d}.ckpt"
+    writer.save_checkpoint({"weights": torch.full((64,), value)}, path)
+    return path
+
+
+def test_round_trip(writer, tmp_path):
+    path = save(writer, tmp_path, 3)
+    assert is_complete(path)
+    assert torch.equal(writer.load_checkpoint(path)["weights"], torch.ones(64))
+
+
+def test_newest_complete_passes_over_torn_ones(writer, tmp_path, capsys):
+    first, second, third, fourth = (save(writer, tmp_path, step) for step in (1, 2, 3, 20))
+    fourth.write_bytes(fourth.read_bytes()[:-7])  # torn
+    third.with_name(third.name + ".sha256").unlink()  # copied without its marker
+    content = bytearray(second.read_bytes())
+    content[len(content) // 2] ^= 1  # a flipped bit
+    second.write_bytes(content)
+    assert newest_complete(tmp_path) == first
+    assert capsys.readouterr().out.count("not a complete checkpoint") == 3
+
+
+def test_foreign_files_are_not_checkpoints(tmp_path):
+    for name in ("last.ckpt", "step-1.ckpt", "step-00000001.ckpt.partial", ".step-00000002.ckpt.ab.partial"):
+        (tmp_path / name).touch()
+    assert list_checkpoints(tmp_path) == []
+    assert newest_complete(tmp_path / "missing") is None
+
+
+def test_a_full_disk_leaves_the_last_good_one_and_says_so(writer, tmp_path, monkeypatch):
+    good = save(writer, tmp_path, 1)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    bad = save(writer, tmp_path, 2)
+    monkeypatch.undo()
+    assert "No space left" in str(writer.error)
+    assert not bad.exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [good.name, good.name + ".sha256"]
+    assert newest_complete(tmp_path) == good
+    save(writer, tmp_path, 3)
+    assert writer.error is None
+
+
+def test_a_disk_that_fails_at_the_last_rename_leaves_no_marker(writer, tmp_path, monkeypatch):
+    rename = os.replace
+
+    def fails(source, target):
+        if target.suffix == ".ckpt":
+            raise OSError(5, "Input/output error")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "replace", fails)
+    save(writer, tmp_path, 1)
+    assert "Input/output error" in str(writer.error)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_removing_takes_checkpoint_and_marker(writer, tmp_path):
+    writer.remove_checkpoint(save(writer, tmp_path, 1))
+    writer.remove_checkpoint(tmp_path / "step-00000001.ckpt")  # gone already
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_fills_up_while_writing(writer, tmp_path, monkeypatch):
+    monkeypatch.setattr("train.run.checkpoints._HashingFile.write", _fails_late)
+    save(writer, tmp_path, 1)
+    monkeypatch.undo()
+    assert "No space left" in str(writer.error)
+    assert list(tmp_path.iterdir()) == []
+
+
+def _fails_late(self, data):
+    if self.file.tell() > 300:
+        self.error = OSError(28, "No space left on device")
+        raise self.error
+    return self.file.write(data)
+
+
+def test_errors_that_are_not_the_disks_are_raised(writer, tmp_path):
+    with pytest.raises(Exception, match="pickle"):
+        writer.save_checkpoint({"weights": lambda: 0}, tmp_path / "step-00000001.ckpt")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_pickled_code_is_not_run(writer, tmp_path):
+    class Bad:
+        def __reduce__(self):
+            return os.system, ("touch /tmp/should-not-exist",)
+
+    path = tmp_path / "step-00000001.ckpt"
+    torch.save({"state": Bad()}, path)
+    with pytest.raises(Exception, match=r"weights_only|Unsupported"):
+        writer.load_checkpoint(path)

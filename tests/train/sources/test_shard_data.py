@@ -1,0 +1,108 @@
+import json
+import shutil
+
+import pytest
+import torch
+
+from data.build import main as build_shards
+from data.shards.opening import open_shards
+from data.shards.reading.samples import BadSample, ShardReader
+from train.run.records import read_metrics
+from train.sources.shard_data import ShardPictures
+from train.sources.stream import Position
+
+
+def batches(shards, position, monkeypatch, **options):
+    data = ShardPictures(batch_size=2, shards=str(shards), image_size=32, held_out=0, **options)
+    monkeypatch.setattr(type(data), "position", lambda self: position)
+    return list(data.train_dataloader())
+
+
+def test_order_is_that_of_the_step_and_the_sample(shards, monkeypatch):
+    whole = batches(shards, Position(0, 12), monkeypatch)
+    keys = torch.cat([batch["keys"] for batch in whole])
+    assert keys[:, 0].tolist() == [0] * 24
+    assert sorted(keys[:, 1].tolist()) == list(range(24))
+    rest = batches(shards, Position(5, 12), monkeypatch)
+    assert all(torch.equal(one["keys"], other["keys"]) for one, other in zip(rest, whole[5:], strict=True))
+    assert all(torch.equal(one["pixels"], other["pixels"]) for one, other in zip(rest, whole[5:], strict=True))
+
+
+def test_ranks_share_a_global_batch(shards, monkeypatch):
+    whole = batches(shards, Position(0, 6, accumulate=2), monkeypatch)
+    ranks = [batches(shards, Position(0, 6, rank=rank, world_size=2), monkeypatch) for rank in range(2)]
+    for step in range(6):
+        shared = torch.cat([rank[step]["keys"] for rank in ranks])
+        assert torch.equal(shared, torch.cat([batch["keys"] for batch in whole[2 * step : 2 * step + 2]]))
+
+
+def test_held_out_pictures(shards, held_out_shards):
+    data = ShardPictures(2, str(shards), image_size=32, held_out=5, held_out_shards=str(held_out_shards))
+    data.setup("fit")
+    assert data.held_out_pixels.shape == (5, 3, 32, 32)
+    assert data.held_out_scenes is None
+    world = ShardPictures(batch_size=2, shards=str(shards), image_size=32, held_out=3, held_out_world=True)
+    world.setup("fit")
+    assert len(world.held_out_scenes) == 3
+    none = ShardPictures(batch_size=2, shards=str(shards), image_size=32)
+    none.setup("fit")
+    assert none.held_out_pixels.shape == (0, 3, 32, 32)
+
+
+def test_training_goes_on_into_the_next_epoch(settings, fit, tmp_path):
+    folder = tmp_path / "few"
+    assert build_shards(["world", str(folder), "--count", "4", "--size", "32", "--samples-per-shard", "2"]) == 0
+    config = settings(**{"data.init_args.shards": str(folder), "run.max_steps": 5})
+    assert fit(config) == 0
+
+
+@pytest.fixture
+def damaged(shards, tmp_path):
+    """The shards, of which one ends in its middle, and how many samples are lost."""
+    folder = tmp_path / "damaged"
+    shutil.copytree(shards, folder)
+    victim = sorted(folder.glob("*.tar"))[1]
+    content = victim.read_bytes()
+    victim.write_bytes(content[: len(content) // 2])
+    reader, lost = ShardReader(open_shards(folder)), 0
+    for number in range(8):
+        try:
+            reader.read(1, number)
+        except BadSample:
+            lost += 1
+    assert 0 < lost < 8
+    return folder, lost
+
+
+def test_a_damaged_shard_is_named_once_and_left_out_until_it_is_too_much(damaged, settings, fit, capsys, tmp_path):
+    folder, lost = damaged
+    none = {"data.init_args.held_out": 0, "data.init_args.held_out_world": False}
+    # Two epochs of 24 samples.
+    twice = {**none, "data.init_args.shards": str(folder), "run.max_steps": 24, "run.checkpoint_every": 12}
+    assert fit(settings(**twice, **{"data.init_args.ceiling": 1.0})) == 0
+    lines = (tmp_path / "run" / "unreadable_samples.txt").read_text().splitlines()
+    names = [json.loads(line)["name"] for line in lines]
+    assert len(set(names)) == len(names) == 1
+    assert read_metrics(tmp_path / "run" / "metrics.csv")["skipped_samples"][-1] == (24, 2 * lost)
+    strict = {"data.init_args.ceiling": 1e-6, "run.folder": str(tmp_path / "strict")}
+    assert fit(settings(**twice, **strict)) == 1
+    shown = capsys.readouterr().err
+    assert "could not be read, above the ceiling" in shown
+    assert "Traceback" not in shown
+
+
+def test_a_run_that_goes_on_has_counted_what_it_skipped_before(damaged, settings, fit, tmp_path):
+    """The last line of the first part is at step 10, its checkpoint at step 13."""
+    folder, lost = damaged
+    steady = {"data.init_args.shards": str(folder), "data.init_args.ceiling": 1.0, "run.checkpoint_every": 13}
+    steady |= {"data.init_args.held_out": 0, "data.init_args.held_out_world": False}
+    figures = []
+    for name, parts in (("whole", (24,)), ("parts", (13, 24))):
+        for steps in parts:
+            changes = {"run.folder": str(tmp_path / name), "run.max_steps": steps, "run.log_every": 5}
+            assert fit(settings(**steady, **changes)) == 0
+        figures.append(dict(read_metrics(tmp_path / name / "metrics.csv")["skipped_samples"]))
+    whole, parts = figures
+    assert whole[24] == 2 * lost
+    assert list(parts) == [5, 10, 13, 15, 20, 24]
+    assert {step: value for step, value in parts.items() if step != 13} == whole

@@ -1,0 +1,147 @@
+import json
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+
+from data.world.pretrained import load_conditioner
+from data.world.scenes import sample_scenes
+from train.settings import OptimizerSettings
+from train.sources.world_data import scenes_to_dict
+from train.sources.world_latents import encode_posterior
+from train.stages.diffusion import WorldDiffusionStage, kept_tokens
+
+SIZES = {
+    "block_out_channels": [16, 16, 16],
+    "attention_heads": [2, 2, 2],
+    "norm_num_groups": 4,
+    "context_dim": 32,
+    "sample_size": 8,
+}
+
+
+@pytest.fixture
+def config(base, tmp_path) -> dict:
+    vae = str(base / "vae")
+    return {
+        "run": {
+            "folder": str(tmp_path / "run"),
+            "max_steps": 3,
+            "accelerator": "cpu",
+            "log_every": 1,
+            "checkpoint_every": 3,
+        },
+        "stage": {
+            "class_path": "train.stages.diffusion.WorldDiffusionStage",
+            "init_args": {"optimizer": {"lr": 1e-3}, "ema": {"decay": 0.9}, "vae": vae, **SIZES},
+        },
+        "data": {
+            "class_path": "train.sources.world_latents.WorldLatents",
+            "init_args": {"vae": vae, "batch_size": 4, "pool_size": 16, "held_out": 4, "image_size": 32},
+        },
+    }
+
+
+def stage(base, **changes) -> WorldDiffusionStage:
+    sizes = {name: tuple(value) if isinstance(value, list) else value for name, value in SIZES.items()}
+    return WorldDiffusionStage(OptimizerSettings(), vae=str(base / "vae"), **{**sizes, **changes})
+
+
+def batch_of(count: int = 4) -> dict:
+    generator = torch.Generator().manual_seed(0)
+    return {
+        "mean": torch.randn(count, 4, 8, 8, generator=generator),
+        "std": torch.full((count, 4, 8, 8), 0.1),
+        "keys": torch.stack([torch.zeros(count, dtype=torch.long), torch.arange(count)], dim=1),
+        "scenes": scenes_to_dict(sample_scenes(count, seed=0)),
+    }
+
+
+def test_tokens_are_dropped_on_their_own_and_all_together():
+    draws = torch.rand(40_000, 6, generator=torch.Generator().manual_seed(0))
+    keep = kept_tokens(draws, drop_token=0.1, drop_all=0.1)
+    assert (keep.float().mean(0) - 0.81).abs().max() < 0.01
+    assert float((~keep.any(1)).float().mean()) == pytest.approx(0.1, abs=0.005)
+    assert bool(kept_tokens(draws, 0.0, 0.0).all())
+
+
+def test_gradients_reach_unet_and_conditioner_and_not_dropped_tokens(base):
+    trained = stage(base, drop_token=0.0, drop_all=0.0)
+    trained.loss(batch_of()).backward()
+    silent = [
+        name
+        for name, weight in trained.named_parameters()
+        if weight.grad is None or (float(weight.grad.abs().max()) == 0 and "to_q" not in name and "to_k" not in name)
+    ]
+    assert silent == []
+    blind = stage(base, drop_all=0.999999)
+    blind.loss(batch_of()).backward()
+    assert all(float(weight.grad.abs().max()) == 0 for weight in blind.conditioner.parameters())
+
+
+def test_min_snr_weighs_the_plain_loss_down(base):
+    trained = stage(base, drop_token=0.0, drop_all=0.0).requires_grad_(False)
+    batch = batch_of(16)
+    plain = float(trained.loss(batch))
+    trained.min_snr_gamma = 0.5
+    assert float(trained.loss(batch)) < plain
+
+
+def test_posterior_is_scaled(base):
+    from diffusers import AutoencoderKL
+
+    vae = AutoencoderKL.from_pretrained(base / "vae")
+    pixels = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    mean, std = encode_posterior(vae, pixels, batch_size=2)
+    with torch.no_grad():
+        posterior = vae.encode(pixels.float() / 127.5 - 1).latent_dist
+    assert mean.dtype == std.dtype == torch.float16
+    assert torch.allclose(mean.float(), 0.7 * posterior.mean, atol=2e-3)
+    assert torch.allclose(std.float(), 0.7 * posterior.std, atol=2e-3)
+
+
+def test_export_is_a_base_that_diffusers_loads(config, fit, load, tmp_path):
+    assert fit(config) == 0
+    folder = tmp_path / "run" / "base"
+    averages = load(tmp_path / "run" / "step-00000003.ckpt")["ema"]["averages"]
+    unet = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32)
+    assert all(torch.equal(value, averages[f"unet.{name}"].half().float()) for name, value in unet.state_dict().items())
+    index = json.loads((folder / "model_index.json").read_text())
+    assert index["text_encoder"] == [None, None]
+    assert json.loads((folder / "scheduler" / "scheduler_config.json").read_text())["beta_start"] == 0.00085
+    context = load_conditioner(folder)(sample_scenes(2, 0)).detach()
+    absent = ("text_encoder", "tokenizer", "safety_checker", "feature_extractor", "image_encoder")
+    pipe = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32, **dict.fromkeys(absent))
+    pipe.set_progress_bar_config(disable=True)
+    pictures = pipe(
+        prompt_embeds=context,
+        negative_prompt_embeds=torch.zeros_like(context),
+        num_inference_steps=2,
+        output_type="pt",
+    ).images
+    assert pictures.shape == (2, 3, 32, 32)
+
+
+def test_continuing_is_exact(config, fit, load, tmp_path):
+    config["run"] |= {"max_steps": 4, "checkpoint_every": 2}
+    assert fit(config) == 0
+    whole = load(tmp_path / "run" / "step-00000004.ckpt")
+    config["run"] |= {"folder": str(tmp_path / "broken"), "max_steps": 2}
+    assert fit(config) == 0
+    config["run"]["max_steps"] = 4
+    assert fit(config) == 0
+    again = load(tmp_path / "broken" / "step-00000004.ckpt")
+    assert all(torch.equal(value, again["state_dict"][name]) for name, value in whole["state_dict"].items())
+
+
+def test_a_run_may_start_from_anothers_weights(config, fit, load, base, tmp_path):
+    assert fit(config) == 0
+    averages = load(tmp_path / "run" / "step-00000003.ckpt")["ema"]["averages"]
+    state = stage(base, init_from=str(tmp_path / "run")).state_dict()
+    assert all(torch.equal(state[name], value) for name, value in averages.items())
+
+
+def test_a_missing_autoencoder_is_bad_input(config, fit, capsys):
+    config["data"]["init_args"]["vae"] = "/no/such/vae"
+    assert fit(config) == 2
+    assert "/no/such/vae" in capsys.readouterr().err

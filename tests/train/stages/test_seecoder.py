@@ -1,0 +1,398 @@
+import hashlib
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from seecoder import SeeCoder
+from seecoder.export.trained_part import read_trained
+from train.settings import EmaSettings, OptimizerSettings
+from train.stages.context_gaps import token_similarity
+from train.stages.encoder_weights import load_trained
+from train.stages.seecoder import SeeCoderStage
+
+
+@pytest.fixture
+def stage(settings):
+    def make(**changes) -> SeeCoderStage:
+        values = settings()["stage"]["init_args"]
+        encoder = {**values.pop("encoder"), **changes.pop("encoder", {})}
+        values.pop("optimizer")
+        return SeeCoderStage(OptimizerSettings(lr=1e-3), encoder=encoder, **{**values, **changes})
+
+    return make
+
+
+def batch_of(count: int = 4, size: int = 32) -> dict:
+    generator = torch.Generator().manual_seed(1)
+    pixels = torch.randint(0, 256, (count, 3, size, size), generator=generator, dtype=torch.uint8)
+    return {"pixels": pixels, "keys": torch.stack([torch.zeros(count, dtype=torch.long), torch.arange(count)], dim=1)}
+
+
+def digest(module) -> str:
+    total = hashlib.sha256()
+    for name, value in sorted({**dict(module.named_parameters()), **dict(module.named_buffers())}.items()):
+        total.update(name.encode() + value.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()
+
+
+def frozen_digests(stage) -> list[str]:
+    return [digest(module) for module in (stage.vae, stage.unet, stage.encoder.backbone, stage.schedule)]
+
+
+def step(stage, optimizer, batch) -> float:
+    optimizer.zero_grad()
+    loss = stage.loss(batch)
+    loss.backward()
+    optimizer.step()
+    return float(loss.detach())
+
+
+def test_frozen_parts_never_change(stage):
+    trained = stage(ema=EmaSettings())
+    before = frozen_digests(trained)
+    optimizer = trained.configure_optimizers()
+    trained.on_fit_start()
+    trained.train()
+    for _ in range(3):
+        step(trained, optimizer, batch_of())
+        trained.ema.update()
+    with trained.evaluating():
+        trained.loss(batch_of())
+    trained.eval()
+    trained.train()
+    assert frozen_digests(trained) == before
+    assert all(weight.grad is None for part in (trained.vae, trained.unet) for weight in part.parameters())
+    held = {id(weight) for group in optimizer.param_groups for weight in group["params"]}
+    assert held == {id(weight) for weight in trained.encoder.trainable_parameters()}
+
+
+def test_frozen_parts_stay_in_eval_mode(stage):
+    trained = stage().train()
+    assert trained.encoder.training
+    for part in (trained.vae, trained.unet, trained.encoder.backbone):
+        assert not any(module.training for module in part.modules())
+    pixels = torch.rand(2, 3, 32, 32)
+    evaluated = trained.eval().encoder.backbone(pixels)
+    trained.train()
+    assert all(map(torch.equal, evaluated, trained.encoder.backbone(pixels)))
+
+
+@pytest.mark.parametrize("attention", ["spatial", "released"])
+def test_gradients_reach_exactly_the_trained_weights(stage, attention):
+    trained = stage(encoder={"decoder_attention": attention, "decoder_dropout": 0.0}).train()
+    optimizer = trained.configure_optimizers()
+    for _ in range(2):
+        step(trained, optimizer, batch_of())
+    trained.zero_grad()
+    trained.loss(batch_of()).backward()
+    names = {name for name, _ in trained.encoder.trainable_named_parameters()}
+    silent = []
+    for name, weight in trained.encoder.named_parameters():
+        if name in names:
+            assert weight.grad is not None, name
+            if float(weight.grad.abs().max()) == 0:
+                silent.append(name)
+        else:
+            assert weight.grad is None, name
+    assert silent == []
+    idle = {name for name, _ in trained.encoder.named_parameters() if not name.startswith("backbone.")} - names
+    assert bool(idle) == (attention == "released")
+
+
+def test_position_encoding_starts_at_zero_and_then_learns(stage):
+    plain, aware = stage(), stage(encoder={"position_aware": True})
+    pixels = torch.rand(2, 3, 32, 32)
+    load_trained_like(aware, plain)
+    assert torch.equal(plain.encoder.eval()(pixels), aware.encoder.eval()(pixels))
+    aware.train()
+    aware.loss(batch_of()).backward()
+    encoding = {
+        name: float(weight.grad.abs().max())
+        for name, weight in aware.encoder.named_parameters()
+        if "position_encoding" in name
+    }
+    assert encoding
+    moving = [name for name, size in encoding.items() if size > 0]
+    assert moving  # the last layer
+    assert len(moving) < len(encoding)  # what lies before a last layer of zeros gets no gradient at step 0
+    optimizer = aware.configure_optimizers()
+    for _ in range(2):
+        step(aware, optimizer, batch_of())
+    aware.zero_grad()
+    aware.loss(batch_of()).backward()
+    later = [weight.grad for name, weight in aware.encoder.named_parameters() if "position_encoding" in name]
+    assert all(float(gradient.abs().max()) > 0 for gradient in later)
+
+
+def test_positions_can_count_from_the_first_step(stage):
+    still, moving = stage(encoder={"position_aware": True}), stage(encoder={"position_aware": True}, position_gain=6.0)
+    again = stage(encoder={"position_aware": True}, position_gain=6.0)
+    for (name, one), (_, other) in zip(
+        still.encoder.named_parameters(), moving.encoder.named_parameters(), strict=True
+    ):
+        assert torch.equal(one, other) == ("position_encoding.mlp.4.weight" not in name)
+    pixels = torch.rand(2, 3, 32, 32)
+    assert not torch.equal(still.encoder.eval()(pixels), moving.encoder.eval()(pixels))
+    assert torch.equal(again.encoder.eval()(pixels), moving.encoder(pixels))
+    for changes in ({"position_gain": 6.0}, {"encoder": {"position_aware": True}, "position_gain": -1.0}):
+        with pytest.raises(ValueError, match="`position_gain`="):
+            stage(**changes)
+
+
+def load_trained_like(aware, plain) -> None:
+    state = aware.encoder.state_dict()
+    aware.encoder.load_state_dict({**state, **plain.encoder.state_dict()})
+
+
+def test_context_gradient_equals_finite_differences(stage):
+    trained = stage()
+    batch = batch_of(2)
+    keys = batch["keys"]
+    for part in (trained.unet, trained.vae):
+        part.double()
+    context = torch.randn(2, 4, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    moments = trained.moments(batch)
+    batch |= {"latent_mean": moments[0], "latent_std": moments[1]}
+
+    def loss(tokens: torch.Tensor) -> torch.Tensor:
+        mean, std = trained.moments(batch)
+        return unet_loss(trained, mean, std, keys, tokens)
+
+    (gradient,) = torch.autograd.grad(loss(context), context)
+    direction = torch.randn(context.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    width = 1e-5
+    with torch.no_grad():
+        slope = (loss(context + width * direction) - loss(context - width * direction)) / (2 * width)
+    assert float((gradient * direction).sum()) == pytest.approx(float(slope), rel=1e-5)
+    assert float(gradient.abs().max()) > 0
+
+
+def unet_loss(trained, mean, std, keys, tokens):
+    """The stage's loss without its rounding of outputs to float32."""
+    from train.stages.noise import normal, timesteps
+
+    noise = normal(0, "noise", keys, mean.shape[1:]).double()
+    times = timesteps(0, keys, 1000)
+    noisy = trained.schedule.add_noise(mean, noise, times).double()
+    return (trained.unet(noisy, times, encoder_hidden_states=tokens).sample - noise).square().mean()
+
+
+def test_loss_is_a_function_of_sample_seeds_alone(stage):
+    trained = stage(encoder={"decoder_dropout": 0.0}).train()
+    batch = batch_of(4)
+    whole = trained.loss(batch).detach()
+    torch.manual_seed(99)
+    assert torch.equal(trained.loss(batch_of(4)), whole)
+    parts = [{"pixels": batch["pixels"][part], "keys": batch["keys"][part]} for part in (slice(0, 1), slice(1, 4))]
+    shared = (trained.loss(parts[0]) + 3 * trained.loss(parts[1])).detach() / 4
+    assert float(shared) == pytest.approx(float(whole), rel=1e-5)
+    other = {"pixels": batch["pixels"], "keys": batch["keys"] + torch.tensor([1, 0])}
+    assert float(trained.loss(other).detach()) != float(whole)
+
+
+def test_cached_moments_give_the_loss_of_the_online_autoencoder(stage):
+    trained = stage(encoder={"decoder_dropout": 0.0})
+    batch = batch_of()
+    trained.requires_grad_(False)
+    online = trained.loss(batch)
+    mean, std = trained.moments(batch)
+    assert torch.equal(trained.loss({**batch, "latent_mean": mean, "latent_std": std}), online)
+    half = trained.loss({**batch, "latent_mean": mean.half(), "latent_std": std.half()})
+    assert float(half) == pytest.approx(float(online), rel=1e-3)
+
+
+def test_activation_checkpointing_changes_nothing(stage):
+    gradients = []
+    for parts in ((), ("encoder", "unet")):
+        trained = stage(gradient_checkpointing=parts).train()
+        torch.manual_seed(3)
+        loss = trained.loss(batch_of())
+        loss.backward()
+        gradients.append([loss.detach(), *(weight.grad for _, weight in trained.trained_parameters())])
+    assert all(torch.allclose(plain, again, rtol=1e-4, atol=1e-7) for plain, again in zip(*gradients, strict=True))
+
+
+def test_velocity_bases_are_trained_with_velocity(stage, velocity_base, base):
+    errors = []
+    for folder in (base, velocity_base):
+        trained = stage(base=str(folder))
+        assert trained.schedule.prediction == ("v_prediction" if folder == velocity_base else "epsilon")
+        errors.append(float(trained.loss(batch_of()).detach()))
+    assert errors[0] != errors[1]
+
+
+def test_context_dropout_zeroes_whole_contexts(stage, monkeypatch):
+    trained = stage(context_dropout=0.5)
+    seen = []
+    original = trained.errors
+    monkeypatch.setattr(
+        trained,
+        "errors",
+        lambda batch, keys, context, *rest: (
+            seen.append(context.detach()),
+            original(batch, keys, context, *rest),
+        )[1],
+    )
+    trained.loss(batch_of(16))
+    dropped = (seen[0].flatten(1) == 0).all(1)
+    assert 0 < int(dropped.sum()) < 16
+    assert not bool((seen[0][~dropped] == 0).all(1).any())
+
+
+def test_drawing_timesteps_by_their_weights_is_the_same_loss_on_average_with_less_noise(stage):
+    settings = {"encoder": {"decoder_dropout": 0.0}, "min_snr_gamma": 0.2}
+    keys = torch.stack([torch.zeros(20_000, dtype=torch.int64), torch.arange(20_000)], dim=1)
+    losses = []
+    for sampling in ("uniform", "weighted"):
+        trained = stage(timestep_sampling=sampling, **settings)
+        times, weights = trained.draw_timesteps(keys)
+        losses.append((1 + times / 1000) * weights)  # any error that varies little between timesteps
+    uniform_losses, weighted_losses = losses
+    assert float(weighted_losses.mean()) == pytest.approx(float(uniform_losses.mean()), rel=0.02)
+    assert float(weighted_losses.std()) < 0.4 * float(uniform_losses.std())
+    assert torch.equal(weights, trained.schedule.min_snr_weights(torch.arange(1000), 0.2).mean())
+    batch = batch_of(4)
+    times, weights = trained.draw_timesteps(batch["keys"])
+    errors, seen = trained.errors(batch, batch["keys"], trained.encode(batch, None)[0], None, times)
+    assert torch.equal(seen, times)
+    assert torch.allclose(trained.loss(batch), (errors * weights).mean(), atol=1e-6)
+
+
+def test_token_similarity_tells_one_repeated_token_from_many():
+    tokens = torch.randn(3, 1, 8, generator=torch.Generator().manual_seed(0))
+    assert token_similarity(3 * tokens.expand(3, 5, 8)) == pytest.approx(1, abs=1e-6)
+    assert token_similarity(torch.eye(8)[None, :5]) == pytest.approx(0, abs=1e-6)
+    assert token_similarity(torch.tensor([[[1.0, 0.0], [-2.0, 0.0]]])) == pytest.approx(-1, abs=1e-6)
+
+
+def test_own_context_beats_a_shuffled_one_after_overfitting(stage):
+    trained = stage(encoder={"decoder_dropout": 0.0, "num_local_queries": 4}).train()
+    batch = batch_of(8)
+    mean, std = trained.moments(batch)
+    batch |= {"latent_mean": mean, "latent_std": std}
+    optimizer = torch.optim.AdamW([weight for _, weight in trained.trained_parameters()], lr=3e-3)
+    first = step(trained, optimizer, batch)
+    for _ in range(60):
+        last = step(trained, optimizer, batch)
+    trained.eval()
+    with torch.no_grad():
+        context, pooled = trained.encode(batch, None)
+        own, _ = trained.errors(batch, batch["keys"], context, pooled)
+        shuffled, _ = trained.errors(batch, batch["keys"], context.roll(1, 0), pooled)
+    assert last < first
+    assert float((shuffled - own).mean()) > 1e-4
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("count", "at_once"), [(5, 1), (5, 2), (5, 4), (5, 8), (2, 1)])
+def test_every_held_out_picture_gets_anothers_context_however_many_go_at_once(stage, monkeypatch, count, at_once):
+    trained = stage(encoder={"decoder_dropout": 0.0}).eval()
+    pixels = batch_of(count)["pixels"]
+    seen, errors = [], trained.errors
+
+    def spy(batch, keys, context, pooled):
+        seen.append((keys, context))
+        return errors(batch, keys, context, pooled)
+
+    def evaluate(size: int) -> dict[str, float]:
+        data = SimpleNamespace(held_out_pixels=pixels, held_out_scenes=None, batch_size=size)
+        monkeypatch.setattr(SeeCoderStage, "data", data)
+        return trained.evaluate()
+
+    monkeypatch.setattr(trained, "errors", spy)
+    figures = evaluate(at_once)
+    own, shuffled, none = (torch.cat([context for _, context in seen[kind::3]]) for kind in range(3))
+    assert torch.equal(shuffled, torch.stack([own[number - 1] for number in range(count)]))
+    assert not any(torch.equal(one, other) for one, other in zip(own, shuffled, strict=True))
+    assert not none.any()
+    assert all(torch.equal(keys, seen[3 * (number // 3)][0]) for number, (keys, _) in enumerate(seen))  # paired noise
+    assert abs(figures["gap_shuffled"]) > 1e-5
+    assert figures == evaluate(at_once)
+    whole = evaluate(count)
+    rounding = 1e-6 * whole["held_out_loss"]  # of the losses, whose differences the gaps are
+    assert all(figures[name] == pytest.approx(whole[name], abs=rounding) for name in ("gap_shuffled", "gap_none"))
+
+
+@torch.no_grad()
+def test_a_single_held_out_picture_has_no_shuffled_context(stage, monkeypatch, capsys):
+    trained = stage().eval()
+    data = SimpleNamespace(held_out_pixels=batch_of(1)["pixels"], held_out_scenes=None, batch_size=2)
+    monkeypatch.setattr(SeeCoderStage, "data", data)
+    assert trained.evaluate().keys() == {"held_out_loss", "gap_none", "token_similarity"}
+    assert "gap_shuffled is left out" in capsys.readouterr().out
+
+
+def test_bf16_parts_track_float32(stage):
+    full, half = (stage(frozen_dtype=dtype).requires_grad_(False) for dtype in ("float32", "bfloat16"))
+    assert half.unet.dtype == torch.bfloat16
+    assert next(half.encoder.decoder.parameters()).dtype == torch.float32
+    assert half.schedule.alphas_cumprod.dtype == torch.float32
+    assert float(half.loss(batch_of())) == pytest.approx(float(full.loss(batch_of())), rel=0.02)
+
+
+def test_checkpoint_holds_trained_weights_only_and_exports(settings, fit, load, tmp_path):
+    assert fit(settings(**{"run.max_steps": 2, "stage.init_args.export_encoder": True})) == 0
+    path = tmp_path / "run" / "step-00000002.ckpt"
+    checkpoint = load(path)
+    frozen = ("vae.", "unet.", "encoder.backbone.")
+    assert checkpoint["state_dict"]
+    assert not [name for name in checkpoint["state_dict"] if name.startswith(frozen)]
+    assert not [name for name in checkpoint["ema"]["averages"] if name.startswith(frozen)]
+    trained = read_trained(tmp_path / "run")
+    exported = SeeCoder.from_pretrained(tmp_path / "run" / "encoder").state_dict()
+    assert {name for name in exported if not name.startswith("backbone.")} == set(trained.trainable)
+    assert trained.ema
+    assert all(torch.equal(exported[name], value) for name, value in trained.ema.items())
+    source = trained.backbone_source
+    fresh = SeeCoder(**trained.config)
+    fresh.load_backbone_weights(source)
+    backbone = {name: value for name, value in fresh.state_dict().items() if name.startswith("backbone.")}
+    assert all(torch.equal(exported[name], value) for name, value in backbone.items())
+
+
+def test_a_new_stage_starts_from_weights_with_a_fresh_optimizer(settings, fit, load, stage, tmp_path):
+    assert fit(settings(**{"run.max_steps": 2})) == 0
+    run = tmp_path / "run"
+    aware = stage(encoder={"position_aware": True}, init_from=str(run))
+    trained = read_trained(run)
+    state = aware.encoder.state_dict()
+    assert all(torch.equal(state[name], value) for name, value in trained.ema.items())
+    changes = {"run.folder": str(tmp_path / "aware"), "run.max_steps": 1, "stage.init_args.init_from": str(run)}
+    assert fit(settings(**changes, **{"stage.init_args.encoder.position_aware": True})) == 0
+    checkpoint = load(tmp_path / "aware" / "step-00000001.ckpt")
+    moments = checkpoint["optimizer_states"][0]["state"]
+    assert {int(state["step"]) for state in moments.values()} == {1}
+
+
+def test_weights_of_other_sizes_are_refused(stage, settings, fit, tmp_path, capsys):
+    assert fit(settings(**{"run.max_steps": 1})) == 0
+    changes = {"stage.init_args.init_from": str(tmp_path / "run"), "stage.init_args.encoder.query_ffn_dim": 64}
+    assert fit(settings(**changes, **{"run.folder": str(tmp_path / "other")})) == 2
+    assert "does not fit" in capsys.readouterr().err
+    encoder = stage(encoder={"query_layers": 4}).encoder
+    with pytest.raises(RuntimeError, match="does not fit"):
+        load_trained(encoder, str(tmp_path / "run"))
+
+
+def test_gradients_of_a_batch_are_the_mean_of_its_samples_in_float64(stage):
+    trained = stage(encoder={"decoder_dropout": 0.0, "decoder_attention": "spatial"}).train()
+    batch = batch_of(4)
+    mean, std = trained.moments(batch)
+    maps = [level.double() for level in trained.encoder.compute_maps(batch["pixels"].float() / 255)]
+    for part in (trained.encoder, trained.unet):
+        part.double()
+
+    def gradients(parts: list[slice]) -> torch.Tensor:
+        trained.zero_grad()
+        for rows in parts:
+            context = trained.encoder.encode_maps([level[rows] for level in maps], None).context
+            own = {"pixels": batch["pixels"][rows], "latent_mean": mean[rows], "latent_std": std[rows]}
+            (trained.errors(own, batch["keys"][rows], context, None)[0].sum() / 4).backward()
+        found = [weight.grad for weight in trained.encoder.parameters() if weight.grad is not None]
+        return torch.cat([gradient.flatten() for gradient in found])
+
+    whole = gradients([slice(0, 4)])
+    singly = gradients([slice(row, row + 1) for row in range(4)])
+    assert float(whole.norm()) > 0
+    assert float((whole - singly).norm() / whole.norm()) < 1e-12

@@ -1,0 +1,98 @@
+"""Sizes of the released bases, so that a run can be planned before anything is downloaded."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from train.stages.encoder_weights import pooled_width
+
+_CROSS, _PLAIN = "CrossAttnDownBlock2D", "DownBlock2D"
+_UP_CROSS, _UP_PLAIN = "CrossAttnUpBlock2D", "UpBlock2D"
+
+_VAE: Mapping[str, Any] = {
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "block_out_channels": (128, 256, 512, 512),
+    "layers_per_block": 2,
+    "latent_channels": 4,
+}
+_UNETS: Mapping[str, Mapping[str, Any]] = {
+    "Stable Diffusion 1.x": {"cross_attention_dim": 768, "attention_head_dim": 8, "sample_size": 64},
+    "Stable Diffusion 2.x": {
+        "cross_attention_dim": 1024,
+        "attention_head_dim": (5, 10, 20, 20),
+        "use_linear_projection": True,
+        "sample_size": 96,
+    },
+    "Stable Diffusion XL": {
+        "cross_attention_dim": 2048,
+        "attention_head_dim": (5, 10, 20),
+        "use_linear_projection": True,
+        "sample_size": 128,
+        "block_out_channels": (320, 640, 1280),
+        "down_block_types": (_PLAIN, _CROSS, _CROSS),
+        "up_block_types": (_UP_CROSS, _UP_CROSS, _UP_PLAIN),
+        "transformer_layers_per_block": (1, 2, 10),
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 256,
+        "projection_class_embeddings_input_dim": 2816,
+    },
+}
+_NAMES = (  # what repositories of each family are called
+    ("Stable Diffusion XL", r"stable-diffusion-xl|sdxl"),
+    ("Stable Diffusion 2.x", r"stable-diffusion-2|stable-diffusion-v2"),
+    ("Stable Diffusion 1.x", r"stable-diffusion-v1|stable-diffusion-1"),
+)
+
+
+@dataclass(frozen=True)
+class BaseSizes:
+    """Configurations that a base's parts are built from.
+
+    Attributes:
+        origin: Where they come from, for the reader of a plan.
+        unet: Arguments of `UNet2DConditionModel`.
+        vae: Arguments of `AutoencoderKL`.
+    """
+
+    origin: str
+    unet: Mapping[str, Any]
+    vae: Mapping[str, Any]
+
+    @property
+    def latent_factor(self) -> int:
+        """Pixels of a picture's side for each of its latent's."""
+        return 2 ** (len(self.vae.get("block_out_channels", (64,))) - 1)
+
+    @property
+    def pooled_dim(self) -> int | None:
+        """Width of the pooled vector that the UNet wants beside the context; None for none."""
+        return pooled_width(self.unet)
+
+
+def base_sizes(source: str) -> BaseSizes | None:
+    """Sizes of a base by its folder, or by its repository's name; None for a repository that is not known.
+
+    Raises:
+        FileNotFoundError: `source` is a folder without the configurations, or a path that does not exist.
+    """
+    folder = Path(source)
+    if folder.is_dir() or source.count("/") != 1:
+        try:
+            unet, vae = (json.loads((folder / part / "config.json").read_text()) for part in ("unet", "vae"))
+        except OSError as error:
+            raise FileNotFoundError(
+                f"`base`={source} has no {error.filename}; give a diffusers folder or owner/name."
+            ) from error
+        return BaseSizes(f"configurations in {source}", _plain(unet), _plain(vae))
+    for family, pattern in _NAMES:
+        if re.search(pattern, source.lower()):
+            return BaseSizes(f"built-in table of {family}", _UNETS[family], _VAE)
+    return None
+
+
+def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in config.items() if not name.startswith("_")}

@@ -1,0 +1,144 @@
+"""`python -m train report RUN`: one self-contained page of HTML that shows a run, finished or still going."""
+
+import base64
+import json
+import time
+from collections.abc import Iterator, Mapping
+from html import escape
+from pathlib import Path
+
+from seecoder.weights.safetensors_files import atomic_path
+from train.report.charts import line_chart
+from train.run.checkpoints import list_checkpoints
+from train.run.records import BEST, read_metrics
+
+_LEVELS = tuple(f"loss_level_{level}" for level in range(1, 5))
+# Title, metrics, logarithmic. What is in none of these gets a chart of its own.
+_CHARTS: tuple[tuple[str, tuple[str, ...], bool], ...] = (
+    ("loss (the timestep dominates it: a smooth fall says little)", ("loss", "held_out_loss"), True),
+    ("loss by noise level (1: little noise, 4: almost only noise)", _LEVELS, True),
+    ("held-out gaps on the same noise (shuffled above zero: the context is used)", ("gap_shuffled", "gap_none"), False),
+    ("similarity of a picture's tokens (1: one token, repeated)", ("token_similarity",), False),
+    ("gradient norm before clipping", ("gradient_norm",), True),
+    ("learning rate", ("learning_rate",), False),
+    ("images a second", ("images_per_second",), False),
+    ("share of time that waits for data", ("data_wait",), False),
+    ("skipped optimizer steps and unreadable samples", ("skipped_steps", "skipped_samples"), False),
+)
+_PREVIEWS = 4  # sheets that are shown: the last, and others evenly before it
+_LINES = 20  # of a list of faults
+_STYLE = """body{font:14px/1.45 system-ui,sans-serif;max-width:1120px;margin:24px auto;padding:0 16px;color:#222}
+svg{font:11px system-ui,sans-serif;fill:#444;background:#fafafa;margin:4px}
+.grid{stroke:#ddd}table{border-collapse:collapse}td,th{padding:2px 10px 2px 0;text-align:left;vertical-align:top}
+pre{background:#fafafa;padding:10px;overflow:auto}img{max-width:100%;image-rendering:auto}figure{margin:8px 0}
+figure.chart{display:inline-block;width:528px;vertical-align:top}.chart figcaption{font-weight:600;font-size:13px}"""
+
+
+def write_report(folder: Path, out: Path | None = None) -> Path:
+    """Write the page.
+
+    Args:
+        folder: A run's folder.
+        out: The file; None for `report.html` in the folder.
+
+    Returns:
+        The file.
+
+    Raises:
+        FileNotFoundError: The folder is no run's.
+    """
+    if not (folder / "metrics.csv").is_file():
+        raise FileNotFoundError(f"{folder} has no metrics.csv; give the run.folder of a training that has begun.")
+    out = out or folder / "report.html"
+    sections = [*_summary(folder), *_charts(folder), *_previews(folder), *_faults(folder), *_files(folder)]
+    title = escape(folder.resolve().name)
+    page = (
+        f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
+        f"<style>{_STYLE}</style></head><body><h1>{title}</h1>{''.join(sections)}</body></html>\n"
+    )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(out) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    return out
+
+
+def _summary(folder: Path) -> Iterator[str]:
+    metrics = read_metrics(folder / "metrics.csv")
+    last = max((step for line in metrics.values() for step, _ in line), default=0)
+    age = time.time() - (folder / "metrics.csv").stat().st_mtime
+    rows = {"last recorded step": f"{last:,}", "last written": f"{_ago(age)} before this page"}
+    checkpoints = [f"{path.name} ({path.stat().st_size / 2**20:.0f} MiB)" for _, path in list_checkpoints(folder)]
+    rows["checkpoints"] = ", ".join(checkpoints) or "none yet"
+    if (folder / BEST).is_file():
+        try:
+            best = json.loads((folder / BEST).read_text())
+            rows["best checkpoint"] = f"{best['checkpoint']}: {best['metric']} {best['value']:.6g}"
+        except (OSError, ValueError, KeyError, TypeError):
+            rows["best checkpoint"] = f"{BEST} is damaged; the next checkpoint writes it again"
+    yield _table(rows)
+    if metrics:
+        yield "<h2>Latest figures</h2>"
+        yield _table({name: f"{line[-1][1]:.6g} (step {line[-1][0]:,})" for name, line in sorted(metrics.items())})
+
+
+def _charts(folder: Path) -> Iterator[str]:
+    metrics = read_metrics(folder / "metrics.csv")
+    yield "<h2>Charts</h2>"
+    drawn = set()
+    for title, names, logarithmic in _CHARTS:
+        drawn |= set(names)
+        lines = {name: metrics[name] for name in names if name in metrics}
+        if lines:
+            yield line_chart(title, lines, logarithmic=logarithmic)
+    preview = {name: line for name, line in metrics.items() if name.startswith("preview_")}
+    if preview:
+        shares = {name.removeprefix("preview_"): line for name, line in preview.items()}
+        yield line_chart("reader's scores on the preview sheets (share of pictures that agree)", shares)
+    for name in sorted(set(metrics) - drawn - set(preview)):
+        yield line_chart(name, {name: metrics[name]})
+
+
+def _previews(folder: Path) -> Iterator[str]:
+    sheets = sorted((folder / "previews").glob("step-*.png"))
+    if not sheets:
+        return
+    count = min(_PREVIEWS, len(sheets))
+    chosen = sorted({round((index + 1) * len(sheets) / count) - 1 for index in range(count)}, reverse=True)
+    yield "<h2>Previews: held-out pictures above their variations</h2>"
+    for index in chosen:
+        content = base64.b64encode(sheets[index].read_bytes()).decode()
+        caption = escape(sheets[index].stem)
+        picture = f'<img alt="{caption}" src="data:image/png;base64,{content}">'
+        yield f"<figure><figcaption>{caption}</figcaption>{picture}</figure>"
+
+
+def _faults(folder: Path) -> Iterator[str]:
+    for name, title in (("skipped_steps.jsonl", "Skipped steps"), ("unreadable_samples.txt", "Unreadable samples")):
+        path = folder / name
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+        yield f"<h2>{title}: {len(lines)}</h2>"
+        if lines:
+            note = f", the last {_LINES}" if len(lines) > _LINES else ""
+            yield f"<p>From {name}{note}:</p><pre>{escape(chr(10).join(lines[-_LINES:]))}</pre>"
+
+
+def _files(folder: Path) -> Iterator[str]:
+    """Where the run came from, whole."""
+    for name, title in (("run.json", "Commit and versions"), ("config.yaml", "Configuration"), ("README.md", "Card")):
+        path = folder / name
+        if path.is_file():
+            text = escape(path.read_text(encoding="utf-8", errors="replace"))
+            yield f"<h2>{title}</h2><details><summary>{name}</summary><pre>{text}</pre></details>"
+
+
+def _table(rows: Mapping[str, str]) -> str:
+    return (
+        "<table>" + "".join(f"<tr><th>{escape(a)}</th><td>{escape(b)}</td></tr>" for a, b in rows.items()) + "</table>"
+    )
+
+
+def _ago(seconds: float) -> str:
+    for size, name in ((86400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {name}"
+    return f"{max(0, seconds):.0f} seconds"

@@ -1,0 +1,1 @@
+"""What surrounds a training: trainer, checkpoints, records, guards, the end."""

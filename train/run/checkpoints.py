@@ -1,0 +1,238 @@
+"""Checkpoints that survive being killed: written beside, synced, renamed, and only trusted with a matching checksum.
+
+Lightning's own writer builds the file in the temporary folder of the machine and moves it, which is a copy when that
+is another file system, and never syncs it.
+"""
+
+import hashlib
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from lightning.fabric.plugins import CheckpointIO
+from lightning.pytorch import Trainer
+from torch import nn
+
+from seecoder.weights.safetensors_files import atomic_path, load_strict, remove_left_behind
+from train.run.callbacks import CheckpointSteps, StepCallback
+from train.run.records import BEST, best_of, read_metrics
+
+_NAME = re.compile(r"step-(\d{8})\.ckpt")
+
+
+class AtomicCheckpointIO(CheckpointIO):
+    """Writes `path` and `path.sha256`, which says whether the first is whole.
+
+    The second is there before the first has its name, and until it has none any more. A kill thus leaves no checkpoint
+    that nothing vouches for: where the first one of a run is written, there would be none to continue from.
+
+    Attributes:
+        error: Why the last checkpoint could not be written, or None.
+    """
+
+    error: Exception | None = None
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | os.PathLike, storage_options: Any = None) -> None:
+        """Write one checkpoint; when the disk is full or fails, nothing new is left behind and `error` says so."""
+        path = Path(path)
+        self.error = None
+        try:
+            with atomic_path(path) as temporary:
+                digest = _save(checkpoint, temporary)
+                with atomic_path(_marker(path)) as marker:
+                    marker.write_text(digest)
+        except OSError as error:
+            _remove_lonely_marker(path)
+            # Raised here, it would leave the other processes waiting for this one behind Lightning's barrier.
+            self.error = error
+
+    def load_checkpoint(
+        self, path: str | os.PathLike, map_location: Any = None, weights_only: bool | None = True
+    ) -> dict[str, Any]:
+        """Read one checkpoint; pickled code is never run."""
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+    def remove_checkpoint(self, path: str | os.PathLike) -> None:
+        """Remove the marker last, see above."""
+        Path(path).unlink(missing_ok=True)
+        _marker(Path(path)).unlink(missing_ok=True)
+
+
+def load_stage_weights(stage: nn.Module, source: Path) -> None:
+    """Start a stage from another run's weights: averages where there are, with everything else as in the checkpoint.
+
+    Args:
+        stage: What is filled.
+        source: A checkpoint, or a run's folder, whose newest complete one is taken.
+
+    Raises:
+        FileNotFoundError: There is none.
+        WeightsError: Names or shapes differ.
+    """
+    path = newest_complete(source) if source.is_dir() else source
+    if path is None or not path.is_file():
+        raise FileNotFoundError(f"`init_from`={source} is no checkpoint and no folder with a complete one.")
+    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    tensors = {**checkpoint["state_dict"], **checkpoint.get("ema", {}).get("averages", {})}
+    load_strict(stage, tensors, source=str(path))
+
+
+class _HashingFile:
+    """What `torch.save` writes to: hashes on the way, and remembers the real error, which torch replaces by its own."""
+
+    def __init__(self, file: BinaryIO):
+        self.file = file
+        self.digest = hashlib.sha256()
+        self.error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        try:
+            written = self.file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+        self.digest.update(data)
+        return written
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+def _save(checkpoint: dict[str, Any], path: Path) -> str:
+    with path.open("wb") as file:
+        target = _HashingFile(file)
+        try:
+            torch.save(checkpoint, target)  # pyright: ignore[reportArgumentType] - it needs `write` alone
+        except RuntimeError as error:
+            raise target.error or error from error
+    return target.digest.hexdigest()
+
+
+def _marker(path: Path) -> Path:
+    return path.with_name(path.name + ".sha256")
+
+
+def _remove_lonely_marker(path: Path) -> None:
+    """Remove what vouches for a checkpoint that is not there."""
+    if not path.exists():
+        _marker(path).unlink(missing_ok=True)
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def is_complete(path: Path) -> bool:
+    """Whether a checkpoint was written to its end and has not changed since."""
+    marker = _marker(path)
+    return path.is_file() and marker.is_file() and marker.read_text().strip() == file_digest(path)
+
+
+def list_checkpoints(folder: Path) -> list[tuple[int, Path]]:
+    """Step and path of every checkpoint in `folder`, newest first, complete or not."""
+    found = [(match, path) for path in folder.glob("step-*.ckpt") if (match := _NAME.fullmatch(path.name))]
+    return sorted(((int(match.group(1)), path) for match, path in found), reverse=True)
+
+
+def newest_complete(folder: Path) -> Path | None:
+    """Newest whole checkpoint; broken ones are named and passed over."""
+    for _, path in list_checkpoints(folder):
+        if is_complete(path):
+            return path
+        print(f"{path} is not a complete checkpoint; looking for an older one", flush=True)
+    return None
+
+
+class Checkpoints(StepCallback):
+    """Saves every few optimizer steps, at the end, and when told to stop; prunes only after the new one is whole.
+
+    Args:
+        writer: What writes.
+        folder: Where checkpoints go.
+        steps: Says after which steps there is one; those that it keeps stay for good.
+        keep: How many of the newest stay.
+        keep_best: Metric of `metrics.csv`, lower being better, whose best checkpoint stays until a better one comes.
+    """
+
+    def __init__(
+        self,
+        writer: AtomicCheckpointIO,
+        folder: Path,
+        steps: CheckpointSteps,
+        keep: int,
+        keep_best: str | None = None,
+    ):
+        self.writer = writer
+        self.folder = folder
+        self.steps = steps
+        self.keep = keep
+        self.keep_best = keep_best
+        self._said = False
+
+    def on_start(self, trainer: Trainer, stage: Any) -> None:
+        """Remove what a process that was killed while it wrote has left behind; set aside what the run passed over."""
+        if trainer.is_global_zero:
+            remove_left_behind(self.folder)
+            for marker in self.folder.glob("step-*.ckpt.sha256"):
+                _remove_lonely_marker(marker.with_suffix(""))
+            self._set_aside(trainer.global_step)
+
+    def _set_aside(self, start: int) -> None:
+        """Rename what is not whole and newer than where the run goes on: it must not count as a kept checkpoint."""
+        for step, path in list_checkpoints(self.folder):
+            if step > start and not is_complete(path):
+                target = path.with_name(path.name + ".broken")
+                path.replace(target)
+                _marker(path).unlink(missing_ok=True)
+                print(f"{path.name} is not whole and was renamed to {target.name}", flush=True)
+
+    def on_step(self, trainer: Trainer, stage: Any, step: int) -> None:
+        """Save where it is due. A full disk costs this checkpoint, not the run."""
+        if not self.steps.is_due(step, trainer, stage):
+            return
+        trainer.save_checkpoint(self.folder / f"step-{step:08d}.ckpt", weights_only=False)
+        if not trainer.is_global_zero:
+            return
+        if self.writer.error is not None:
+            print(f"NO CHECKPOINT at step {step}: {self.writer.error}; older ones stay, training goes on", flush=True)
+            return
+        best = self._note_best()
+        others = [(found, path) for found, path in list_checkpoints(self.folder) if found not in self.steps.keep]
+        for found, path in others[self.keep :]:
+            if found != best:
+                self.writer.remove_checkpoint(path)
+
+    def _note_best(self) -> int | None:
+        """Write `best.json`; the step of the best checkpoint that there is, from figures that a restart still finds."""
+        metrics = self.folder / "metrics.csv"
+        if self.keep_best is None or not metrics.is_file():
+            return None
+        there = dict(list_checkpoints(self.folder))
+        best = best_of(metrics, self.keep_best, there)
+        if best is None:
+            self._say_that_nothing_is_best(metrics)
+            return None
+        step, value = best
+        content = {"step": step, "metric": self.keep_best, "value": value, "checkpoint": there[step].name}
+        try:
+            with atomic_path(self.folder / BEST) as temporary:
+                temporary.write_text(json.dumps(content) + "\n")
+        except OSError as error:
+            print(f"{BEST} NOT WRITTEN at step {step}: {error}; training goes on", flush=True)
+        return step
+
+    def _say_that_nothing_is_best(self, metrics: Path) -> None:
+        """Once, and not where evaluations come at other steps: the figure is there, if not beside a checkpoint."""
+        names = read_metrics(metrics)
+        if self.keep_best in names or self._said:
+            return
+        self._said = True
+        print(
+            f"no {BEST}: metrics.csv has no `{self.keep_best}` (`run.keep_best`), but {', '.join(sorted(names))}",
+            flush=True,
+        )

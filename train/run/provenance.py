@@ -1,0 +1,183 @@
+"""What a run's folder says of where it came from: `run.json` and a card, beside the configuration."""
+
+import json
+import platform
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lightning.pytorch import LightningModule, Trainer
+
+from seecoder.weights.safetensors_files import atomic_path
+from train.run.callbacks import CheckpointSteps, StepCallback
+from train.run.records import read_metrics
+
+_ROOT = Path(__file__).resolve().parents[2]
+_PACKAGES = ("torch", "torchvision", "timm", "diffusers", "transformers", "lightning", "webdataset", "deepspeed")
+_MOST_STARTS = 200
+
+
+class Provenance(StepCallback):
+    """Writes what a run's folder says of it, when it begins and beside its checkpoints, so that a killed run has it.
+
+    Args:
+        folder: The run's folder.
+        config: The configuration as plain values.
+
+    Attributes:
+        steps: Says after which steps there is a checkpoint; given by the trainer that this is part of.
+        has_begun: Whether a first batch came: what failed until then failed because of what the run was told.
+    """
+
+    def __init__(self, folder: Path, config: Mapping[str, Any]):
+        self.folder, self.config = folder, config
+        self.steps: CheckpointSteps | None = None
+        self.has_begun = False
+
+    def on_start(self, trainer: Trainer, stage: Any) -> None:
+        """Note configuration, commit and versions; a full disk does not keep a run from going on."""
+        if not trainer.is_global_zero:
+            return
+        try:
+            note_config(self.folder / "config.yaml", self.config)
+            note_start(self.folder, trainer.global_step, trainer.world_size)
+        except OSError as error:
+            print(f"config.yaml and run.json NOT WRITTEN: {error}; training goes on", flush=True)
+        self._write_card()
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """A batch came."""
+        self.has_begun = True
+
+    def on_step(self, trainer: Trainer, stage: Any, step: int) -> None:
+        """Bring the card up to date beside a checkpoint."""
+        if self.steps is not None and self.steps.is_due(step, trainer, stage) and trainer.is_global_zero:
+            self._write_card()
+
+    def _write_card(self) -> None:
+        try:
+            write_card(self.folder, self.config)
+        except OSError as error:
+            print(f"README.md of the run NOT WRITTEN: {error}; training goes on", flush=True)
+
+
+def note_config(path: Path, config: Mapping[str, Any]) -> None:
+    """Write the effective configuration, and say what differs from the run's earlier one."""
+    new = dict(flatten(config))
+    old = _earlier(path)
+    if old is not None:
+        for name in sorted(old.keys() | new.keys()):
+            if old.get(name) != new.get(name):
+                print(f"changed: {name}: {old.get(name)} -> {new.get(name)}", flush=True)
+    with atomic_path(path) as temporary:
+        temporary.write_text(yaml.safe_dump(dict(config), sort_keys=False))
+
+
+def _earlier(path: Path) -> dict[str, Any] | None:
+    """Dotted names and values of the run's earlier configuration; None where there is none, or it is damaged."""
+    try:
+        return dict(flatten(yaml.safe_load(path.read_text()) or {}))
+    except (OSError, ValueError, AttributeError, yaml.YAMLError):
+        return None
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted names and values of a nested mapping."""
+    for name, value in config.items():
+        if isinstance(value, Mapping) and value:
+            yield from flatten(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def note_start(folder: Path, step: int, processes: int) -> None:
+    """Add this start to `run.json`: when, from which step, with which commit and versions.
+
+    Args:
+        folder: The run's folder.
+        step: Optimizer step that the run starts or goes on from.
+        processes: Training processes.
+    """
+    path = folder / "run.json"
+    try:
+        starts = list(json.loads(path.read_text())["starts"])
+    except (OSError, ValueError, KeyError, TypeError):  # absent or damaged: it is a note, and no run fails for it
+        starts = []
+    starts.append(
+        {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "step": step,
+            "processes": processes,
+            **commit(),
+            "python": platform.python_version(),
+            "system": f"{platform.system()} {platform.machine()}",
+            "versions": {name: found for name in _PACKAGES if (found := _version(name))},
+        }
+    )
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps({"starts": starts[-_MOST_STARTS:]}, indent=1) + "\n")
+
+
+def commit() -> dict[str, Any]:
+    """Commit of the checkout, and whether files differ from it; nothing outside a checkout of this project."""
+    try:
+        if Path(_git("rev-parse", "--show-toplevel")).resolve() != _ROOT:  # a copy within another project's checkout
+            return {}
+        head = _git("rev-parse", "HEAD")
+        return {"commit": head, "changed": bool(_git("status", "--porcelain", "--untracked-files=no"))}
+    except (OSError, subprocess.SubprocessError):
+        return {}
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", "-C", str(_ROOT), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def write_card(folder: Path, config: Mapping[str, Any]) -> None:
+    """Write `README.md`: what was trained on what, the latest figures, and what to do with it."""
+    stage, data = config["stage"], config["data"]
+    options = stage.get("init_args", {})
+    metrics = read_metrics(folder / "metrics.csv") if (folder / "metrics.csv").is_file() else {}
+    last = max((step for line in metrics.values() for step, _ in line), default=0)
+    rows = {
+        "trained by": stage["class_path"],
+        "base": options.get("base") or options.get("vae") or "none",
+        "data": ", ".join(_listed(data.get("init_args", {}).get("shards", data["class_path"]))),
+        "steps": f"{last:,} of {config['run']['max_steps']:,}",
+        **{name: f"{metrics[name][-1][1]:.5g}" for name in sorted(metrics) if name.startswith(("held_out", "gap_"))},
+    }
+    table = "\n".join(f"| {name} | {str(value).replace('|', ' ')} |" for name, value in rows.items())
+    text = (
+        f"# {folder.resolve().name}\n\n| | |\n|---|---|\n{table}\n\n"
+        "Weights inherit what the licences of base, backbone and data ask for, which this card does not know.\n\n"
+        "```\n"
+        f"python -m train fit --config {folder}/config.yaml   # goes on\n"
+        f"python -m train report {folder}                     # report.html\n"
+        f"{_export(stage['class_path'], folder)}```\n\n"
+        "Commit and versions of every start are in run.json, the configuration as it was run in config.yaml:\n\n"
+        f"```yaml\n{yaml.safe_dump(dict(config), sort_keys=False)}```\n"
+    )
+    with atomic_path(folder / "README.md") as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _export(class_path: str, folder: Path) -> str:
+    if not class_path.endswith(".SeeCoderStage"):
+        return ""
+    return f"seecoder export {folder} OUT                       # a folder that diffusers users load\n"
+
+
+def _listed(value: Any) -> list[str]:
+    return [str(part) for part in value] if isinstance(value, list) else [str(value)]

@@ -1,0 +1,120 @@
+"""Lightning's trainer with our own checkpoints, log, guard and signal handling."""
+
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from train.run.callbacks import CheckpointSteps
+from train.run.checkpoints import AtomicCheckpointIO, Checkpoints
+from train.run.provenance import Provenance
+from train.run.records import DataWait, Evaluation, Recorder
+from train.run.termination import Termination
+from train.settings import RunSettings
+
+
+class _Folder(Callback):
+    """Makes the run's folder, and tells the stage's guard to note skipped steps there."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        guard: Any = pl_module.guard
+        guard.folder, guard.rank = self.folder, trainer.global_rank
+
+
+def build_trainer(
+    run: RunSettings, batch_size: int, provenance: Provenance | None = None
+) -> tuple[Trainer, Termination]:
+    """Make the trainer of a run.
+
+    Args:
+        run: Its settings.
+        batch_size: Samples of one micro-batch of one process.
+        provenance: Keeps what the run's folder says of it; None for nothing.
+
+    Returns:
+        The trainer, and the callback that knows whether it was told to stop.
+    """
+    if run.threads is not None:
+        torch.set_num_threads(run.threads)
+    _silence_lightning()
+    folder = Path(run.folder)
+    accumulate = run.micro_batches(batch_size)
+    samples_a_step = batch_size * accumulate * run.devices * run.num_nodes
+    writer = AtomicCheckpointIO()
+    recorder = Recorder(folder, run.log_every, samples_a_step)
+    termination = Termination(run.max_minutes)
+    steps = CheckpointSteps(run.checkpoint_every, run.keep_steps)
+    if provenance is not None:
+        provenance.steps = steps
+    callbacks = [  # the order matters: stop flag, log, evaluation and export, checkpoint, waiting
+        _Folder(folder),
+        termination,
+        recorder,
+        Evaluation(folder, recorder, termination, run.evaluate_every, steps),
+        Checkpoints(writer, folder, steps, run.keep_checkpoints, run.keep_best),
+        *([] if provenance is None else [provenance]),
+        DataWait(recorder),
+    ]
+    strategy, precision, plugins = _how_to_train(run, batch_size)
+    trainer = Trainer(
+        accelerator=run.accelerator,
+        devices=run.devices,
+        num_nodes=run.num_nodes,
+        strategy=strategy,
+        precision=precision,
+        max_steps=run.max_steps,
+        accumulate_grad_batches=accumulate,
+        callbacks=callbacks,
+        plugins=[writer, *plugins],
+        logger=extra_loggers(run),
+        deterministic=run.deterministic,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+        default_root_dir=folder,
+    )
+    return trainer, termination
+
+
+def _how_to_train(run: RunSettings, batch_size: int) -> tuple[Any, Any, list[Any]]:
+    """Strategy, precision and plugins: names that Lightning knows, and objects of our own for DeepSpeed."""
+    if not run.zero_stage:
+        return run.strategy, run.precision, []
+    from train.run.deepspeed import make_strategy
+
+    strategy, precision = make_strategy(run, batch_size)
+    return strategy, None, [precision]
+
+
+def _silence_lightning() -> None:
+    """Hide what does not apply: frozen modules stay in eval mode, our streams find their place by step."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for message in (
+        r".*does not have many workers.*",
+        r".*isinstance\(treespec, LeafSpec\).*",
+        r".*module\(s\) in eval mode at the start of training.*",
+        r".*your dataloader is not resumable.*",
+        r".*across ranks is zero.*",
+        r".*GPU available but not used.*",
+    ):
+        warnings.filterwarnings("ignore", message=message)
+
+
+def extra_loggers(run: RunSettings) -> list[Any]:
+    """Loggers beside `metrics.csv`, imported only when asked for."""
+    from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+
+    made = {
+        "tensorboard": lambda: TensorBoardLogger(run.folder, name="", version="tensorboard"),
+        "wandb": lambda: WandbLogger(save_dir=run.folder, project="seecoder"),
+    }
+    return [made[name]() for name in run.loggers]

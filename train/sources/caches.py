@@ -1,0 +1,104 @@
+"""What lies beside the pictures of a run's shards, and how much of it the run will take in place of computing it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from data.shards.caching import maps, moments
+from data.shards.manifest import LocatedShard, ShardSet
+from data.shards.reading.pictures import SquarePicture
+
+
+@dataclass(frozen=True)
+class Cached:
+    """One kind of thing that `python -m data.cache` lays beside pictures.
+
+    Attributes:
+        there: Share of the samples that have it.
+        aside: Why the run takes none of it; empty where it does.
+    """
+
+    there: float = 0.0
+    aside: str = ""
+
+    @property
+    def used(self) -> float:
+        """Share of the samples for which the run need not compute it."""
+        return 0.0 if self.aside else self.there
+
+    def __str__(self):
+        return f"{self.there:.0%}" + (f" (left aside: {self.aside})" if self.there and self.aside else "")
+
+
+@dataclass(frozen=True)
+class Caches:
+    """What a run finds beside its pictures.
+
+    Attributes:
+        latents: Moments of latents, in place of the autoencoder.
+        maps: Maps of the backbone, in its place.
+    """
+
+    latents: Cached
+    maps: Cached
+
+
+def find_caches(options: Mapping[str, Any], source: Mapping[str, Any], shards: ShardSet | None) -> Caches:
+    """Say what a run will take from its shards; nothing from shards that nobody looked at.
+
+    Args:
+        options: Arguments of the stage.
+        source: Arguments of the data source.
+        shards: Its shards, if they are there.
+    """
+    sized = "`encoder_size` is set" if options.get("encoder_size") is not None else ""
+    return Caches(
+        Cached(_share(shards, "moments", moments.MEMBER), _switch(source, "cached_moments")),
+        Cached(_share(shards, "maps", maps.MEMBER), _switch(source, "cached_maps") or sized),
+    )
+
+
+def _switch(source: Mapping[str, Any], name: str) -> str:
+    return "" if source.get(name, False) else f"`{name}` is false"
+
+
+def _share(shards: ShardSet | None, name: str, member: str) -> float:
+    """Share of samples by the manifests: they name a cache, and require it of no sample, because bad ones have none."""
+    if shards is None:
+        return 0.0
+    has = (row.shard.samples for row in shards.shards if name in row.settings or member in row.members)
+    return sum(has) / max(1, sum(shards.counts))
+
+
+def check_caches(options: Mapping[str, Any], source: Mapping[str, Any], shards: ShardSet) -> None:
+    """Refuse what the run would refuse; only whose weights made a cache has to wait until these are read.
+
+    Args:
+        options: Arguments of `train.stages.seecoder.SeeCoderStage`.
+        source: Arguments of `train.sources.shard_data.ShardPictures`.
+        shards: Its shards.
+
+    Raises:
+        WeightsError: A cache is of another size, dtype or crop, or lacks mirrored pictures.
+    """
+    found = find_caches(options, source, shards)
+    picture = SquarePicture(source["image_size"], crop=source["crop"], flip=source["flip"])
+    for row in shards.shards:
+        if found.latents.used and "moments" in row.settings:
+            moments.check_moments(ShardSet((row,)), picture, _moments_source(row, options, picture.size))
+        if found.maps.used and "maps" in row.settings:
+            maps.check_maps(ShardSet((row,)), picture, _maps_source(row, options, picture.size))
+
+
+def _moments_source(row: LocatedShard, options: Mapping[str, Any], size: int) -> moments.MomentsSource:
+    """The run's, if its autoencoder is the one that made the cache."""
+    about = row.settings["moments"]
+    dtype = options.get("vae_dtype", "float32")
+    return moments.MomentsSource(about.get("autoencoder"), dtype, size, tuple(about.get("shape", ())))
+
+
+def _maps_source(row: LocatedShard, options: Mapping[str, Any], size: int) -> maps.MapsSource:
+    """The run's, if its backbone is the one that made the cache."""
+    about = row.settings["maps"]
+    dtype = options.get("frozen_dtype", "float32")
+    return maps.MapsSource(about.get("backbone"), dtype, size, tuple(map(tuple, about.get("shapes", ()))))

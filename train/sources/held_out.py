@@ -1,0 +1,67 @@
+"""Held-out samples are of no use if a run trains on them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from data.shards.https.addresses import folder_of, shown
+from data.shards.manifest import MANIFEST, ShardSet
+from data.shards.opening import open_shards
+
+HELD_OUT_SEED = 1_000_003  # added to the seed: held-out scenes come from another stream
+
+
+def check_apart(training: Sequence[str], held_out: Sequence[str]) -> None:
+    """Refuse shards that a run would both train on and evaluate with.
+
+    Shards are known by where they lie and, if they have a manifest, by their bytes, caches by the shards that they were
+    made of; of those on a server, only where they lie.
+
+    Args:
+        training: Folders or URLs of shards.
+        held_out: Likewise.
+
+    Raises:
+        ValueError: Some are the same.
+    """
+    known = {mark: place for place in training for mark in _marks(place)}
+    for place in held_out:
+        for mark in _marks(place):
+            if mark in known:
+                raise ValueError(
+                    f"`held_out_shards`={shown(place)} holds samples of `shards`={shown(known[mark])}: the run would "
+                    "train on what it is evaluated with. Build held-out shards from other pictures."
+                )
+
+
+def check_scenes(training: Sequence[str], seed: int) -> None:
+    """Refuse shards of the world with the scenes of the evaluation.
+
+    Args:
+        training: Folders or URLs of shards.
+        seed: Seed of the held-out scenes.
+
+    Raises:
+        ValueError: They are scenes of this seed.
+    """
+    for place in training:
+        for row in _open(place).shards:
+            if row.settings.get("kind") == "world" and row.settings.get("seed") == seed:
+                raise ValueError(
+                    f"`shards`={shown(place)} holds scenes of seed {seed}, which the held-out scenes have. Build them "
+                    "with another --seed, or change data.init_args.seed."
+                )
+
+
+def _open(place: str) -> ShardSet:
+    return open_shards(place) if Path(place).exists() else ShardSet(())
+
+
+def _marks(place: str) -> set[str]:
+    """What two names of the same samples have in common."""
+    shards = _open(place)
+    if not shards.shards:
+        return {shown(folder_of(place, MANIFEST)).rstrip("/")}
+    marks = {str(Path(row.location).resolve()) for row in shards.shards}
+    marks |= {shards.fingerprint} if shards.is_hashed else set()
+    marks |= {row.shard.sha256 for row in shards.shards if row.shard.sha256 and row.shard.samples}
+    return marks | {str(row.settings["shards_sha256"]) for row in shards.shards if "shards_sha256" in row.settings}

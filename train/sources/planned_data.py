@@ -1,0 +1,92 @@
+"""What a run will read, as `python -m train plan` says it: samples, shards, caches, what is held out."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from data.shards.https.addresses import shown
+from data.shards.manifest import ShardSet
+from data.shards.opening import open_shards
+from train.settings import RunSettings
+from train.sources.caches import find_caches
+from train.sources.held_out import check_apart
+
+
+class Impossible(ValueError):
+    """A run that cannot work, with the numbers."""
+
+
+def open_if_there(source: Mapping[str, Any]) -> ShardSet | None:
+    """Open a run's shards; None where they lie on a server or are not built yet."""
+    given: list[str | Path] = [*_places(source)]
+    if not given or not all(Path(place).exists() for place in given):
+        return None
+    return open_shards(given)
+
+
+def say_held_out(class_path: str, source: Mapping[str, Any]) -> Iterator[str]:
+    """What evaluation will use.
+
+    Raises:
+        ValueError: Arguments of the data source are impossible, or held-out shards are those of the training.
+    """
+    if not class_path.endswith(".ShardPictures"):
+        return
+    from train.sources.shard_data import check_reading
+
+    places = source["held_out_shards"]
+    settings = (source[name] for name in ("num_workers", "window", "ceiling", "held_out"))
+    check_reading(*settings, held_out_shards=places, held_out_world=source["held_out_world"])
+    if places is None:
+        return
+    listed = places if isinstance(places, list) else [places]
+    check_apart([*_places(source)], listed)
+    missing = [place for place in listed if "://" not in place and not Path(place).exists()]
+    note = f"; {', '.join(missing)} not built yet, and `fit` will want it" if missing else ""
+    yield f"held out {source['held_out']} samples of {', '.join(shown(place) for place in listed)}{note}"
+
+
+def say_shards(
+    run: RunSettings,
+    options: Mapping[str, Any] | None,
+    source: Mapping[str, Any],
+    shards: ShardSet | None,
+    samples_a_step: int,
+) -> Iterator[str]:
+    """Samples, epochs, shards for each reader, and what is cached; `options` are those of a stage that takes caches."""
+    places = source.get("shards")
+    if places is None:
+        count = source.get("pool_size")
+        if count:
+            yield f"data     {count:,} samples in memory, {run.max_steps * samples_a_step / count:.1f} epochs"
+        return
+    processes, workers = run.devices * run.num_nodes, max(1, source.get("num_workers", 0))
+    readers = processes * workers
+    who = f"{readers} readers ({processes} processes x {workers})"
+    if shards is None:
+        raw = "; estimates assume raw pictures, neither latents nor maps cached" if options is not None else ""
+        named = ", ".join(shown(place) for place in _places(source))
+        yield f"data     {named}: not looked at; {who} need at least {readers} shards{raw}"
+        return
+    counts = shards.counts
+    if not sum(counts):
+        raise Impossible(f"the shards of `data.init_args.shards`={places} hold no sample; build them again.")
+    if len(counts) < readers:
+        raise Impossible(
+            f"{len(counts)} shards are fewer than {who}; use fewer data.init_args.num_workers, or make more and "
+            "smaller shards (python -m data.build ... --samples-per-shard N)."
+        )
+    window = source.get("window", 8)
+    cached = ""
+    if options is not None:
+        caches = find_caches(options, source, shards)
+        cached = f"; cached latents beside {caches.latents} of the pictures, backbone maps beside {caches.maps}"
+    yield (
+        f"data     {sum(counts):,} samples in {len(counts):,} shards: {len(counts) / readers:.1f} for each of {who}, "
+        f"{min(window, len(counts))} open at a time; {run.max_steps * samples_a_step / sum(counts):.2f} epochs{cached}"
+    )
+
+
+def _places(source: Mapping[str, Any]) -> list[str]:
+    places = source.get("shards")
+    return [] if places is None else [*places] if isinstance(places, list) else [str(places)]

@@ -1,0 +1,214 @@
+"""Training pictures from webdataset shards, in the order that the optimizer step alone decides."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from data.shards.caching.maps import MAPS_CACHED, MapsSource, WithMaps, check_maps, column, has_maps
+from data.shards.caching.moments import CACHED, MEAN, STD, MomentsSource, WithMoments, check_moments
+from data.shards.https.addresses import shown
+from data.shards.https.remote import Fetcher
+from data.shards.opening import open_shards
+from data.shards.reading.dataset import ShardLoader
+from data.shards.reading.pictures import SquarePicture, Transform
+from train.sources.held_out import HELD_OUT_SEED, check_apart, check_scenes
+from train.sources.stage_data import StageData
+
+
+class ShardPictures(StageData):
+    """Square pictures from shards that `python -m data.build` or img2dataset wrote.
+
+    A batch is a dict: `pixels` (N, 3, S, S) uint8 and `keys` (N, 2) epoch and sample number. Where shards hold latent
+    moments, also `latent_mean` and `latent_std` (N, C, h, w) float16 and, unless all samples have them, `cached`: a
+    list of N that says which. Likewise `map_0`, `map_1`, ... (N, C, h, w) float16 and `maps_cached` where shards hold
+    backbone maps. Cached and raw shards are taken alike and may be mixed.
+
+    Args:
+        batch_size: Samples of one micro-batch of one process.
+        shards: Folders or https URLs of shards.
+        image_size: Height and width in pixels.
+        crop: "center", or "random": a place of its own for each (seed, epoch, sample).
+        flip: Mirror half of the samples.
+        num_workers: Reading processes of each training process.
+        window: Shards whose samples are mixed with each other.
+        ceiling: Share of unreadable samples above which the run stops.
+        cache: Folder into which https shards are fetched.
+        cached_moments: Use latent moments that `python -m data.cache` laid beside the pictures.
+        cached_maps: Use backbone maps that it laid there.
+        held_out_shards: Shards for evaluation, of samples that are not in `shards`; their first ones are used.
+        held_out: How many held-out samples.
+        held_out_world: Evaluate on scenes of the world, drawn afresh, in place of shards.
+        seed: Seed of the order, crops and flips.
+    """
+
+    def __init__(
+        self,
+        batch_size: int,
+        shards: str | list[str],
+        image_size: int = 512,
+        crop: Literal["center", "random"] = "center",
+        flip: bool = False,
+        num_workers: int = 0,
+        window: int = 8,
+        ceiling: float = 0.01,
+        cache: str | None = None,
+        cached_moments: bool = True,
+        cached_maps: bool = True,
+        held_out_shards: str | list[str] | None = None,
+        held_out: int = 64,
+        held_out_world: bool = False,
+        seed: int = 0,
+    ):
+        super().__init__(batch_size, seed)
+        check_reading(num_workers, window, ceiling, held_out, held_out_shards, held_out_world)
+        self.places = shards if isinstance(shards, list) else [shards]
+        if cache is None:
+            for places in (self.places, _listed(held_out_shards)):  # a missing folder is said before anything is loaded
+                if places:
+                    open_shards([*places])
+        self.transform = SquarePicture(image_size, crop=crop, flip=flip, seed=seed)
+        self.num_workers, self.window, self.ceiling, self.cache = num_workers, window, ceiling, cache
+        self.cached_moments, self.cached_maps = cached_moments, cached_maps
+        self.held_out_places = held_out_shards
+        if held_out_world:
+            check_scenes(self.places, seed + HELD_OUT_SEED)
+        elif held_out_shards is not None:
+            check_apart(self.places, _listed(held_out_shards))
+        self.num_held_out, self.held_out_world = held_out, held_out_world
+
+    def setup(self, stage: str) -> None:
+        """Read or draw the held-out samples."""
+        self.held_out_scenes = None
+        self.held_out_pixels = torch.empty(0, 3, self.transform.size, self.transform.size, dtype=torch.uint8)
+        if self.held_out_world:
+            from train.sources.world_data import draw_bytes, sample_scenes
+
+            self.held_out_scenes = sample_scenes(self.num_held_out, self.seed + HELD_OUT_SEED)
+            self.held_out_pixels = draw_bytes(self.held_out_scenes, self.transform.size)
+        elif self.held_out_places is not None:
+            self.held_out_pixels = self._read_held_out(self.held_out_places)
+
+    def _read_held_out(self, places: str | list[str]) -> Tensor:
+        transform = SquarePicture(self.transform.size)
+        given: list[str | Path] = [*_listed(places)]
+        size = min(self.num_held_out, 16)
+        loader = ShardLoader(
+            given, transform, size, rank=0, world_size=1, shuffle=False, endless=False, cache=self.cache
+        )
+        pixels = []
+        for batch in loader:
+            pixels.append(batch["pixels"][batch["valid"]])
+            if sum(len(part) for part in pixels) >= self.num_held_out:
+                break
+        return torch.cat(pixels)[: self.num_held_out]
+
+    def train_dataloader(self) -> Any:
+        """Micro-batches from the trainer's present step on.
+
+        Raises:
+            WeightsError: Shards hold moments or maps that the stage would not compute.
+        """
+        where = self.position()
+        source = self._moments_source()
+        transform: Transform = self.transform
+        if source is not None and self.transform.crop == source.crop:
+            transform = WithMoments(self.transform, source)
+        maps = self._maps_source()
+        if maps is not None:
+            transform = WithMaps(transform, self.transform, maps)
+        count = max(1, (where.last_step - where.first_step) * where.accumulate)
+        folder = Path(self.trainer.default_root_dir) if self.trainer is not None else Path()
+        loader = ShardLoader(
+            list(self.places),
+            transform,
+            self.batch_size,
+            rank=where.rank,
+            world_size=where.world_size,
+            seed=self.seed,
+            accumulate=where.accumulate,
+            batches=count,
+            num_workers=self.num_workers,
+            window=self.window,
+            ceiling=self.ceiling,
+            report=folder / "unreadable_samples.txt",
+            cache=self.cache,
+            pin_memory=torch.cuda.is_available(),
+        )
+        if source is not None:
+            check_moments(loader.dataset.reader.shards, self.transform, source)
+        loader.seek(where.first_step * where.accumulate * where.world_size * self.batch_size)
+        return _Keyed(loader)
+
+    def _moments_source(self) -> MomentsSource | None:
+        """What moments must be of, or None for a stage that takes none."""
+        stage: Any = None if self.trainer is None else self.trainer.lightning_module
+        if not self.cached_moments or not hasattr(stage, "moments_source"):
+            return None
+        return stage.moments_source(self.transform.size)
+
+    def _maps_source(self) -> MapsSource | None:
+        """What maps must be of, or None where there are none, or the stage takes none."""
+        stage: Any = None if self.trainer is None else self.trainer.lightning_module
+        if not self.cached_maps or not hasattr(stage, "maps_source"):
+            return None
+        shards = open_shards(list(self.places), None if self.cache is None else Fetcher(Path(self.cache)))
+        source = stage.maps_source(self.transform.size) if has_maps(shards) else None
+        if source is not None:
+            check_maps(shards, self.transform, source)
+        return source
+
+
+def check_reading(
+    num_workers: int,
+    window: int,
+    ceiling: float,
+    held_out: int,
+    held_out_shards: str | list[str] | None,
+    held_out_world: bool,
+) -> None:
+    """Refuse arguments of `ShardPictures` that no shards could make right.
+
+    Raises:
+        ValueError: With name and value.
+    """
+    for name, value, least in (("num_workers", num_workers, 0), ("window", window, 1), ("held_out", held_out, 0)):
+        if value < least:
+            raise ValueError(f"`{name}`={value} must be at least {least}.")
+    if not 0 <= ceiling <= 1:
+        raise ValueError(f"`ceiling`={ceiling} must be a share in [0, 1], such as 0.01 for one sample in a hundred.")
+    if held_out_world and held_out_shards is not None:
+        places = ", ".join(shown(place) for place in _listed(held_out_shards))
+        raise ValueError(f"`held_out_shards`={places} and `held_out_world` are both given; leave one out.")
+
+
+def _listed(places: str | list[str] | None) -> list[str]:
+    return [] if places is None else list(places) if isinstance(places, list) else [places]
+
+
+class _Keyed:
+    """A shard loader whose batches name their samples as the noise wants it; Lightning sees no state to save."""
+
+    def __init__(self, loader: ShardLoader):
+        self.loader = loader
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for batch in self.loader:
+            keys = torch.stack([batch["epoch"], batch["sample_id"]], dim=1)
+            moments = _cached(batch, CACHED, [MEAN, STD])
+            maps = _cached(batch, MAPS_CACHED, [column(level) for level in range(len(batch)) if column(level) in batch])
+            yield {"pixels": batch["pixels"], "keys": keys} | moments | maps
+
+
+def _cached(batch: dict[str, Any], flag: str, names: list[str]) -> dict[str, Any]:
+    """Columns that at least one sample has; with the flag unless all have them."""
+    there = batch.get(flag, ())
+    if not any(there):
+        return {}
+    columns = {name: batch[name] for name in names}
+    return columns if all(there) else columns | {flag: there}

@@ -1,0 +1,86 @@
+"""Pictures encoded once: the frozen autoencoder's posterior, kept in memory in half precision."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor
+
+from train.sources.world_data import WorldPictures, chunks, scenes_to_dict, to_model_range
+
+
+class WorldLatents(WorldPictures):
+    """The world's pictures as latent posteriors.
+
+    A batch is a dict: `mean` and `std` (N, C, h, w) of the scaled latent, half precision; `keys`; `scenes`.
+
+    Args:
+        batch_size: Samples of one micro-batch of one process.
+        vae: Folder of the trained autoencoder.
+        pool_size: Scenes that an epoch has.
+        held_out: Scenes for evaluation, from another random stream.
+        image_size: Height and width in pixels.
+        seed: Seed of scenes and order.
+    """
+
+    def __init__(
+        self,
+        batch_size: int,
+        vae: str,
+        pool_size: int = 40960,
+        held_out: int = 512,
+        image_size: int = 64,
+        seed: int = 0,
+    ):
+        super().__init__(batch_size, pool_size, held_out, image_size, seed)
+        if not (Path(vae) / "config.json").is_file():
+            raise FileNotFoundError(
+                f"`vae`={vae} is not a folder with an autoencoder; train one with world_autoencoder.yaml."
+            )
+        self.vae_folder = vae
+
+    def setup(self, stage: str) -> None:
+        """Draw and encode the pool, once."""
+        if self.pixels is not None:
+            return
+        super().setup(stage)
+        assert self.pixels is not None
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        vae: Any = AutoencoderKL.from_pretrained(self.vae_folder, torch_dtype=torch.float32)
+        vae.to(device).to(memory_format=torch.channels_last)
+        self.mean, self.std = encode_posterior(vae, self.pixels)
+        self.held_out_mean, self.held_out_std = encode_posterior(vae, self.held_out_pixels)
+
+    def batch(self, keys: Tensor) -> dict[str, Any]:
+        """Take samples by their keys."""
+        samples = keys[:, 1]
+        return {
+            "mean": self.mean[samples],
+            "std": self.std[samples],
+            "keys": keys,
+            "scenes": scenes_to_dict(self.scenes[samples]),
+        }
+
+
+@torch.no_grad()
+def encode_posterior(vae: Any, pixels: Tensor, batch_size: int = 64) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of the scaled latent.
+
+    Args:
+        vae: A frozen autoencoder with `scaling_factor` in its config.
+        pixels: (N, 3, H, W) uint8.
+        batch_size: Pictures encoded at once.
+
+    Returns:
+        Two (N, C, h, w) float16 tensors on the CPU.
+    """
+    vae.eval().requires_grad_(False)
+    means, stds = [], []
+    with torch.autocast(vae.device.type, dtype=torch.bfloat16, enabled=vae.device.type == "cuda"):
+        for part in chunks(len(pixels), batch_size):
+            inputs = to_model_range(pixels[part]).to(vae.device).contiguous(memory_format=torch.channels_last)
+            posterior = vae.encode(inputs).latent_dist
+            means.append((posterior.mean.float() * vae.config.scaling_factor).half().cpu().contiguous())
+            stds.append((posterior.std.float() * vae.config.scaling_factor).half().cpu().contiguous())
+    return torch.cat(means), torch.cat(stds)

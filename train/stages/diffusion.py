@@ -1,0 +1,179 @@
+"""Second stage of Latent Diffusion: a UNet that predicts the noise of latents, conditioned by cross-attention.
+
+Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models" (2022), sections 3.2 and 3.3. The
+conditioner is trained with the UNet; each of its tokens is dropped now and then, so that partial conditions and the
+zero context of guidance exist.
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any, Literal
+
+import diffusers
+import torch
+from diffusers import DDIMScheduler, UNet2DConditionModel
+from lightning.fabric.utilities import move_data_to_device
+from torch import Tensor
+
+from data.world.conditioner import TOKENS, WorldConditioner
+from seecoder.weights.safetensors_files import atomic_directory
+from train.run.checkpoints import load_stage_weights
+from train.settings import EmaSettings, GuardSettings, OptimizerSettings
+from train.sources.world_data import chunks, scenes_from_dict, scenes_to_dict
+from train.stages.noise import normal, timesteps, uniform
+from train.stages.noise_schedule import STABLE_DIFFUSION_SCHEDULE, NoiseSchedule
+from train.stages.stage import Stage
+
+NUM_LEVELS = 4  # the log shows the loss in this many equal ranges of timesteps
+
+
+class WorldDiffusionStage(Stage):
+    """Trains a `UNet2DConditionModel` and the world's conditioner on cached latents; exports a diffusers folder.
+
+    Args:
+        optimizer: AdamW and its learning rate.
+        vae: Folder of the autoencoder that made the latents; copied into the export.
+        init_from: A run's folder or checkpoint to take weights from (averages where there are); the optimizer starts
+            afresh.
+        block_out_channels: Channels of the UNet's three levels.
+        attention_heads: Heads of each level.
+        layers_per_block: Residual layers of each level.
+        norm_num_groups: Groups of group normalisation.
+        context_dim: Width of a context token.
+        sample_size: Height and width of the latents.
+        prediction_type: What the UNet predicts.
+        min_snr_gamma: Weigh the loss by min-SNR; None is the plain mean square.
+        drop_token: Probability with which each token is dropped on its own.
+        drop_all: Probability with which all tokens of a sample are dropped.
+        ema: Average of the weights, which evaluation and export use; None for none.
+        guard: When a step is thrown away.
+        seed: Seed of noise, timesteps and drops.
+    """
+
+    def __init__(
+        self,
+        optimizer: OptimizerSettings,
+        vae: str,
+        init_from: str | None = None,
+        block_out_channels: tuple[int, int, int] = (64, 96, 128),
+        attention_heads: tuple[int, int, int] = (2, 3, 4),
+        layers_per_block: int = 1,
+        norm_num_groups: int = 16,
+        context_dim: int = 128,
+        sample_size: int = 16,
+        prediction_type: Literal["epsilon", "v_prediction"] = "epsilon",
+        min_snr_gamma: float | None = None,
+        drop_token: float = 0.1,
+        drop_all: float = 0.1,
+        ema: EmaSettings | None = None,
+        guard: GuardSettings | None = None,
+        seed: int = 0,
+    ):
+        super().__init__(optimizer, ema, guard, seed)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model_class: Any = UNet2DConditionModel
+            unet = model_class(
+                sample_size=sample_size,
+                in_channels=4,
+                out_channels=4,
+                block_out_channels=block_out_channels,
+                layers_per_block=layers_per_block,
+                down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+                mid_block_type="UNetMidBlock2DCrossAttn",
+                up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+                cross_attention_dim=context_dim,
+                attention_head_dim=attention_heads,
+                norm_num_groups=norm_num_groups,
+            )
+            self.conditioner = WorldConditioner(context_dim=context_dim)
+        self.unet = unet.to(memory_format=torch.channels_last)
+        if init_from is not None:
+            load_stage_weights(self, Path(init_from))
+        self.scheduler_config = {**STABLE_DIFFUSION_SCHEDULE, "prediction_type": prediction_type}
+        self.schedule = NoiseSchedule(self.scheduler_config)
+        self.vae_folder = Path(vae)
+        self.min_snr_gamma = min_snr_gamma
+        self.drop_token, self.drop_all = drop_token, drop_all
+
+    def loss(self, batch: dict[str, Any]) -> Tensor:
+        """Weighted mean square of one micro-batch."""
+        keys = batch["keys"]
+        keep = kept_tokens(uniform(self.seed, "drop", keys, len(TOKENS) + 1), self.drop_token, self.drop_all)
+        errors, times = self._errors(batch, keys, keep)
+        for level in range(NUM_LEVELS):
+            chosen = errors[(times * NUM_LEVELS // self.schedule.num_timesteps) == level]
+            if len(chosen):
+                self.record(f"loss_level_{level + 1}", chosen.mean())
+        return (errors * self.schedule.min_snr_weights(times, self.min_snr_gamma)).mean()
+
+    def _errors(self, batch: dict[str, Any], keys: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Mean square error of each sample, and the timesteps."""
+        mean, std = batch["mean"].float(), batch["std"].float()
+        shape = mean.shape[1:]
+        latents = mean + std * normal(self.seed, "posterior", keys, shape).to(mean.device)
+        noise = normal(self.seed, "noise", keys, shape).to(mean.device)
+        times = timesteps(self.seed, keys, self.schedule.num_timesteps).to(mean.device)
+        noisy = self.schedule.add_noise(latents, noise, times).contiguous(memory_format=torch.channels_last)
+        context = self.conditioner(scenes_from_dict(batch["scenes"]), keep)
+        output = self.unet(noisy, times, encoder_hidden_states=context).sample.float()
+        target = self.schedule.target(latents, noise, times)
+        return (output - target).square().flatten(1).mean(1), times
+
+    def evaluate(self) -> dict[str, float]:
+        """Loss on held-out scenes with always the same noise, with all tokens and with none."""
+        data = self.data
+        totals = {"held_out_loss": 0.0, "held_out_loss_no_context": 0.0}
+        count = len(data.held_out_mean)
+        for part in chunks(count, 64):
+            scenes = data.held_out_scenes[part]
+            batch = {"mean": data.held_out_mean[part], "std": data.held_out_std[part], "scenes": scenes_to_dict(scenes)}
+            batch = move_data_to_device(batch, self.device)
+            numbers = torch.arange(part.start, part.stop)
+            keys = torch.stack([torch.full_like(numbers, -1), numbers], dim=1)
+            nothing = torch.zeros(len(scenes), len(TOKENS), dtype=torch.bool)
+            for name, keep in zip(totals, (None, nothing), strict=True):
+                errors, _ = self._errors(batch, keys, keep)
+                totals[name] += float(errors.sum())
+        return {name: total / count for name, total in totals.items()}
+
+    def export(self, folder: Path) -> None:
+        """Write `base/`: vae, unet, scheduler, conditioner and model_index.json, in half precision."""
+        with atomic_directory(folder / "base", overwrite=True) as temporary:
+            shutil.copytree(self.vae_folder, temporary / "vae")
+            save_half(self.unet, temporary / "unet")
+            save_half(self.conditioner, temporary / "conditioner")
+            scheduler: Any = DDIMScheduler.from_config(self.scheduler_config)
+            scheduler.save_pretrained(temporary / "scheduler")
+            (temporary / "model_index.json").write_text(json.dumps(model_index(), indent=2) + "\n")
+
+
+def kept_tokens(draws: Tensor, drop_token: float, drop_all: float) -> Tensor:
+    """Which tokens stay: (N, T + 1) uniform numbers -> (N, T) bool; the last number decides on all of a sample."""
+    return (draws[:, :-1] >= drop_token) & (draws[:, -1:] >= drop_all)
+
+
+def save_half(module: Any, folder: Path) -> None:
+    """Write a half-precision copy of a diffusers model; the module itself is not touched."""
+    with torch.random.fork_rng(devices=[]):
+        copy = type(module).from_config(module.config)
+    copy.load_state_dict(module.state_dict())
+    copy.half().save_pretrained(folder)
+
+
+def model_index() -> dict[str, Any]:
+    """What makes the folder a Stable Diffusion base without a text encoder."""
+    return {
+        "_class_name": "StableDiffusionPipeline",
+        "_diffusers_version": diffusers.__version__,
+        "feature_extractor": [None, None],
+        "image_encoder": [None, None],
+        "requires_safety_checker": False,
+        "safety_checker": [None, None],
+        "scheduler": ["diffusers", "DDIMScheduler"],
+        "text_encoder": [None, None],
+        "tokenizer": [None, None],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }

@@ -1,0 +1,138 @@
+"""Where an encoder's weights come from when a training begins, and what a checkpoint says for `seecoder export`."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from seecoder.encoder.model import SeeCoder
+from seecoder.export.trained_part import BACKBONE_PREFIX, read_trained
+from seecoder.weights.safetensors_files import load_strict, read_safetensors
+
+POSITION_KEY = "position_encoding"  # part of the names of what a position-aware encoder has and a plain one lacks
+
+
+def load_trained(encoder: SeeCoder, source: str) -> None:
+    """Start a new stage from weights, with a fresh optimizer.
+
+    A plain encoder's weights may start a position-aware one: without `position_gain` its positional encoding begins
+    with a last layer of zeros, so that the first step sees exactly the plain encoder.
+
+    Args:
+        encoder: Whose trained weights are replaced. The backbone is, too, if the source holds one.
+        source: A run's folder or checkpoint (averages are preferred), a saved encoder's folder, or a released file.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        WeightsError: Weights are missing, unexpected or of another shape.
+    """
+    tensors = _read(encoder, source)
+    own = encoder.state_dict()
+    absent = sorted(set(own) - set(tensors))
+    allowed = [key for key in absent if POSITION_KEY in key or key.startswith(BACKBONE_PREFIX)]
+    if not any(key.startswith(BACKBONE_PREFIX) for key in tensors) or len(allowed) == len(absent):
+        tensors = {**{key: own[key] for key in allowed}, **tensors}
+    load_strict(encoder, tensors, source=source)
+
+
+def _read(encoder: SeeCoder, source: str) -> dict[str, Tensor]:
+    path = Path(source)
+    if (path / "config.json").is_file():
+        saved = SeeCoder.from_pretrained(path)
+        return dict(saved.state_dict())
+    if path.suffix == ".safetensors" and any(key.startswith("ctx.") for key in read_safetensors(path)[0]):
+        config = {key: value for key, value in encoder.config.items() if not key.startswith("_")}
+        config.pop("position_aware")
+        return dict(SeeCoder.from_official(path, **config).state_dict())
+    trained = read_trained(path)
+    return {**trained.trainable, **(trained.ema or {})}
+
+
+def describe_encoder(
+    encoder: SeeCoder, averages: dict[str, Tensor] | None, backbone_source: str, backbone_sha256: str
+) -> dict[str, Any]:
+    """What `seecoder.export.trained_part.read_trained` looks for in a checkpoint: plain values and tensors.
+
+    Args:
+        encoder: The trained encoder.
+        averages: Running averages by the encoder's keys.
+        backbone_source: Where its frozen backbone came from.
+        backbone_sha256: `tensors_sha256` of the backbone in float32.
+    """
+    state = encoder.state_dict()
+    config = {key: value for key, value in encoder.config.items() if not key.startswith("_")}
+    return {
+        "encoder_config": {key: list(value) if isinstance(value, tuple) else value for key, value in config.items()},
+        "encoder_trainable": {key: value for key, value in state.items() if not key.startswith(BACKBONE_PREFIX)},
+        "ema": averages or {},
+        "backbone_source": backbone_source,
+        "backbone_sha256": backbone_sha256,
+    }
+
+
+def check_encoder_size(size: int | None) -> None:
+    """Refuse pictures that are too small for the backbone's four levels.
+
+    Args:
+        size: Height and width at which the encoder sees the pictures; None for those of the latents.
+
+    Raises:
+        ValueError: They are below 32 pixels.
+    """
+    if size is not None and size < 32:
+        raise ValueError(f"`encoder_size`={size} must be at least 32 pixels; null is the latents' size.")
+
+
+def check_widths(encoder: SeeCoder, unet: Any) -> None:
+    """Refuse an encoder whose tokens or pooled vector the base cannot take.
+
+    Args:
+        encoder: The encoder.
+        unet: The base's UNet.
+
+    Raises:
+        ValueError: The widths differ.
+    """
+    width, wanted = encoder.config["context_dim"], unet.config["cross_attention_dim"]
+    if width != wanted:
+        raise ValueError(f"`context_dim`={width} of the encoder must equal the base's {wanted}.")
+    pooled, wanted = encoder.config["pooled_dim"], pooled_width(unet.config)
+    if pooled != wanted:
+        raise ValueError(f"`pooled_dim`={pooled} of the encoder must equal the base's {wanted}.")
+
+
+def pooled_width(unet_config: Mapping[str, Any]) -> int | None:
+    """Width of the pooled vector that a UNet of the SDXL family takes beside the context; None for other UNets."""
+    if unet_config.get("addition_embed_type") != "text_time":
+        return None
+    time_width = 6 * int(unet_config["addition_time_embed_dim"])
+    return int(unet_config["projection_class_embeddings_input_dim"]) - time_width
+
+
+def seeded_encoder(config: dict[str, Any], seed: int, position_gain: float = 0.0) -> SeeCoder:
+    """Build an encoder whose initial weights follow from the seed alone.
+
+    Args:
+        config: Arguments of `SeeCoder`.
+        seed: Of the weights.
+        position_gain: Xavier gain of the positional encoding's last weight; 0 leaves it at zero, as published.
+
+    Raises:
+        ValueError: An argument is not one of `SeeCoder`, or a gain has no positions to act on.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            encoder = SeeCoder(**config)
+        except TypeError as error:
+            raise ValueError(f"`encoder`: {error}") from error
+        if position_gain:
+            positions: Any = encoder.query_transformer.position_encoding
+            if position_gain < 0 or positions is None:
+                raise ValueError(
+                    f"`position_gain`={position_gain} must not be negative, and needs position_aware=true in `encoder`."
+                )
+            torch.nn.init.xavier_normal_(positions.mlp[-1].weight, position_gain)
+    return encoder

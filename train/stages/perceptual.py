@@ -1,0 +1,70 @@
+"""Perceptual distance with any timm pyramid as feature network.
+
+Zhang et al., "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric" (2018), section 3, without the
+learned channel weights: features are normalised to unit length at each place, and squared differences averaged.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from seecoder.weights.safetensors_files import WeightsError, read_safetensors
+
+
+class PerceptualDistance(nn.Module):
+    """Distance of two batches of pictures, summed over the network's maps.
+
+    Args:
+        network: Maps (N, 3, H, W) in [0, 1] to a list of maps. It is frozen.
+    """
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network.eval().requires_grad_(False)
+
+    def train(self, mode: bool = True) -> "PerceptualDistance":
+        """The network stays in eval mode."""
+        super().train(mode)
+        self.network.eval()
+        return self
+
+    def forward(self, first: Tensor, second: Tensor) -> Tensor:
+        """Mean distance of (N, 3, H, W) pictures in [-1, 1]; zero for equal ones."""
+        ours, theirs = self.network((first + 1) / 2), self.network((second + 1) / 2)
+        distances = [
+            (functional.normalize(one.float(), dim=1) - functional.normalize(other.float(), dim=1))
+            .square()
+            .sum(1)
+            .mean()
+            for one, other in zip(ours, theirs, strict=True)
+        ]
+        return torch.stack(distances).sum()
+
+
+def load_network(folder: str | Path) -> nn.Module:
+    """Feature network from a folder that `world_backbone.yaml` wrote: config.json and model.safetensors.
+
+    Raises:
+        FileNotFoundError: The folder lacks one of them.
+        WeightsError: The weights do not fit.
+    """
+    folder = Path(folder)
+    for name in ("config.json", "model.safetensors"):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"`perceptual_network`={folder} has no {name}; train one with world_backbone.yaml.")
+    config = json.loads((folder / "config.json").read_text())
+    network: Any = timm.create_model(config["backbone"], features_only=True, **config["backbone_args"])
+    tensors = {key: value.float() if value.is_floating_point() else value for key, value in _tensors(folder).items()}
+    if set(tensors) != set(network.state_dict()):
+        raise WeightsError(f"{folder} does not hold the weights of its own config.json; train it again.")
+    network.load_state_dict(tensors)
+    return network
+
+
+def _tensors(folder: Path) -> dict[str, Tensor]:
+    return read_safetensors(folder / "model.safetensors")[0]

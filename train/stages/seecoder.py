@@ -1,0 +1,278 @@
+"""Trains SeeCoder against a frozen base: the noise loss alone teaches it what a picture's context is.
+
+"Prompt-Free Diffusion: Taking 'Text' out of Text-to-Image Diffusion Models", arXiv 2305.16223, section 4.2. The picture
+is encoded twice: by the autoencoder, whose latent is noised, and by SeeCoder, whose context should help the UNet to
+tell the noise. Backbone, autoencoder and UNet are frozen; the gradient passes through the UNet into the context.
+"""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from data.shards.caching.maps import MAPS_CACHED, MapsSource, column
+from data.shards.caching.moments import CACHED, MEAN, STD, MomentsSource
+from seecoder.export.trained_part import tensors_sha256
+from seecoder.weights.safetensors_files import atomic_directory
+from train.settings import EmaSettings, GuardSettings, OptimizerSettings
+from train.stages.context_gaps import held_out_figures
+from train.stages.encoder_weights import (
+    check_encoder_size,
+    check_widths,
+    describe_encoder,
+    load_trained,
+    seeded_encoder,
+)
+from train.stages.frozen_base import encode_moments, load_base, size_condition
+from train.stages.noise import normal, timesteps, uniform
+from train.stages.noise_schedule import NoiseSchedule
+from train.stages.previews import Preview, score_previews, write_sheet
+from train.stages.stage import Stage
+
+NUM_LEVELS = 4  # the log shows the loss in this many equal ranges of timesteps
+
+
+class SeeCoderStage(Stage):
+    """Trains the decoder and the query transformer of a `SeeCoder`.
+
+    Args:
+        optimizer: AdamW and its learning rate.
+        base: Folder or repository of the frozen base model, in diffusers' form.
+        encoder: Arguments of `SeeCoder`.
+        backbone_weights: Safetensors file or folder of the frozen backbone, or "timm:NAME"; None leaves it random,
+            which only makes sense with `init_from`.
+        init_from: Weights to start a new stage from (see `encoder_weights.load_trained`); the optimizer starts afresh.
+        position_gain: How strongly positions count from the first step on: the Xavier gain of the positional encoding's
+            last weight. 0 as published: it starts as the plain encoder, and learns slowly to look at places.
+        frozen_dtype: Dtype in which the UNet and the backbone are held.
+        vae_dtype: Dtype of the autoencoder.
+        context_dropout: Probability of a zero context. Nothing trains on such a sample, because a zero context carries
+            no trained parameter; so the default is off.
+        min_snr_gamma: Weigh the loss by min-SNR; None is the plain mean square.
+        timestep_sampling: "uniform", and every loss is multiplied by its weight; or "weighted": timesteps are drawn as
+            often as they weigh, which is the same gradient with less noise;
+            `loss_level_*` in the log are then means over these.
+        gradient_checkpointing: Parts that recompute activations in the backward pass, to save memory; "auto": as few as
+            the device's memory allows, which `python -m train` finds out before it makes the stage.
+        compiled: Parts that `torch.compile` makes faster after some minutes of work at the first step; for pictures of
+            one size.
+        encoder_size: Height and width at which the encoder sees the pictures; None: the size of the latents' pictures.
+        preview: What the preview sheets show; None for none.
+        export_encoder: Write the whole encoder as a folder with every checkpoint. `seecoder export` does it later from
+            a checkpoint.
+        ema: Average of the weights, which evaluation and export use; None for none.
+        guard: When a step is thrown away.
+        seed: Seed of initial weights, noise, timesteps and dropout.
+    """
+
+    frozen_names = ("vae", "unet", "encoder.backbone")
+
+    def __init__(
+        self,
+        optimizer: OptimizerSettings,
+        base: str,
+        encoder: dict[str, Any],
+        backbone_weights: str | None = None,
+        init_from: str | None = None,
+        position_gain: float = 0.0,
+        frozen_dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+        vae_dtype: Literal["float32", "bfloat16"] = "float32",
+        context_dropout: float = 0.0,
+        min_snr_gamma: float | None = None,
+        timestep_sampling: Literal["uniform", "weighted"] = "uniform",
+        gradient_checkpointing: tuple[Literal["encoder", "unet"], ...] | Literal["auto"] = (),
+        compiled: tuple[Literal["decoder", "unet"], ...] = (),
+        encoder_size: int | None = None,
+        preview: Preview | None = None,
+        export_encoder: bool = True,
+        ema: EmaSettings | None = None,
+        guard: GuardSettings | None = None,
+        seed: int = 0,
+    ):
+        super().__init__(optimizer, ema, guard, seed)
+        if not 0 <= context_dropout < 1:
+            raise ValueError(f"`context_dropout`={context_dropout} must be a probability below 1.")
+        NoiseSchedule.check_gamma(min_snr_gamma)
+        check_encoder_size(encoder_size)
+        if gradient_checkpointing == "auto":
+            raise ValueError(
+                "`gradient_checkpointing`=auto is chosen by `python -m train fit`; name the parts: (), "
+                '("encoder",) or ("encoder", "unet").'
+            )
+        loaded = load_base(base, frozen_dtype, vae_dtype)
+        self.vae, self.unet = loaded.vae, loaded.unet
+        self.schedule = NoiseSchedule(loaded.scheduler_config)
+        self.scheduler_config = loaded.scheduler_config
+        self.encoder = seeded_encoder(encoder, seed, position_gain)
+        check_widths(self.encoder, self.unet)
+        self.backbone_source = backbone_weights or ""
+        if backbone_weights:
+            self.encoder.load_backbone_weights(backbone_weights)
+        if init_from is not None:
+            load_trained(self.encoder, init_from)
+        self._freeze(frozen_dtype, gradient_checkpointing)
+        for name in compiled:  # in place: names of weights stay as they are
+            {"decoder": self.encoder.decoder, "unet": self.unet}[name].compile(dynamic=False)
+        self.base_source, self.encoder_size = base, encoder_size
+        self.context_dropout, self.min_snr_gamma = context_dropout, min_snr_gamma
+        if timestep_sampling not in ("uniform", "weighted"):
+            raise ValueError(f'`timestep_sampling`={timestep_sampling!r} is unknown; use "uniform" or "weighted".')
+        self.timestep_sampling = timestep_sampling
+        self.preview, self.export_encoder = preview, export_encoder
+
+    def _freeze(self, frozen_dtype: str, gradient_checkpointing: tuple[str, ...]) -> None:
+        """Ask for gradients of exactly what training moves."""
+        trained = {id(weight) for _, weight in self.encoder.trainable_named_parameters()}
+        for weight in self.encoder.parameters():
+            weight.requires_grad_(id(weight) in trained)
+        self.backbone_sha256 = tensors_sha256(self.encoder.backbone.state_dict())
+        self.encoder.backbone.to(getattr(torch, frozen_dtype))
+        for name in gradient_checkpointing:
+            getattr(self, name).enable_gradient_checkpointing()
+        self.freeze_parts()
+
+    # Loss -------------------------------------------------------------------------------------------------------------
+
+    def loss(self, batch: dict[str, Any]) -> Tensor:
+        """Weighted mean square of one micro-batch."""
+        keys = batch["keys"]
+        context, pooled = self.encode(batch, keys)
+        if self.context_dropout:
+            kept = uniform(self.seed, "context_dropout", keys, 1) >= self.context_dropout
+            context = context * kept.to(context).unsqueeze(-1)
+        times, weights = self.draw_timesteps(keys)
+        errors, times = self.errors(batch, keys, context, pooled, times)
+        for level in range(NUM_LEVELS):
+            chosen = (times * NUM_LEVELS // self.schedule.num_timesteps) == level
+            if chosen.any():
+                self.record(f"loss_level_{level + 1}", errors[chosen].mean())
+        return (errors * weights.to(errors.device)).mean()
+
+    def draw_timesteps(self, keys: Tensor) -> tuple[Tensor, Tensor]:
+        """Timesteps of the samples' own, and what their losses count."""
+        if self.timestep_sampling == "weighted":
+            draws = uniform(self.seed, "timestep", keys, 1)[:, 0].double()
+            return self.schedule.weighted_timesteps(draws, self.min_snr_gamma)
+        times = timesteps(self.seed, keys, self.schedule.num_timesteps).to(self.schedule.alphas_cumprod.device)
+        return times, self.schedule.min_snr_weights(times, self.min_snr_gamma)
+
+    def encode(self, batch: dict[str, Any], keys: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Context and pooled vector of a batch; with keys, positions get their samples' own jitter."""
+        pixels = batch["pixels"].float() / 255
+        if self.encoder_size is not None:
+            pixels = interpolate(pixels, size=(self.encoder_size, self.encoder_size), mode="bilinear", antialias=True)
+        jitter = None
+        if keys is not None and self.encoder.config["position_aware"]:
+            levels = self.encoder.draw_position_jitter(batch_size=1)
+            assert levels is not None
+            draws = uniform(self.seed, "position_jitter", keys, levels[0].numel())
+            jitter = (draws - 0.5).view(len(keys), *levels.shape[1:]).to(pixels.device)
+        if column(0) in batch:
+            output = self.encoder.encode_maps(self.maps(batch, pixels), jitter)
+        else:
+            output = self.encoder.encode(pixels, jitter)
+        return output.context, output.pooled
+
+    def maps(self, batch: dict[str, Any], pixels: Tensor) -> list[Tensor]:
+        """Maps of the backbone: from the batch where they were cached, by the backbone where they were not."""
+        levels = range(len(self.encoder.backbone.channels))
+        maps = [batch[column(level)] for level in levels if column(level) in batch]
+        absent = [row for row, cached in enumerate(batch.get(MAPS_CACHED, ())) if not cached]
+        if absent:
+            rows = torch.tensor(absent, device=pixels.device)
+            own = self.encoder.compute_maps(pixels[rows])
+            maps = [level.float().index_copy(0, rows, made.float()) for level, made in zip(maps, own, strict=True)]
+        return maps
+
+    def maps_source(self, size: int) -> MapsSource | None:
+        """What cached maps must be of; None if the encoder sees pictures at another size."""
+        return None if self.encoder_size is not None else MapsSource.of(self.encoder, size)
+
+    def errors(
+        self,
+        batch: dict[str, Any],
+        keys: Tensor,
+        context: Tensor,
+        pooled: Tensor | None,
+        times: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Mean square error of each sample for a context, and the timesteps; noise depends on the keys alone.
+
+        Timesteps that are not given are the keys' uniform ones.
+        """
+        mean, std = self.moments(batch)
+        shape, device = mean.shape[1:], mean.device
+        latents = mean + std * normal(self.seed, "posterior", keys, shape).to(device)
+        noise = normal(self.seed, "noise", keys, shape).to(device)
+        if times is None:
+            times = timesteps(self.seed, keys, self.schedule.num_timesteps)
+        times = times.to(device)
+        noisy = self.schedule.add_noise(latents, noise, times).contiguous(memory_format=torch.channels_last)
+        dtype = self.unet.dtype
+        extra = size_condition(self.unet, None if pooled is None else pooled.to(dtype), *batch["pixels"].shape[-2:])
+        output = self.unet(noisy.to(dtype), times, encoder_hidden_states=context.to(dtype), **extra).sample.float()
+        target = self.schedule.target(latents, noise, times)
+        return (output - target).square().flatten(1).mean(1), times
+
+    def moments(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Posterior of the latent: from the batch where it was cached, by the autoencoder where it was not."""
+        if MEAN not in batch:
+            return encode_moments(self.vae, batch["pixels"].float() / 255)
+        mean, std = batch[MEAN].float(), batch[STD].float()
+        absent = [row for row, cached in enumerate(batch.get(CACHED, ())) if not cached]
+        if absent:
+            rows = torch.tensor(absent, device=mean.device)
+            own_mean, own_std = encode_moments(self.vae, batch["pixels"][rows].float() / 255)
+            mean, std = mean.index_copy(0, rows, own_mean), std.index_copy(0, rows, own_std)
+        return mean, std
+
+    def moments_source(self, size: int) -> MomentsSource:
+        """What cached moments of square pictures must be of, to be those that `moments` would compute."""
+        return MomentsSource.of(self.vae, size)
+
+    # Evaluation -------------------------------------------------------------------------------------------------------
+
+    def evaluate(self) -> dict[str, float]:
+        """Held-out loss, and what each picture's own context has to do with it: see `held_out_figures`."""
+        return held_out_figures(self)
+
+    @property
+    def conditioner(self) -> Any:
+        """The world's conditioner, if the base has one."""
+        if "_conditioner" not in self.__dict__:
+            folder = Path(self.base_source) / "conditioner"
+            found = None
+            if folder.is_dir():
+                from data.world.pretrained import load_conditioner
+
+                loaded: Any = load_conditioner(self.base_source)
+                found = loaded.requires_grad_(False).to(self.device)
+            self.__dict__["_conditioner"] = found  # past nn.Module: it is not part of what is trained or saved
+        return self.__dict__["_conditioner"]
+
+    # Checkpoints and exports ------------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what `seecoder export` needs."""
+        super().on_save_checkpoint(checkpoint)
+        averages = None
+        if self.ema is not None:
+            averages = {name.removeprefix("encoder."): value for name, value in self.ema.averages.items()}
+        checkpoint["seecoder"] = describe_encoder(self.encoder, averages, self.backbone_source, self.backbone_sha256)
+
+    def export(self, folder: Path) -> dict[str, float]:
+        """Write `encoder/`, whole, and a preview sheet; in the world, what the reader makes of its pictures."""
+        if self.export_encoder:
+            with atomic_directory(folder / "encoder", overwrite=True) as temporary:
+                self.encoder.save_pretrained(temporary)
+        data = self.data
+        if self.preview is not None and len(data.held_out_pixels):
+            pixels = data.held_out_pixels[: self.preview.pictures].to(self.device)
+            context, pooled = self.encode({"pixels": pixels}, None)
+            sheet = folder / "previews" / f"step-{self.global_step:08d}.png"
+            pictures = write_sheet(self, pixels, context, pooled, sheet)
+            if data.held_out_scenes is not None and self.conditioner is not None:
+                return score_previews(pictures, data.held_out_scenes[: len(pixels)])
+        return {}

@@ -1,0 +1,194 @@
+"""What all trainings share: optimizer, rate by step, averaging, guard, and checkpoints without frozen weights."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+
+from data.shards.plan import derive_seed
+from seecoder.weights.safetensors_files import WeightsError
+from train.run.guards import GradientGuard, Gradients
+from train.settings import EmaSettings, GuardSettings, OptimizerSettings
+from train.stages.ema import Ema
+from train.stages.learning_rate import learning_rate
+
+
+class Stage(LightningModule):
+    """Base of every training; a subclass says what is trained, its loss, how it is evaluated and exported.
+
+    Args:
+        optimizer: AdamW and its learning rate.
+        ema: Average of the trained weights, which evaluation and export use; None switches it off.
+        guard: When a step is thrown away.
+        seed: Seed of noise and dropout.
+    """
+
+    frozen_names: tuple[str, ...] = ()  # paths of frozen modules: always eval, no gradients, not in checkpoints
+
+    def __init__(
+        self,
+        optimizer: OptimizerSettings,
+        ema: EmaSettings | None = None,
+        guard: GuardSettings | None = None,
+        seed: int = 0,
+    ):
+        super().__init__()
+        self.optimizer_settings = optimizer
+        self.ema_settings = ema
+        self.seed = seed
+        self.guard = GradientGuard(guard or GuardSettings())
+        self.ema: Ema | None = None
+        self.strict_loading = (
+            False  # frozen weights are not in checkpoints; `on_load_checkpoint` compares the others itself
+        )
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = {}
+
+    # What a subclass says ---------------------------------------------------------------------------------------------
+
+    def loss(self, batch: dict[str, Any]) -> Tensor:
+        """Loss of one micro-batch; may call `record`."""
+        raise NotImplementedError
+
+    def evaluate(self) -> dict[str, float]:
+        """Figures on held-out samples, with the averaged weights in place."""
+        return {}
+
+    def export(self, folder: Path) -> dict[str, float] | None:
+        """Write what users of the trained weights load, with the averaged weights in place; may give figures."""
+
+    @property
+    def data(self) -> Any:
+        """The run's data source."""
+        trainer: Any = self.trainer
+        return trainer.datamodule
+
+    # Frozen parts -----------------------------------------------------------------------------------------------------
+
+    def freeze_parts(self) -> None:
+        """Freeze the modules named in `frozen_names`."""
+        for name in self.frozen_names:
+            self.get_submodule(name).eval().requires_grad_(False)
+
+    def train(self, mode: bool = True) -> "Stage":
+        """Switch modes; frozen parts stay in eval mode, or their drop-path and BatchNorm would wake up."""
+        super().train(mode)
+        for name in self.frozen_names:
+            self.get_submodule(name).eval()
+        return self
+
+    def trained_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Names and weights that the optimizer holds."""
+        return ((name, weight) for name, weight in self.named_parameters() if weight.requires_grad)
+
+    def _is_frozen(self, key: str) -> bool:
+        return key.startswith(tuple(f"{name}." for name in self.frozen_names))
+
+    # Steps ------------------------------------------------------------------------------------------------------------
+
+    def on_fit_start(self) -> None:
+        """Begin the average, unless a checkpoint brought one."""
+        if self.ema_settings is not None and self.ema is None:
+            self.ema = Ema(self.trained_parameters(), self.ema_settings)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Seed dropout and jitter by step, micro-batch and process, so that nothing depends on history."""
+        micro_batch = batch_idx % self.trainer.accumulate_grad_batches
+        torch.manual_seed(derive_seed(self.seed, "dropout", self.global_step, micro_batch, self.global_rank))
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """Loss of one micro-batch."""
+        loss = self.loss(batch)
+        self.guard.remember(batch, loss)
+        self.record("loss", loss)
+        return loss
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """AdamW over exactly the trained weights."""
+        settings = self.optimizer_settings
+        return torch.optim.AdamW([weight for _, weight in self.trained_parameters()], lr=settings.lr, fused=True)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Clip, or throw a bad step away."""
+        share = getattr(self.trainer.strategy, "gradients", None)  # DeepSpeed leaves each process a share of them
+        gradients = share() if share else Gradients(weight for _, weight in self.trained_parameters())
+        norm = self.guard.check(gradients, self.global_step, self.optimizer_settings.clip_norm)
+        self.record("gradient_norm", norm)
+
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        """Apply the settings of this step, step, average."""
+        settings = self.optimizer_settings
+        rate = learning_rate(self.global_step, self.trainer.max_steps, settings)
+        for group in optimizer.param_groups:  # every step: a loaded optimizer state carries the old run's settings
+            group.update(lr=rate, betas=settings.betas, eps=settings.eps, weight_decay=settings.weight_decay)
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        if self.ema is not None:
+            self.ema.update()
+        self._sums["learning_rate"], self._counts["learning_rate"] = torch.tensor(rate), 1
+
+    # Log --------------------------------------------------------------------------------------------------------------
+
+    def record(self, name: str, value: Tensor) -> None:
+        """Add to the mean that the next line of the log shows; no synchronisation with a GPU."""
+        value = value.detach().float()
+        self._sums[name] = self._sums[name] + value if name in self._sums else value
+        self._counts[name] = self._counts.get(name, 0) + 1
+
+    def take_records(self) -> dict[str, tuple[float, int]]:
+        """Sums and counts since the last call: what means over processes are made of."""
+        records = {name: (float(total), self._counts[name]) for name, total in self._sums.items()}
+        self._sums, self._counts = {}, {}
+        return records
+
+    # Checkpoints ------------------------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leave frozen weights out, put the average and the guard in."""
+        state = checkpoint.get("state_dict", {})
+        checkpoint["state_dict"] = {key: value for key, value in state.items() if not self._is_frozen(key)}
+        checkpoint["guard"] = self.guard.state_dict()
+        if self.ema is not None:
+            checkpoint["ema"] = self.ema.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Compare keys, take the average, and let the loops start afresh at the checkpoint's optimizer step.
+
+        The batch of an optimizer step is a pure function of that step (`train.sources.stream`), so Lightning's position
+        within an epoch, which counts batches of one process, would only be in the way when the number of processes
+        changes.
+
+        Raises:
+            WeightsError: A trained weight is missing from the checkpoint, or the checkpoint has one that the module
+                lacks.
+        """
+        own = {key for key in self.state_dict() if not self._is_frozen(key)}
+        different = sorted(own ^ set(checkpoint["state_dict"]))
+        if different:
+            raise WeightsError(f"{len(different)} weights differ between checkpoint and module, first: {different[:3]}")
+        self.guard.load_state_dict(checkpoint["guard"])
+        if self.ema_settings is not None and "ema" in checkpoint:
+            self.ema = self.ema or Ema(self.trained_parameters(), self.ema_settings)
+            self.ema.load_state_dict(checkpoint["ema"])
+        fresh = self.trainer.fit_loop.state_dict()
+        kept = {key: value for key, value in checkpoint["loops"]["fit_loop"].items() if "optimization" in key}
+        checkpoint["loops"]["fit_loop"] = fresh | kept
+
+    # Evaluation -------------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Averaged weights, eval mode, no gradients; everything comes back afterwards, random state included."""
+        modes = {module: module.training for module in self.modules()}
+        random_state = torch.get_rng_state()
+        self.eval()
+        try:
+            with torch.no_grad(), self.ema.applied() if self.ema is not None else nullcontext():
+                yield
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
+            torch.set_rng_state(random_state)
