@@ -123,7 +123,7 @@ def _sample(
                 generator=request.generator,
                 method=request.method,
                 latents=request.latents,
-                picture_latents=start,
+                image_latents=start,
                 added_conditions=pipe.added_conditions(request, conditioning, size),
                 control=control,
                 decoder=decoder_of(pipe.vae, request.autoencoder_memory, notes, native),

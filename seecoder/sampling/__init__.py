@@ -28,7 +28,7 @@ What a method may need besides:
   `View`: its place in the latents of the current stage, whose size is `latent_size`) and one branch ("positive" or
   "negative"). Tensors have 1 or B rows; mappings of tensors are allowed (`added_cond_kwargs` of SDXL).
 * `control`: a `Control`, that is the control picture and a callable that runs the ControlNet.
-* `picture_latents`: clean latents of a given picture, which DemoFusion then takes in place of its first stage.
+* `image_latents`: clean latents of a given picture, which DemoFusion then takes in place of its first stage.
 
 Randomness: one stream per picture (see `seecoder.sampling.randomness`), never torch's global one during a run. A
 picture is the same alone, in a batch, and for every `view_batch_size` (up to rounding).

@@ -63,7 +63,7 @@ def sample(
     generator: Generators = None,
     method: Method | Sequence[Method] | None = None,
     latents: torch.Tensor | None = None,
-    picture_latents: torch.Tensor | None = None,
+    image_latents: torch.Tensor | None = None,
     added_conditions: AddedConditions | None = None,
     control: Control | None = None,
     decoder: Codec | None = None,
@@ -89,7 +89,7 @@ def sample(
         generator: None, one generator, or one per picture. A picture does not depend on its batch.
         method: How to sample above the native size; None is one plain stage. A list where methods compose.
         latents: Unit-variance starting noise for the first stage, in place of drawn noise.
-        picture_latents: Clean latents (1 or B, C, h, w) of given pictures; only for methods that start from one.
+        image_latents: Clean latents (1 or B, C, h, w) of given pictures; only for methods that start from one.
         added_conditions: `added_conditions(view, "positive" or "negative", latent_size) -> keyword arguments`.
         control: ControlNet residuals.
         decoder: Latents to pixels, differentiable where a method takes gradients.
@@ -107,7 +107,7 @@ def sample(
         ValueError: If an argument does not fit, or the methods do not compose; the message says why.
     """
     _check(latent_shape, native_size, num_inference_steps, guidance_rescale, view_batch_size)
-    _check_picture(picture_latents, latent_shape)
+    _check_picture(image_latents, latent_shape)
     dtype = torch.promote_types(context.dtype, torch.float32)
     randomness = Randomness(generator, latent_shape[0])
     stepper = Stepper(scheduler, num_inference_steps, eta=eta, randomness=randomness, device=context.device)
@@ -121,7 +121,7 @@ def sample(
         device=context.device,
         dtype=dtype,
         initial_noise=None if latents is None else latents.to(context.device, dtype),
-        picture_latents=None if picture_latents is None else picture_latents.to(context.device, dtype),
+        image_latents=None if image_latents is None else image_latents.to(context.device, dtype),
         decoder=decoder,
         encoder=encoder,
         unet=unet,
@@ -229,12 +229,12 @@ def _check(
         raise ValueError(f"`view_batch_size`={view_batch_size} must be at least 1.")
 
 
-def _check_picture(picture_latents: torch.Tensor | None, latent_shape: tuple[int, ...]) -> None:
-    if picture_latents is None:
+def _check_picture(image_latents: torch.Tensor | None, latent_shape: tuple[int, ...]) -> None:
+    if image_latents is None:
         return
-    shape = tuple(picture_latents.shape)
+    shape = tuple(image_latents.shape)
     if len(shape) != 4 or shape[0] not in (1, latent_shape[0]) or shape[1] != latent_shape[1]:
         raise ValueError(
-            f"`picture_latents` has shape {shape}; give latents of one picture, or of {latent_shape[0]}, with "
+            f"`image_latents` has shape {shape}; give latents of one picture, or of {latent_shape[0]}, with "
             f"{latent_shape[1]} channels."
         )

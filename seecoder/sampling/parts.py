@@ -178,7 +178,7 @@ class Run:
     device: torch.device
     dtype: torch.dtype
     initial_noise: torch.Tensor | None = None
-    picture_latents: torch.Tensor | None = None
+    image_latents: torch.Tensor | None = None
     decoder: Codec | None = None
     encoder: Codec | None = None
     unet: Any = None

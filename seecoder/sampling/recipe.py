@@ -106,8 +106,8 @@ class Recipe:
             self.network.check(run)
         if self.maker is not None:
             return self.maker.stages(run, self)
-        if run.picture_latents is not None:
-            raise ValueError("`picture_latents` needs a method that starts from a picture. Use DemoFusion().")
+        if run.image_latents is not None:
+            raise ValueError("`image_latents` needs a method that starts from a picture. Use DemoFusion().")
         return [self.base_stage(run, run.size, "sampling")]
 
     def frame(self, run: Run, size: Size) -> Path:

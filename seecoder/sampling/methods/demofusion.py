@@ -25,12 +25,13 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 
-from seecoder.checks import FLAG, LENGTHS, SPACE, Rule, check, choice, either, number, optional, whole
+from seecoder.checks import FLAG, Rule, check, choice, either, number, optional, whole
 from seecoder.sampling.fields import Evaluator
 from seecoder.sampling.filters import blur, statistics, with_statistics
-from seecoder.sampling.methods.enlargement import Space, check_enlargement, enlarged
+from seecoder.sampling.methods.enlargement import SPACE, Space, check_enlargement, enlarged
 from seecoder.sampling.methods.geometry import base_size, panorama_base, scale_over, scaled_size
 from seecoder.sampling.methods.multidiffusion import MultiDiffusion, times
+from seecoder.sampling.methods.setting_rules import LENGTHS
 from seecoder.sampling.parts import Edited, Opening, Outcome, Path, Run, Stage, Step
 from seecoder.sampling.stepper import Stepper
 from seecoder.sampling.views import Size, lattices
@@ -191,14 +192,14 @@ class DemoFusion:
     def stages(self, run: Run, recipe: "Recipe") -> list[Stage]:
         """All phases; a given picture takes the place of the first ones."""
         sizes = self.sizes(run.size, run.native_size, is_panorama=recipe.sync is not None)
-        first = 0 if run.picture_latents is None else _phase_of_picture(sizes, run.picture_latents)
+        first = 0 if run.image_latents is None else _phase_of_picture(sizes, run.image_latents)
         names = [f"phase {place + 1} of {len(sizes)}" for place in range(len(sizes))]
-        if len(sizes) > 1 or run.picture_latents is not None:
+        if len(sizes) > 1 or run.image_latents is not None:
             run.stepper.require_restarts()
             check_enlargement("DemoFusion", run, self.resize_in)
         stages = []
         anchors = _Anchors()
-        if run.picture_latents is None:
+        if run.image_latents is None:
             stages.append(recipe.base_stage(run, sizes[0], names[0], anchors.keep, in_windows=False))
             first = 1
         for place in range(first, len(sizes)):
@@ -284,9 +285,9 @@ def _source(run: Run, outcome: Outcome | None) -> torch.Tensor:
     """What a phase enlarges: the result of the phase before, or the given picture."""
     if outcome is not None:
         return outcome.latents
-    if run.picture_latents is None:
-        raise ValueError("A phase after the first needs the result of the one before, or `picture_latents`.")
-    return run.picture_latents
+    if run.image_latents is None:
+        raise ValueError("A phase after the first needs the result of the one before, or `image_latents`.")
+    return run.image_latents
 
 
 class _Anchors:

@@ -5,11 +5,13 @@ from typing import Literal
 import torch
 from torch.nn import functional
 
+from seecoder.checks import choice
 from seecoder.sampling.filters import resized
 from seecoder.sampling.parts import Run
 from seecoder.sampling.views import Size
 
 Space = Literal["latents", "pixels"]
+SPACE = choice("latents", "pixels")
 
 
 def enlarged(run: Run, latents: torch.Tensor, size: Size, space: Space) -> torch.Tensor:

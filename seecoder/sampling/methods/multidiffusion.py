@@ -17,7 +17,8 @@ from typing import ClassVar, Literal
 import torch
 from torch.nn import functional
 
-from seecoder.checks import FLAG, LENGTHS, SHARE, Rule, check, choice, optional, some_of, whole
+from seecoder.checks import FLAG, check, choice, instance, optional, some_of, whole
+from seecoder.sampling.methods.setting_rules import LENGTHS, TRAJECTORY_FRACTION
 from seecoder.sampling.parts import Patch, Path, Planner, Run, Step, Weight
 from seecoder.sampling.stepper import Stepper
 from seecoder.sampling.views import Size, View, jitter, windows, wrapped_windows
@@ -90,8 +91,8 @@ class MultiDiffusion:
             jitter=whole(0),
             blend=choice("uniform", "feather"),
             closed_loop=FLAG,
-            regions=some_of(Rule(lambda value: isinstance(value, Region), ""), "a list of Regions"),
-            bootstrap=SHARE,
+            regions=some_of(instance(Region), "a list of Regions"),
+            bootstrap=TRAJECTORY_FRACTION,
         )
 
     def window_size(self, native_size: Size, size: Size) -> Size:

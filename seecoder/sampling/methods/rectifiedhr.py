@@ -15,9 +15,10 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, ClassVar
 
-from seecoder.checks import SHARE, SPACE, check, number, optional, some_of
-from seecoder.sampling.methods.enlargement import Space, check_enlargement, enlarged
+from seecoder.checks import check, number, optional, some_of
+from seecoder.sampling.methods.enlargement import SPACE, Space, check_enlargement, enlarged
 from seecoder.sampling.methods.geometry import base_size, scale_over, scaled_size
+from seecoder.sampling.methods.setting_rules import TRAJECTORY_FRACTION
 from seecoder.sampling.parts import Opening, Outcome, Run, Stage
 from seecoder.sampling.views import Size
 
@@ -56,8 +57,10 @@ class RectifiedHR:
         """
         check(
             self,
-            switch_at=some_of(SHARE, "one or more shares of the trajectory, 0 to 1, such as (0.8, 0.9)", least=1),
-            guidance_boost=optional(some_of(number(0.0, above=True), "factors above 0, such as (6.0, 10.0)")),
+            switch_at=some_of(
+                TRAJECTORY_FRACTION, "one or more fractions of the trajectory, 0 to 1, such as (0.8, 0.9)", minimum=1
+            ),
+            guidance_boost=optional(some_of(number(0.0, above_minimum=True), "factors above 0, such as (6.0, 10.0)")),
             resize_in=SPACE,
         )
 
@@ -108,8 +111,8 @@ class RectifiedHR:
         return Stage(name, size, steps, begin, recipe.paths(run, size), recipe.guidance(run, size))
 
     def _check(self, run: Run, switches: int, shares: int, boosts: int) -> None:
-        if run.picture_latents is not None:
-            raise ValueError("`picture_latents` needs a method that starts from a picture. Use DemoFusion().")
+        if run.image_latents is not None:
+            raise ValueError("`image_latents` needs a method that starts from a picture. Use DemoFusion().")
         if boosts < min(shares, switches):
             raise ValueError(f"`guidance_boost` has {boosts} factors; give one for each change that `switch_at` names.")
         if switches:

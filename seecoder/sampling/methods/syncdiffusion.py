@@ -18,23 +18,13 @@ from typing import ClassVar, Literal
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from seecoder.checks import (
-    FLAG,
-    FUNCTION,
-    LENGTHS,
-    SHARE,
-    check,
-    choice,
-    either,
-    number,
-    optional,
-    whole,
-)
+from seecoder.checks import FLAG, FUNCTION, check, choice, either, number, optional, whole
 from seecoder.sampling.conditions import Item
 from seecoder.sampling.fields import Evaluator, all_items, fuse_views
 from seecoder.sampling.guidance import ClassifierFree
 from seecoder.sampling.methods.multidiffusion import MultiDiffusion
 from seecoder.sampling.methods.perceptual import PerceptualLoss, default_loss
+from seecoder.sampling.methods.setting_rules import LENGTHS, TRAJECTORY_FRACTION
 from seecoder.sampling.parts import Codec, Edited, Path, Run, Step
 from seecoder.sampling.views import Size, View
 
@@ -95,7 +85,7 @@ class SyncDiffusion:
             sync_weight=number(0.0),
             sync_decay=number(0.0, 1.0),
             sync_every=whole(1),
-            sync_threshold=SHARE,
+            sync_threshold=TRAJECTORY_FRACTION,
             anchor=either(choice("middle", "first"), whole()),
             loss=optional(FUNCTION),
             clamp=FLAG,

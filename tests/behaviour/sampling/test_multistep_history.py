@@ -69,7 +69,7 @@ def test_check_24_a_skip_residual_leaves_no_history(name, make_scheduler, make_d
         context=context[:1],
         generator=torch.Generator().manual_seed(0),
         method=DemoFusion(skip_dead_steps=False),
-        picture_latents=picture,
+        image_latents=picture,
     )
     assert relative(actual, with_statistics(expected, *statistics(picture))) < TOLERANCE
 

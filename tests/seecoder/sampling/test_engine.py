@@ -475,23 +475,23 @@ def test_starting_noise_of_the_wrong_shape_is_refused(make_scheduler, make_denoi
 
 def test_given_pictures_must_fit_the_batch(make_scheduler, make_denoiser, context) -> None:
     with pytest.raises(
-        ValueError, match=r"`picture_latents` has shape \(2, 4, 8, 8\); give latents of one picture, or of 3"
+        ValueError, match=r"`image_latents` has shape \(2, 4, 8, 8\); give latents of one picture, or of 3"
     ):
         sample(
             make_denoiser(),
             make_scheduler("ddim"),
             latent_shape=(3, 4, 16, 16),
             context=context,
-            picture_latents=torch.zeros(2, 4, 8, 8),
+            image_latents=torch.zeros(2, 4, 8, 8),
             method=DemoFusion(),
             **SMALL,
         )
-    with pytest.raises(ValueError, match="`picture_latents` needs a method that starts from a picture"):
+    with pytest.raises(ValueError, match="`image_latents` needs a method that starts from a picture"):
         sample(
             make_denoiser(),
             make_scheduler("ddim"),
             latent_shape=(1, 4, 16, 16),
             context=context[:1],
-            picture_latents=torch.zeros(1, 4, 8, 8),
+            image_latents=torch.zeros(1, 4, 8, 8),
             **SMALL,
         )

@@ -13,10 +13,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from seecoder.checks import FLAG, SHARE, check, optional, whole
+from seecoder.checks import FLAG, check, optional, whole
 from seecoder.sampling.guidance import ClassifierFree
 from seecoder.sampling.methods.hidiffusion.feature_sizes import Shrink
 from seecoder.sampling.methods.hidiffusion.window_attention import WindowAttention
+from seecoder.sampling.methods.setting_rules import TRAJECTORY_FRACTION
 from seecoder.sampling.methods.unet_levels import num_levels
 from seecoder.sampling.parts import Guidance, Patch, Run
 from seecoder.sampling.views import Size
@@ -54,8 +55,8 @@ class HiDiffusion:
         check(
             self,
             level=optional(whole(0)),
-            shrink_tau=optional(SHARE),
-            full_shrink_tau=optional(SHARE),
+            shrink_tau=optional(TRAJECTORY_FRACTION),
+            full_shrink_tau=optional(TRAJECTORY_FRACTION),
             window_attention=FLAG,
         )
 

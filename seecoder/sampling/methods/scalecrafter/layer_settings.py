@@ -8,10 +8,27 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from seecoder.checks import Rule, either, instance, number, some_of
 from seecoder.sampling.methods.unet_levels import num_levels
 from seecoder.sampling.views import Size
 
 Factors = Mapping[str, float | tuple[float, float]]
+
+_FACTOR = either(number(1.0), some_of(number(1.0), "a pair", minimum=2, maximum=2))
+_PATTERN = instance(str)
+
+
+def _is_factors(value: Any) -> bool:
+    if not isinstance(value, Mapping):
+        return False
+    return all(_PATTERN.accepts(pattern) and _FACTOR.accepts(factor) for pattern, factor in value.items())
+
+
+FACTORS = Rule(_is_factors, "a mapping of patterns to factors from 1 up, or pairs of them, such as {'level.1': 2.0}")
+PATTERNS = Rule(
+    either(_PATTERN, some_of(_PATTERN, "")).accepts,
+    "a pattern or a list of patterns, such as 'level.1' or ('mid', 'up.0')",
+)
 
 
 @dataclass(frozen=True)

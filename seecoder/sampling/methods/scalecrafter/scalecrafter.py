@@ -18,11 +18,19 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
-from seecoder.checks import FACTORS, FLAG, PATTERNS, SHARE, check, choice, number, optional
+from seecoder.checks import FLAG, check, choice, number, optional
 from seecoder.sampling.guidance import NEGATIVE, POSITIVE, ClassifierFree, rescaled
 from seecoder.sampling.methods.scalecrafter.dispersion import closed_form_matrix, published_matrix
-from seecoder.sampling.methods.scalecrafter.layer_settings import Factors, Settings, derived_settings, per_axis
+from seecoder.sampling.methods.scalecrafter.layer_settings import (
+    FACTORS,
+    PATTERNS,
+    Factors,
+    Settings,
+    derived_settings,
+    per_axis,
+)
 from seecoder.sampling.methods.scalecrafter.redilation import ReDilation
+from seecoder.sampling.methods.setting_rules import TRAJECTORY_FRACTION
 from seecoder.sampling.methods.unet_levels import select
 from seecoder.sampling.parts import Branch, Guidance, Run, Step
 from seecoder.sampling.views import Size
@@ -109,12 +117,12 @@ class ScaleCrafter:
         check(
             self,
             dilation=optional(FACTORS),
-            dilate_tau=optional(SHARE),
+            dilate_tau=optional(TRAJECTORY_FRACTION),
             progressive=optional(FLAG),
             damping=optional(FACTORS),
-            damp_tau=optional(SHARE),
+            damp_tau=optional(TRAJECTORY_FRACTION),
             disperse=PATTERNS,
-            disperse_tau=SHARE,
+            disperse_tau=TRAJECTORY_FRACTION,
             dispersion=choice("closed_form", "published"),
             dispersion_penalty=number(0.0),
         )

@@ -147,7 +147,7 @@ def test_check_10_lattices_without_blur_are_plain(
     monkeypatch.setattr(demofusion, "lattices", lambda *sizes: strides.add(sizes) or planned(*sizes))
     picture = torch.randn((1, 4, *size), generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     method = DemoFusion(cosine_scale_1=1e9, cosine_scale_2=0.0, blur_sigma=1e-6, skip_dead_steps=False)
-    fused = run(method, make_scheduler, denoiser, context, size=size, picture_latents=picture)
+    fused = run(method, make_scheduler, denoiser, context, size=size, image_latents=picture)
     assert strides == {(size, stride)}
     expected = redrawn(picture, make_scheduler("ddim"), denoiser, context)
     assert relative(fused, expected) < 1e-6
@@ -159,7 +159,7 @@ def test_check_10_a_given_picture_of_the_native_size_is_redrawn_by_plain_steps(
     """At the native size there are no lattices and no windows, only the frame."""
     picture = torch.randn((1, 4, 8, 8), generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     denoiser, method = make_denoiser(), DemoFusion(cosine_scale_1=1e9, skip_dead_steps=False)
-    fused = run(method, make_scheduler, denoiser, context, size=(8, 8), picture_latents=picture)
+    fused = run(method, make_scheduler, denoiser, context, size=(8, 8), image_latents=picture)
     assert len(denoiser.calls) == 8
     expected = redrawn(picture, make_scheduler("ddim"), denoiser, context)
     assert relative(fused, expected) < 1e-6
@@ -319,7 +319,7 @@ def test_a_given_picture_takes_the_place_of_the_first_phase(make_scheduler, make
         make_denoiser(),
         context,
         size=(24, 24),
-        picture_latents=picture,
+        image_latents=picture,
         on_stage=lambda end: phases.append((end.stage, tuple(end.latents.shape[-2:]))),
     )
     assert phases == [("phase 1 of 3", (8, 8)), ("phase 2 of 3", (16, 16)), ("phase 3 of 3", (24, 24))]
@@ -357,7 +357,7 @@ def test_windows_without_context_predict_as_if_there_were_none(make_scheduler, m
     nothing = torch.randn(context[:1].shape, generator=generator, dtype=context.dtype)
 
     def enlarge(method, told, guidance_scale) -> torch.Tensor:
-        options = {"picture_latents": picture, "negative_context": nothing, "guidance_scale": guidance_scale}
+        options = {"image_latents": picture, "negative_context": nothing, "guidance_scale": guidance_scale}
         return run(method, make_scheduler, make_denoiser(), told, **options)
 
     seeing = DemoFusion(use_dilated_sampling=False)
@@ -416,7 +416,7 @@ def test_check_11_dead_steps_are_whole_steps_and_dead(name, steps, make_schedule
         context,
         name=name,
         num_inference_steps=steps,
-        picture_latents=torch.zeros((1, 4, 16, 16), dtype=torch.float64),
+        image_latents=torch.zeros((1, 4, 16, 16), dtype=torch.float64),
         on_step=lambda progress: times.append(progress.timestep),
     )
     start = len(scheduler.timesteps) - len(times)
