@@ -1,7 +1,6 @@
 """Laws of how a training's parts grow with batch and number of GPUs: one function an equation, in seconds and bytes.
 
-`scaling_law.py` measures them on the machine at hand, and compares what they predict of two processes with what
-two processes do; `train.estimate.prediction` puts them together for clusters that nobody has measured.
+`train.estimate.prediction` puts them together for clusters that nobody has measured.
 """
 
 import math
