@@ -131,57 +131,78 @@ def sample(
         denoiser, stepper, Conditions(context, negative_context, added_conditions, control), view_batch_size
     )
     with torch.no_grad():  # not inference_mode: editors may need gradients
-        return _run_stages(run, compose(method).plan(run), evaluator, on_step, on_stage)
+        stages = _plan(method, run)
+        report = _Report(stages, on_step, on_stage)
+        outcome: Outcome | None = None
+        for place, stage in enumerate(stages):
+            for step, reached in _trajectory(run, stage, place, outcome, evaluator):
+                outcome = reached
+                report.step(step, reached)
+            if outcome is None:
+                raise ValueError(f"Stage {stage.name!r} has no steps. Use more `num_inference_steps`.")
+            if stage.finish is not None:
+                outcome = Outcome(stage.finish(outcome.latents), outcome.original)
+            report.stage_end(place, outcome, is_whole=stage.steps.stop == len(stepper))
+    if outcome is None:
+        raise ValueError("The plan has no stages.")
+    return outcome.latents
 
 
-def _run_stages(
-    run: Run,
-    stages: Sequence[Stage],
-    evaluator: Evaluator,
-    on_step: Callable[[Progress], None] | None,
-    on_stage: Callable[[StageEnd], None] | None,
-) -> torch.Tensor:
+def _plan(method: Method | Sequence[Method] | None, run: Run) -> list[Stage]:
+    """The stages of the run, which have to end at its size."""
+    stages = compose(method).plan(run)
     if stages and stages[-1].latent_size != run.size:
         (height, width), (rows, columns) = stages[-1].latent_size, run.size
         raise ValueError(
             f"The method's last stage makes {height}x{width} cells, not the {rows}x{columns} that were asked for. Its "
             "plan has to end at the size of the run."
         )
-    num_steps, done = sum(len(stage.steps) for stage in stages), 0
-    outcome: Outcome | None = None
-    for place, stage in enumerate(stages):
-        run.stepper.restart(stage.steps.start)
-        opening = stage.begin(run, outcome)
-        keys = run.randomness.keys() if stage.keyed else ()
-        for step, reached in _trajectory(run, stage, place, keys, opening.latents, opening.editors, evaluator):
-            outcome = reached
-            done += 1
-            if on_step is not None:
-                progress = Progress(stage.name, place, len(stages), done, num_steps, step.time, reached.latents)
-                on_step(progress)
-        if outcome is None:
-            raise ValueError(f"Stage {stage.name!r} has no steps. Use more `num_inference_steps`.")
-        if stage.finish is not None:
-            outcome = Outcome(stage.finish(outcome.latents), outcome.original)
-        if on_stage is not None:
-            whole = stage.steps.stop == len(run.stepper)
-            on_stage(StageEnd(stage.name, place, len(stages), outcome.latents if whole else outcome.original))
-    if outcome is None:
-        raise ValueError("The plan has no stages.")
-    return outcome.latents
+    return stages
+
+
+class _Report:
+    """Tells the caller of every step and every stage of a run.
+
+    Args:
+        stages: All stages of the run.
+        on_step: Called after every step.
+        on_stage: Called after every stage.
+    """
+
+    def __init__(
+        self,
+        stages: Sequence[Stage],
+        on_step: Callable[[Progress], None] | None,
+        on_stage: Callable[[StageEnd], None] | None,
+    ) -> None:
+        self._names = [stage.name for stage in stages]
+        self._num_steps = sum(len(stage.steps) for stage in stages)
+        self._done = 0
+        self._on_step, self._on_stage = on_step, on_stage
+
+    def step(self, step: Step, outcome: Outcome) -> None:
+        """Tell of one finished step."""
+        self._done += 1
+        if self._on_step is not None:
+            name, count = self._names[step.stage], len(self._names)
+            self._on_step(Progress(name, step.stage, count, self._done, self._num_steps, step.time, outcome.latents))
+
+    def stage_end(self, place: int, outcome: Outcome, *, is_whole: bool) -> None:
+        """Tell of one finished stage; one that ends before the trajectory does shows the predicted original."""
+        if self._on_stage is not None:
+            latents = outcome.latents if is_whole else outcome.original
+            self._on_stage(StageEnd(self._names[place], place, len(self._names), latents))
 
 
 def _trajectory(
-    run: Run,
-    stage: Stage,
-    place: int,
-    keys: tuple[int, ...],
-    latents: torch.Tensor,
-    editors: Sequence[Editor],
-    evaluator: Evaluator,
+    run: Run, stage: Stage, place: int, before: Outcome | None, evaluator: Evaluator
 ) -> Iterator[tuple[Step, Outcome]]:
     """The steps of one stage, each with the sample and the prediction of the original that it reached."""
     stepper = run.stepper
+    stepper.restart(stage.steps.start)
+    opening = stage.begin(run, before)
+    keys = run.randomness.keys() if stage.keyed else ()
+    latents = opening.latents
     for index in stage.steps:
         step = Step(
             index=index,
@@ -194,7 +215,7 @@ def _trajectory(
             stage=place,
             keys=keys,
         )
-        edited = _edit(latents, editors, step, evaluator)
+        edited = _edit(latents, opening.editors, step, evaluator)
         fields = evaluator.fields(edited, step, stage.paths, stage.guidance.branches(step))
         output = stage.guidance.combine(fields, step)
         original = stepper.predict_original(output, edited.latents, index)

@@ -35,30 +35,29 @@ class Evaluator:
         self.view_batch_size = view_batch_size
 
     def fields(self, edited: Edited, step: Step, paths: Sequence[Path], branches: Sequence[Branch]) -> Fields:
-        """The fused fields of all paths, in the network's own parametrisation, relative to `edited.latents`."""
+        """The fused fields of all paths, in the network's own parametrisation, relative to `edited.latents`.
+
+        In a path every (context, network state) is evaluated once, however many branches ask for it.
+        """
+        cut_from = edited.latents if edited.cut_from is None else edited.cut_from
         total: Fields = {}
         for path in paths:
             weight = 1.0 if path.weight is None else path.weight(step)
             if isinstance(weight, float) and weight == 0.0:
                 continue
-            for branch, field in self._path_fields(edited, step, path, branches).items():
+            seen = cut_from if path.prefilter is None else path.prefilter(cut_from, step)
+            offsets = edited.offsets if path.follows_offsets else {}
+            needed = sorted({path.asked(branch) for branch in branches}, key=lambda branch: branch[::-1])
+            fused: Fields = {}
+            for network, group in groupby(needed, lambda branch: branch.network):
+                fused |= self._fuse(seen, step, path, network, list(group), offsets)
+            if path.prefilter is not None:
+                fused = {b: self.stepper.transfer(f, seen, edited.latents, step.index) for b, f in fused.items()}
+            for branch in branches:
+                field = fused[path.asked(branch)]
                 part = field if path.weight is None else weight * field
                 total[branch] = total[branch] + part if branch in total else part
         return total
-
-    def _path_fields(self, edited: Edited, step: Step, path: Path, branches: Sequence[Branch]) -> Fields:
-        """One path: every (context, network state) is evaluated once, however many branches ask for it."""
-        cut_from = edited.latents if edited.cut_from is None else edited.cut_from
-        seen = cut_from if path.prefilter is None else path.prefilter(cut_from, step)
-        needed = sorted({path.asked(branch) for branch in branches})
-        fused: Fields = {}
-        for network, group in groupby(sorted(needed, key=lambda branch: branch.network), lambda b: b.network):
-            offsets = edited.offsets if path.follows_offsets else {}
-            fused |= self._fuse(seen, step, path, network, list(group), offsets)
-        if path.prefilter is not None:
-            latents = edited.latents
-            fused = {b: self.stepper.transfer(f, seen, latents, step.index) for b, f in fused.items()}
-        return {branch: fused[path.asked(branch)] for branch in branches}
 
     def _fuse(
         self,
