@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 
+from seecoder.base_model.facts import pooled_width
 from seecoder.pipelines.decoding import decode_latents
 from seecoder.sampling import (
     DemoFusion,
@@ -112,7 +113,7 @@ def on_device(unet: Any, vae: Any, name: str, scale: int, steps: int) -> dict[st
     """One run with SDXL's interface on the networks' device, sampling and tiled decode timed apart."""
     device, dtype = unet.device, unet.dtype
     width = unet.config.cross_attention_dim
-    pooled = unet.config.projection_class_embeddings_input_dim - 6 * unet.config.addition_time_embed_dim
+    pooled = pooled_width(unet)
     added = {
         "text_embeds": torch.zeros(1, pooled, device=device, dtype=dtype),
         "time_ids": torch.tensor([[1024.0, 1024.0, 0.0, 0.0, 1024.0, 1024.0]], device=device, dtype=dtype),

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from data.world.reader.reader import Reading, agreement, read
 from data.world.scenes import Scenes
+from seecoder.base_model.facts import prediction_type
 
 ATTRIBUTES = ("shape", "hue", "texture", "background")
 
@@ -145,7 +146,7 @@ def denoising_losses(
     timesteps = (torch.arange(len(latents)) * steps // len(latents))[torch.randperm(len(latents), generator=generator)]
     noisy = pipeline.scheduler.add_noise(latents, noise, timesteps)
     target = noise
-    if pipeline.scheduler.config.prediction_type == "v_prediction":
+    if prediction_type(pipeline.scheduler) == "v_prediction":
         target = pipeline.scheduler.get_velocity(latents, noise, timesteps)
     dtype = pipeline.unet.dtype
     losses: dict[str, list[Tensor]] = {name: [] for name in contexts}

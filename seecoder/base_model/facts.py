@@ -1,42 +1,126 @@
-"""What a UNet's configuration says about the contexts and sizes that it was trained with."""
+"""What is known about a base model from the configurations of its parts.
 
-from typing import Any
+Every function takes a part (a diffusers UNet, autoencoder or scheduler) or the mapping that its configuration file
+holds, so that a plan can ask before any weights are there.
+"""
 
-__all__ = ["context_width", "native_size", "pooled_width"]
+from collections.abc import Mapping
+from typing import Any, Literal
 
-_NUM_TIME_IDS = 6
+_NUM_TIME_IDS = 6  # what SDXL's UNet is told of sizes: those of the picture, the crop's corner and the target
+
+
+def _config(part: Any) -> Mapping[str, Any]:
+    """Give the configuration of a part; empty for a network that has none."""
+    return part if isinstance(part, Mapping) else getattr(part, "config", {})
+
+
+def is_sdxl(unet: Any) -> bool:
+    """Say whether a UNet reads a pooled vector and time ids beside the context, as those of the SDXL family do.
+
+    Args:
+        unet: A UNet or its configuration; anything without a configuration is not SDXL's.
+    """
+    return _config(unet).get("addition_embed_type") == "text_time"
+
+
+def family(unet: Any) -> Literal["sd", "sdxl"]:
+    """Give the family of a UNet.
+
+    Args:
+        unet: A UNet or its configuration.
+
+    Returns:
+        "sdxl", or "sd" for Stable Diffusion 1.x and 2.x, which differ in the width of the context alone.
+
+    Raises:
+        ValueError: The UNet reads something else beside the context, as Kandinsky's does.
+    """
+    added = _config(unet).get("addition_embed_type")
+    if added is not None and not is_sdxl(unet):
+        raise ValueError(
+            f"`addition_embed_type`={added!r} of the base's UNet must be null (SD 1.x, 2.x) or 'text_time' (SDXL). "
+            "Use a base of one of these families."
+        )
+    return "sdxl" if is_sdxl(unet) else "sd"
 
 
 def context_width(unet: Any) -> int:
-    """Give the width of the context that a UNet reads.
+    """Give the width of the context that a UNet reads: 768 for SD 1.x, 1024 for SD 2.x, 2048 for SDXL.
 
     Args:
-        unet: a `UNet2DConditionModel`.
+        unet: A UNet or its configuration.
 
     Raises:
-        ValueError: its blocks read different widths.
+        ValueError: Its blocks read different widths, or none.
     """
-    width = unet.config.cross_attention_dim
+    width = _config(unet).get("cross_attention_dim")
     widths = {width} if isinstance(width, int) else set(width or ())
     if len(widths) != 1:
-        raise ValueError(f"the UNet's `cross_attention_dim`={width}; a base that reads one context width is needed.")
+        raise ValueError(f"`cross_attention_dim`={width} of the base's UNet must be one width. Use another base.")
     return int(widths.pop())
+
+
+def pooled_width(unet: Any) -> int | None:
+    """Give the width of the pooled vector that a UNet reads beside the context: 1280 for SDXL, None for SD 1.x and 2.x.
+
+    SDXL's UNet embeds each of the six time ids in `addition_time_embed_dim` numbers and joins these to the vector.
+
+    Args:
+        unet: A UNet or its configuration.
+    """
+    if not is_sdxl(unet):
+        return None
+    config = _config(unet)
+    return config["projection_class_embeddings_input_dim"] - _NUM_TIME_IDS * config["addition_time_embed_dim"]
 
 
 def native_size(unet: Any) -> tuple[int, int]:
     """Give the (height, width) in latent cells that a UNet was trained at.
 
     Args:
-        unet: a `UNet2DConditionModel`; its configuration holds one side, or both.
+        unet: A UNet or its configuration, which holds one side, or both.
     """
-    side = unet.config.sample_size
+    side = _config(unet)["sample_size"]
     return (side, side) if isinstance(side, int) else (int(side[0]), int(side[1]))
 
 
-def pooled_width(unet: Any) -> int:
-    """Give the width of the pooled vector that an SDXL UNet reads.
+def pixels_per_cell(vae: Any) -> int:
+    """Give how many pixels of a side one latent cell covers: every level of the autoencoder but the last halves sides.
 
     Args:
-        unet: a `UNet2DConditionModel` with `addition_embed_type="text_time"`.
+        vae: An autoencoder or its configuration; diffusers' default is a single level.
     """
-    return unet.config.projection_class_embeddings_input_dim - _NUM_TIME_IDS * unet.config.addition_time_embed_dim
+    return 2 ** (len(_config(vae).get("block_out_channels", (64,))) - 1)
+
+
+def prediction_type(scheduler: Any) -> str:
+    """Give what the UNet was trained to predict: "epsilon" (noise), "v_prediction" (velocity) or "sample".
+
+    Args:
+        scheduler: A scheduler or its configuration; without an entry it is noise, as in diffusers' own schedulers.
+    """
+    return str(_config(scheduler).get("prediction_type", "epsilon"))
+
+
+def check_widths(unet: Any, context_dim: int, pooled_dim: int | None) -> None:
+    """Refuse an encoder whose context or pooled vector a UNet cannot read.
+
+    Args:
+        unet: A UNet or its configuration.
+        context_dim: Width of the encoder's context.
+        pooled_dim: Width of its pooled vector; None for an encoder without one.
+
+    Raises:
+        ValueError: A width differs from what the UNet reads.
+    """
+    if context_dim != context_width(unet):
+        raise ValueError(
+            f"`context_dim`={context_dim} of the encoder must be {context_width(unet)}, which this base's UNet reads. "
+            "SD 1.x reads 768, SD 2.x 1024, SDXL 2048: use an encoder for this family."
+        )
+    if pooled_dim != pooled_width(unet):
+        raise ValueError(
+            f"`pooled_dim`={pooled_dim} of the encoder must be {pooled_width(unet)}, which this base's UNet reads. "
+            "SDXL reads 1280, SD 1.x and 2.x none: use an encoder for this family."
+        )

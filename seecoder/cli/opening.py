@@ -89,6 +89,7 @@ def load_pipeline(arguments: argparse.Namespace) -> tuple[Any, Any]:
         ValueError: parts that do not fit each other.
         WeightsError: weights that do not fit.
     """
+    from seecoder.base_model.facts import is_sdxl
     from seecoder.base_model.loading import load_config, scheduler_class
     from seecoder.pipelines import SeeCoderPipeline, SeeCoderXLPipeline
 
@@ -97,8 +98,7 @@ def load_pipeline(arguments: argparse.Namespace) -> tuple[Any, Any]:
     if (arguments.controlnet is None) != (arguments.control_image is None):
         raise ValueError("`--controlnet` and `--control-image` work only together.")
     encoder, contexts = load_encoder_or_context(arguments.encoder, dtype)
-    unet_config = load_config(arguments.base, "unet")
-    cls = SeeCoderXLPipeline if unet_config.get("addition_embed_type") == "text_time" else SeeCoderPipeline
+    cls = SeeCoderXLPipeline if is_sdxl(load_config(arguments.base, "unet")) else SeeCoderPipeline
     say(f"base {arguments.base}, encoder {arguments.encoder}, {str(dtype).removeprefix('torch.')} on {device}")
     pipe = cls.from_base(
         arguments.base,

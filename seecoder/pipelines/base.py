@@ -8,7 +8,7 @@ from diffusers import DiffusionPipeline
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.pipelines.pipeline_utils import StableDiffusionMixin
 
-from seecoder.base_model.facts import context_width
+from seecoder.base_model.facts import check_widths, pixels_per_cell
 from seecoder.base_model.loading import load_config, load_part
 from seecoder.encoder.model import SeeCoder
 from seecoder.pipelines.call import generate
@@ -47,8 +47,8 @@ class ContextPipeline(DiffusionPipeline, StableDiffusionMixin):
         self.register_modules(vae=vae, unet=unet, scheduler=scheduler, encoder=encoder, controlnet=controlnet)
         self.check_unet(unet)
         if encoder is not None:
-            self.check_encoder(encoder, unet)
-        self.vae_scale_factor: int = 2 ** (len(vae.config.block_out_channels) - 1)
+            check_widths(unet, encoder.config["context_dim"], encoder.config["pooled_dim"])
+        self.vae_scale_factor: int = pixels_per_cell(vae)
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
         self._interrupt = False
         self._num_timesteps = 0
@@ -206,19 +206,6 @@ class ContextPipeline(DiffusionPipeline, StableDiffusionMixin):
             ValueError: it is of another family.
         """
         raise NotImplementedError
-
-    def check_encoder(self, encoder: Any, unet: Any) -> None:
-        """Refuse an encoder whose contexts the UNet cannot read.
-
-        Raises:
-            ValueError: they are of another width.
-        """
-        needed, found = context_width(unet), encoder.config["context_dim"]
-        if found != needed:
-            raise ValueError(
-                f"the encoder makes contexts of width {found}, but this base's UNet reads {needed}. SD 1.x reads 768, "
-                "SD 2.x 1024, SDXL 2048: use an encoder trained for this family."
-            )
 
     def upcasts_vae(self) -> bool:
         """Whether the VAE works in float32, whatever its dtype."""

@@ -7,6 +7,7 @@ import torch
 from diffusers import AutoencoderKL, ControlNetModel, SchedulerMixin, UNet2DConditionModel
 from diffusers.loaders import StableDiffusionLoraLoaderMixin
 
+from seecoder.base_model.facts import family
 from seecoder.encoder.model import SeeCoder
 from seecoder.images.loading import ENCODED_SIZE
 from seecoder.pipelines.autoencoding import AUTOENCODER_MEMORY
@@ -162,7 +163,7 @@ class SeeCoderPipeline(ContextPipeline, StableDiffusionLoraLoaderMixin):
 
     def check_unet(self, unet: Any) -> None:
         """Refuse SDXL, and distilled UNets that embed the guidance scale."""
-        if unet.config.addition_embed_type is not None:
+        if family(unet) != "sd":
             raise ValueError("this base's UNet wants SDXL's added conditions; use SeeCoderXLPipeline for it.")
         if unet.config.time_cond_proj_dim is not None:
             raise ValueError("this base's UNet embeds the guidance scale (a distilled model), which is not supported.")

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Protocol
 
 import torch
 
+from seecoder.base_model.facts import is_sdxl
 from seecoder.sampling.guidance import ClassifierFree
 from seecoder.sampling.methods.geometry import scale_over
 from seecoder.sampling.parts import Editor, Guidance, Opening, Outcome, Patch, Path, Run, Stage
@@ -184,8 +185,7 @@ def is_longer(size: Size, native_size: Size, longest: float) -> bool:
 
 def _longest(unet: Any) -> float:
     """Longest axis that a network knows at its native area, in native sides: SDXL's are trained up to 512x2048."""
-    is_told_sizes = getattr(getattr(unet, "config", None), "addition_embed_type", None) == "text_time"
-    return 2.0 if is_told_sizes else 1.5
+    return 2.0 if is_sdxl(unet) else 1.5
 
 
 def compose(method: Method | Sequence[Method] | None) -> Recipe:

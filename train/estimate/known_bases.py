@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from train.stages.encoder_weights import pooled_width
+from seecoder.base_model.facts import pixels_per_cell, pooled_width
 
 _CROSS, _PLAIN = "CrossAttnDownBlock2D", "DownBlock2D"
 _UP_CROSS, _UP_PLAIN = "CrossAttnUpBlock2D", "UpBlock2D"
@@ -65,7 +65,7 @@ class BaseSizes:
     @property
     def latent_factor(self) -> int:
         """Pixels of a picture's side for each of its latent's."""
-        return 2 ** (len(self.vae.get("block_out_channels", (64,))) - 1)
+        return pixels_per_cell(self.vae)
 
     @property
     def pooled_dim(self) -> int | None:

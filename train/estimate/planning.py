@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from data.shards.manifest import ShardSet
+from seecoder.base_model.facts import check_widths
 from train.estimate.costs import Costs, count_costs
 from train.estimate.hardware import GIB, Cluster, Hardware
 from train.estimate.known_bases import BaseSizes, base_sizes
@@ -144,16 +145,11 @@ def check_fit(options: Mapping[str, Any], sizes: BaseSizes, image_size: int) -> 
     """Refuse an encoder or a picture that the base cannot take.
 
     Raises:
-        Impossible: With the numbers.
+        ValueError: With the numbers.
     """
     NoiseSchedule.check_gamma(options.get("min_snr_gamma"))
-    encoder, width = options["encoder"], sizes.unet["cross_attention_dim"]
-    given = encoder.get("context_dim", 768)
-    if given != width:
-        raise Impossible(f"`encoder.context_dim`={given}, but the base's cross-attention takes {width}.")
-    pooled = encoder.get("pooled_dim")
-    if pooled != sizes.pooled_dim:
-        raise Impossible(f"`encoder.pooled_dim`={pooled}, but the base takes {sizes.pooled_dim}.")
+    encoder = options["encoder"]
+    check_widths(sizes.unet, encoder.get("context_dim", 768), encoder.get("pooled_dim"))
     check_encoder_size(options.get("encoder_size"))
     if image_size % sizes.latent_factor or image_size < 32:
         raise Impossible(

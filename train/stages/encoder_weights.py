@@ -1,6 +1,5 @@
 """Where an encoder's weights come from when a training begins, and what a checkpoint says for `seecoder export`."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -83,32 +82,6 @@ def check_encoder_size(size: int | None) -> None:
     """
     if size is not None and size < 32:
         raise ValueError(f"`encoder_size`={size} must be at least 32 pixels; null is the latents' size.")
-
-
-def check_widths(encoder: SeeCoder, unet: Any) -> None:
-    """Refuse an encoder whose tokens or pooled vector the base cannot take.
-
-    Args:
-        encoder: The encoder.
-        unet: The base's UNet.
-
-    Raises:
-        ValueError: The widths differ.
-    """
-    width, wanted = encoder.config["context_dim"], unet.config["cross_attention_dim"]
-    if width != wanted:
-        raise ValueError(f"`context_dim`={width} of the encoder must equal the base's {wanted}.")
-    pooled, wanted = encoder.config["pooled_dim"], pooled_width(unet.config)
-    if pooled != wanted:
-        raise ValueError(f"`pooled_dim`={pooled} of the encoder must equal the base's {wanted}.")
-
-
-def pooled_width(unet_config: Mapping[str, Any]) -> int | None:
-    """Width of the pooled vector that a UNet of the SDXL family takes beside the context; None for other UNets."""
-    if unet_config.get("addition_embed_type") != "text_time":
-        return None
-    time_width = 6 * int(unet_config["addition_time_embed_dim"])
-    return int(unet_config["projection_class_embeddings_input_dim"]) - time_width
 
 
 def seeded_encoder(config: dict[str, Any], seed: int, position_gain: float = 0.0) -> SeeCoder:

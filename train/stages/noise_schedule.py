@@ -5,11 +5,13 @@ less than float32 and int64.
 """
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from diffusers import DDIMScheduler
 from torch import Tensor, nn
+
+from seecoder.base_model.facts import prediction_type
 
 PREDICTIONS = ("epsilon", "v_prediction")
 
@@ -40,7 +42,7 @@ class NoiseSchedule(nn.Module):
     def __init__(self, scheduler_config: Mapping[str, Any]):
         super().__init__()
         scheduler: Any = DDIMScheduler.from_config(dict(scheduler_config))
-        self.prediction: Literal["epsilon", "v_prediction"] = scheduler.config["prediction_type"]
+        self.prediction = prediction_type(scheduler)
         if self.prediction not in PREDICTIONS:
             raise ValueError(
                 f"`prediction_type`={self.prediction!r} of the base is not trained with; accepted: {PREDICTIONS}."

@@ -14,13 +14,13 @@ from torch.nn.functional import interpolate
 
 from data.shards.caching.maps import MAPS_CACHED, MapsSource, column
 from data.shards.caching.moments import CACHED, MEAN, STD, MomentsSource
+from seecoder.base_model.facts import check_widths
 from seecoder.export.trained_part import tensors_sha256
 from seecoder.weights.safetensors_files import atomic_directory
 from train.settings import EmaSettings, GuardSettings, OptimizerSettings
 from train.stages.context_gaps import held_out_figures
 from train.stages.encoder_weights import (
     check_encoder_size,
-    check_widths,
     describe_encoder,
     load_trained,
     seeded_encoder,
@@ -106,7 +106,7 @@ class SeeCoderStage(Stage):
         self.schedule = NoiseSchedule(loaded.scheduler_config)
         self.scheduler_config = loaded.scheduler_config
         self.encoder = seeded_encoder(encoder, seed, position_gain)
-        check_widths(self.encoder, self.unet)
+        check_widths(self.unet, self.encoder.config["context_dim"], self.encoder.config["pooled_dim"])
         self.backbone_source = backbone_weights or ""
         if backbone_weights:
             self.encoder.load_backbone_weights(backbone_weights)

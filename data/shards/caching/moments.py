@@ -22,6 +22,7 @@ from torch import Tensor
 from data.shards.caching.tensors import pack_tensors, take, unpack_tensors
 from data.shards.manifest import ShardSet
 from data.shards.reading.pictures import SquarePicture
+from seecoder.base_model.facts import pixels_per_cell
 from seecoder.export.trained_part import tensors_sha256
 from seecoder.weights.safetensors_files import WeightsError
 
@@ -72,7 +73,7 @@ class MomentsSource:
         Raises:
             ValueError: `size` is not a multiple of what one latent value covers.
         """
-        factor = 2 ** (len(vae.config["block_out_channels"]) - 1)
+        factor = pixels_per_cell(vae)
         if size < factor or size % factor:
             raise ValueError(f"`size`={size} must be a multiple of {factor}, the pixels that one latent value covers.")
         shape = (int(vae.config["latent_channels"]), size // factor, size // factor)

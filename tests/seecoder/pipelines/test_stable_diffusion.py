@@ -382,7 +382,7 @@ def test_image_and_context_exclude_each_other(pipe, picture):
 
 
 def test_parts_that_do_not_fit_are_refused(parts, build):
-    with pytest.raises(ValueError, match=r"width 24, but this base's UNet reads 32"):
+    with pytest.raises(ValueError, match="`context_dim`=24 of the encoder must be 32"):
         SeeCoderPipeline(**{**parts, "encoder": build["encoder"](context_dim=24)})
     with pytest.raises(ValueError, match="inpainting"):
         SeeCoderPipeline(**{**parts, "unet": build["unet"](in_channels=9)})

@@ -135,7 +135,7 @@ def test_families_are_not_mixed(parts, xl_parts, build, picture):
         SeeCoderPipeline(**xl_parts)
     with pytest.raises(ValueError, match="use SeeCoderPipeline"):
         SeeCoderXLPipeline(**parts)
-    with pytest.raises(ValueError, match=r"`pooled_dim`=None, but this base's UNet reads 20"):
+    with pytest.raises(ValueError, match="`pooled_dim`=None of the encoder must be 20"):
         SeeCoderXLPipeline(**{**xl_parts, "encoder": parts["encoder"]})
 
 

@@ -238,7 +238,7 @@ def test_regions_hold_in_every_phase_of_demofusion(make_scheduler) -> None:
 
 def test_networks_that_are_told_sizes_know_longer_pictures() -> None:
     """SDXL was trained up to 512x2048: twice the native side."""
-    told, others = (SimpleNamespace(config=SimpleNamespace(addition_embed_type=kind)) for kind in ("text_time", None))
+    told, others = (SimpleNamespace(config={"addition_embed_type": kind}) for kind in ("text_time", None))
     for size, by_told, by_others in (((64, 256), False, True), ((64, 257), True, True), ((96, 192), False, False)):
         assert is_longer(size, (128, 128), _longest(told)) == by_told
         assert is_longer(size, (128, 128), _longest(others)) == by_others

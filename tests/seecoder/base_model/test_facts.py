@@ -1,0 +1,83 @@
+"""What configurations say of a base: the same from a network, from its configuration, and for published bases."""
+
+import pytest
+from diffusers import DDIMScheduler, PNDMScheduler
+
+from seecoder.base_model.facts import (
+    check_widths,
+    context_width,
+    family,
+    is_sdxl,
+    native_size,
+    pixels_per_cell,
+    pooled_width,
+    prediction_type,
+)
+
+SDXL = {
+    "cross_attention_dim": 2048,
+    "sample_size": 128,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2816,
+}
+SD15 = {"cross_attention_dim": 768, "sample_size": 64}
+
+
+def test_published_configurations_are_known_without_weights() -> None:
+    assert (family(SD15), context_width(SD15), pooled_width(SD15), native_size(SD15)) == ("sd", 768, None, (64, 64))
+    assert (family(SDXL), context_width(SDXL), pooled_width(SDXL), native_size(SDXL)) == (
+        "sdxl",
+        2048,
+        1280,
+        (128, 128),
+    )
+    assert is_sdxl(SDXL)
+    assert not is_sdxl(SD15)
+
+
+def test_a_network_gives_what_its_configuration_gives(build) -> None:
+    sizes = {"addition_time_embed_dim": 4, "projection_class_embeddings_input_dim": 20 + 6 * 4}
+    for unet in (build["unet"](), build["unet"](addition_embed_type="text_time", sample_size=(8, 16), **sizes)):
+        for fact in (family, context_width, pooled_width, native_size, is_sdxl):
+            assert fact(unet) == fact(dict(unet.config))
+    assert pooled_width(unet) == 20
+    assert native_size(unet) == (8, 16)
+    assert pixels_per_cell(build["vae"]()) == 2
+    assert pixels_per_cell({"block_out_channels": (128, 256, 512, 512)}) == 8
+
+
+def test_a_network_without_a_configuration_is_not_sdxl() -> None:
+    assert not is_sdxl(None)
+    assert not is_sdxl(lambda latents: latents)
+
+
+def test_other_families_are_refused_by_what_they_read() -> None:
+    with pytest.raises(ValueError, match=r"`addition_embed_type`='image' of the base's UNet must be null "):
+        family({"addition_embed_type": "image"})
+
+
+@pytest.mark.parametrize("width", [None, (320, 640)])
+def test_a_unet_without_one_context_width_is_refused(width) -> None:
+    with pytest.raises(ValueError, match=r"`cross_attention_dim`=.* must be one width"):
+        context_width({"cross_attention_dim": width})
+
+
+def test_blocks_that_all_read_one_width_count_as_one() -> None:
+    assert context_width({"cross_attention_dim": [768, 768]}) == 768
+
+
+def test_prediction_type_is_the_schedulers_and_noise_where_it_says_nothing() -> None:
+    assert prediction_type(PNDMScheduler(prediction_type="v_prediction")) == "v_prediction"
+    assert prediction_type(DDIMScheduler()) == prediction_type({}) == "epsilon"
+
+
+def test_widths_that_differ_are_named_with_what_the_base_reads() -> None:
+    check_widths(SD15, 768, None)
+    check_widths(SDXL, 2048, 1280)
+    with pytest.raises(ValueError, match=r"`context_dim`=768 of the encoder must be 2048, .* SDXL 2048"):
+        check_widths(SDXL, 768, 1280)
+    with pytest.raises(ValueError, match="`pooled_dim`=None of the encoder must be 1280"):
+        check_widths(SDXL, 2048, None)
+    with pytest.raises(ValueError, match="`pooled_dim`=1280 of the encoder must be None"):
+        check_widths(SD15, 768, 1280)
