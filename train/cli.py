@@ -195,7 +195,7 @@ def _print(lines: Callable[[RunSettings, Hardware], Iterator[str]], config: Name
 
 def report(config: Namespace) -> int:
     """Write the page of a run."""
-    from train.report.page import write_report
+    from train.report.run_report import write_report
 
     try:
         print(write_report(Path(config.folder), Path(config.out) if config.out else None))

@@ -6,7 +6,7 @@ from typing import Any
 
 from train.estimate.costs import Costs
 from train.estimate.hardware import GIB
-from train.run.deepspeed import BUCKET
+from train.run.zero import BUCKET
 from train.settings import RunSettings
 
 AUTO = "auto"  # in place of parts that recompute: as few as the memory allows

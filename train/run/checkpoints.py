@@ -18,7 +18,7 @@ from torch import nn
 
 from seecoder.weights.safetensors_files import atomic_path, load_strict, remove_left_behind
 from train.run.callbacks import CheckpointSteps, StepCallback
-from train.run.records import BEST, best_of, read_metrics
+from train.run.metrics_file import BEST, best_of, read_metrics
 
 _NAME = re.compile(r"step-(\d{8})\.ckpt")
 

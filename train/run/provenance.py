@@ -14,7 +14,7 @@ from lightning.pytorch import LightningModule, Trainer
 
 from seecoder.weights.safetensors_files import atomic_path
 from train.run.callbacks import CheckpointSteps, StepCallback
-from train.run.records import read_metrics
+from train.run.metrics_file import read_metrics
 
 _ROOT = Path(__file__).resolve().parents[2]
 _PACKAGES = ("torch", "torchvision", "timm", "diffusers", "transformers", "lightning", "webdataset", "deepspeed")

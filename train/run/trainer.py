@@ -10,8 +10,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from train.run.callbacks import CheckpointSteps
 from train.run.checkpoints import AtomicCheckpointIO, Checkpoints
+from train.run.evaluation import Evaluation
 from train.run.provenance import Provenance
-from train.run.records import DataWait, Evaluation, Recorder
+from train.run.recorder import DataWait, Recorder
 from train.run.termination import Termination
 from train.settings import RunSettings
 
@@ -89,7 +90,7 @@ def _how_to_train(run: RunSettings, batch_size: int) -> tuple[Any, Any, list[Any
     """Strategy, precision and plugins: names that Lightning knows, and objects of our own for DeepSpeed."""
     if not run.zero_stage:
         return run.strategy, run.precision, []
-    from train.run.deepspeed import make_strategy
+    from train.run.zero import make_strategy
 
     strategy, precision = make_strategy(run, batch_size)
     return strategy, None, [precision]

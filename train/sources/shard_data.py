@@ -119,7 +119,6 @@ class ShardPictures(StageData):
         maps = self._maps_source()
         if maps is not None:
             transform = WithMaps(transform, self.transform, maps)
-        count = max(1, (where.last_step - where.first_step) * where.accumulate)
         folder = Path(self.trainer.default_root_dir) if self.trainer is not None else Path()
         loader = ShardLoader(
             list(self.places),
@@ -129,7 +128,7 @@ class ShardPictures(StageData):
             world_size=where.world_size,
             seed=self.seed,
             accumulate=where.accumulate,
-            batches=count,
+            batches=max(1, where.batches),
             num_workers=self.num_workers,
             window=self.window,
             ceiling=self.ceiling,
@@ -139,7 +138,7 @@ class ShardPictures(StageData):
         )
         if source is not None:
             check_moments(loader.dataset.reader.shards, self.transform, source)
-        loader.seek(where.first_step * where.accumulate * where.world_size * self.batch_size)
+        loader.seek(where.samples_before(self.batch_size))
         return _Keyed(loader)
 
     def _moments_source(self) -> MomentsSource | None:

@@ -10,8 +10,7 @@ from torch import Tensor
 from data.world.render import render
 from data.world.scenes import Scenes, sample_scenes
 from train.sources.held_out import HELD_OUT_SEED
-from train.sources.stage_data import StageData
-from train.sources.stream import Shuffle, StepStream
+from train.sources.stage_data import Shuffle, StageData, StepStream
 
 
 class WorldPictures(StageData):

@@ -19,8 +19,8 @@ from seecoder.weights.safetensors_files import atomic_directory
 from train.settings import EmaSettings, GuardSettings, OptimizerSettings
 from train.sources.world_data import chunks, to_model_range
 from train.stages.adversarial import AdversarialSettings, Adversary, PatchDiscriminator
+from train.stages.feature_distance import PerceptualDistance, load_network
 from train.stages.noise import normal
-from train.stages.perceptual import PerceptualDistance, load_network
 from train.stages.stage import Stage
 
 

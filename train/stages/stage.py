@@ -157,7 +157,7 @@ class Stage(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Compare keys, take the average, and let the loops start afresh at the checkpoint's optimizer step.
 
-        The batch of an optimizer step is a pure function of that step (`train.sources.stream`), so Lightning's position
+        The batch of an optimizer step is a pure function of that step (`StageData`), so Lightning's position
         within an epoch, which counts batches of one process, would only be in the way when the number of processes
         changes.
 

@@ -77,7 +77,7 @@ def kill_while_gathering(step: int, rank: int) -> None:
     """Die when the first weight's state of AdamW, of which each process has a share, was gathered for a checkpoint."""
     from deepspeed import utils
 
-    from train.run.deepspeed import ZeroStrategy
+    from train.run.zero import ZeroStrategy
 
     def begins(strategy: Any, _: Any) -> bool:
         if (strategy.lightning_module.global_step, strategy.global_rank) == (step, rank):

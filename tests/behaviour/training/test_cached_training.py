@@ -9,7 +9,7 @@ import torch
 from seecoder import SeeCoder
 from train.settings import OptimizerSettings
 from train.sources.shard_data import ShardPictures
-from train.sources.stream import Position
+from train.sources.stage_data import Position
 from train.stages.seecoder import SeeCoderStage
 
 SIZE = 32

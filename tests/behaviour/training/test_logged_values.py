@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-import train.run.records
-from train.run.records import read_metrics
+import train.run.evaluation
+import train.run.recorder
+from train.run.metrics_file import read_metrics
 from train.settings import OptimizerSettings
 from train.sources.shard_data import _Keyed
 from train.stages.seecoder import NUM_LEVELS, SeeCoderStage
@@ -66,7 +67,8 @@ def test_loss_by_level_is_the_mean_of_its_samples_without_their_weights(levels: 
 def clock(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Time that passes only while reading (3 s a micro-batch), in a loss (1 s) and in an evaluation (100 s)."""
     now = SimpleNamespace(seconds=1000.0)
-    monkeypatch.setattr(train.run.records, "time", SimpleNamespace(monotonic=lambda: now.seconds))
+    for module in (train.run.recorder, train.run.evaluation):
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now.seconds))
     read, loss, evaluate = _Keyed.__iter__, SeeCoderStage.loss, SeeCoderStage.evaluate
 
     def slow_read(self: Any) -> Any:
@@ -106,7 +108,7 @@ def test_speed_is_that_of_all_processes_and_counts_from_where_a_run_continues(se
     assert logged(tmp_path / "run")["images_per_second"] == {3: 0.5}  # the last step is always logged
     assert fit(settings(**changes, **{"run.max_steps": 8})) == 0
     assert logged(tmp_path / "run")["images_per_second"] == {3: 0.5, 4: 0.5, 8: 0.5}
-    recorder = train.run.records.Recorder(tmp_path, every=1, batch_size=48)  # of all processes
+    recorder = train.run.recorder.Recorder(tmp_path, every=1, batch_size=48)  # of all processes
     stage = SimpleNamespace(take_records=dict, guard=SimpleNamespace(skipped=0))
     trainer: Any = SimpleNamespace(is_global_zero=True, global_step=0, max_steps=9, loggers=[], world_size=1)
     trainer.train_dataloader = None

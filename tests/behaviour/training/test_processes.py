@@ -20,7 +20,7 @@ from tests.behaviour.training.killing import files_of
 from tests.behaviour.training.noted_order import assert_same_order, read_order
 from tests.behaviour.training.same_training import assert_equal, flat
 from train.run.checkpoints import is_complete, list_checkpoints
-from train.run.records import read_metrics
+from train.run.metrics_file import read_metrics
 
 NOTED = "tests.behaviour.training.noted_order.NotedPictures"
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # each start of two processes takes some ten seconds

@@ -17,7 +17,7 @@ import train.run.trainer
 from tests.behaviour.training.same_training import assert_equal
 from train.cli import main
 from train.run.checkpoints import is_complete, list_checkpoints
-from train.run.records import read_metrics
+from train.run.metrics_file import read_metrics
 
 ROOT = Path(__file__).parents[3]
 

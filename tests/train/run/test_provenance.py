@@ -80,3 +80,10 @@ def test_a_copy_within_another_projects_checkout_does_not_take_its_commit(checko
     copy.mkdir()
     monkeypatch.setattr(provenance, "_ROOT", copy)
     assert commit() == {}
+
+
+def test_starts_are_added_up_and_a_damaged_note_is_begun_anew(tmp_path):
+    (tmp_path / "run.json").write_text("{")
+    note_start(tmp_path, 0, 2)
+    note_start(tmp_path, 5, 1)
+    assert [start["step"] for start in json.loads((tmp_path / "run.json").read_text())["starts"]] == [0, 5]

@@ -7,9 +7,9 @@ import torch
 from data.build import main as build_shards
 from data.shards.opening import open_shards
 from data.shards.reading.samples import BadSample, ShardReader
-from train.run.records import read_metrics
+from train.run.metrics_file import read_metrics
 from train.sources.shard_data import ShardPictures
-from train.sources.stream import Position
+from train.sources.stage_data import Position
 
 
 def batches(shards, position, monkeypatch, **options):

@@ -1,6 +1,6 @@
 import torch
 
-from train.sources.stream import Position, Shuffle, StepStream
+from train.sources.stage_data import Position, Shuffle, StepStream
 
 
 def samples(count: int, batch_size: int, position: Position, seed: int = 0) -> list[list[int]]:

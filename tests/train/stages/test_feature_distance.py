@@ -3,7 +3,7 @@ import torch
 
 from train.settings import OptimizerSettings
 from train.stages.autoencoder import AutoencoderLoss, AutoencoderStage
-from train.stages.perceptual import PerceptualDistance, load_network
+from train.stages.feature_distance import PerceptualDistance, load_network
 
 
 def test_distance_is_zero_for_equal_pictures_symmetric_and_differentiable(backbone_folder):

@@ -10,7 +10,7 @@ from pathlib import Path
 from seecoder.weights.safetensors_files import atomic_path
 from train.report.charts import line_chart
 from train.run.checkpoints import list_checkpoints
-from train.run.records import BEST, read_metrics
+from train.run.metrics_file import BEST, read_metrics
 
 _LEVELS = tuple(f"loss_level_{level}" for level in range(1, 5))
 # Title, metrics, logarithmic. What is in none of these gets a chart of its own.

@@ -8,27 +8,7 @@ import pytest
 from train.cli import main
 from train.report.charts import decades, line_chart, ticks
 from train.run.checkpoints import list_checkpoints
-from train.run.provenance import note_start
-from train.run.records import best_of, read_metrics
-
-
-@pytest.fixture
-def metrics(tmp_path):
-    path = tmp_path / "metrics.csv"
-    path.write_text("step,metric,value\n2,held,0.5\n4,held,0.3\n6,held,nan\n8,held,0.3\n8,other,1\n8,held")
-    return path
-
-
-def test_half_a_line_is_left_out(metrics):
-    found = read_metrics(metrics)
-    assert [step for step, _ in found["held"]] == [2, 4, 6, 8]
-    assert found["other"] == [(8, 1.0)]
-
-
-@pytest.mark.parametrize(("steps", "expected"), [({2, 4, 6, 8}, (4, 0.3)), ({2, 6}, (2, 0.5)), ({6}, None), ((), None)])
-def test_the_best_is_the_first_lowest_finite_of_those_that_count(metrics, steps, expected):
-    assert best_of(metrics, "held", steps) == expected
-    assert best_of(metrics, "absent", steps) is None
+from train.run.metrics_file import read_metrics
 
 
 @pytest.mark.parametrize("limits", [(0, 1), (-3.2, 7.7), (1e-5, 3e-5), (0, 123456), (99999, 100001)])
@@ -116,10 +96,3 @@ def test_a_report_of_a_run_that_has_barely_begun(tmp_path):
 def test_a_folder_that_is_no_run_is_bad_input(tmp_path, capsys):
     assert main(["report", str(tmp_path)]) == 2
     assert "metrics.csv" in capsys.readouterr().err
-
-
-def test_starts_are_added_up_and_a_damaged_note_is_begun_anew(tmp_path):
-    (tmp_path / "run.json").write_text("{")
-    note_start(tmp_path, 0, 2)
-    note_start(tmp_path, 5, 1)
-    assert [start["step"] for start in json.loads((tmp_path / "run.json").read_text())["starts"]] == [0, 5]

@@ -1,0 +1,56 @@
+"""Evaluation and export with the averaged weights, at steps of a run."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Trainer
+
+from train.run.callbacks import CheckpointSteps, StepCallback
+from train.run.recorder import Recorder
+from train.run.termination import Termination
+
+
+class Evaluation(StepCallback):
+    """Evaluates and exports with the averaged weights: every few steps, with every checkpoint, and at the end.
+
+    Args:
+        folder: The run's folder; exports go there.
+        recorder: Where figures go.
+        termination: Knows whether the process was told to stop; then there is no time for this.
+        every: Optimizer steps between two evaluations; 0 for those at checkpoints only.
+        checkpoints: Says after which steps there is a checkpoint.
+    """
+
+    def __init__(
+        self, folder: Path, recorder: Recorder, termination: Termination, every: int, checkpoints: CheckpointSteps
+    ):
+        self.folder = folder
+        self.recorder = recorder
+        self.termination = termination
+        self.every = every
+        self.checkpoints = checkpoints
+
+    def on_step(self, trainer: Trainer, stage: Any, step: int) -> None:
+        """Evaluate on the first process; the others wait for it at the next gradient exchange."""
+        export = self.checkpoints.is_due(step, trainer, stage)
+        if not trainer.is_global_zero or self.termination.stopped_by_signal:
+            return
+        if not export and (not self.every or step % self.every):
+            return
+        started = time.monotonic()
+        with stage.evaluating():
+            figures = stage.evaluate()
+            if export:
+                figures |= self._export(stage, step)
+        if figures:
+            self.recorder.write(trainer, step, figures)
+        self.recorder.leave_out(time.monotonic() - started)
+
+    def _export(self, stage: Any, step: int) -> dict[str, float]:
+        """Export; a full disk costs this export, not the run."""
+        try:
+            return stage.export(self.folder) or {}
+        except OSError as error:
+            print(f"NO EXPORT at step {step}: {error}; an older one stays, training goes on", flush=True)
+            return {}
