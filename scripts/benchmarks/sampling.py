@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""What sampling above the training size costs: evaluations, overhead, memory, and seconds on a GPU.
+"""What sampling above the training size costs on the CPU: evaluations, overhead, memory. `gpu.py` has seconds on a GPU.
 
     scripts/benchmarks/sampling.py --out scripts/benchmarks/sampling.json
 
@@ -9,8 +9,6 @@
 4. Distance between pictures decoded in tiles and as a whole, with the world's autoencoder.
 5. Distance between the world's pictures with and without the steps that DemoFusion leaves out (`dead-steps`; some
    twenty minutes, and so only when asked for: `--parts dead-steps`).
-6. Seconds and peak memory of SDXL's shapes with random weights in bfloat16, where there is a CUDA device; else the rows
-   say "not measured".
 """
 
 import argparse
@@ -26,12 +24,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from scripts.benchmarks.dead_steps import dead_steps
-from scripts.benchmarks.sampling_gpu import NATIVE, autoencoder, gpu_rows, scheduler
+from scripts.benchmarks.goals import OVERHEAD_FRACTION
+from scripts.benchmarks.random_networks import autoencoder, small_unet, stable_diffusion_scheduler
 from scripts.benchmarks.tile_errors import tile_errors
 from seecoder import SeeCoderPipeline
 from seecoder.sampling import DemoFusion, HiDiffusion, MultiDiffusion, RectifiedHR, ScaleCrafter, SyncDiffusion, sample
@@ -39,8 +37,8 @@ from seecoder.sampling.methods.perceptual import pyramid_distance
 from seecoder.sampling.methods.scalecrafter.layer_settings import PUBLISHED
 from seecoder.weights.safetensors_files import atomic_path
 
+NATIVE = 128  # SDXL's side in cells
 STEPS = 50  # that the arithmetic is for
-GOAL = 0.05  # share of a run that may go elsewhere
 REPETITIONS = 3  # of each overhead run, whose median counts
 
 
@@ -99,27 +97,12 @@ def unet_of_three_levels() -> Any:
     return small_unet((8, 8, 8), side=NATIVE, groups=4)
 
 
-def small_unet(channels: tuple[int, ...], side: int, groups: int = 32) -> Any:
-    """A UNet with random weights and attention on all levels but the first."""
-    levels = len(channels)
-    settings: dict[str, Any] = {
-        "block_out_channels": channels,
-        "down_block_types": ("DownBlock2D", *["CrossAttnDownBlock2D"] * (levels - 1)),
-        "up_block_types": (*["CrossAttnUpBlock2D"] * (levels - 1), "UpBlock2D"),
-        "norm_num_groups": groups,
-    }
-    unet: Any = UNet2DConditionModel(
-        sample_size=side, layers_per_block=1, cross_attention_dim=128, attention_head_dim=4, **settings
-    )
-    return unet.eval().requires_grad_(False)
-
-
 def run(network: Any, method: Any, side: int, **options: Any) -> torch.Tensor:
     """One run at `side` cells, guided, from a fixed seed."""
     context = torch.zeros(1, 4, 128)
     return sample(
         network,
-        scheduler(),
+        stable_diffusion_scheduler(),
         latent_shape=(1, 4, side, side),
         native_size=(NATIVE, NATIVE),
         context=context,
@@ -191,7 +174,7 @@ def overhead(steps: int) -> list[dict[str, Any]]:
     torch.manual_seed(0)
     unet = small_unet((128, 192, 256), side=32)
     vae = autoencoder((32, 64, 64), norm_num_groups=8)
-    pipeline: Any = SeeCoderPipeline(vae=vae, unet=unet, scheduler=scheduler(), encoder=None)
+    pipeline: Any = SeeCoderPipeline(vae=vae, unet=unet, scheduler=stable_diffusion_scheduler(), encoder=None)
     pipeline.set_progress_bar_config(disable=True)
     context, rows = torch.randn(1, 4, 128), []
     methods: dict[str, Any] = {
@@ -209,7 +192,7 @@ def overhead(steps: int) -> list[dict[str, Any]]:
         shares = [_one_share(pipeline, method, context, steps) for _ in range(REPETITIONS)]
         seconds, share = sorted(shares, key=lambda entry: entry[1])[REPETITIONS // 2]
         row = {"method": name, "steps": steps, "seconds": seconds, "share_outside": share}
-        rows.append(row | {"within_goal": share <= GOAL})
+        rows.append(row | {"within_goal": share <= OVERHEAD_FRACTION})
     return rows
 
 
@@ -252,7 +235,7 @@ def _few_steps(network: Network, method: Any) -> None:
     context = torch.zeros(1, 4, 128)
     sample(
         network,
-        scheduler(),
+        stable_diffusion_scheduler(),
         latent_shape=(1, 4, 4 * NATIVE, 4 * NATIVE),
         native_size=(NATIVE, NATIVE),
         context=context,
@@ -269,7 +252,8 @@ def shortfalls(found: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
             yield f"{row['method']} at {row['pixels']}: {row['counted']:g} evaluations, {row['arithmetic']:g} expected"
     for row in found.get("overhead", ()):
         if not row["within_goal"]:
-            yield f"{row['method']}: {row['share_outside']:.1%} of the run outside UNet and VAE, goal {GOAL:.0%}"
+            outside = f"{row['share_outside']:.1%} of the run outside UNet and VAE"
+            yield f"{row['method']}: {outside}, goal {OVERHEAD_FRACTION:.0%}"
     held = [row["mebibytes"] for row in found.get("memory", ()) if row["views"] > row["batch"]]
     if held and max(held) > 1.01 * min(held):
         yield f"memory grows with the number of views: {min(held):.1f} to {max(held):.1f} MiB"
@@ -289,9 +273,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="JSON file for the numbers (default: only printed)")
     parser.add_argument("--steps", type=int, default=6, help="steps of the CPU's overhead runs (default: %(default)s)")
-    parser.add_argument("--gpu-steps", type=int, default=50, help="steps on the GPU (default: %(default)s)")
     parser.add_argument(
-        "--parts", default="evaluations,overhead,memory,tiles,gpu", help="(default: %(default)s; also dead-steps)"
+        "--parts", default="evaluations,overhead,memory,tiles", help="(default: %(default)s; also dead-steps)"
     )
     options = parser.parse_args()
     parts: dict[str, Callable[[], list[dict[str, Any]]]] = {
@@ -300,7 +283,6 @@ def main() -> None:
         "memory": memory,
         "tiles": tile_errors,
         "dead-steps": dead_steps,
-        "gpu": lambda: gpu_rows(options.gpu_steps),
     }
     wanted = [name.strip() for name in options.parts.split(",")]
     unknown = [name for name in wanted if name not in parts]
@@ -309,7 +291,6 @@ def main() -> None:
         raise SystemExit(2)
     about = {name: version(name) for name in ("torch", "diffusers")}
     about |= {"python": platform.python_version(), "threads": torch.get_num_threads()}
-    about["gpu"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     found: dict[str, Any] = {}
     for name in wanted:
         found[name] = parts[name]()

@@ -1,14 +1,12 @@
 #!/usr/bin/env python
-"""What a SeeCoder training step costs, and what each lever gives: pictures a second, share of the peak, memory, input.
+"""What a training step costs on the CPU, and what each lever gives; `gpu.py` measures a GPU.
 
     scripts/benchmarks/training.py --out scripts/benchmarks/training.json
 
-1. Operations at Stable Diffusion 1.5's shapes: counted by torch, by hand, and by the plan of a run.
-2. The world on the CPU: the naive loop, each lever alone, all together. Turns of a few steps are interleaved, so that
+1. The world on the CPU: the naive loop, each lever alone, all together. Turns of a few steps are interleaved, so that
    whatever else the machine does falls on all alike; a ratio is that of two turns of one repetition.
-3. The same at Stable Diffusion 1.5's shapes, with random weights, where there is a CUDA device; else "not measured".
-4. The loader alone: JPEG of 512 x 512 pixels, a second and core, and where the time goes.
-5. Parts: how alike the tokens of a context begin; how much longer attention's backward pass takes in half precision on
+2. The loader alone: JPEG of 512 x 512 pixels, a second and core, and where the time goes.
+3. Parts: how alike the tokens of a context begin; how much longer attention's backward pass takes in half precision on
    a CPU.
 
 It ends with a verdict on each goal, and with exit code 1 if one is not met.
@@ -30,24 +28,13 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from scripts.benchmarks import training_flops
-from scripts.benchmarks.training_inputs import loader_speed, sd15_workload, world_workload
-from scripts.benchmarks.training_levers import NAIVE, NAMES, Levers, Loop, Turn, Workload, measured_peak
+from scripts.benchmarks.goals import Verdict, exit_code, loader_verdict, training_verdicts
+from scripts.benchmarks.training_inputs import loader_speed, world_workload
+from scripts.benchmarks.training_levers import ALL, NAIVE, NAMES, Levers, Loop, Turn, Workload, measured_peak
 from scripts.benchmarks.training_parts import attention_backward, token_beginnings
-from scripts.benchmarks.training_verdicts import Verdict, exit_code, loader_verdict, training_verdicts
 from seecoder.weights.safetensors_files import atomic_path
-from train.estimate.hardware import DEVICES, known_device
 
-NOT_MEASURED = "not measured: no CUDA device"
 Part = Iterator[tuple[str, Any, list[Verdict]]]  # name, what was found, what is said of it
-
-
-def peak_of(device: torch.device) -> tuple[float, str]:
-    """FLOP/s that shares refer to, and where the number is from."""
-    key = known_device(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
-    if key is not None:
-        return DEVICES[key].bfloat16 * 1e12, f"published for {key}"
-    return measured_peak(device), "measured, matrix product"
 
 
 class Measurement:
@@ -65,12 +52,12 @@ class Measurement:
         self.losses: dict[str, float] = {}
         self.too_large: list[str] = []
         self._loops: dict[str, Loop] = {}
-        self.peak, self.origin = peak_of(work.device)
+        self.peak = measured_peak(work.device)
 
     def run(self, steps: int, repetitions: int) -> None:
         """Measure; every other repetition goes backwards."""
         for repetition in range(repetitions):
-            self.peak = max(self.peak, peak_of(self.work.device)[0])
+            self.peak = max(self.peak, measured_peak(self.work.device))
             for name in list(self.variants)[:: -1 if repetition % 2 else 1]:
                 if name in self.too_large:
                     continue
@@ -115,7 +102,7 @@ class Measurement:
             "workload": self.work.name,
             "device": str(self.work.device),
             "peak_flops": self.peak,
-            "peak_origin": self.origin,
+            "peak_origin": "measured, matrix product",
             "processors_used": statistics.median(processor),
             "processors_used_least": min(processor),
             "out_of_memory": self.too_large,
@@ -160,24 +147,6 @@ def print_speeds(rows: list[dict[str, Any]]) -> None:
         print(f"| {name} | out of memory | | | | | | |")
 
 
-def operations() -> dict[str, Any]:
-    """Count, compare and print."""
-    rows = training_flops.table()
-    print("Operations of one picture, GFLOP\n\n| part | known | torch's counter | by hand |\n|---|---|---|---|")
-    for row in rows:
-        cells = ["" if row[name] is None else f"{row[name]:,.1f}" for name in ("known", "counter", "by_hand")]
-        print(f"| {row['part']} | {' | '.join(cells)} |")
-    whole = {
-        f"{attention} decoder, latents {'cached' if cached else 'online'}": training_flops.per_picture(
-            attention, cached
-        )
-        for attention in ("released", "spatial")
-        for cached in (True, False)
-    }
-    print("\n" + "; ".join(f"{name}: {value:,.0f} GFLOP" for name, value in whole.items()))
-    return {"parts": rows, "per_picture": whole}
-
-
 def train(options: argparse.Namespace, work: Workload) -> list[dict[str, Any]]:
     """Measure a workload."""
     measurement = Measurement(work, work.variants(set(options.without), options.leave_one_out))
@@ -190,18 +159,9 @@ def train(options: argparse.Namespace, work: Workload) -> list[dict[str, Any]]:
 def world(options: argparse.Namespace, folder: Path) -> Part:
     """The world on the CPU."""
     rows = train(options, world_workload(folder, options.base))
-    yield "world", rows, list(training_verdicts(rows))
-
-
-def sd15(options: argparse.Namespace, folder: Path) -> Part:
-    """Stable Diffusion 1.5's shapes on a GPU, with either decoder."""
-    if not torch.cuda.is_available():
-        print(f"\nStable Diffusion 1.5's shapes on a GPU: {NOT_MEASURED}")
-        yield "sd15", NOT_MEASURED, []
-        return
-    for attention in ("released", "spatial"):
-        rows = train(options, sd15_workload(folder, attention))
-        yield f"sd15, {attention} decoder", rows, list(training_verdicts(rows))
+    head, *loops = rows
+    fast = next((row for row in loops if row["lever"] == ALL), None)
+    yield "world", rows, list(training_verdicts(head, fast))
 
 
 def loading(_: argparse.Namespace, folder: Path) -> Part:
@@ -221,9 +181,7 @@ def table(title: str, name: str, rows: list[dict[str, Any]]) -> Part:
 
 
 PARTS: dict[str, Callable[[argparse.Namespace, Path], Part]] = {
-    "operations": lambda *_: iter([("operations", operations(), [])]),
     "world": world,
-    "sd15": sd15,
     "loader": loading,
     "tokens": lambda *_: table("Cosine between tokens of a group, initial weights", "tokens", token_beginnings()),
     "attention": lambda *_: table(

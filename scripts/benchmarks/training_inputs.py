@@ -3,7 +3,7 @@
 import io
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from PIL import Image
 
 from data.build import main as build
@@ -23,14 +23,14 @@ from data.shards.plan import Plan
 from data.shards.reading.batches import ShardBatches
 from data.shards.reading.pictures import SquarePicture
 from data.shards.reading.samples import ShardReader
-from scripts.benchmarks.training_flops import SD15
+from scripts.benchmarks.random_networks import autoencoder, stable_diffusion_scheduler, unet
 from scripts.benchmarks.training_levers import Workload
 from seecoder.images.loading import load_image
 from train.estimate.known_bases import base_sizes
-from train.stages.noise_schedule import STABLE_DIFFUSION_SCHEDULE
 
 ROOT = Path(__file__).resolve().parents[2]
 QUALITY, SIDE = 90, 512
+SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 
 
 def _quietly(command: Callable[[list[str]], int], *arguments: str) -> None:
@@ -69,27 +69,77 @@ def world_workload(folder: Path, base: Path | None = None) -> Workload:
     )
 
 
+TOY_ENCODER: dict[str, Any] = {
+    "backbone": "resnet10t",
+    "backbone_args": {"out_indices": [1, 2, 3], "channels": [8, 8, 8, 8], "stem_width": 8},
+    "context_dim": 32,
+    "num_heads": 2,
+    "decoder_layers": 1,
+    "decoder_ffn_dim": 32,
+    "query_layers": 3,
+    "query_ffn_dim": 32,
+    "num_global_queries": 1,
+    "num_local_queries": 3,
+}
+_TOY_UNET = {
+    "sample_size": 16,
+    "block_out_channels": (8, 16),
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+    "cross_attention_dim": 32,
+    "attention_head_dim": 4,
+    "norm_num_groups": 4,
+}
+
+
 def sd15_workload(folder: Path, attention: str) -> Workload:
-    """Stable Diffusion 1.5's shapes with random weights and Swin-L; needs a CUDA device."""
-    base, raw, cached = folder / "base", folder / "jpeg", folder / "jpeg-cached"
-    if not base.exists():
-        sizes = base_sizes(SD15)
-        if sizes is None:
-            raise RuntimeError(f"{SD15} is not in the table of bases.")
-        torch.manual_seed(0)
-        unet: Any = UNet2DConditionModel.from_config(dict(sizes.unet))
-        vae: Any = AutoencoderKL.from_config(dict(sizes.vae))
-        unet.half().save_pretrained(base / "unet")
-        vae.half().save_pretrained(base / "vae")
-        DDIMScheduler(**STABLE_DIFFUSION_SCHEDULE).save_pretrained(base / "scheduler")
-        write_pictures(raw, shards=16, count=64)
-        _quietly(cache, str(raw), str(cached), "--base", str(base), "--threads", "8", "--batch-size", "16")
+    """Stable Diffusion 1.5's shapes with random weights and Swin-L, on a GPU.
+
+    Args:
+        folder: Where the base and shards are written.
+        attention: Of the decoder, "released" or "spatial".
+    """
+    sizes = base_sizes(SD15)
+    if sizes is None:
+        raise RuntimeError(f"{SD15} is not in the table of bases.")
+    torch.manual_seed(0)
+    unet, vae = UNet2DConditionModel.from_config(dict(sizes.unet)), AutoencoderKL.from_config(dict(sizes.vae))
     name = f"Stable Diffusion 1.5's shapes, {attention} decoder, 512 x 512, {torch.cuda.get_device_name()}"
-    device = torch.device("cuda")
-    encoder = {"decoder_attention": attention}
     # Spatial attention whose weights are written out takes some 8 GiB a picture.
     batches = (8, 32) if attention == "released" else (4, 32)
-    return Workload(name, base, encoder, SIDE, batches, raw, cached, device, workers=8, kept=False)
+    return _random_workload(
+        folder, name, unet, vae, {"decoder_attention": attention}, SIDE, batches, torch.device("cuda")
+    )
+
+
+def toy_workload(folder: Path) -> Workload:
+    """The same at toy size, on the CPU."""
+    torch.manual_seed(0)
+    vae = autoencoder((8, 8), norm_num_groups=4)
+    return _random_workload(folder, "toy sizes", unet(**_TOY_UNET), vae, TOY_ENCODER, 32, (2, 4), torch.device("cpu"))
+
+
+def _random_workload(
+    folder: Path,
+    name: str,
+    unet: Any,
+    vae: Any,
+    encoder: Mapping[str, Any],
+    side: int,
+    batches: tuple[int, int],
+    device: torch.device,
+) -> Workload:
+    """Write a base, shards of JPEG, and the same with cached latents."""
+    base, raw, cached = folder / "base", folder / "jpeg", folder / "jpeg-cached"
+    dtype = torch.float16 if device.type == "cuda" else torch.float32
+    unet.to(dtype).save_pretrained(base / "unet")
+    vae.to(dtype).save_pretrained(base / "vae")
+    stable_diffusion_scheduler().save_pretrained(base / "scheduler")
+    write_pictures(raw, shards=8, count=max(batches))
+    options = ("--size", str(side), "--device", device.type, "--batch-size", "16")
+    _quietly(cache, str(raw), str(cached), "--base", str(base), *options)
+    workers = 8 if device.type == "cuda" else 0
+    return Workload(name, base, encoder, side, batches, raw, cached, device, workers=workers, kept=False)
 
 
 def write_pictures(folder: Path, shards: int, count: int) -> None:

@@ -1,17 +1,12 @@
 """The sampling benchmark runs every method with SDXL's interface, and says what falls short."""
 
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
 
 from scripts.benchmarks.dead_steps import dead_steps
-from scripts.benchmarks.sampling_gpu import GPU_METHODS, SDXL_UNET, autoencoder, gpu_rows, on_device
-
-SCRIPT = Path(__file__).resolve().parents[3] / "scripts" / "bench_sampling"
 
 
 @pytest.fixture(scope="module")
@@ -19,33 +14,6 @@ def bench() -> Any:
     from scripts.benchmarks import sampling
 
     return sampling
-
-
-@pytest.fixture(scope="module")
-def tiny() -> tuple[Any, Any]:
-    """SDXL's structure in miniature: the interface of its UNet is what counts."""
-    small = {
-        "sample_size": 16,
-        "block_out_channels": (8, 16, 16),
-        "transformer_layers_per_block": 1,
-        "attention_head_dim": 4,
-        "cross_attention_dim": 16,
-        "projection_class_embeddings_input_dim": 16 + 6 * 8,
-        "addition_time_embed_dim": 8,
-        "norm_num_groups": 4,
-        "layers_per_block": 1,
-    }
-    torch.manual_seed(0)
-    unet: Any = UNet2DConditionModel(**{**SDXL_UNET, **small})
-    return unet.eval().requires_grad_(False), autoencoder((4, 4, 4), norm_num_groups=2)
-
-
-# A stride of 64 cells is wider than the windows of the miniature.
-@pytest.mark.parametrize("name", [name for name in GPU_METHODS if "stride 64" not in name])
-def test_every_method_runs_with_the_interface_of_sdxl(tiny: tuple[Any, Any], name: str):
-    row = on_device(*tiny, name, 2, 3)
-    assert row["seconds"] > 0
-    assert (row["method"], row["pixels"]) == (name, 2048)
 
 
 def test_the_clock_counts_nested_calls_once_and_puts_everything_back(bench: Any, monkeypatch: pytest.MonkeyPatch):
@@ -76,12 +44,6 @@ def test_the_clock_counts_nested_calls_once_and_puts_everything_back(bench: Any,
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu_nothing_is_measured():
-    rows = gpu_rows(50)
-    assert {row["seconds"] for row in rows} == {"not measured"}
-    assert {row["method"] for row in rows} == set(GPU_METHODS)
-
-
 def test_shortfalls_are_named(bench: Any):
     good = {
         "evaluations": [{"method": "plain", "pixels": 2048, "counted": 200.0, "arithmetic": 200, "equal": True}],

@@ -1,4 +1,4 @@
-"""Operations of a SeeCoder training at Stable Diffusion 1.5's shapes, counted in three independent ways.
+"""Oracle: operations of a SeeCoder training at Stable Diffusion 1.5's shapes, counted in three independent ways.
 
 1. torch's counter over the real modules on the meta device (shapes without numbers), forward and backward.
 2. By hand, from the sizes alone: 2 for each multiply-add of convolutions, linear layers and attention, forward only.
