@@ -31,6 +31,7 @@ from seecoder.weights.atomic import atomic_path
 
 ROOT = Path(__file__).resolve().parents[2]
 BUDGETS = {"tests": 80, "training": 160, "sampling": 150, "encoder": 40, "decoder": 40}  # seconds: 7 min 50 s in all
+SMOKE_PATIENCE = 10  # times the budgets: a busy CPU must not fail what only has to work
 README = ROOT / "scripts" / "benchmarks" / "README.md"
 BEGIN, END = "<!-- gpu.py --render writes from here -->", "<!-- to here -->"
 NOT_MEASURED = "not measured"
@@ -148,7 +149,7 @@ def measure(out: Path, parts: list[str], smoke: bool) -> int:
     result: dict[str, Any] = {"about": machine(), "smoke": smoke, "parts": {}}
     for name in parts:
         print(f"{name}: at most {BUDGETS[name]} s ...", file=sys.stderr, flush=True)
-        result["parts"][name] = run_part(name, BUDGETS[name], smoke)
+        result["parts"][name] = run_part(name, BUDGETS[name] * (SMOKE_PATIENCE if smoke else 1), smoke)
         result["verdicts"] = [str(verdict) for verdict in verdicts(result["parts"])]
         with atomic_path(out) as path:
             path.write_text(json.dumps(result, indent=1) + "\n")

@@ -45,7 +45,7 @@ class Measurement:
         variants: Loops by name; the naive one among them.
     """
 
-    def __init__(self, work: Workload, variants: dict[str, Levers]):
+    def __init__(self, work: Workload, variants: dict[str, Levers]) -> None:
         self.work, self.variants = work, variants
         self.turns: dict[str, list[Turn]] = {name: [] for name in variants}
         self.memory: dict[str, float] = {}

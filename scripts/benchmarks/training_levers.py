@@ -147,7 +147,7 @@ class Loop:
         levers: How.
     """
 
-    def __init__(self, work: Workload, levers: Levers):
+    def __init__(self, work: Workload, levers: Levers) -> None:
         self.work, self.levers = work, levers
         self.batch_size = work.batches[levers.large_batch]
         self.stage = self._make_stage()
@@ -209,9 +209,9 @@ class Loop:
         self._wait()
         start, processor = time.perf_counter(), time.process_time()
         for _ in range(steps):
-            asked = time.perf_counter()
+            waiting = time.perf_counter()
             batch = next(self.batches)
-            waited += time.perf_counter() - asked
+            waited += time.perf_counter() - waiting
             self._step(batch)
             self._wait()
         spent = time.process_time() - processor
@@ -283,9 +283,14 @@ def kept_for_backward(weights: set[int]) -> Iterator[dict[int, int]]:
         yield total
 
 
-def measured_peak(device: torch.device) -> float:
-    """Most operations a second of a large matrix product here, over float32 and bfloat16."""
-    side = 8192 if device.type == "cuda" else 1536
+def measured_peak(device: torch.device, side: int | None = None) -> float:
+    """Most operations a second of a large matrix product here, over float32 and bfloat16.
+
+    Args:
+        device: Where it is measured.
+        side: Of the matrices; None for what fills the device.
+    """
+    side = side or (8192 if device.type == "cuda" else 1536)
     best = 0.0
     for dtype in (torch.float32, torch.bfloat16):
         one, two = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))

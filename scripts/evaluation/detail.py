@@ -6,12 +6,6 @@ though.
 
 import torch
 from torch import Tensor
-from torchvision.transforms.v2.functional import gaussian_blur
-
-
-def high_frequency(pixels: Tensor) -> Tensor:
-    """Mean absolute difference to a Gaussian blur of 1.2 pixels; (N, 3, H, W) -> (N,)."""
-    return (pixels - gaussian_blur(pixels, [9, 9], [1.2, 1.2])).abs().mean(dim=(1, 2, 3))
 
 
 def radial_power_spectrum(pixels: Tensor, bins: int = 32) -> Tensor:

@@ -1,14 +1,13 @@
 """The table of methods on disk: cells that are measured once, kept when a run is cut short, and read by people."""
 
-import fcntl
 import hashlib
 import json
-import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 from scripts.evaluation.highres import Factor, Row
 from seecoder.weights.safetensors_files import atomic_path
@@ -99,16 +98,10 @@ class Report:
         except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{self.path} is no report of this script ({error}); move it away.") from error
 
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Keep other processes out while the file is read and written."""
+    def _alone(self) -> FileLock:
+        """Keep other processes out while the file is read and written; given back by the system if we are killed."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        folder = os.open(self.path.parent, os.O_RDONLY)
-        try:
-            fcntl.flock(folder, fcntl.LOCK_EX)  # given back by the system if we are killed
-            yield
-        finally:
-            os.close(folder)
+        return FileLock(self.path.with_name(f".{self.path.name}.lock"))
 
     def describe(self, **about: Any) -> None:
         """Say how the cells come about; `commands` are added to those that are there, all else is replaced."""

@@ -156,13 +156,13 @@ class Table:
             cells = [(factor_name(factor), index) for factor in square for index in range(2)]
             paths = [self.picture(row.label, name, index) for name, index in cells]
             if any(path.is_file() for path in paths):
-                lines.append([self._shown(path) for path in paths])
+                lines.append([self._thumbnail(path) for path in paths])
                 names = [f"{name} {row.label}" for name, _ in cells]
                 labels.append([name if path.is_file() else "" for name, path in zip(names, paths, strict=True)])
         if lines:
             save_image(contact_sheet(lines, labels, cell=CELL), self.options.out / "sheet.png")
 
-    def _shown(self, path: Path) -> Image.Image:
+    def _thumbnail(self, path: Path) -> Image.Image:
         if not path.is_file():
             return Image.new("RGB", (CELL, CELL), "white")
         return to_pil(load_image(path)).resize((CELL, CELL), Image.Resampling.BICUBIC)

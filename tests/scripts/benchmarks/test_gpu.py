@@ -62,7 +62,9 @@ def test_the_report_says_what_was_not_measured_and_replaces_the_one_before(tmp_p
     result = {"about": {"gpu": "X"}, "parts": {"sampling": {"rows": rows, "took": 3.0}}}
     gpu.render(result, readme)
     text = readme.read_text()
-    assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+    assert "old" not in text
     assert "| plain | 4096 | 800 |" in text
     assert text.count("| not measured") == 4
     assert "plain at 4096, peak GiB: 11, goal ≤ 12: met" in text
