@@ -19,10 +19,10 @@ from tqdm import tqdm
 
 from data.shards.building.building import REPORT, Build, claimed, run
 from data.shards.building.sources import Pictures, Source, WorldScenes, find_pictures, read_list, readable
-from data.shards.building.writing import sha256_of
 from data.shards.img2dataset import make_manifest
 from data.shards.manifest import MANIFEST, Manifest, read_manifest
 from data.shards.reading.pictures import SquarePicture
+from seecoder.weights.digests import file_sha256
 
 _MOST_PIXELS_SCALED, _MOST_PIXELS_KEPT = 64_000_000, SquarePicture.max_pixels
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
@@ -204,7 +204,7 @@ def _verify(options: argparse.Namespace) -> int:
             faults.append(f"{shard.name} is missing")
         elif path.stat().st_size != shard.bytes:
             faults.append(f"{shard.name} has {path.stat().st_size:,} bytes instead of {shard.bytes:,}")
-        elif sha256_of(path) != shard.sha256:
+        elif file_sha256(path) != shard.sha256:
             faults.append(f"{shard.name} has another sha256")
     if faults:
         more = f", and {len(faults) - 10} more" if len(faults) > 10 else ""

@@ -291,13 +291,13 @@ def find_start(folder: Path, resume: bool) -> Path | None:
     Raises:
         FileExistsError: There are checkpoints, but none to continue from.
     """
-    from train.run.checkpoints import list_checkpoints, newest_complete
+    from seecoder.export.run_folder import list_checkpoints, newest_checkpoint
 
     if not list_checkpoints(folder):
         return None
     if not resume:
         raise FileExistsError(f"`run.folder`={folder} holds an earlier run; remove it, choose another, or resume.")
-    found = newest_complete(folder)
+    found = newest_checkpoint(folder)
     if found is None:
         raise FileExistsError(f"`run.folder`={folder} holds checkpoints, but none of them is whole; remove them.")
     return found

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from data.shards.building.writing import sha256_of
 from data.shards.index import scan, write_index
 from data.shards.manifest import MANIFEST, MOST_SAMPLES, Manifest, Shard, write_manifest
+from seecoder.weights.digests import file_sha256
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ def make_manifest(folder: Path) -> Manifest:
                 f"`{path}`: {fault} ({len(index.samples)} of {promised[name]} samples). Make or fetch it again, or "
                 "move it away."
             )
-        sha256 = sha256_of(path)
+        sha256 = file_sha256(path)
         write_index(path, index, sha256)
         shards.append(Shard(name, len(index.samples), path.stat().st_size, sha256))
     manifest = Manifest(tuple(shards), settings={"kind": "index"})

@@ -16,7 +16,7 @@ from typing import Any
 
 from webdataset.tariterators import base_plus_ext
 
-from seecoder.weights.safetensors_files import atomic_path
+from seecoder.weights.atomic import atomic_path
 
 SUFFIX = ".index.json"
 FORMAT, VERSION = "seecoder.index", 1

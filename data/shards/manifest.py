@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from data.shards.https.addresses import below, shown
-from seecoder.weights.safetensors_files import atomic_path
+from seecoder.weights.atomic import atomic_path
 
 MANIFEST = "manifest.json"
 FORMAT, VERSION = "seecoder.shards", 1

@@ -35,7 +35,7 @@ from seecoder import SeeCoderPipeline
 from seecoder.sampling import DemoFusion, HiDiffusion, MultiDiffusion, RectifiedHR, ScaleCrafter, SyncDiffusion, sample
 from seecoder.sampling.methods.perceptual import pyramid_distance
 from seecoder.sampling.methods.scalecrafter.layer_settings import PUBLISHED
-from seecoder.weights.safetensors_files import atomic_path
+from seecoder.weights.atomic import atomic_path
 
 NATIVE = 128  # SDXL's side in cells
 STEPS = 50  # that the arithmetic is for

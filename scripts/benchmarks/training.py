@@ -32,7 +32,7 @@ from scripts.benchmarks.goals import Verdict, exit_code, loader_verdict, trainin
 from scripts.benchmarks.training_inputs import loader_speed, world_workload
 from scripts.benchmarks.training_levers import ALL, NAIVE, NAMES, Levers, Loop, Turn, Workload, measured_peak
 from scripts.benchmarks.training_parts import attention_backward, token_beginnings
-from seecoder.weights.safetensors_files import atomic_path
+from seecoder.weights.atomic import atomic_path
 
 Part = Iterator[tuple[str, Any, list[Verdict]]]  # name, what was found, what is said of it
 

@@ -32,7 +32,7 @@ from scripts.evaluation.counts import (
     sample_pictures,
 )
 from seecoder import SeeCoder, SeeCoderPipeline
-from seecoder.weights.safetensors_files import atomic_path
+from seecoder.weights.atomic import atomic_path
 
 COLUMNS = ("count", *ATTRIBUTES, "all", "corr_center_y", "corr_center_x", "corr_size", "excess loss (x1e-3)")
 

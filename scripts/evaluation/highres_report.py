@@ -10,7 +10,7 @@ from typing import Any
 from filelock import FileLock
 
 from scripts.evaluation.highres import Factor, Row
-from seecoder.weights.safetensors_files import atomic_path
+from seecoder.weights.atomic import atomic_path
 
 PERCENT = ("count", "shape", "hue", "texture", "background", "all")
 COLUMNS = {
@@ -67,11 +67,6 @@ def described(method: Any) -> str:
 def fingerprint(**settings: Any) -> str:
     """A short name for everything that a cell's numbers depend on, the number of pictures left out."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True, default=described).encode()).hexdigest()[:16]
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file, shortened."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
 class Report:

@@ -30,13 +30,14 @@ from data.world.pretrained import BASE, load_conditioner
 from data.world.scenes import sample_scenes
 from scripts.evaluation.counts import Sampling
 from scripts.evaluation.highres import Factor, Row, compiled, measure
-from scripts.evaluation.highres_report import Report, described, factor_name, file_digest, fingerprint, parsed_factor
+from scripts.evaluation.highres_report import Report, described, factor_name, fingerprint, parsed_factor
 from scripts.evaluation.highres_rows import ABLATIONS, CANDIDATES, ROWS, chosen
 from scripts.evaluation.panorama_rows import PanoramaRow, chosen_panoramas, measure_panoramas
 from seecoder import SeeCoderPipeline
 from seecoder.images.loading import load_image, save_image, to_pil
 from seecoder.images.sheet import contact_sheet
-from seecoder.weights.safetensors_files import atomic_path
+from seecoder.weights.atomic import atomic_path
+from seecoder.weights.digests import file_sha256
 
 SHOWN = 4  # pictures of each cell that are kept
 CELL = 192  # side of a picture on the sheet
@@ -75,7 +76,9 @@ def parsed() -> argparse.Namespace:
 
 def base_digests(base: Path) -> dict[str, str]:
     """What the networks are, so that cells of another base are not mistaken for this one's."""
-    return {part: file_digest(next((base / part).glob("*.safetensors"))) for part in ("unet", "vae", "conditioner")}
+    return {
+        part: file_sha256(next((base / part).glob("*.safetensors")))[:16] for part in ("unet", "vae", "conditioner")
+    }
 
 
 class Table:

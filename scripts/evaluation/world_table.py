@@ -23,7 +23,7 @@ from data.world.render import render
 from data.world.scenes import Scenes, sample_scenes
 from scripts.evaluation.counts import ATTRIBUTES, Sampling, markdown_table, read_rates, sample_pictures
 from seecoder import SeeCoderPipeline
-from seecoder.weights.safetensors_files import atomic_path
+from seecoder.weights.atomic import atomic_path
 
 COLUMNS = ("count", *ATTRIBUTES, "all", "objects", "specks", "horizons", "corr_center_y", "corr_center_x", "corr_size")
 

@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     from seecoder.export.exporting import DEFAULT_ONNX_SIZE, export_encoder
     from seecoder.export.model_card import CardFacts
-    from seecoder.export.trained_part import best_checkpoint
+    from seecoder.export.run_folder import best_checkpoint
 
     source = arguments.checkpoint
     if arguments.best:
@@ -108,8 +108,7 @@ def open_encoder(source: str, backbone: str | None, *, use_ema: bool) -> tuple[A
             f"{path}: {len(trained.trainable)} trained tensors, taking {averaged}; backbone "
             f"{backbone or trained.backbone_source}"
         )
-        notes = {name: trained.metadata[name] for name in ("step", "seed") if name in trained.metadata}
-        return build_encoder(trained, use_ema=use_ema, backbone=backbone), {**notes, "weights": averaged}
+        return build_encoder(trained, use_ema=use_ema, backbone=backbone), {"weights": averaged}
     if backbone is not None:
         raise ValueError(f"`--backbone` has no effect: `{path}` is a complete encoder.")
     encoder, contexts = load_encoder_or_context(source)

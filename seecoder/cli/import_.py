@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace) -> None:
     from seecoder.encoder.model import SeeCoder
     from seecoder.export.exporting import export_encoder
     from seecoder.export.model_card import CardFacts
-    from seecoder.weights.safetensors_files import read_pickle_allowed
+    from seecoder.weights.pickles import read_pickle_allowed
 
     config = _read_config(arguments.config)
     # Without the permission the file goes to the strict reader, which refuses pickles with the reason.

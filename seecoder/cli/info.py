@@ -5,15 +5,20 @@ is loaded that is not needed for the answer.
 """
 
 import argparse
-import hashlib
 import json
+import math
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from seecoder.cli.console import say
 
+if TYPE_CHECKING:
+    from seecoder.weights.safetensors_files import TensorInfo
+
 HELP = "say what a file or folder of weights is"
+_LARGE_FILE = 2**30  # bytes; a checksum of more takes noticeable time
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,10 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Look and print."""
-    path = Path(arguments.path)
-    if not path.exists():
-        raise FileNotFoundError(f"`{path}`: no such file or folder.")
-    facts = describe(path)
+    facts = describe(Path(arguments.path))
     if arguments.json:
         print(json.dumps(facts, indent=2, default=str))
         return
@@ -43,9 +45,7 @@ def _lines(facts: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
         if isinstance(value, dict):
             lines += _lines(value, f"{prefix}{name}.")
         else:
-            lines.append(
-                (prefix + name, f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value))
-            )
+            lines.append((prefix + name, f"{value:,}" if isinstance(value, int) else str(value)))
     return lines
 
 
@@ -53,54 +53,58 @@ def describe(path: Path) -> dict[str, Any]:
     """Collect what there is to say.
 
     Args:
-        path: an existing file or folder.
+        path: A file or folder.
 
     Raises:
-        WeightsError: a file that is no weights file.
-        FileNotFoundError: a folder without weights.
+        WeightsError: A file that is no weights file.
+        FileNotFoundError: There is nothing, or a folder without weights.
     """
+    from seecoder.export.run_folder import list_checkpoints
+    from seecoder.export.trained_part import find_checkpoint
+
+    if not path.exists():
+        raise FileNotFoundError(f"`{path}` does not exist; give a file or folder of weights.")
     if path.is_file():
         return _describe_file(path)
     if (path / "model_index.json").is_file():
         index = json.loads((path / "model_index.json").read_text(encoding="utf-8"))
         parts = [entry.name for entry in sorted(path.iterdir()) if entry.is_dir() and any(entry.glob("*.safetensors"))]
         return {"kind": str(index.get("_class_name")), **{name: _describe_folder(path / name) for name in parts}}
-    if any(path.rglob("step-*.ckpt")):
-        from seecoder.export.trained_part import newest_checkpoint
-
-        newest = newest_checkpoint(path)
+    if list_checkpoints(path):
+        newest = find_checkpoint(path)
         return {"newest checkpoint": str(newest), **_describe_file(newest)}
     return _describe_folder(path)
 
 
 def _describe_folder(path: Path) -> dict[str, Any]:
+    from seecoder.weights.safetensors_files import read_header
+
     files = sorted(path.glob("*.safetensors"))
     if not files:
         raise FileNotFoundError(f"`{path}` holds no safetensors files.")
     config = json.loads((path / "config.json").read_text(encoding="utf-8")) if (path / "config.json").is_file() else {}
-    headers = [_read_header(file)[0] for file in files]
-    counted = _count({name: entry for header in headers for name, entry in header.items()})
-    facts = {"kind": config.get("_class_name", "unknown"), **counted}
+    tensors = {name: info for file in files for name, info in read_header(file)[0].items()}
+    facts = {"kind": config.get("_class_name", "unknown"), **_count(tensors)}
     if facts["kind"] == "SeeCoder":
         facts["variant"] = "position-aware" if config.get("position_aware") else "plain"
-    shown = {key: value for key, value in config.items() if not key.startswith("_")}
-    return {**facts, "sha256": _digest(files), "config": {key: json.dumps(value) for key, value in shown.items()}}
+    return {**facts, "sha256": _digest(files), "config": _as_json(config)}
 
 
 def _describe_file(path: Path) -> dict[str, Any]:
+    from seecoder.encoder.official import PREFIX, is_position_aware
+    from seecoder.weights.safetensors_files import read_header
+
     if path.suffix != ".safetensors":
         return _describe_checkpoint(path)
-    header, metadata = _read_header(path)
-    from seecoder.encoder.official import PREFIX, is_position_aware
-
-    kind = metadata.get("format") or "safetensors"
-    facts: dict[str, Any] = {}
-    if any(key.startswith(PREFIX) for key in header):
-        kind = "released SeeCoder layout"
-        facts["variant"] = "position-aware" if is_position_aware(header) else "plain"
-    facts |= _count(header)
-    shapes = {"shape": header["context"]["shape"]} if kind == "seecoder.context" else {}
-    return {"kind": kind, **facts, **shapes, "sha256": _digest([path]), "metadata": metadata}
+    tensors, metadata = read_header(path)
+    facts: dict[str, Any] = {"kind": metadata.get("format") or "safetensors"}
+    if any(key.startswith(PREFIX) for key in tensors):
+        variant = "position-aware" if is_position_aware(tensors) else "plain"
+        facts = {"kind": "released SeeCoder layout", "variant": variant}
+    facts |= _count(tensors)
+    if facts["kind"] == "seecoder.context":
+        facts["shape"] = list(tensors["context"].shape)
+    return {**facts, "sha256": _digest([path]), "metadata": metadata}
 
 
 def _describe_checkpoint(path: Path) -> dict[str, Any]:
@@ -116,47 +120,27 @@ def _describe_checkpoint(path: Path) -> dict[str, Any]:
         "backbone": trained.backbone_source or "not recorded",
         "backbone sha256": trained.backbone_sha256 or "not recorded",
         "sha256": _digest([path]),
-        "config": {key: json.dumps(value) for key, value in trained.config.items()},
+        "config": _as_json(trained.config),
     }
 
 
-def _read_header(path: Path) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
-    """Read names, dtypes and shapes without the tensors."""
-    from safetensors import SafetensorError, safe_open
-
-    from seecoder.weights.safetensors_files import WeightsError
-
-    try:
-        with safe_open(path, "pt") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - not a dictionary
-            header = {name: {"dtype": part.get_dtype(), "shape": part.get_shape()} for name, part in slices.items()}
-            return header, dict(file.metadata() or {})
-    except (SafetensorError, OSError, ValueError) as error:
-        raise WeightsError(f"`{path}` is not a readable safetensors file: {error}") from error
-
-
-def _count(header: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def _count(tensors: Mapping[str, "TensorInfo"]) -> dict[str, Any]:
     """Tensors, parameters (entries of floating-point tensors) and dtypes."""
-    dtypes = Counter(entry["dtype"] for entry in header.values())
-    parameters = 0
-    for entry in header.values():
-        size = 1
-        for side in entry["shape"]:
-            size *= side
-        parameters += size if entry["dtype"].startswith(("F", "BF")) else 0
+    dtypes = Counter(info.dtype for info in tensors.values())
     return {
-        "tensors": len(header),
-        "parameters": parameters,
+        "tensors": len(tensors),
+        "parameters": sum(math.prod(info.shape) for info in tensors.values() if info.dtype.startswith(("F", "BF"))),
         "dtype": ", ".join(f"{name} x {count}" for name, count in dtypes.most_common()),
     }
 
 
+def _as_json(config: Mapping[str, Any]) -> dict[str, str]:
+    return {key: json.dumps(value) for key, value in config.items() if not key.startswith("_")}
+
+
 def _digest(files: list[Path]) -> str:
-    digest = hashlib.sha256()
-    if sum(file.stat().st_size for file in files) > 2**30:
+    from seecoder.weights.digests import file_sha256
+
+    if sum(file.stat().st_size for file in files) > _LARGE_FILE:
         say("reading the whole file for its checksum")
-    for file in files:
-        with file.open("rb") as stream:
-            while chunk := stream.read(2**20):
-                digest.update(chunk)
-    return digest.hexdigest()
+    return file_sha256(*files)

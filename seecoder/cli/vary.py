@@ -311,7 +311,7 @@ def _write_sheet(path: Path, jobs: list[Job], seeds: list[int], files: list[list
 def _write_settings(arguments: argparse.Namespace, command: str, pictures: list[dict[str, Any]]) -> None:
     """Written last: a folder that has it is complete."""
     from seecoder import __version__
-    from seecoder.weights.safetensors_files import atomic_path
+    from seecoder.weights.atomic import atomic_path
 
     options = {name: value for name, value in vars(arguments).items() if name not in ("run", "debug", "command")}
     settings = {"seecoder": __version__, "command": command, "options": options, "pictures": pictures}

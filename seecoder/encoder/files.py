@@ -22,7 +22,8 @@ from seecoder.encoder.backbones.pretrained_weights import (
 )
 from seecoder.encoder.backbones.swin import SwinBackbone
 from seecoder.encoder.official import PREFIX, from_official, is_position_aware, to_official
-from seecoder.weights.safetensors_files import WeightsError, load_strict, read_safetensors, write_safetensors
+from seecoder.weights.safetensors_files import WeightsError, read_safetensors, write_safetensors
+from seecoder.weights.strict_loading import load_strict
 
 __all__ = ["EncoderFiles"]
 

@@ -16,14 +16,11 @@ import torch
 
 from seecoder.encoder.model import SeeCoder
 from seecoder.export.model_card import CardFacts, model_card
-from seecoder.export.trained_part import BACKBONE_PREFIX, TrainedEncoder, tensors_sha256
-from seecoder.weights.safetensors_files import (
-    WeightsError,
-    atomic_directory,
-    atomic_path,
-    load_strict,
-    read_safetensors,
-)
+from seecoder.export.trained_part import BACKBONE_PREFIX, TrainedEncoder
+from seecoder.weights.atomic import atomic_directory, atomic_path
+from seecoder.weights.digests import tensors_sha256
+from seecoder.weights.safetensors_files import WeightsError, read_safetensors
+from seecoder.weights.strict_loading import load_strict
 
 __all__ = ["DEFAULT_ONNX_SIZE", "ExportReport", "Format", "build_encoder", "export_encoder", "probe"]
 

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping
 from html import escape
 from pathlib import Path
 
-from seecoder.weights.safetensors_files import atomic_path
+from seecoder.export.run_folder import BEST, list_checkpoints
+from seecoder.weights.atomic import atomic_path
 from train.report.charts import line_chart
-from train.run.checkpoints import list_checkpoints
-from train.run.metrics_file import BEST, read_metrics
+from train.run.metrics_file import read_metrics
 
 _LEVELS = tuple(f"loss_level_{level}" for level in range(1, 5))
 # Title, metrics, logarithmic. What is in none of these gets a chart of its own.

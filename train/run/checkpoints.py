@@ -7,7 +7,6 @@ is another file system, and never syncs it.
 import hashlib
 import json
 import os
-import re
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -16,11 +15,11 @@ from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import Trainer
 from torch import nn
 
-from seecoder.weights.safetensors_files import atomic_path, load_strict, remove_left_behind
+from seecoder.export.run_folder import BEST, is_complete, list_checkpoints, marker_path, newest_checkpoint
+from seecoder.weights.atomic import atomic_path, remove_left_behind
+from seecoder.weights.strict_loading import load_strict
 from train.run.callbacks import CheckpointSteps, StepCallback
-from train.run.metrics_file import BEST, best_of, read_metrics
-
-_NAME = re.compile(r"step-(\d{8})\.ckpt")
+from train.run.metrics_file import best_of, read_metrics
 
 
 class AtomicCheckpointIO(CheckpointIO):
@@ -42,7 +41,7 @@ class AtomicCheckpointIO(CheckpointIO):
         try:
             with atomic_path(path) as temporary:
                 digest = _save(checkpoint, temporary)
-                with atomic_path(_marker(path)) as marker:
+                with atomic_path(marker_path(path)) as marker:
                     marker.write_text(digest)
         except OSError as error:
             _remove_lonely_marker(path)
@@ -58,7 +57,7 @@ class AtomicCheckpointIO(CheckpointIO):
     def remove_checkpoint(self, path: str | os.PathLike) -> None:
         """Remove the marker last, see above."""
         Path(path).unlink(missing_ok=True)
-        _marker(Path(path)).unlink(missing_ok=True)
+        marker_path(Path(path)).unlink(missing_ok=True)
 
 
 def load_stage_weights(stage: nn.Module, source: Path) -> None:
@@ -72,7 +71,7 @@ def load_stage_weights(stage: nn.Module, source: Path) -> None:
         FileNotFoundError: There is none.
         WeightsError: Names or shapes differ.
     """
-    path = newest_complete(source) if source.is_dir() else source
+    path = newest_checkpoint(source) if source.is_dir() else source
     if path is None or not path.is_file():
         raise FileNotFoundError(f"`init_from`={source} is no checkpoint and no folder with a complete one.")
     checkpoint = torch.load(path, map_location="cpu", weights_only=True)
@@ -111,41 +110,10 @@ def _save(checkpoint: dict[str, Any], path: Path) -> str:
     return target.digest.hexdigest()
 
 
-def _marker(path: Path) -> Path:
-    return path.with_name(path.name + ".sha256")
-
-
 def _remove_lonely_marker(path: Path) -> None:
     """Remove what vouches for a checkpoint that is not there."""
     if not path.exists():
-        _marker(path).unlink(missing_ok=True)
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def is_complete(path: Path) -> bool:
-    """Whether a checkpoint was written to its end and has not changed since."""
-    marker = _marker(path)
-    return path.is_file() and marker.is_file() and marker.read_text().strip() == file_digest(path)
-
-
-def list_checkpoints(folder: Path) -> list[tuple[int, Path]]:
-    """Step and path of every checkpoint in `folder`, newest first, complete or not."""
-    found = [(match, path) for path in folder.glob("step-*.ckpt") if (match := _NAME.fullmatch(path.name))]
-    return sorted(((int(match.group(1)), path) for match, path in found), reverse=True)
-
-
-def newest_complete(folder: Path) -> Path | None:
-    """Newest whole checkpoint; broken ones are named and passed over."""
-    for _, path in list_checkpoints(folder):
-        if is_complete(path):
-            return path
-        print(f"{path} is not a complete checkpoint; looking for an older one", flush=True)
-    return None
+        marker_path(path).unlink(missing_ok=True)
 
 
 class Checkpoints(StepCallback):
@@ -188,7 +156,7 @@ class Checkpoints(StepCallback):
             if step > start and not is_complete(path):
                 target = path.with_name(path.name + ".broken")
                 path.replace(target)
-                _marker(path).unlink(missing_ok=True)
+                marker_path(path).unlink(missing_ok=True)
                 print(f"{path.name} is not whole and was renamed to {target.name}", flush=True)
 
     def on_step(self, trainer: Trainer, stage: Any, step: int) -> None:

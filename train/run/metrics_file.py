@@ -10,9 +10,8 @@ import os
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from seecoder.weights.safetensors_files import atomic_path
+from seecoder.weights.atomic import atomic_path
 
-BEST = "best.json"  # in a run's folder: which checkpoint has the best figure
 _HEADER = ["step", "metric", "value"]
 
 

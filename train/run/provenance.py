@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from lightning.pytorch import LightningModule, Trainer
 
-from seecoder.weights.safetensors_files import atomic_path
+from seecoder.weights.atomic import atomic_path
 from train.run.callbacks import CheckpointSteps, StepCallback
 from train.run.metrics_file import read_metrics
 

@@ -15,7 +15,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
-from seecoder.weights.safetensors_files import atomic_directory
+from seecoder.weights.atomic import atomic_directory
 from train.settings import EmaSettings, GuardSettings, OptimizerSettings
 from train.sources.world_data import chunks, to_model_range
 from train.stages.adversarial import AdversarialSettings, Adversary, PatchDiscriminator

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from data.world.scenes import BACKGROUNDS, HUES, SHAPES, TEXTURES
-from seecoder.weights.safetensors_files import atomic_directory
+from seecoder.weights.atomic import atomic_directory
 from train.settings import EmaSettings, GuardSettings, OptimizerSettings
 from train.sources.world_data import chunks, scenes_to_dict
 from train.stages.stage import Stage

@@ -17,7 +17,7 @@ from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 
 from data.world.conditioner import TOKENS, WorldConditioner
-from seecoder.weights.safetensors_files import atomic_directory
+from seecoder.weights.atomic import atomic_directory
 from train.run.checkpoints import load_stage_weights
 from train.settings import EmaSettings, GuardSettings, OptimizerSettings
 from train.sources.world_data import chunks, scenes_from_dict, scenes_to_dict

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from seecoder.encoder.model import SeeCoder
 from seecoder.export.trained_part import BACKBONE_PREFIX, read_trained
-from seecoder.weights.safetensors_files import load_strict, read_safetensors
+from seecoder.weights.safetensors_files import read_safetensors
+from seecoder.weights.strict_loading import load_strict
 
 POSITION_KEY = "position_encoding"  # part of the names of what a position-aware encoder has and a plain one lacks
 

@@ -9,7 +9,7 @@ from diffusers import DDIMScheduler
 from PIL import Image
 from torch import Tensor
 
-from seecoder.weights.safetensors_files import atomic_path
+from seecoder.weights.atomic import atomic_path
 from train.stages.frozen_base import decode_latents, size_condition
 from train.stages.noise import normal
 

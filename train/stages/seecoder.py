@@ -15,8 +15,8 @@ from torch.nn.functional import interpolate
 from data.shards.caching.maps import MAPS_CACHED, MapsSource, column
 from data.shards.caching.moments import CACHED, MEAN, STD, MomentsSource
 from seecoder.base_model.facts import check_widths
-from seecoder.export.trained_part import tensors_sha256
-from seecoder.weights.safetensors_files import atomic_directory
+from seecoder.weights.atomic import atomic_directory
+from seecoder.weights.digests import tensors_sha256
 from train.settings import EmaSettings, GuardSettings, OptimizerSettings
 from train.stages.context_gaps import held_out_figures
 from train.stages.encoder_weights import (

@@ -16,12 +16,13 @@ from typing import Any
 
 from data.shards.building.processes import in_processes, one_thread
 from data.shards.building.sources import Source
-from data.shards.building.writing import sha256_of, write_shard
+from data.shards.building.writing import write_shard
 from data.shards.index import read_index
 from data.shards.manifest import MANIFEST, Manifest, Shard, read_manifest, write_manifest
 from data.shards.opening import UNFINISHED
 from data.shards.reading.skips import category
-from seecoder.weights.safetensors_files import atomic_path
+from seecoder.weights.atomic import atomic_path
+from seecoder.weights.digests import file_sha256
 
 REPORT = "bad.jsonl"
 _GRACE = 100  # a rate over fewer sources says little
@@ -213,7 +214,7 @@ def _verified(path: Path, sources: int) -> Finished | None:
     if found is None:
         return None
     index, rest = found
-    if index.samples and not (path.exists() and sha256_of(path) == rest["sha256"]):
+    if index.samples and not (path.exists() and file_sha256(path) == rest["sha256"]):
         return None
     bad = [(str(name), str(reason)) for name, reason in rest["notes"].get("bad", [])]
     if rest["notes"].get("sources", len(index.samples) + len(bad)) != sources:

@@ -10,15 +10,10 @@ from webdataset.writer import TarWriter
 
 from data.shards.index import ShardIndex, scan, write_index
 from data.shards.manifest import Shard
-from seecoder.weights.safetensors_files import atomic_path
+from seecoder.weights.atomic import atomic_path
+from seecoder.weights.digests import file_sha256
 
 _NOTHING = hashlib.sha256(b"").hexdigest()
-
-
-def sha256_of(path: Path) -> str:
-    """Hex digest of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_shard(
@@ -47,6 +42,6 @@ def write_shard(
     with atomic_path(path) as partial, partial.open("wb") as file, TarWriter(file, encoder=False, **fixed) as writer:
         for key, members in itertools.chain([first], remaining):
             writer.write({"__key__": key, **members})
-    sha256, index = sha256_of(path), scan(path)
+    sha256, index = file_sha256(path), scan(path)
     write_index(path, index, sha256, notes)
     return Shard(path.name, len(index.samples), path.stat().st_size, sha256)

@@ -17,7 +17,7 @@ from data.shards.caching.tensors import pack_tensors, take, unpack_tensors
 from data.shards.manifest import ShardSet
 from data.shards.reading.pictures import SquarePicture, Transform
 from seecoder import SeeCoder
-from seecoder.export.trained_part import tensors_sha256
+from seecoder.weights.digests import tensors_sha256
 from seecoder.weights.safetensors_files import WeightsError
 
 MEMBER = "maps.safetensors"

@@ -23,7 +23,7 @@ from data.shards.caching.tensors import pack_tensors, take, unpack_tensors
 from data.shards.manifest import ShardSet
 from data.shards.reading.pictures import SquarePicture
 from seecoder.base_model.facts import pixels_per_cell
-from seecoder.export.trained_part import tensors_sha256
+from seecoder.weights.digests import tensors_sha256
 from seecoder.weights.safetensors_files import WeightsError
 
 MEMBER = "moments.safetensors"

@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 
 from data.shards.https.addresses import below, folder_of, open_url, shown
 from data.shards.manifest import MANIFEST, Manifest, Shard
-from seecoder.weights.safetensors_files import atomic_path
+from seecoder.weights.atomic import atomic_path
 
 logger = logging.getLogger(__name__)
 

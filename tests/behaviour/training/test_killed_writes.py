@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import yaml
 
+from seecoder.export.run_folder import list_checkpoints, newest_checkpoint
 from tests.behaviour.processes import outlive
 from tests.behaviour.training.killing import arrange, files_of
 from tests.behaviour.training.noted_order import assert_same_order
 from tests.behaviour.training.same_training import assert_equal
-from train.run.checkpoints import list_checkpoints, newest_complete
 
 PRELOADED = ["lightning.pytorch", "train.cli", "train.stages.seecoder", "train.sources.shard_data", "train.run.trainer"]
 LAST = 6
@@ -85,7 +85,7 @@ def whole(shared, steady, fit) -> Path:
 def assert_nothing_lost(folder: Path, whole: Path, load) -> None:
     """The run went on to the same end, and nothing tells of the kill."""
     name = f"step-{LAST:08d}.ckpt"
-    assert newest_complete(folder) == folder / name
+    assert newest_checkpoint(folder) == folder / name
     assert_equal(load(whole / name), load(folder / name))
     assert_same_order(folder, whole, LAST)
     assert {path.name for path in folder.iterdir()} == {path.name for path in whole.iterdir()}
@@ -126,7 +126,7 @@ def test_killed_at_a_rename(train, steady, whole, fit, load, tmp_path, step, whe
     assert train(steady(folder), "rename", step, name, after) == -signal.SIGKILL
     assert files_of(folder, step) == there
     newest = step if when == "after the last" else step - 2
-    assert newest_complete(folder) == (folder / f"step-{newest:08d}.ckpt" if newest else None)
+    assert newest_checkpoint(folder) == (folder / f"step-{newest:08d}.ckpt" if newest else None)
     assert fit(steady(folder)) == 0
     assert_nothing_lost(folder, whole, load)
 

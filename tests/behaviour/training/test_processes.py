@@ -16,10 +16,10 @@ import pytest
 import torch
 import yaml
 
+from seecoder.export.run_folder import is_complete, list_checkpoints
 from tests.behaviour.training.killing import files_of
 from tests.behaviour.training.noted_order import assert_same_order, read_order
 from tests.behaviour.training.same_training import assert_equal, flat
-from train.run.checkpoints import is_complete, list_checkpoints
 from train.run.metrics_file import read_metrics
 
 NOTED = "tests.behaviour.training.noted_order.NotedPictures"

@@ -14,9 +14,9 @@ import yaml
 from lightning.pytorch import Callback
 
 import train.run.trainer
+from seecoder.export.run_folder import is_complete, list_checkpoints
 from tests.behaviour.training.same_training import assert_equal
 from train.cli import main
-from train.run.checkpoints import is_complete, list_checkpoints
 from train.run.metrics_file import read_metrics
 
 ROOT = Path(__file__).parents[3]

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from seecoder.export.run_folder import is_complete, list_checkpoints
 from tests.behaviour.training.same_training import assert_equal
-from train.run.checkpoints import is_complete, list_checkpoints
 from train.sources.shard_data import ShardPictures
 from train.stages.seecoder import SeeCoderStage
 

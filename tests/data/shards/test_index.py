@@ -12,8 +12,8 @@ import pytest
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from data.shards import index as shard_index
-from data.shards.building.writing import sha256_of
 from data.shards.index import ShardIndex, index_path, load, read_index, scan, write_index
+from seecoder.weights.digests import file_sha256
 
 
 def tar_of(path: Path, members: Sequence[tuple[str, bytes]], format: int = tarfile.USTAR_FORMAT) -> Path:
@@ -77,7 +77,7 @@ def test_cut_anywhere_every_sample_before_is_whole(tmp_path: Path, with_index: b
     expected, data = contents(whole, scan(whole)), whole.read_bytes()
     cut = tmp_path / "b.tar"
     if with_index:
-        write_index(whole, scan(whole), sha256_of(whole))
+        write_index(whole, scan(whole), file_sha256(whole))
         os.rename(index_path(whole), index_path(cut))
     ends = [max(offset + size for offset, size in members.values()) for _, members in scan(whole).samples]
     for size in range(0, len(data), 97):
@@ -177,11 +177,11 @@ def test_mutated_tar_files_never_raise(tmp_path: Path):
 
 def test_kept_index_is_exact_and_bound_to_its_file(tmp_path: Path):
     path = tar_of(tmp_path / "a.tar", PAIRS)
-    write_index(path, scan(path), sha256_of(path), {"bad": [["x", "y"]]})
+    write_index(path, scan(path), file_sha256(path), {"bad": [["x", "y"]]})
     kept = read_index(path)
     assert kept is not None
     assert kept[0] == scan(path)
-    assert kept[1] == {"sha256": sha256_of(path), "bytes": path.stat().st_size, "notes": {"bad": [["x", "y"]]}}
+    assert kept[1] == {"sha256": file_sha256(path), "bytes": path.stat().st_size, "notes": {"bad": [["x", "y"]]}}
     longer = tar_of(path, [*PAIRS, ("9.png", b"more")] * 2)
     assert load(longer) == scan(longer), "a file that has grown is read afresh"
 
@@ -207,7 +207,7 @@ def test_kept_index_is_exact_and_bound_to_its_file(tmp_path: Path):
 )
 def test_spoiled_index_is_not_used(tmp_path: Path, spoil: Callable[[dict], object]):
     path = tar_of(tmp_path / "a.tar", PAIRS)
-    write_index(path, scan(path), sha256_of(path))
+    write_index(path, scan(path), file_sha256(path))
     index_path(path).write_text(json.dumps(spoil(json.loads(index_path(path).read_text()))))
     assert read_index(path) is None
     assert load(path) == scan(path)

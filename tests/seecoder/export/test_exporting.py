@@ -9,7 +9,8 @@ from safetensors import safe_open
 from seecoder import SeeCoder
 from seecoder.export.exporting import build_encoder, export_encoder, probe
 from seecoder.export.model_card import CardFacts, model_card
-from seecoder.export.trained_part import TrainedEncoder, tensors_sha256
+from seecoder.export.trained_part import TrainedEncoder
+from seecoder.weights.digests import tensors_sha256
 from seecoder.weights.safetensors_files import WeightsError, write_safetensors
 
 

@@ -5,9 +5,9 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
+from seecoder.export.run_folder import list_checkpoints
 from train.cli import main
 from train.report.charts import decades, line_chart, ticks
-from train.run.checkpoints import list_checkpoints
 from train.run.metrics_file import read_metrics
 
 

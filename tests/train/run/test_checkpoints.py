@@ -3,7 +3,8 @@ import os
 import pytest
 import torch
 
-from train.run.checkpoints import AtomicCheckpointIO, is_complete, list_checkpoints, newest_complete
+from seecoder.export.run_folder import is_complete, newest_checkpoint
+from train.run.checkpoints import AtomicCheckpointIO
 
 
 @pytest.fixture
@@ -23,24 +24,6 @@ def test_round_trip(writer, tmp_path):
     assert torch.equal(writer.load_checkpoint(path)["weights"], torch.ones(64))
 
 
-def test_newest_complete_passes_over_torn_ones(writer, tmp_path, capsys):
-    first, second, third, fourth = (save(writer, tmp_path, step) for step in (1, 2, 3, 20))
-    fourth.write_bytes(fourth.read_bytes()[:-7])  # torn
-    third.with_name(third.name + ".sha256").unlink()  # copied without its marker
-    content = bytearray(second.read_bytes())
-    content[len(content) // 2] ^= 1  # a flipped bit
-    second.write_bytes(content)
-    assert newest_complete(tmp_path) == first
-    assert capsys.readouterr().out.count("not a complete checkpoint") == 3
-
-
-def test_foreign_files_are_not_checkpoints(tmp_path):
-    for name in ("last.ckpt", "step-1.ckpt", "step-00000001.ckpt.partial", ".step-00000002.ckpt.ab.partial"):
-        (tmp_path / name).touch()
-    assert list_checkpoints(tmp_path) == []
-    assert newest_complete(tmp_path / "missing") is None
-
-
 def test_a_full_disk_leaves_the_last_good_one_and_says_so(writer, tmp_path, monkeypatch):
     good = save(writer, tmp_path, 1)
 
@@ -53,7 +36,7 @@ def test_a_full_disk_leaves_the_last_good_one_and_says_so(writer, tmp_path, monk
     assert "No space left" in str(writer.error)
     assert not bad.exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == [good.name, good.name + ".sha256"]
-    assert newest_complete(tmp_path) == good
+    assert newest_checkpoint(tmp_path) == good
     save(writer, tmp_path, 3)
     assert writer.error is None
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
-from data.shards.building.writing import sha256_of, write_shard
+from data.shards.building.writing import write_shard
 from data.shards.index import read_index, scan
+from seecoder.weights.digests import file_sha256
 
 SAMPLES = [(f"{number:03d}", {"png": b"picture %d" % number, "json": b"{}"}) for number in range(5)]
 
@@ -16,7 +17,7 @@ SAMPLES = [(f"{number:03d}", {"png": b"picture %d" % number, "json": b"{}"}) for
 def test_equal_samples_give_equal_bytes(tmp_path: Path):
     first, second = (write_shard(tmp_path / name, SAMPLES) for name in ("a.tar", "b.tar"))
     assert (first.samples, first.bytes, first.sha256) == (5, second.bytes, second.sha256)
-    assert sha256_of(tmp_path / "a.tar") == first.sha256
+    assert file_sha256(tmp_path / "a.tar") == first.sha256
     with tarfile.open(tmp_path / "a.tar") as tar:
         assert {(info.mtime, info.uid, info.gid, info.uname) for info in tar} == {(0, 0, 0, "seecoder")}
 
@@ -39,7 +40,7 @@ def test_an_error_leaves_nothing_and_the_old_shard_stays(tmp_path: Path):
     before = write_shard(tmp_path / "a.tar", SAMPLES).sha256
     with pytest.raises(OSError, match="disk full"):
         write_shard(tmp_path / "a.tar", failing())
-    assert sha256_of(tmp_path / "a.tar") == before
+    assert file_sha256(tmp_path / "a.tar") == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.index.json", "a.tar"]
 
 

@@ -1,0 +1,75 @@
+"""`seecoder import` turns released files into folders."""
+
+import json
+
+import pytest
+import torch
+
+from seecoder import SeeCoder
+from seecoder.cli import main
+from tests.fixtures.pickles import write_evil_pickle
+
+
+@pytest.fixture
+def released(build, tmp_path):
+    """A released file of tiny size, plain or position-aware, and the sizes that it needs."""
+
+    def make(position_aware=False):
+        encoder = build["encoder"](position_aware=position_aware)
+        file = tmp_path / f"released-{position_aware}.safetensors"
+        encoder.save_official(file)
+        sizes = tmp_path / "sizes.json"
+        config = {key: value for key, value in encoder.config.items() if key != "position_aware"}
+        sizes.write_text(json.dumps(config))
+        return encoder, file, sizes
+
+    return make
+
+
+@pytest.mark.parametrize("position_aware", [False, True])
+def test_import_a_released_file(released, position_aware, tmp_path, capsys):
+    encoder, file, sizes = released(position_aware)
+    assert main(["import", str(file), str(tmp_path / "out"), "--config", str(sizes)]) == 0
+    shown = capsys.readouterr().err
+    assert ("position-aware" in shown) == position_aware
+    assert f"{len(encoder.state_dict())} tensors" in shown
+    again = SeeCoder.from_pretrained(tmp_path / "out")
+    pixels = torch.rand(1, 3, 40, 48)
+    with torch.no_grad():
+        assert torch.equal(again(pixels), encoder(pixels))
+    again.save_official(tmp_path / "back.safetensors")
+    assert (tmp_path / "back.safetensors").read_bytes() == file.read_bytes()
+
+
+def test_pickles_need_permission(released, tmp_path, capsys):
+    from safetensors.torch import load_file
+
+    encoder, file, sizes = released()
+    pickle = tmp_path / "released.pth"
+    torch.save(load_file(file), pickle)
+    arguments = ["import", str(pickle), str(tmp_path / "out"), "--config", str(sizes)]
+    assert main(arguments) == 2
+    assert "--allow-pickle" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert main([*arguments, "--allow-pickle"]) == 0
+    assert SeeCoder.from_pretrained(tmp_path / "out").config["context_dim"] == encoder.config["context_dim"]
+
+
+def test_code_in_a_pickle_is_not_run_even_with_permission(tmp_path):
+    witness = tmp_path / "witness"
+    write_evil_pickle(tmp_path / "evil.pth", witness, "zip")
+    assert main(["import", str(tmp_path / "evil.pth"), str(tmp_path / "out"), "--allow-pickle"]) == 2
+    assert not witness.exists()
+    assert not (tmp_path / "out").exists()
+
+
+def test_import_of_something_else(tmp_path, capsys):
+    (tmp_path / "a.json").write_text("[1")
+    (tmp_path / "a.safetensors").write_bytes(b"nonsense")
+    assert (
+        main(["import", str(tmp_path / "a.safetensors"), str(tmp_path / "out"), "--config", str(tmp_path / "a.json")])
+        == 2
+    )
+    assert "is not JSON" in capsys.readouterr().err
+    assert main(["import", str(tmp_path / "a.safetensors"), str(tmp_path / "out")]) == 2
+    assert main(["import", str(tmp_path / "gone"), str(tmp_path / "out")]) == 2
