@@ -19,7 +19,8 @@ from data.world.render import render
 from data.world.scenes import Scenes
 from scripts.evaluation.counts import Sampling, rates, sample_pictures
 from scripts.evaluation.detail import spectrum_distance
-from seecoder.sampling.filters import resized
+from seecoder.sampling.methods.enlargement import resized
+from seecoder.sampling.recipe import NetworkMethod
 
 Factor = tuple[int, int]  # (rows, columns) in native sides
 
@@ -91,7 +92,7 @@ class Row:
     @property
     def changes_network(self) -> bool:
         """Whether a method changes the UNet's layers while it samples: compiled code would not be that UNet's."""
-        return any(method.role == "network" for method in self.methods)
+        return any(isinstance(method, NetworkMethod) for method in self.methods)
 
     def fits(self, factor: Factor) -> bool:
         """Whether the row has a cell at this size."""

@@ -12,11 +12,7 @@ def available_methods() -> dict[str, type]:
     from seecoder import sampling
 
     found = {name.lower(): getattr(sampling, name) for name in sampling.__all__}
-    return {name: entry for name, entry in found.items() if isinstance(entry, type) and isinstance(_role(entry), str)}
-
-
-def _role(entry: type) -> Any:
-    return getattr(entry, "role", None)
+    return {n: entry for n, entry in found.items() if isinstance(entry, type) and issubclass(entry, sampling.Method)}
 
 
 def build_methods(names: str | None, options: Sequence[tuple[str, Any]] = ()) -> list[Any] | None:

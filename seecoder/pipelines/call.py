@@ -16,7 +16,7 @@ from seecoder.pipelines.networks import HalvedOnDemand, control_residuals, decod
 from seecoder.pipelines.output import SeeCoderPipelineOutput
 from seecoder.pipelines.request import CALLBACK_TENSORS, Conditioning, Request
 from seecoder.sampling import Control, Progress, StageEnd, sample
-from seecoder.sampling.recipe import compose
+from seecoder.sampling.composition import compose
 
 __all__ = ["generate"]
 

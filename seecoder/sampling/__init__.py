@@ -57,13 +57,14 @@ latents (previews). Raising in either ends the run.
 """
 
 from seecoder.sampling.conditions import Control
-from seecoder.sampling.engine import Progress, StageEnd, sample
-from seecoder.sampling.methods.demofusion import DemoFusion
+from seecoder.sampling.engine import sample
+from seecoder.sampling.methods.demofusion.demofusion import DemoFusion
 from seecoder.sampling.methods.hidiffusion.hidiffusion import HiDiffusion
 from seecoder.sampling.methods.multidiffusion import MultiDiffusion, Region
 from seecoder.sampling.methods.rectifiedhr import RectifiedHR
 from seecoder.sampling.methods.scalecrafter.scalecrafter import ScaleCrafter
 from seecoder.sampling.methods.syncdiffusion import SyncDiffusion
+from seecoder.sampling.progress import Progress, StageEnd
 from seecoder.sampling.recipe import Method
 from seecoder.sampling.tile_statistics import normalised_like, shrunken
 from seecoder.sampling.tiling import decode_in_tiles, encode_in_tiles

@@ -7,13 +7,17 @@ from typing import Any, Literal
 import torch
 from torch.nn import functional
 
-from seecoder.sampling.parts import Branch, Path, Step
+from seecoder.sampling.guidance import Branch
+from seecoder.sampling.path import Path
+from seecoder.sampling.step import Step
 from seecoder.sampling.views import Size, View
 
 AddedConditions = Callable[[View, Literal["positive", "negative"], Size], Mapping[str, Any]]
 Item = tuple[int, View]
 
-_UNREAD = "A region's `pooled` has no effect: this run's network reads no pooled vector (SDXL's do). Leave it out."
+_POOLED_IS_UNREAD = (
+    "A region's `pooled` has no effect: this run's network reads no pooled vector (SDXL's do). Leave it out."
+)
 
 
 @dataclass(frozen=True)
@@ -122,7 +126,7 @@ class Conditions:
         """
         if self._added is None:
             if path.pooled is not None:
-                raise ValueError(_UNREAD)
+                raise ValueError(_POOLED_IS_UNREAD)
             return {}
         rows = []
         for branch in branches:
@@ -148,7 +152,7 @@ def _with_pooled(added: Mapping[str, Any], pooled: torch.Tensor) -> Mapping[str,
     """Added conditions with another pooled vector."""
     group = added.get("added_cond_kwargs", {})
     if "text_embeds" not in group:
-        raise ValueError(_UNREAD)
+        raise ValueError(_POOLED_IS_UNREAD)
     before = group["text_embeds"]
     if before.shape[-1] != pooled.shape[-1]:
         raise ValueError(f"A region's `pooled` is {pooled.shape[-1]} wide; this run reads {before.shape[-1]}.")

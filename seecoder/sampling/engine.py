@@ -1,51 +1,22 @@
 """The sampling loop: runs a plan of stages on a bare callable denoiser."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from seecoder.checks import number, require, some_of, whole
+from seecoder.sampling.composition import compose
 from seecoder.sampling.conditions import AddedConditions, Conditions, Control
-from seecoder.sampling.fields import Evaluator
-from seecoder.sampling.parts import Codec, Denoiser, Edited, Editor, Outcome, Run, Stage, Step
+from seecoder.sampling.editor import Editor
+from seecoder.sampling.fields import Denoiser, EditedSample, Evaluator
+from seecoder.sampling.progress import Progress, Reporter, StageEnd
 from seecoder.sampling.randomness import Generators, Randomness
-from seecoder.sampling.recipe import Method, compose
+from seecoder.sampling.recipe import Method
+from seecoder.sampling.stages import Codec, Outcome, Run, Stage
+from seecoder.sampling.step import Step
 from seecoder.sampling.stepper import Stepper
 from seecoder.sampling.views import Size
-
-
-@dataclass(frozen=True)
-class Progress:
-    """One finished step.
-
-    Attributes:
-        stage: Name of the stage.
-        stage_index: Its place, 0 … num_stages - 1.
-        num_stages: Stages of the run.
-        step: Steps done so far in the whole run, 1 … num_steps.
-        num_steps: Steps of the whole run, over all stages.
-        timestep: The training timestep that was left behind.
-        latents: The sample after the step, (B, C, h, w) of the stage's size; not to be changed in place.
-    """
-
-    stage: str
-    stage_index: int
-    num_stages: int
-    step: int
-    num_steps: int
-    timestep: float
-    latents: torch.Tensor
-
-
-@dataclass(frozen=True)
-class StageEnd:
-    """One finished stage, for previews: `latents` (B, C, h, w) is its clean result, ready for the decoder."""
-
-    stage: str
-    stage_index: int
-    num_stages: int
-    latents: torch.Tensor
 
 
 def sample(
@@ -73,7 +44,7 @@ def sample(
     on_step: Callable[[Progress], None] | None = None,
     on_stage: Callable[[StageEnd], None] | None = None,
 ) -> torch.Tensor:
-    """Sample latents; see the package's docstring for the contract of every callable.
+    """Sample latents. The docstring of `seecoder.sampling` says what every callable gets and gives.
 
     Args:
         denoiser: `denoiser(latents, timestep, context, **conditions) -> output`.
@@ -84,7 +55,7 @@ def sample(
         negative_context: The same for the unconditional branch; needed unless `guidance_scale` is 1.
         num_inference_steps: Steps of one whole trajectory.
         guidance_scale: Classifier-free guidance; 1 evaluates the conditional branch only.
-        guidance_rescale: Share in [0, 1] of the rescaled prediction (arXiv 2305.08891, Sec. 3.4).
+        guidance_rescale: Fraction in [0, 1] of the rescaled prediction (arXiv 2305.08891, Sec. 3.4).
         eta: DDIM's stochasticity, 0 for other schedulers.
         generator: None, one generator, or one per picture. A picture does not depend on its batch.
         method: How to sample above the native size; None is one plain stage. A list where methods compose.
@@ -107,7 +78,7 @@ def sample(
         ValueError: If an argument does not fit, or the methods do not compose; the message says why.
     """
     _check(latent_shape, native_size, num_inference_steps, guidance_rescale, view_batch_size)
-    _check_picture(image_latents, latent_shape)
+    _check_image_latents(image_latents, latent_shape)
     dtype = torch.promote_types(context.dtype, torch.float32)
     randomness = Randomness(generator, latent_shape[0])
     stepper = Stepper(scheduler, num_inference_steps, eta=eta, randomness=randomness, device=context.device)
@@ -132,17 +103,17 @@ def sample(
     )
     with torch.no_grad():  # not inference_mode: editors may need gradients
         stages = _plan(method, run)
-        report = _Report(stages, on_step, on_stage)
+        reporter = Reporter(stages, on_step, on_stage)
         outcome: Outcome | None = None
         for place, stage in enumerate(stages):
             for step, reached in _trajectory(run, stage, place, outcome, evaluator):
                 outcome = reached
-                report.step(step, reached)
+                reporter.step(step, reached)
             if outcome is None:
                 raise ValueError(f"Stage {stage.name!r} has no steps. Use more `num_inference_steps`.")
             if stage.finish is not None:
-                outcome = Outcome(stage.finish(outcome.latents), outcome.original)
-            report.stage_end(place, outcome, is_whole=stage.steps.stop == len(stepper))
+                outcome = Outcome(stage.finish(outcome.latents), outcome.x0)
+            reporter.stage_end(place, outcome, is_whole=stage.steps.stop == len(stepper))
     if outcome is None:
         raise ValueError("The plan has no stages.")
     return outcome.latents
@@ -160,49 +131,15 @@ def _plan(method: Method | Sequence[Method] | None, run: Run) -> list[Stage]:
     return stages
 
 
-class _Report:
-    """Tells the caller of every step and every stage of a run.
-
-    Args:
-        stages: All stages of the run.
-        on_step: Called after every step.
-        on_stage: Called after every stage.
-    """
-
-    def __init__(
-        self,
-        stages: Sequence[Stage],
-        on_step: Callable[[Progress], None] | None,
-        on_stage: Callable[[StageEnd], None] | None,
-    ) -> None:
-        self._names = [stage.name for stage in stages]
-        self._num_steps = sum(len(stage.steps) for stage in stages)
-        self._done = 0
-        self._on_step, self._on_stage = on_step, on_stage
-
-    def step(self, step: Step, outcome: Outcome) -> None:
-        """Tell of one finished step."""
-        self._done += 1
-        if self._on_step is not None:
-            name, count = self._names[step.stage], len(self._names)
-            self._on_step(Progress(name, step.stage, count, self._done, self._num_steps, step.time, outcome.latents))
-
-    def stage_end(self, place: int, outcome: Outcome, *, is_whole: bool) -> None:
-        """Tell of one finished stage; one that ends before the trajectory does shows the predicted original."""
-        if self._on_stage is not None:
-            latents = outcome.latents if is_whole else outcome.original
-            self._on_stage(StageEnd(self._names[place], place, len(self._names), latents))
-
-
 def _trajectory(
     run: Run, stage: Stage, place: int, before: Outcome | None, evaluator: Evaluator
 ) -> Iterator[tuple[Step, Outcome]]:
-    """The steps of one stage, each with the sample and the prediction of the original that it reached."""
+    """The steps of one stage, each with the sample and the prediction of x0 that it reached."""
     stepper = run.stepper
     stepper.restart(stage.steps.start)
-    opening = stage.begin(run, before)
+    start = stage.begin(run, before)
     keys = run.randomness.keys() if stage.keyed else ()
-    latents = opening.latents
+    latents = start.latents
     for index in stage.steps:
         step = Step(
             index=index,
@@ -215,17 +152,17 @@ def _trajectory(
             stage=place,
             keys=keys,
         )
-        edited = _edit(latents, opening.editors, step, evaluator)
+        edited = _edit(latents, start.editors, step, evaluator)
         fields = evaluator.fields(edited, step, stage.paths, stage.guidance.branches(step))
         output = stage.guidance.combine(fields, step)
-        original = stepper.predict_original(output, edited.latents, index)
+        x0 = stepper.predict_x0(output, edited.latents, index)
         latents = stepper.step(output, edited.latents, index)
-        yield step, Outcome(latents, original)
+        yield step, Outcome(latents, x0)
 
 
-def _edit(latents: torch.Tensor, editors: Sequence[Editor], step: Step, evaluator: Evaluator) -> Edited:
+def _edit(latents: torch.Tensor, editors: Sequence[Editor], step: Step, evaluator: Evaluator) -> EditedSample:
     """All editors in order; half steps of two-evaluation schedulers are left alone."""
-    edited = Edited(latents)
+    edited = EditedSample(latents)
     if not editors or not evaluator.stepper.is_boundary(step.index):
         return edited
     for editor in editors:
@@ -235,27 +172,23 @@ def _edit(latents: torch.Tensor, editors: Sequence[Editor], step: Step, evaluato
     return edited
 
 
+_SHAPE = some_of(whole(1), "(pictures, channels, height, width), all at least 1", minimum=4, maximum=4)
+_SIZE = some_of(whole(1), "(height, width) in latent cells", minimum=2, maximum=2)
+
+
 def _check(
     latent_shape: tuple[int, ...], native_size: Size, num_inference_steps: int, rescale: float, view_batch_size: int
 ) -> None:
-    if len(latent_shape) != 4 or min(latent_shape) < 1:
-        raise ValueError(f"`latent_shape`={latent_shape} must be (pictures, channels, height, width), all at least 1.")
-    if len(native_size) != 2 or min(native_size) < 1:
-        raise ValueError(f"`native_size`={native_size} must be (height, width) in latent cells.")
-    if num_inference_steps < 1:
-        raise ValueError(f"`num_inference_steps`={num_inference_steps} must be at least 1.")
-    if not 0.0 <= rescale <= 1.0:
-        raise ValueError(f"`guidance_rescale`={rescale} must lie between 0 and 1.")
-    if view_batch_size < 1:
-        raise ValueError(f"`view_batch_size`={view_batch_size} must be at least 1.")
+    require("latent_shape", latent_shape, _SHAPE, owner="sample")
+    require("native_size", native_size, _SIZE, owner="sample")
+    require("num_inference_steps", num_inference_steps, whole(1), owner="sample")
+    require("guidance_rescale", rescale, number(0.0, 1.0), owner="sample")
+    require("view_batch_size", view_batch_size, whole(1), owner="sample")
 
 
-def _check_picture(image_latents: torch.Tensor | None, latent_shape: tuple[int, ...]) -> None:
-    if image_latents is None:
-        return
-    shape = tuple(image_latents.shape)
+def _check_image_latents(image_latents: torch.Tensor | None, latent_shape: tuple[int, ...]) -> None:
+    shape = latent_shape if image_latents is None else tuple(image_latents.shape)
     if len(shape) != 4 or shape[0] not in (1, latent_shape[0]) or shape[1] != latent_shape[1]:
         raise ValueError(
-            f"`image_latents` has shape {shape}; give latents of one picture, or of {latent_shape[0]}, with "
-            f"{latent_shape[1]} channels."
+            f"`image_latents` of shape {shape} must be (1 or {latent_shape[0]}, {latent_shape[1]}, height, width)."
         )

@@ -3,26 +3,45 @@
 Only the micro-batch is ever in memory at once; the accumulators are as large as the sample.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from itertools import groupby
 
 import torch
 
 from seecoder.sampling.conditions import Conditions, Item
-from seecoder.sampling.parts import Branch, Denoiser, Edited, Path, Step
+from seecoder.sampling.guidance import Branch
+from seecoder.sampling.path import Path
+from seecoder.sampling.step import Step
 from seecoder.sampling.stepper import Stepper
 from seecoder.sampling.views import Size, View, feather
 
+Denoiser = Callable[..., torch.Tensor]
 Fields = dict[Branch, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class EditedSample:
+    """The sample as the editors of a stage left it.
+
+    Attributes:
+        latents: The sample (B, C, H, W) that the scheduler will step.
+        cut_from: The sample that views are cut from, where it is another one.
+        offsets: What each (picture, view) adds to its cut, (C, height, width).
+    """
+
+    latents: torch.Tensor
+    cut_from: torch.Tensor | None = None
+    offsets: Mapping[Item, torch.Tensor] = field(default_factory=dict)
 
 
 class Evaluator:
     """Evaluates the denoiser for the paths of a stage.
 
     Args:
-        denoiser: Called as `denoiser(latents, timestep, context, **conditions)`; see `seecoder.sampling`.
-        stepper: Scales inputs and knows the parametrisation.
+        denoiser: Called as `denoiser(latents, timestep, context, **conditions)`.
+        stepper: Scales inputs, and knows whether outputs are noise, v or clean samples.
         conditions: Context and added conditions.
         view_batch_size: Native-sized (picture, view) pairs that go through the denoiser at once, each with all its
             branches; larger views count by their area.
@@ -34,8 +53,8 @@ class Evaluator:
         self.conditions = conditions
         self.view_batch_size = view_batch_size
 
-    def fields(self, edited: Edited, step: Step, paths: Sequence[Path], branches: Sequence[Branch]) -> Fields:
-        """The fused fields of all paths, in the network's own parametrisation, relative to `edited.latents`.
+    def fields(self, edited: EditedSample, step: Step, paths: Sequence[Path], branches: Sequence[Branch]) -> Fields:
+        """The fused fields of all paths, (B, C, H, W) each: what the network predicts about `edited.latents`.
 
         In a path every (context, network state) is evaluated once, however many branches ask for it.
         """
@@ -47,15 +66,15 @@ class Evaluator:
                 continue
             seen = cut_from if path.prefilter is None else path.prefilter(cut_from, step)
             offsets = edited.offsets if path.follows_offsets else {}
-            needed = sorted({path.asked(branch) for branch in branches}, key=lambda branch: branch[::-1])
+            needed = sorted({path.branch_for(branch) for branch in branches}, key=lambda branch: branch[::-1])
             fused: Fields = {}
             for network, group in groupby(needed, lambda branch: branch.network):
                 fused |= self._fuse(seen, step, path, network, list(group), offsets)
             if path.prefilter is not None:
-                fused = {b: self.stepper.transfer(f, seen, edited.latents, step.index) for b, f in fused.items()}
+                fused = {b: self.stepper.carry_over(f, seen, edited.latents, step.index) for b, f in fused.items()}
             for branch in branches:
-                field = fused[path.asked(branch)]
-                part = field if path.weight is None else weight * field
+                noise = fused[path.branch_for(branch)]
+                part = noise if path.weight is None else weight * noise
                 total[branch] = total[branch] + part if branch in total else part
         return total
 
@@ -75,9 +94,8 @@ class Evaluator:
         for items in self.micro_batches(step, path, seen.shape[0]):
             inputs = [view.gather(scaled[picture : picture + 1]) for picture, view in items]
             if offsets:
-                inputs = [
-                    self._moved(values, offsets.get(item), step) for values, item in zip(inputs, items, strict=True)
-                ]
+                moves = [offsets.get(item) for item in items]
+                inputs = [self._moved(values, move, step) for values, move in zip(inputs, moves, strict=True)]
             outputs = self.predict(torch.cat(inputs), items, step, path, network, branches)
             for position, (picture, view) in enumerate(items):
                 weight = blend_weight(path, view, seen)
@@ -88,6 +106,7 @@ class Evaluator:
         return {branch: total / weights for branch, total in zip(branches, accumulators, strict=True)}
 
     def _moved(self, values: torch.Tensor, offset: torch.Tensor | None, step: Step) -> torch.Tensor:
+        """A view's scaled input with its offset, if it has one."""
         return values if offset is None else values + self.stepper.scale_input(offset[None], step.index)
 
     def micro_batches(self, step: Step, path: Path, pictures: int) -> Iterator[list[Item]]:

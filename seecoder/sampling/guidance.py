@@ -1,14 +1,41 @@
 """Guidance rules: how conditional and unconditional noise fields become one prediction."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import torch
 
-from seecoder.sampling.parts import Branch, Step
+from seecoder.sampling.step import Step
+
+
+class Branch(NamedTuple):
+    """One noise field: which context the network is given, and in which of its states it runs.
+
+    Attributes:
+        context: "positive", or "negative" for the unconditional field.
+        network: "main", or the name of another set of patches of a path ("damping": ScaleCrafter's weaker dilation).
+    """
+
+    context: Literal["positive", "negative"]
+    network: str = "main"
+
 
 POSITIVE = Branch("positive")
 NEGATIVE = Branch("negative")
+
+
+class Guidance(ABC):
+    """Turns the fused noise fields into the one prediction that the scheduler steps with."""
+
+    @abstractmethod
+    def branches(self, step: Step) -> Sequence[Branch]:
+        """The fields that this step needs; no other is evaluated."""
+
+    @abstractmethod
+    def combine(self, fields: Mapping[Branch, torch.Tensor], step: Step) -> torch.Tensor:
+        """The guided prediction of fields (B, C, H, W), in what the network predicts (noise, v or sample)."""
 
 
 def classifier_free(negative: torch.Tensor, positive: torch.Tensor, scale: float) -> torch.Tensor:
@@ -16,32 +43,37 @@ def classifier_free(negative: torch.Tensor, positive: torch.Tensor, scale: float
     return negative + scale * (positive - negative)
 
 
-def rescaled(guided: torch.Tensor, positive: torch.Tensor, share: float) -> torch.Tensor:
+def rescaled(guided: torch.Tensor, positive: torch.Tensor, fraction: float) -> torch.Tensor:
     """Pull the standard deviation of each guided picture back towards that of its conditional prediction.
 
-    Works on the network's own parametrisation and on the whole fused field, one picture at a time: at zero terminal
+    Works on what the network predicts and on the whole fused field, one picture at a time: at zero terminal
     signal-to-noise ratio only the v-prediction still carries the over-exposure that this is meant to cure.
     Source: Lin et al., "Common Diffusion Noise Schedules and Sample Steps are Flawed", Sec. 3.4, arXiv 2305.08891.
+
+    Args:
+        guided: The guided prediction (B, C, H, W).
+        positive: The conditional prediction (B, C, H, W).
+        fraction: Fraction in [0, 1] of the rescaled prediction in the result.
     """
     axes = tuple(range(1, guided.ndim))
     matched = guided * (positive.std(dim=axes, keepdim=True) / guided.std(dim=axes, keepdim=True))
-    return share * matched + (1.0 - share) * guided
+    return fraction * matched + (1.0 - fraction) * guided
 
 
 @dataclass(frozen=True)
-class ClassifierFree:
+class ClassifierFree(Guidance):
     """Classifier-free guidance; at scale 1 the unconditional network is not evaluated at all.
 
     Attributes:
         scale: 1 is the conditional prediction alone, 0 the unconditional one.
-        rescale: Share in [0, 1] of the rescaled prediction.
+        rescale: Fraction in [0, 1] of the rescaled prediction.
     """
 
     scale: float
     rescale: float = 0.0
 
     def branches(self, step: Step) -> Sequence[Branch]:
-        """The negative field only where the scale is not 1, the positive one only where it is not 0."""
+        """Both fields, or the positive one alone at scale 1."""
         if self.scale == 1.0:
             return (POSITIVE,)
         return (NEGATIVE, POSITIVE)

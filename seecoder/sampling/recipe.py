@@ -1,101 +1,133 @@
-"""Which methods go together, and how a list of them becomes one plan of stages.
+"""The parts that methods play in a run, and the recipe that holds one method for each part.
 
-Every method plays one part: it makes the stages of a run ("stages"), says through which windows the sample is seen
-("windows"), changes the network ("network"), or edits the sample ("editor"). Methods of different parts compose where
-the combination means something; methods of the same part do not.
+A method is frozen settings. It makes the stages of a run (`StagesMethod`), says through which windows the sample is
+seen (`WindowsMethod`), changes the network (`NetworkMethod`), or edits the sample (`EditorMethod`). Methods of
+different parts compose where the combination means something (`composition`); methods of the same part do not.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
 
 import torch
 
 from seecoder.base_model.facts import is_sdxl
-from seecoder.sampling.guidance import ClassifierFree
-from seecoder.sampling.methods.geometry import scale_over
-from seecoder.sampling.parts import Editor, Guidance, Opening, Outcome, Patch, Path, Run, Stage
+from seecoder.sampling.editor import Editor
+from seecoder.sampling.guidance import ClassifierFree, Guidance
+from seecoder.sampling.path import Patches, Path
+from seecoder.sampling.sizes import exceeds_area, exceeds_side
+from seecoder.sampling.stages import Outcome, Run, Stage, StageStart
 from seecoder.sampling.views import Size, full_view
 
 
-class Method(Protocol):
-    """A published sampling method: frozen settings that play one part in a run."""
+class StagesMethod(ABC):
+    """Makes the stages of a run: DemoFusion, RectifiedHR.
 
-    role: ClassVar[str]
+    Attributes:
+        starts_whole: Whether its first stage is a whole trajectory, which windows may make instead.
+    """
+
+    starts_whole: ClassVar[bool]
+
+    @abstractmethod
+    def plan(self, run: Run, recipe: "Recipe") -> list[Stage]:
+        """The stages of the run.
+
+        Args:
+            run: The request.
+            recipe: Supplies what the other methods of the run contribute.
+
+        Raises:
+            ValueError: If the method does not fit the request.
+        """
 
 
-class StagesMethod(Method, Protocol):
-    """Makes the stages of a run: DemoFusion, RectifiedHR."""
+class WindowsMethod(ABC):
+    """Says through which windows the sample is seen: MultiDiffusion.
 
-    starts_whole: ClassVar[bool]  # whether its first stage is a whole trajectory, which windows may make instead
-
-    def stages(self, run: Run, recipe: "Recipe") -> list[Stage]:
-        """The plan; `recipe` supplies what the other methods of the run contribute."""
-        ...
-
-
-class WindowsMethod(Method, Protocol):
-    """Says through which windows the sample is seen: MultiDiffusion."""
+    Attributes:
+        closed_loop: Whether windows wrap around the left and right border.
+        regions: Parts of the result with a context of their own.
+    """
 
     closed_loop: bool
     regions: Sequence[Any]
 
+    @abstractmethod
     def window_size(self, native_size: Size, size: Size) -> Size:
         """(height, width) of a window over latents of `size`."""
-        ...
 
-    def paths(self, run: Run, size: Size, patches: Mapping[str, Sequence[Patch]]) -> list[Path]:
+    @abstractmethod
+    def paths(self, run: Run, size: Size, patches: Patches) -> list[Path]:
         """Paths over windows; their weights add up to 1."""
-        ...
 
+    @abstractmethod
     def by_region(self, run: Run, path: Path, size: Size) -> list[Path]:
         """A path split by the regions that have their own context, if there are any."""
-        ...
 
-    def without_bootstrap(self) -> "WindowsMethod":
+    @abstractmethod
+    def without_bootstrap(self) -> Self:
         """The same windows for samples that have their objects already."""
-        ...
 
 
-class NetworkMethod(Method, Protocol):
-    """Changes the network for samples that are larger than native: ScaleCrafter, HiDiffusion."""
+class NetworkMethod(ABC):
+    """Changes the network for samples that are larger than native: ScaleCrafter, HiDiffusion.
 
-    per_axis: ClassVar[bool]  # whether it acts on each axis by that axis's own scale
+    Attributes:
+        per_axis: Whether it acts on each axis by that axis's own scale.
+    """
 
-    def check(self, run: Run) -> None:
-        """Check what names parts of the network, also where this run leaves it plain."""
-        ...
+    per_axis: ClassVar[bool]
 
-    def patches(self, run: Run, view_size: Size) -> Mapping[str, Sequence[Patch]]:
+    @abstractmethod
+    def check_layers(self, run: Run) -> None:
+        """Refuse settings that name parts that the network lacks, also where this run leaves it plain.
+
+        Raises:
+            ValueError: If a part does not exist.
+        """
+
+    @abstractmethod
+    def patches(self, run: Run, view_size: Size) -> Patches:
         """Patches by network state, for views of this size."""
-        ...
 
     def guidance(self, run: Run, view_size: Size) -> Guidance:
-        """The guidance rule that goes with the patches."""
-        ...
+        """The guidance rule that goes with the patches: the ordinary one."""
+        return ClassifierFree(run.guidance_scale, run.guidance_rescale)
 
 
-class EditorMethod(Method, Protocol):
-    """Edits the sample between steps: SyncDiffusion."""
+class EditorMethod(ABC):
+    """Edits the sample between steps, by what its windows show: SyncDiffusion."""
 
     @property
+    @abstractmethod
     def windows(self) -> WindowsMethod:
         """The windows it works on when no other method says so."""
-        ...
 
+    @abstractmethod
     def editor(self, run: Run, path: Path) -> Editor:
-        """The editor of a stage whose windows `path` plans."""
-        ...
+        """The editor of a stage whose windows are those of `path`."""
+
+
+Method = StagesMethod | WindowsMethod | NetworkMethod | EditorMethod
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """The methods of one run by the part they play."""
+    """The methods of one run by the part they play; `compose` makes it.
 
-    maker: StagesMethod | None = None
+    Attributes:
+        stages: None is one stage at the size of the result.
+        windows: None sees the whole sample at once.
+        network: None leaves the network as it is.
+        editor: None leaves the sample as it is.
+    """
+
+    stages: StagesMethod | None = None
     windows: WindowsMethod | None = None
     network: NetworkMethod | None = None
-    sync: EditorMethod | None = None
+    editor: EditorMethod | None = None
 
     def plan(self, run: Run) -> list[Stage]:
         """The stages of the run.
@@ -104,14 +136,14 @@ class Recipe:
             ValueError: If a method does not fit the request.
         """
         if self.network is not None:
-            self.network.check(run)
-        if self.maker is not None:
-            return self.maker.stages(run, self)
+            self.network.check_layers(run)
+        if self.stages is not None:
+            return self.stages.plan(run, self)
         if run.image_latents is not None:
             raise ValueError("`image_latents` needs a method that starts from a picture. Use DemoFusion().")
         return [self.base_stage(run, run.size, "sampling")]
 
-    def frame(self, run: Run, size: Size) -> Path:
+    def frame_path(self, run: Run, size: Size) -> Path:
         """The path that sees the whole sample at once, with the network changed where `size` exceeds native."""
         return Path(lambda step, picture: (full_view(step.latent_size),), patches=self._patches(run, size))
 
@@ -119,12 +151,12 @@ class Recipe:
         """The paths of a stage: windows where a method says so and the sample is larger than native."""
         windows = self.windows
         if windows is None:
-            return [self.frame(run, size)]
+            return [self.frame_path(run, size)]
         window = windows.window_size(run.native_size, size)
         if self._changes_network(run, size) and not self._changes_network(run, window):
             raise ValueError(
-                f"{_name(self.network)} changes the network for views above the native size, but the windows are "
-                f"{window[0]}x{window[1]} cells at a native size of {run.native_size[0]}x{run.native_size[1]}. "
+                f"{type(self.network).__name__} changes the network for views above the native size, but the windows "
+                f"are {window[0]}x{window[1]} cells at a native size of {run.native_size[0]}x{run.native_size[1]}. "
                 "Make the windows larger, or leave it out."
             )
         return windows.paths(run, size, self._patches(run, window))
@@ -132,7 +164,8 @@ class Recipe:
     def guidance(self, run: Run, size: Size) -> Guidance:
         """The guidance rule of a stage."""
         if self.network is not None and self._changes_network(run, size):
-            view_size = size if self.windows is None or self.maker else self.windows.window_size(run.native_size, size)
+            windows = self.windows if self.stages is None else None
+            view_size = size if windows is None else windows.window_size(run.native_size, size)
             return self.network.guidance(run, view_size)
         return ClassifierFree(run.guidance_scale, run.guidance_rescale)
 
@@ -145,19 +178,27 @@ class Recipe:
         *,
         in_windows: bool = True,
     ) -> Stage:
-        """One whole trajectory from noise at `size`; without `in_windows` the whole frame is seen at once."""
+        """One whole trajectory from noise.
+
+        Args:
+            run: The request.
+            size: (height, width) of the stage in cells.
+            name: Shown with the progress.
+            finish: Applied to the sample after the last step.
+            in_windows: Whether it is seen in windows where a method makes them; else the whole frame at once.
+        """
         # Regions have to be there from the beginning; otherwise windows of the native size would be the frame itself.
         has_regions = self.windows is not None and len(self.windows.regions) > 0
-        in_windows = in_windows or has_regions or self.sync is not None
-        paths = self.paths(run, size) if in_windows else [self.frame(run, size)]
-        editors = [] if self.sync is None else [self.sync.editor(run, paths[0])]
+        in_windows = in_windows or has_regions or self.editor is not None
+        paths = self.paths(run, size) if in_windows else [self.frame_path(run, size)]
+        editors = [] if self.editor is None else [self.editor.editor(run, paths[0])]
 
-        def begin(run: Run, outcome: Outcome | None) -> Opening:
-            return Opening(run.first_sample(size), editors)
+        def begin(run: Run, before: Outcome | None) -> StageStart:
+            return StageStart(run.first_sample(size), editors)
 
         return Stage(name, size, range(len(run.stepper)), begin, paths, self.guidance(run, size), finish)
 
-    def _patches(self, run: Run, view_size: Size) -> Mapping[str, Sequence[Patch]]:
+    def _patches(self, run: Run, view_size: Size) -> Patches:
         if self.network is None or not self._changes_network(run, view_size):
             return {}
         return self.network.patches(run, view_size)
@@ -169,90 +210,12 @@ class Recipe:
         """
         if self.network is None:
             return False
-        is_long = self.network.per_axis and self.maker is None and is_longer(size, run.native_size, _longest(run.unet))
-        return exceeds(size, run.native_size) or is_long
+        by_side = self.network.per_axis and self.stages is None
+        return exceeds_area(size, run.native_size) or (
+            by_side and exceeds_side(size, run.native_size, max_native_sides(run.unet))
+        )
 
 
-def exceeds(size: Size, native_size: Size) -> bool:
-    """Whether views of `size` hold noticeably more cells than the network was trained at."""
-    return scale_over(size, native_size) > 1.05
-
-
-def is_longer(size: Size, native_size: Size, longest: float) -> bool:
-    """Whether an axis is more than `longest` times the native side."""
-    return max(size[0] / native_size[0], size[1] / native_size[1]) > longest + 1e-6
-
-
-def _longest(unet: Any) -> float:
+def max_native_sides(unet: Any) -> float:
     """Longest axis that a network knows at its native area, in native sides: SDXL's are trained up to 512x2048."""
     return 2.0 if is_sdxl(unet) else 1.5
-
-
-def compose(method: Method | Sequence[Method] | None) -> Recipe:
-    """The recipe of one method, of several, or of none.
-
-    Raises:
-        TypeError: If something is not a sampling method.
-        ValueError: If the methods do not compose; the message says why.
-    """
-    methods: list[Any] = [] if method is None else list(method) if isinstance(method, Sequence) else [method]
-    parts: dict[str, Any] = {}
-    for entry in methods:
-        role = getattr(entry, "role", None)
-        if role not in _WHY_ONE or isinstance(entry, type):
-            raise TypeError(f"`method`={entry!r} is not a sampling method. Use for instance DemoFusion().")
-        if role in parts:
-            raise ValueError(f"{_name(parts[role])} and {_name(entry)} do not compose: {_WHY_ONE[role]}")
-        parts[role] = entry
-    return _checked(Recipe(parts.get("stages"), parts.get("windows"), parts.get("network"), parts.get("editor")))
-
-
-_WHY_ONE = {
-    "stages": "both decide which resolutions the run goes through. Use one.",
-    "windows": "both decide through which windows the sample is seen. Use one.",
-    "network": "both change how far the same inner layers reach. Use one.",
-    "editor": "both edit the sample by what its windows show. Use one.",
-}
-
-
-def _checked(recipe: Recipe) -> Recipe:
-    """The recipe with its windows filled in, or the reason why its parts do not go together."""
-    if recipe.sync is not None:
-        recipe = replace(recipe, windows=_windows_of(recipe.sync, recipe.windows))
-    if recipe.sync is not None and recipe.maker is not None and not recipe.maker.starts_whole:
-        raise ValueError(
-            f"{_name(recipe.sync)} and {_name(recipe.maker)} do not compose: windows are synchronised in the first "
-            f"steps, which {_name(recipe.maker)} makes at the native size, where there is one window only."
-        )
-    closed = recipe.windows is not None and recipe.windows.closed_loop
-    if closed and recipe.maker is not None:
-        raise ValueError(
-            f"A closed loop and {_name(recipe.maker)} do not compose: its stages look at the whole frame, which has "
-            "a left and a right end. Sample the loop at its full size, or leave the loop open."
-        )
-    return recipe
-
-
-def _windows_of(sync: EditorMethod, windows: WindowsMethod | None) -> WindowsMethod:
-    """The windows that are synchronised: those of the method that makes windows, else the editor's own."""
-    if windows is None:
-        return sync.windows
-    for name in ("window", "stride", "closed_loop"):
-        asked = getattr(sync, name, None)
-        if asked and _pair(asked) != _pair(getattr(windows, name, None)):
-            raise ValueError(
-                f"{_name(sync)} and {_name(windows)} do not compose: `{name}`={asked} of {_name(sync)} would have no "
-                f"effect, as the windows are those of {_name(windows)}. Set `{name}` of {_name(windows)} instead."
-            )
-    return windows
-
-
-def _pair(value: Any) -> Any:
-    """A length for both axes as a pair, so that 16 is (16, 16) and a list is a tuple; all else as it is."""
-    if isinstance(value, list | tuple):
-        return tuple(value)
-    return (value, value) if isinstance(value, int) and not isinstance(value, bool) else value
-
-
-def _name(method: object) -> str:
-    return type(method).__name__

@@ -1,7 +1,11 @@
 """The only place that talks to a diffusers scheduler: one step per noise field, whatever the views were.
 
-Notation: a sample of the trajectory is `alpha * original + sigma * noise`. Schedulers with `sigmas` that scale the
-network's input (Euler and its kin) keep alpha = 1 (variance exploding); the others keep alpha² + sigma² = 1.
+Kept, because no library offers it: the schedulers hide their history and their place in the trajectory in counters, and
+have no common way to start inside it, to forget it, or to say how much noise a step has.
+
+Notation: a sample of the trajectory is `alpha * x0 + sigma * noise`, with x0 the clean latents. Schedulers with
+`sigmas` that scale the network's input (Euler and its kin) keep alpha = 1 (variance exploding); the others keep
+alpha² + sigma² = 1.
 """
 
 import copy
@@ -14,7 +18,7 @@ import torch
 from seecoder.sampling.randomness import Randomness
 
 _PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
-_TINY_ALPHA = 1e-3  # below it (zero terminal signal-to-noise ratio) noise says nothing about the original
+_TINY_ALPHA = 1e-3  # below it (zero terminal signal-to-noise ratio) noise says nothing about x0
 
 
 class Stepper:
@@ -68,7 +72,7 @@ class Stepper:
         return keywords
 
     def _alphas_cumprod(self) -> list[float]:
-        """Cumulative alpha (the squared signal share) at every step of the schedule."""
+        """Cumulative alpha (the fraction of the variance that is signal) at every step of the schedule."""
         sigmas = getattr(self._scheduler, "sigmas", None)
         if sigmas is not None:
             levels = [float(sigma) for sigma in sigmas[: len(self.timesteps)]]
@@ -82,8 +86,8 @@ class Stepper:
 
     def _scales_its_input(self) -> bool:
         """Whether the scheduler hands the network a scaled sample: the mark of a variance-exploding one."""
-        probe = torch.ones(1, device=self._device)
-        return bool((self._scheduler.scale_model_input(probe, self.timesteps[0]) != probe).any())
+        ones = torch.ones(1, device=self._device)
+        return bool((self._scheduler.scale_model_input(ones, self.timesteps[0]) != ones).any())
 
     def __len__(self) -> int:
         return len(self.timesteps)
@@ -126,48 +130,54 @@ class Stepper:
         return self._scheduler.scale_model_input(latents, self.timesteps[index])
 
     def coefficients(self, index: int) -> tuple[float, float]:
-        """(alpha, sigma) at step `index`: a sample there is alpha * original + sigma * noise."""
+        """(alpha, sigma) at step `index`: a sample there is alpha * x0 + sigma * noise."""
         alpha_cumprod = self.alphas_cumprod[index]
         if self.variance_exploding:
             return 1.0, ((1.0 - alpha_cumprod) / alpha_cumprod) ** 0.5
         return alpha_cumprod**0.5, (1.0 - alpha_cumprod) ** 0.5
 
-    def add_noise(self, original: torch.Tensor, noise: torch.Tensor, index: int) -> torch.Tensor:
-        """The sample of step `index` that has this original and this unit-variance noise."""
+    def add_noise(self, x0: torch.Tensor, noise: torch.Tensor, index: int) -> torch.Tensor:
+        """The sample of step `index` made of these clean latents and this unit-variance noise."""
         alpha, sigma = self.coefficients(index)
-        return alpha * original + sigma * noise
+        return alpha * x0 + sigma * noise
 
-    def predict_original(self, output: torch.Tensor, latents: torch.Tensor, index: int) -> torch.Tensor:
-        """The original that the network's `output` implies for the sample `latents` of step `index`."""
+    def predict_x0(self, output: torch.Tensor, latents: torch.Tensor, index: int) -> torch.Tensor:
+        """The clean latents that the network's `output` implies for the sample `latents` of step `index`."""
         if self.prediction_type == "sample":
             return output
-        signal, spread, unit = self._unit_variance(latents, index)
+        alpha, sigma, unit = self._unit_variance(latents, index)
         if self.prediction_type == "epsilon":
-            return (unit - spread * output) / signal
-        return signal * unit - spread * output
+            return (unit - sigma * output) / alpha
+        return alpha * unit - sigma * output
 
-    def transfer(self, output: torch.Tensor, seen: torch.Tensor, latents: torch.Tensor, index: int) -> torch.Tensor:
-        """The output that claims about `latents` the noise that `output` claimed about `seen`.
+    def carry_over(self, output: torch.Tensor, seen: torch.Tensor, latents: torch.Tensor, index: int) -> torch.Tensor:
+        """Turn a prediction about one sample into a prediction about another that has the same noise.
 
-        A network that saw a filtered sample (DemoFusion's blurred lattices) predicted noise in that sample. Noise
-        predictions carry over as they are; v- and sample-predictions have to be expressed anew. Where there is
-        (almost) no signal left the original is carried over instead, because the noise says nothing about it.
+        A network that saw a filtered sample (DemoFusion's blurred lattices) predicted the noise in that sample. Noise
+        predictions hold for the other sample as they are; v- and sample-predictions are computed anew. Where there is
+        (almost) no signal left x0 is kept in place of the noise, which says nothing about x0 there.
+
+        Args:
+            output: What the network predicted about `seen`, (B, C, H, W): noise, v or sample.
+            seen: The sample that the network saw.
+            latents: The sample that the result is about.
+            index: The step.
         """
         if self.prediction_type == "epsilon":
             return output
-        signal, spread, unit = self._unit_variance(latents, index)
+        alpha, sigma, unit = self._unit_variance(latents, index)
         change = self._unit_variance(seen, index)[2] - unit
         if self.prediction_type == "sample":
-            return output if signal < _TINY_ALPHA else output - change / signal
-        if signal < _TINY_ALPHA:
-            return output - (signal / spread) * change
-        return output + (spread / signal) * change
+            return output if alpha < _TINY_ALPHA else output - change / alpha
+        if alpha < _TINY_ALPHA:
+            return output - (alpha / sigma) * change
+        return output + (sigma / alpha) * change
 
     def _unit_variance(self, latents: torch.Tensor, index: int) -> tuple[float, float, torch.Tensor]:
         """(alpha, sigma, sample) of step `index` in the variance-preserving convention."""
         alpha_cumprod = self.alphas_cumprod[index]
-        signal, spread = alpha_cumprod**0.5, (1.0 - alpha_cumprod) ** 0.5
-        return signal, spread, latents * signal if self.variance_exploding else latents
+        alpha, sigma = alpha_cumprod**0.5, (1.0 - alpha_cumprod) ** 0.5
+        return alpha, sigma, latents * alpha if self.variance_exploding else latents
 
     def step(self, output: torch.Tensor, latents: torch.Tensor, index: int) -> torch.Tensor:
         """One step of the scheduler on the whole sample: from step `index` to the next noise level."""

@@ -1,14 +1,14 @@
 """Group normalisation in tiles with the statistics of the whole picture.
 
-An autoencoder normalises by the mean and the deviation over all that it is given. A tile of sky has others than a tile
-with a face, so tiles that are decoded on their own come out in tones of their own, and no blend at their joints hides
-that. Here every group normalisation takes the statistics that it has for the whole picture, shrunk to the size of one
-tile: one tile of work more. The idea is that of the fast mode of "Tiled VAE", an extension of the Stable Diffusion web
-UI.
+An autoencoder normalises by the mean and the standard deviation over all that it is given. A tile of sky has others
+than a tile with a face, so tiles that are decoded on their own come out in tones of their own, and no blend at their
+joints hides that. Here every group normalisation takes the statistics that it has for the whole picture, shrunk to the
+size of one tile: one tile of work more. The idea is that of the fast mode of "Tiled VAE", an extension of the Stable
+Diffusion web UI.
 
-In the world, where one object stands on one background, tiles of half the side with norms of their own are off by 15.7
-levels of 255 on average, with those of the whole by 0.9; what the shrinking costs grows with its factor (2, 4, 8: 0.9,
-3.2, 5.0 levels; `scripts/benchmarks/sampling.py --parts tiles`).
+Kept in place of diffusers' tiled decoding, whose tiles have norms of their own: in the world tiles of half the side are
+then off by 15.7 levels of 255 on average, with the norms of the whole by 0.9. What the shrinking costs grows with its
+factor (2, 4, 8: 0.9, 3.2, 5.0 levels; `scripts/benchmarks/sampling.py --parts tiles`).
 """
 
 import math
@@ -20,13 +20,11 @@ import torch
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["normalised_like", "shrunken"]
-
-_FEWEST = 16  # cells that a side keeps: statistics of fewer are those of the padding
+_MIN_SIDE = 16  # cells that a side keeps: statistics of fewer are those of the padding
 
 
 def shrunken(values: torch.Tensor, area: int, multiple: int = 1) -> torch.Tensor:
-    """The whole picture in at most so many cells, every channel with the mean and the deviation that it has.
+    """The whole picture in at most so many cells, every channel with the mean and the standard deviation that it has.
 
     Args:
         values: (N, C, H, W).
@@ -38,20 +36,21 @@ def shrunken(values: torch.Tensor, area: int, multiple: int = 1) -> torch.Tensor
         they are few.
     """
     height, width = values.shape[-2:]
-    share = math.sqrt(area / (height * width))
-    if share >= 1.0:
+    fraction = math.sqrt(area / (height * width))
+    if fraction >= 1.0:
         return values
-    least = [min(side, _FEWEST * multiple) for side in (height, width)]
+    smallest = [min(side, _MIN_SIDE * multiple) for side in (height, width)]
     size = [
-        max(int(side * share), low) // multiple * multiple for side, low in zip((height, width), least, strict=True)
+        max(int(side * fraction), low) // multiple * multiple
+        for side, low in zip((height, width), smallest, strict=True)
     ]
     longer = int(width > height)
-    size[longer] = max(least[longer], min(size[longer], area // size[1 - longer])) // multiple * multiple
+    size[longer] = max(smallest[longer], min(size[longer], area // size[1 - longer])) // multiple * multiple
     full = values.to(_wide(values))
     small = functional.interpolate(full, size=size, mode="bicubic", antialias=True)
-    deviation, mean = torch.std_mean(full, dim=(-2, -1), keepdim=True, correction=0)
-    own_deviation, own_mean = torch.std_mean(small, dim=(-2, -1), keepdim=True, correction=0)
-    return ((small - own_mean) * (deviation / own_deviation.clamp(min=1e-12)) + mean).to(values.dtype)
+    std, mean = torch.std_mean(full, dim=(-2, -1), keepdim=True, correction=0)
+    own_std, own_mean = torch.std_mean(small, dim=(-2, -1), keepdim=True, correction=0)
+    return ((small - own_mean) * (std / own_std.clamp(min=1e-12)) + mean).to(values.dtype)
 
 
 @contextmanager
@@ -74,7 +73,7 @@ def normalised_like(whole: Callable[[], object]) -> Iterator[None]:
 
 
 class _Statistics(NamedTuple):
-    """Of one call: mean and reciprocal deviation of every group, (N, groups)."""
+    """Of one call: mean and reciprocal standard deviation of every group, (N, groups)."""
 
     mean: torch.Tensor
     reciprocal: torch.Tensor

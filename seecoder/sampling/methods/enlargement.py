@@ -6,8 +6,7 @@ import torch
 from torch.nn import functional
 
 from seecoder.checks import choice
-from seecoder.sampling.filters import resized
-from seecoder.sampling.parts import Run
+from seecoder.sampling.stages import Run
 from seecoder.sampling.views import Size
 
 Space = Literal["latents", "pixels"]
@@ -17,15 +16,15 @@ SPACE = choice("latents", "pixels")
 def enlarged(run: Run, latents: torch.Tensor, size: Size, space: Space) -> torch.Tensor:
     """Enlarge clean latents.
 
-    Latents of an autoencoder are no picture: enlarged directly (bicubic) they decode with soft edges and, the coarser
-    the autoencoder is for what it shows, with fringes of foreign colour. Through pixels (bilinear) it costs a decode
-    and an encode.
+    Latents of an autoencoder are no picture: enlarged directly (bicubic) they decode with soft edges, and with fringes
+    of foreign colour where the autoencoder is coarse for what it shows. Through pixels (bilinear) both are avoided, at
+    the cost of a decode and an encode.
 
     Args:
         run: Its decoder and encoder are used for "pixels".
         latents: (B, C, h, w).
         size: (height, width) in cells.
-        space: Where.
+        space: Where latents are enlarged, "latents" or "pixels".
 
     Returns:
         (B, C, *size) in the dtype given.
@@ -41,6 +40,13 @@ def enlarged(run: Run, latents: torch.Tensor, size: Size, space: Space) -> torch
     cell = pixels.shape[-1] // latents.shape[-1]
     large = functional.interpolate(pixels, size=(size[0] * cell, size[1] * cell), mode="bilinear", align_corners=False)
     return run.encoder(large).to(latents.dtype)
+
+
+def resized(latents: torch.Tensor, size: Size) -> torch.Tensor:
+    """Bicubic resize of clean latents (B, C, H, W) to `size`."""
+    if tuple(latents.shape[-2:]) == size:
+        return latents
+    return functional.interpolate(latents, size=size, mode="bicubic", align_corners=False)
 
 
 def check_enlargement(name: str, run: Run, space: Space) -> None:

@@ -10,16 +10,19 @@ columns that are never denoised); windows may be jittered, weighted and wrapped;
 (published: an eighth, at four times the cost).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch.nn import functional
 
 from seecoder.checks import FLAG, check, choice, instance, optional, some_of, whole
 from seecoder.sampling.methods.setting_rules import LENGTHS, TRAJECTORY_FRACTION
-from seecoder.sampling.parts import Patch, Path, Planner, Run, Step, Weight
+from seecoder.sampling.path import Patches, Path, Planner, Prefilter, Weight
+from seecoder.sampling.recipe import WindowsMethod
+from seecoder.sampling.stages import Codec, Run
+from seecoder.sampling.step import Step
 from seecoder.sampling.stepper import Stepper
 from seecoder.sampling.views import Size, View, jitter, windows, wrapped_windows
 
@@ -54,7 +57,7 @@ class Region:
 
 
 @dataclass(frozen=True)
-class MultiDiffusion:
+class MultiDiffusion(WindowsMethod):
     """Settings of MultiDiffusion; all lengths in latent cells.
 
     Attributes:
@@ -64,11 +67,9 @@ class MultiDiffusion:
         blend: "uniform" (published) or "feather" (weights that fall towards the borders of the windows).
         closed_loop: Wrap windows around the left and right border: a 360° panorama. Decode with `wrap=True`.
         regions: Foreground regions; what no mask covers follows the run's own context.
-        bootstrap: Share of the trajectory in which a region is denoised before random backgrounds of constant colour,
-            so that its object stays inside its mask (published: 20 of 50 steps). Needs `encoder`.
+        bootstrap: Fraction of the trajectory in which a region is denoised before random backgrounds of constant
+            colour, so that its object stays inside its mask (published: 20 of 50 steps). Needs `encoder`.
     """
-
-    role: ClassVar[str] = "windows"
 
     window: int | Size | None = None
     stride: int | Size | None = None
@@ -130,7 +131,7 @@ class MultiDiffusion:
                 f"of {stride} it may be 0 to {(window - stride) // 2}."
             )
 
-    def paths(self, run: Run, size: Size, patches: Mapping[str, Sequence[Patch]]) -> list[Path]:
+    def paths(self, run: Run, size: Size, patches: Patches) -> list[Path]:
         """One path for the background or the whole sample, and one for each region."""
         views = self.views(run.native_size, size)
 
@@ -153,13 +154,13 @@ class MultiDiffusion:
         return replace(self, bootstrap=0.0)
 
     def by_region(self, run: Run, path: Path, size: Size) -> list[Path]:
-        """A path split into one for the background and one for each region, each with its context and its share."""
+        """A path split into one for the background and one for each region, each with its context and its map."""
         if not self.regions:
             return [path]
-        shares = self._maps(run, size)
+        maps = self._maps(run, size)
         parts = [
-            replace(path, views=_meeting(path.views, share), weight=times(_constant(share), path.weight))
-            for share in shares
+            replace(path, views=_meeting(path.views, region), weight=weight_product(_constant(region), path.weight))
+            for region in maps
         ]
         in_front = [
             replace(
@@ -175,13 +176,13 @@ class MultiDiffusion:
         return region_weights([region.mask for region in self.regions], size, run.device, run.dtype)
 
 
-def _meeting(views: Planner, share: torch.Tensor) -> Planner:
-    """Only those of a planner's views that meet a region."""
-    footprint = (share > 0).cpu()  # planning must not wait for an accelerator
+def _meeting(views: Planner, region: torch.Tensor) -> Planner:
+    """Only those of a planner's views that meet a region's map (1, H, W)."""
+    footprint = (region > 0).cpu()  # planning must not wait for an accelerator
     return lambda step, picture: [view for view in views(step, picture) if bool(view.gather(footprint).any())]
 
 
-def times(first: Weight, second: Weight | None) -> Weight:
+def weight_product(first: Weight, second: Weight | None) -> Weight:
     """The product of two weights of a path, where None is 1."""
     return first if second is None else lambda step: first(step) * second(step)
 
@@ -191,13 +192,14 @@ def region_weights(
 ) -> list[torch.Tensor]:
     """Maps (1, H, W) of the background and of every region that add up to 1 in every cell (Sec. 5.2).
 
-    The background is what the regions leave, max(0, 1 - sum); where regions overlap they share.
+    The background is what the regions leave, max(0, 1 - sum); regions that overlap divide a cell by their values.
 
-    Raises:
-        ValueError: If a mask is not an (H, W) tensor with values in [0, 1].
+    Args:
+        masks: (H, W) with values in [0, 1], of any resolution.
+        size: (height, width) of the maps in cells.
+        device: Of the maps.
+        dtype: Of the maps.
     """
-    for mask in masks:
-        _check_mask(mask)
     resized = [functional.interpolate(mask[None, None].to(device, dtype), size=size, mode="area")[0] for mask in masks]
     foreground = torch.stack(resized).sum(dim=0)
     maps = [(1.0 - foreground).clamp(min=0.0), *resized]
@@ -218,19 +220,23 @@ def _check_mask(mask: torch.Tensor) -> None:
         raise ValueError(f"A region's `mask` must be (H, W) with values in [0, 1], not {tuple(mask.shape)}{values}.")
 
 
-def bootstrapped(
-    run: Run, weight: torch.Tensor, size: Size, share: float
-) -> Callable[[torch.Tensor, Step], torch.Tensor]:
+def bootstrapped(run: Run, weight: torch.Tensor, size: Size, fraction: float) -> Prefilter:
     """The prefilter that puts a region before a constant-colour background in the first steps (Sec. 5.2).
 
     The noise of the background is the same in all steps; the colour is another one in each.
+
+    Args:
+        run: Its encoder makes the backgrounds.
+        weight: The region's map (1, H, W).
+        size: (height, width) of the sample in cells.
+        fraction: Fraction of the trajectory that counts as its first steps.
 
     Raises:
         ValueError: If the run has no encoder.
     """
     if run.encoder is None:
         raise ValueError("`bootstrap` above 0 needs an `encoder` for its backgrounds. Give one, or set bootstrap=0.")
-    steps = round(share * len(run.stepper))
+    steps = round(fraction * len(run.stepper))
     pictures = run.latent_shape[0]
     colours = run.randomness.uniform((pictures, steps, 3), run.device, run.dtype) * 2.0 - 1.0
     noise = run.noise(size)
@@ -245,7 +251,7 @@ def bootstrapped(
     return prefilter
 
 
-def _constant_latents(encoder: Callable[[torch.Tensor], torch.Tensor], colours: torch.Tensor) -> torch.Tensor:
+def _constant_latents(encoder: Codec, colours: torch.Tensor) -> torch.Tensor:
     """Latents (B, C, 1, 1) of pictures of constant colour (B, 3) in [-1, 1]."""
     pixels = colours[:, :, None, None].expand(-1, -1, _COLOUR_PICTURE, _COLOUR_PICTURE)
     return encoder(pixels).to(colours.dtype).mean(dim=(2, 3), keepdim=True)

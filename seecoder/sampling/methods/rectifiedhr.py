@@ -1,9 +1,9 @@
 """RectifiedHR: one trajectory that changes its resolution near its end.
 
 Paper: Yang et al., "RectifiedHR: Enable Efficient High-Resolution Image Generation via Energy Rectification", 2025,
-arXiv 2503.02537. At 0.8 of the trajectory (and at 0.9 for more than twice the native side) the predicted original is
-decoded, enlarged, encoded and noised to the next step. The fresh noise costs the latents energy, which a much higher
-guidance scale gives back: 5 becomes 30 after the first change and 50 after the second.
+arXiv 2503.02537. At 0.8 of the trajectory (and at 0.9 for more than twice the native side) the predicted clean latents
+are decoded, enlarged, encoded and noised to the next step. The fresh noise costs the latents energy, which a much
+higher guidance scale gives back: 5 becomes 30 after the first change and 50 after the second.
 
 With a method that lets the network see the whole of a larger sample (ScaleCrafter, HiDiffusion) nothing is repeated
 and the steps that are left draw real detail, so that no energy is lost: the default of such a composition is no boost.
@@ -13,36 +13,32 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from seecoder.checks import check, number, optional, some_of
 from seecoder.sampling.methods.enlargement import SPACE, Space, check_enlargement, enlarged
-from seecoder.sampling.methods.geometry import base_size, scale_over, scaled_size
 from seecoder.sampling.methods.setting_rules import TRAJECTORY_FRACTION
-from seecoder.sampling.parts import Opening, Outcome, Run, Stage
+from seecoder.sampling.recipe import Recipe, StagesMethod
+from seecoder.sampling.sizes import base_size, scale_over, scaled_size
+from seecoder.sampling.stages import Outcome, Run, Stage, StageStart
 from seecoder.sampling.views import Size
-
-if TYPE_CHECKING:
-    from seecoder.sampling.recipe import Recipe
-
 
 PUBLISHED_BOOST = (6.0, 10.0)
 NO_BOOST = (1.0, 1.0)  # where the network knows larger samples
 
 
 @dataclass(frozen=True)
-class RectifiedHR:
+class RectifiedHR(StagesMethod):
     """Settings of RectifiedHR.
 
     Attributes:
-        switch_at: Shares of the trajectory at which the resolution changes; as many as the scale needs are used. Later
-            is cheaper and safer, earlier leaves more steps for detail.
+        switch_at: Fractions of the trajectory at which the resolution changes; as many as the scale needs are used.
+            Later is cheaper and safer, earlier leaves more steps for detail.
         guidance_boost: Factor on the guidance scale after each change. None is the published 30 / 5 and 50 / 5, and
             with a changed network none. A scale of 1 stays 1.
         resize_in: "pixels" (published; needs the run's decoder and encoder), or "latents".
     """
 
-    role: ClassVar[str] = "stages"
     starts_whole: ClassVar[bool] = False
 
     switch_at: Sequence[float] = (0.8, 0.9)
@@ -78,20 +74,21 @@ class RectifiedHR:
         factors = [scale ** (place / switches) / scale for place in range(1, switches)]
         return [base_size(size, native_size), *(scaled_size(size, factor, native_size) for factor in factors), size]
 
-    def stages(self, run: Run, recipe: "Recipe") -> list[Stage]:
+    def plan(self, run: Run, recipe: Recipe) -> list[Stage]:
         """One stage for every resolution; together they are one trajectory.
 
         Raises:
             ValueError: If the settings do not fit, or the run lacks what they need.
         """
         sizes = self.sizes(run.size, run.native_size)
-        shares = self.switch_at
+        fractions = self.switch_at
         boosts = self.boosts(network_changes=recipe.network is not None)
-        self._check(run, len(sizes) - 1, len(shares), len(boosts))
+        self._check(run, len(sizes) - 1, len(fractions), len(boosts))
         count = len(run.stepper)
-        starts = [0, *(_boundary(run, round(share * count)) for share in shares[: len(sizes) - 1]), count]
+        switches = [_boundary_before(run, round(fraction * count)) for fraction in fractions[: len(sizes) - 1]]
+        starts = [0, *switches, count]
         if any(low >= high for low, high in pairwise(starts)):
-            raise ValueError(f"`switch_at`={tuple(shares)} leaves a stage without steps; use more steps.")
+            raise ValueError(f"`switch_at`={tuple(fractions)} leaves a stage without steps; use more steps.")
         first = recipe.base_stage(run, sizes[0], _name(0, sizes), in_windows=False)
         stages = [replace(first, steps=range(starts[0], starts[1]))]
         for place, size in enumerate(sizes[1:], start=1):
@@ -100,27 +97,28 @@ class RectifiedHR:
             stages.append(self._later_stage(boosted, recipe, size, _name(place, sizes), steps))
         return stages
 
-    def _later_stage(self, run: Run, recipe: "Recipe", size: Size, name: str, steps: range) -> Stage:
+    def _later_stage(self, run: Run, recipe: Recipe, size: Size, name: str, steps: range) -> Stage:
 
-        def begin(run: Run, outcome: Outcome | None) -> Opening:
-            if outcome is None:
+        def begin(run: Run, before: Outcome | None) -> StageStart:
+            if before is None:
                 raise ValueError("A stage after the first needs the outcome of the one before.")
-            original = enlarged(run, outcome.original, size, self.resize_in)
-            return Opening(run.stepper.add_noise(original, run.noise(size), steps.start))
+            x0 = enlarged(run, before.x0, size, self.resize_in)
+            return StageStart(run.stepper.add_noise(x0, run.noise(size), steps.start))
 
         return Stage(name, size, steps, begin, recipe.paths(run, size), recipe.guidance(run, size))
 
-    def _check(self, run: Run, switches: int, shares: int, boosts: int) -> None:
+    def _check(self, run: Run, switches: int, fractions: int, boosts: int) -> None:
         if run.image_latents is not None:
             raise ValueError("`image_latents` needs a method that starts from a picture. Use DemoFusion().")
-        if boosts < min(shares, switches):
+        if boosts < min(fractions, switches):
             raise ValueError(f"`guidance_boost` has {boosts} factors; give one for each change that `switch_at` names.")
         if switches:
             check_enlargement("RectifiedHR", run, self.resize_in)
             run.stepper.require_restarts()
 
 
-def _boundary(run: Run, index: int) -> int:
+def _boundary_before(run: Run, index: int) -> int:
+    """The last step from `index` backwards that begins a whole step."""
     while not run.stepper.is_boundary(index):
         index -= 1
     return index

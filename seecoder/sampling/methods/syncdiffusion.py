@@ -13,19 +13,23 @@ closed loop has all its width / stride windows and is decoded around the border 
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch.utils.checkpoint import checkpoint
 
 from seecoder.checks import FLAG, FUNCTION, check, choice, either, number, optional, whole
 from seecoder.sampling.conditions import Item
-from seecoder.sampling.fields import Evaluator, all_items, fuse_views
+from seecoder.sampling.editor import Editor
+from seecoder.sampling.fields import EditedSample, Evaluator, all_items, fuse_views
 from seecoder.sampling.guidance import ClassifierFree
 from seecoder.sampling.methods.multidiffusion import MultiDiffusion
 from seecoder.sampling.methods.perceptual import PerceptualLoss, default_loss
 from seecoder.sampling.methods.setting_rules import LENGTHS, TRAJECTORY_FRACTION
-from seecoder.sampling.parts import Codec, Edited, Path, Run, Step
+from seecoder.sampling.path import Path
+from seecoder.sampling.recipe import EditorMethod
+from seecoder.sampling.stages import Codec, Run
+from seecoder.sampling.step import Step
 from seecoder.sampling.views import Size, View
 
 logger = logging.getLogger(__name__)
@@ -37,11 +41,11 @@ def sync_weight_at(weight: float, decay: float, index: int) -> float:
 
 
 @dataclass(frozen=True)
-class SyncDiffusion:
+class SyncDiffusion(EditorMethod):
     """Settings of SyncDiffusion; lengths in latent cells.
 
-    Beside MultiDiffusion the windows are MultiDiffusion's, with its regions, jitter and feather; of regions, windows
-    that show some of the background are synchronised.
+    In a run with MultiDiffusion the windows are MultiDiffusion's, with its regions, jitter and feather. Where there are
+    regions, only windows that show some of the background are synchronised.
 
     Attributes:
         window: Side (or height and width) of a window; None is the native size.
@@ -50,15 +54,13 @@ class SyncDiffusion:
         sync_weight: Step size w of the gradient descent (published: 20, for LPIPS).
         sync_decay: Its decay gamma per step.
         sync_every: Synchronise every so many steps.
-        sync_threshold: Share of the trajectory with synchronisation (published: 10 of 50 steps in the script, all in
+        sync_threshold: Fraction of the trajectory with synchronisation (published: 10 of 50 steps in the script, all in
             the function; later ones change little and cost the same).
         anchor: Window that the others follow: "middle" (as released), "first" (as in the paper), or its index.
         loss: (N, 3, h, w) pairs in [-1, 1] -> (N,); None is LPIPS where its weights are, else a pyramid of local
             colour and contrast.
         clamp: Clamp predicted pictures to [-1, 1], as released.
     """
-
-    role: ClassVar[str] = "editor"
 
     window: int | Size | None = None
     stride: int | Size | None = None
@@ -104,7 +106,7 @@ class SyncDiffusion:
         """
         if run.decoder is None:
             raise ValueError("SyncDiffusion() compares decoded windows. Give sample() a `decoder`.")
-        self._say_if_idle(len(run.stepper))
+        self._warn_if_idle(len(run.stepper))
         loss = default_loss(run.device) if self.loss is None else self.loss
         return Synchronise(self, path, run.decoder, loss, ClassifierFree(run.guidance_scale))
 
@@ -113,7 +115,7 @@ class SyncDiffusion:
         is_due = (index + 1) % self.sync_every == 0
         return is_due and index < round(self.sync_threshold * count) and self.sync_weight != 0.0
 
-    def _say_if_idle(self, count: int) -> None:
+    def _warn_if_idle(self, count: int) -> None:
         is_off = self.sync_threshold == 0.0 or self.sync_weight == 0.0
         if not is_off and not any(self.synchronises(index, count) for index in range(count)):
             logger.warning(
@@ -126,8 +128,16 @@ class SyncDiffusion:
 
 
 @dataclass(frozen=True)
-class Synchronise:
-    """The editor: one step of gradient descent on every window but the anchor."""
+class Synchronise(Editor):
+    """The editor: one step of gradient descent on every window but the anchor.
+
+    Attributes:
+        settings: The method's settings.
+        path: The windows of the stage.
+        decoder: Latents to pixels, differentiable.
+        loss: How unlike two pictures look.
+        guidance: The rule by which windows' predictions are made.
+    """
 
     settings: SyncDiffusion
     path: Path
@@ -139,14 +149,14 @@ class Synchronise:
         """Whether this step synchronises."""
         return self.settings.synchronises(step.index, step.count)
 
-    def apply(self, latents: torch.Tensor, step: Step, evaluator: Evaluator) -> Edited:
-        """The sample of the moved windows; views are cut from the old one and moved one by one.
+    def apply(self, latents: torch.Tensor, step: Step, evaluator: Evaluator) -> EditedSample:
+        """The sample with every window moved; the network sees each window with its own move.
 
         Raises:
             ValueError: If there is no window to follow, or no such one.
         """
         if not self.is_large(step):
-            return Edited(latents)
+            return EditedSample(latents)
         items = all_items(evaluator.micro_batches(step, self.path, latents.shape[0]))
         if not items:
             raise ValueError(
@@ -165,7 +175,7 @@ class Synchronise:
             gradients = self.gradients(latents, batch, references, step, evaluator)
             offsets |= {item: -weight * gradient for item, gradient in zip(batch, gradients, strict=True)}
         moved = latents + fuse_views(offsets, latents, self.path)
-        return Edited(moved, cut_from=latents, offsets=offsets)
+        return EditedSample(moved, cut_from=latents, offsets=offsets)
 
     def gradients(
         self, latents: torch.Tensor, items: Sequence[Item], references: torch.Tensor, step: Step, evaluator: Evaluator
@@ -174,21 +184,23 @@ class Synchronise:
         with torch.enable_grad():
             cuts = torch.cat([view.gather(latents[picture : picture + 1]) for picture, view in items])
             cuts = cuts.detach().requires_grad_()
-            pictures = self.predicted(cuts, items, step, evaluator)
+            pictures = self.predicted_images(cuts, items, step, evaluator)
             loss = self.loss(pictures, references[[picture for picture, _ in items]])
             return torch.autograd.grad(loss.sum(), cuts)[0]
 
-    def predicted(self, cuts: torch.Tensor, items: Sequence[Item], step: Step, evaluator: Evaluator) -> torch.Tensor:
-        """What windows (N, C, h, w) are about to become: the decoded prediction of the original, in [-1, 1]."""
+    def predicted_images(
+        self, cuts: torch.Tensor, items: Sequence[Item], step: Step, evaluator: Evaluator
+    ) -> torch.Tensor:
+        """What windows (N, C, h, w) are about to become: their predicted x0, decoded to pixels in [-1, 1]."""
         branches = self.guidance.branches(step)
 
-        def original(values: torch.Tensor) -> torch.Tensor:
+        def predicted_x0(values: torch.Tensor) -> torch.Tensor:
             scaled = evaluator.stepper.scale_input(values, step.index)
             outputs = evaluator.predict(scaled, items, step, self.path, "main", branches)
             guided = self.guidance.combine(dict(zip(branches, outputs, strict=True)), step)
-            return evaluator.stepper.predict_original(guided.to(values.dtype), values, step.index)
+            return evaluator.stepper.predict_x0(guided.to(values.dtype), values, step.index)
 
-        pictures = self.decoder(checkpoint(original, cuts, use_reentrant=False))
+        pictures = self.decoder(checkpoint(predicted_x0, cuts, use_reentrant=False))
         return pictures.clamp(-1.0, 1.0) if self.settings.clamp else pictures
 
     def _references(
@@ -200,7 +212,7 @@ class Synchronise:
         for start in range(0, len(anchors), limit):
             batch = anchors[start : start + limit]
             cuts = torch.cat([view.gather(latents[picture : picture + 1]) for picture, view in batch])
-            rows.append(self.predicted(cuts, batch, step, evaluator))
+            rows.append(self.predicted_images(cuts, batch, step, evaluator))
         return torch.cat(rows)
 
     def _anchor(self, step: Step, picture: int) -> View:

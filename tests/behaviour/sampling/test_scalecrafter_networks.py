@@ -9,8 +9,9 @@ from diffusers import UNet2DConditionModel
 from seecoder.sampling import ScaleCrafter
 from seecoder.sampling.methods.scalecrafter.layer_settings import PUBLISHED, PUBLISHED_TWO_TO_ONE
 from seecoder.sampling.methods.unet_levels import select
-from seecoder.sampling.parts import Run, Step
 from seecoder.sampling.randomness import Randomness
+from seecoder.sampling.stages import Run
+from seecoder.sampling.step import Step
 from seecoder.sampling.stepper import Stepper
 from train.estimate.known_bases import base_sizes
 

@@ -6,7 +6,7 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import resca
 
 from seecoder.sampling.guidance import NEGATIVE, POSITIVE, ClassifierFree, rescaled
 from seecoder.sampling.methods.scalecrafter.scalecrafter import DAMPING, NoiseDamped
-from seecoder.sampling.parts import Step
+from seecoder.sampling.step import Step
 
 STEP = Step(0, 4, torch.tensor(981), 981.0, 1000, (12, 20), (8, 8))
 

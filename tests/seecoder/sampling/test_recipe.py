@@ -13,8 +13,10 @@ from seecoder.sampling import (
     SyncDiffusion,
     sample,
 )
+from seecoder.sampling.composition import compose
 from seecoder.sampling.methods.perceptual import pyramid_distance
-from seecoder.sampling.recipe import _longest, compose, is_longer
+from seecoder.sampling.recipe import max_native_sides
+from seecoder.sampling.sizes import exceeds_side
 
 SYNC = SyncDiffusion(sync_threshold=1.0, loss=pyramid_distance)
 
@@ -240,8 +242,8 @@ def test_networks_that_are_told_sizes_know_longer_pictures() -> None:
     """SDXL was trained up to 512x2048: twice the native side."""
     told, others = (SimpleNamespace(config={"addition_embed_type": kind}) for kind in ("text_time", None))
     for size, by_told, by_others in (((64, 256), False, True), ((64, 257), True, True), ((96, 192), False, False)):
-        assert is_longer(size, (128, 128), _longest(told)) == by_told
-        assert is_longer(size, (128, 128), _longest(others)) == by_others
+        assert exceeds_side(size, (128, 128), max_native_sides(told)) == by_told
+        assert exceeds_side(size, (128, 128), max_native_sides(others)) == by_others
 
 
 def test_the_same_windows_in_other_words_are_no_contradiction() -> None:

@@ -17,47 +17,47 @@ def test_noising_agrees_with_the_scheduler_itself(name, make_scheduler) -> None:
     scheduler = make_scheduler(name)
     stepper = make(scheduler)
     scheduler.set_timesteps(10)
-    original, noise = torch.randn((2, 1, 4, 5, 5), dtype=torch.float64)
+    x0, noise = torch.randn((2, 1, 4, 5, 5), dtype=torch.float64)
     for index in (0, 4, 9):
-        expected = scheduler.add_noise(original, noise, scheduler.timesteps[index : index + 1])
-        assert torch.allclose(stepper.add_noise(original, noise, index), expected, rtol=1e-5, atol=1e-5)
+        expected = scheduler.add_noise(x0, noise, scheduler.timesteps[index : index + 1])
+        assert torch.allclose(stepper.add_noise(x0, noise, index), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["ddim", "euler", "dpm", "unipc"])
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
-def test_the_predicted_original_is_the_one_that_was_noised(name, prediction_type, make_scheduler) -> None:
+def test_the_predicted_x0_is_the_one_that_was_noised(name, prediction_type, make_scheduler) -> None:
     stepper = make(make_scheduler(name, prediction_type=prediction_type))
-    original, noise = torch.randn((2, 1, 4, 5, 5), dtype=torch.float64)
+    x0, noise = torch.randn((2, 1, 4, 5, 5), dtype=torch.float64)
     for index in (0, 5, 9):
-        signal, spread = stepper.alphas_cumprod[index] ** 0.5, (1 - stepper.alphas_cumprod[index]) ** 0.5
-        output = {"epsilon": noise, "sample": original, "v_prediction": signal * noise - spread * original}
-        sample = stepper.add_noise(original, noise, index)
-        assert torch.allclose(stepper.predict_original(output[prediction_type], sample, index), original, atol=1e-9)
+        alpha, sigma = stepper.alphas_cumprod[index] ** 0.5, (1 - stepper.alphas_cumprod[index]) ** 0.5
+        output = {"epsilon": noise, "sample": x0, "v_prediction": alpha * noise - sigma * x0}
+        sample = stepper.add_noise(x0, noise, index)
+        assert torch.allclose(stepper.predict_x0(output[prediction_type], sample, index), x0, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", ["ddim", "euler"])
 @pytest.mark.parametrize("prediction_type", ["v_prediction", "sample"])
-def test_transfer_keeps_the_noise_that_was_predicted(name, prediction_type, make_scheduler) -> None:
-    """Converting through the noise and back is what `transfer` must equal."""
+def test_carrying_over_keeps_the_noise_that_was_predicted(name, prediction_type, make_scheduler) -> None:
+    """Converting through the noise and back is what `carry_over` must equal."""
     stepper = make(make_scheduler(name, prediction_type=prediction_type))
     seen, sample, output = torch.randn((3, 1, 4, 5, 5), dtype=torch.float64)
     for index in (0, 5, 9):
         alpha, sigma = stepper.coefficients(index)
-        noise = (seen - alpha * stepper.predict_original(output, seen, index)) / sigma
-        moved = stepper.transfer(output, seen, sample, index)
-        moved_noise = (sample - alpha * stepper.predict_original(moved, sample, index)) / sigma
+        noise = (seen - alpha * stepper.predict_x0(output, seen, index)) / sigma
+        moved = stepper.carry_over(output, seen, sample, index)
+        moved_noise = (sample - alpha * stepper.predict_x0(moved, sample, index)) / sigma
         assert torch.allclose(moved_noise, noise, rtol=1e-6, atol=1e-8)
-        assert torch.allclose(stepper.transfer(output, seen, seen, index), output)
+        assert torch.allclose(stepper.carry_over(output, seen, seen, index), output)
 
 
-def test_transfer_is_finite_where_no_signal_is_left(make_scheduler) -> None:
+def test_carrying_over_is_finite_where_no_signal_is_left(make_scheduler) -> None:
     scheduler = make_scheduler(
         "ddim", prediction_type="v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing"
     )
     stepper = make(scheduler)
     assert stepper.alphas_cumprod[0] < 1e-6
     seen, sample, output = torch.randn((3, 1, 4, 5, 5), dtype=torch.float64)
-    assert torch.allclose(stepper.transfer(output, seen, sample, 0), output, atol=1e-2)
+    assert torch.allclose(stepper.carry_over(output, seen, sample, 0), output, atol=1e-2)
 
 
 @pytest.mark.parametrize("name", ["dpm", "unipc"])

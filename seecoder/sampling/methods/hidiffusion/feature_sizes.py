@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from seecoder.sampling.parts import Step
+from seecoder.sampling.path import Patch
+from seecoder.sampling.step import Step
 from seecoder.sampling.views import Size
 
 Frames = dict[torch.nn.Module, Size]
@@ -18,15 +19,15 @@ Frames = dict[torch.nn.Module, Size]
 _RESIDUALS = ("down_block_additional_residuals", "mid_block_additional_residual")
 
 
-class Shrink:
-    """The downsampler of one level with f times its stride, its upsampler to the old size.
+class Shrink(Patch):
+    """Makes the features below one level small: its downsampler strides farther, its upsampler restores the size.
 
     A ControlNet computes its residuals at the plain sizes; they are averaged down to the maps that they are added to.
 
     Args:
         unet: A diffusers UNet.
-        level: Whose downsampler shrinks more.
-        factor: How much more at first; later 2.
+        level: The level whose downsampler shrinks more.
+        factor: Factor on its stride at first; later 2.
         full_until: First step with a factor of 2.
         until: First step of the plain network.
     """
@@ -54,11 +55,11 @@ class Shrink:
         conv, sizes = self._conv, {}
         before = conv.stride, conv.dilation, conv.padding
         with ExitStack() as stack:
-            stack.callback(self._unet.register_forward_pre_hook(self._fitting(factor), with_kwargs=True).remove)
+            stack.callback(self._unet.register_forward_pre_hook(self._residual_fitter(factor), with_kwargs=True).remove)
             for down, up in zip(self._downsamplers, self._upsamplers, strict=True):
                 # Every upsampler returns to what its level had on the way down: halves of odd sizes are not doubles.
-                stack.callback(down.register_forward_pre_hook(remembering(sizes)).remove)
-                stack.callback(up.register_forward_pre_hook(_returning(sizes, down)).remove)
+                stack.callback(down.register_forward_pre_hook(size_recorder(sizes)).remove)
+                stack.callback(up.register_forward_pre_hook(_size_restorer(sizes, down)).remove)
             try:
                 conv.stride = (conv.stride[0] * factor, conv.stride[1] * factor)
                 conv.dilation = (conv.dilation[0] * factor, conv.dilation[1] * factor)
@@ -67,7 +68,7 @@ class Shrink:
             finally:
                 conv.stride, conv.dilation, conv.padding = before
 
-    def _fitting(self, factor: int) -> Callable[..., tuple[tuple[Any, ...], dict[str, Any]]]:
+    def _residual_fitter(self, factor: int) -> Callable[..., tuple[tuple[Any, ...], dict[str, Any]]]:
         """A hook of the UNet that brings a ControlNet's residuals to the sizes of its smaller maps."""
         strides = [2 * factor if level == self._level else 2 for level in range(len(self._downsamplers))]
 
@@ -102,8 +103,8 @@ def _averaged(values: torch.Tensor, size: Size) -> torch.Tensor:
     return functional.interpolate(values, size=size, mode="area")
 
 
-def remembering(frames: Frames) -> Callable[..., None]:
-    """A hook that notes the (height, width) of what goes into a module."""
+def size_recorder(frames: Frames) -> Callable[..., None]:
+    """A hook that notes the (height, width) of a module's input in `frames`."""
 
     def hook(module: torch.nn.Module, inputs: tuple[Any, ...]) -> None:
         frames[module] = (inputs[0].shape[-2], inputs[0].shape[-1])
@@ -111,6 +112,6 @@ def remembering(frames: Frames) -> Callable[..., None]:
     return hook
 
 
-def _returning(frames: Frames, down: torch.nn.Module) -> Callable[..., tuple[Any, ...]]:
-    """A hook that has an upsampler come out at the size that went into the downsampler of its level."""
+def _size_restorer(frames: Frames, down: torch.nn.Module) -> Callable[..., tuple[Any, ...]]:
+    """A hook that makes an upsampler return to the size that went into the downsampler of its level."""
     return lambda module, inputs: (inputs[0], frames[down])

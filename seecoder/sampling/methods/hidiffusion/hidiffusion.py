@@ -9,36 +9,36 @@ The step comes from the engine, never from counters inside modules, so an interr
 shift is a function of the step, so it depends on nothing else.
 """
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from seecoder.base_model.facts import is_sdxl
 from seecoder.checks import FLAG, check, optional, whole
-from seecoder.sampling.guidance import ClassifierFree
 from seecoder.sampling.methods.hidiffusion.feature_sizes import Shrink
 from seecoder.sampling.methods.hidiffusion.window_attention import WindowAttention
 from seecoder.sampling.methods.setting_rules import TRAJECTORY_FRACTION
 from seecoder.sampling.methods.unet_levels import num_levels
-from seecoder.sampling.parts import Guidance, Patch, Run
+from seecoder.sampling.path import Patches
+from seecoder.sampling.recipe import NetworkMethod
+from seecoder.sampling.stages import Run
 from seecoder.sampling.views import Size
 
 _SDXL_LEVELS = 3
 
 
 @dataclass(frozen=True)
-class HiDiffusion:
+class HiDiffusion(NetworkMethod):
     """Settings of HiDiffusion; None takes what is published for the scale.
 
     Views of no more than the native area are left alone, whatever their aspect.
 
     Attributes:
         level: Level below which features are kept small: its downsampler shrinks more (None: 1 for SDXL, else 0).
-        shrink_tau: Share of the trajectory with small deep features (T1: 0.4; 0.7 from four times native on).
-        full_shrink_tau: Share in which the whole scale is taken back, and not only a factor of 2 (T2: 0; 0.3).
+        shrink_tau: Fraction of the trajectory with small deep features (T1: 0.4; 0.7 from four times native on).
+        full_shrink_tau: Fraction in which features shrink by the whole scale, and not only by 2 (T2: 0; 0.3).
         window_attention: Self-attention in windows; faster, and closer to the attention that was trained.
     """
 
-    role: ClassVar[str] = "network"
     per_axis: ClassVar[bool] = False  # both axes shrink alike, and a short one must not
 
     level: int | None = None
@@ -60,7 +60,7 @@ class HiDiffusion:
             window_attention=FLAG,
         )
 
-    def check(self, run: Run) -> None:
+    def check_layers(self, run: Run) -> None:
         """Check the level, whether or not the network is changed in this run.
 
         Raises:
@@ -69,7 +69,7 @@ class HiDiffusion:
         if run.unet is not None and self.level is not None:
             self._level(run.unet)
 
-    def patches(self, run: Run, view_size: Size) -> Mapping[str, Sequence[Patch]]:
+    def patches(self, run: Run, view_size: Size) -> Patches:
         """The patches for views of this size.
 
         Raises:
@@ -88,15 +88,7 @@ class HiDiffusion:
 
     def _level(self, unet: Any) -> int:
         levels = num_levels(unet)
-        level = self.level if self.level is not None else int(levels == _SDXL_LEVELS and _is_sdxl(unet))
+        level = self.level if self.level is not None else int(levels == _SDXL_LEVELS and is_sdxl(unet))
         if not 0 <= level < levels - 1:
             raise ValueError(f"`level`={level} has no downsampler; this UNet has them on levels 0 to {levels - 2}.")
         return level
-
-    def guidance(self, run: Run, view_size: Size) -> Guidance:
-        """Ordinary guidance."""
-        return ClassifierFree(run.guidance_scale, run.guidance_rescale)
-
-
-def _is_sdxl(unet: Any) -> bool:
-    return getattr(unet, "config", {}).get("cross_attention_dim") == 2048

@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 
-from seecoder.sampling.methods.hidiffusion.feature_sizes import Frames, remembering
-from seecoder.sampling.parts import Step
+from seecoder.sampling.methods.hidiffusion.feature_sizes import Frames, size_recorder
+from seecoder.sampling.path import Patch
+from seecoder.sampling.step import Step
 from seecoder.sampling.views import Size
 
 
-class WindowAttention:
+class WindowAttention(Patch):
     """Self-attention of the outermost attention level in 2 x 2 windows, shifted by the step."""
 
     def __init__(self, unet: Any) -> None:
@@ -31,7 +32,7 @@ class WindowAttention:
         with ExitStack() as stack:
             frames: Frames = {}
             for transformer in self._transformers:
-                stack.callback(transformer.register_forward_pre_hook(remembering(frames)).remove)
+                stack.callback(transformer.register_forward_pre_hook(size_recorder(frames)).remove)
                 for block in transformer.transformer_blocks:
                     stack.enter_context(_windowed(block.attn1, transformer, frames, quarter))
             yield
@@ -54,7 +55,16 @@ def _windowed(attention: torch.nn.Module, transformer: torch.nn.Module, frames: 
 
 
 def to_windows(tokens: torch.Tensor, frame: Size, quarter: int) -> torch.Tensor:
-    """Tokens (N, h*w, C) -> (4*N, h*w/4, C), of a frame rolled by quarters of a window; odd frames stay whole."""
+    """Divide self-attention's tokens into windows.
+
+    Args:
+        tokens: (N, h*w, C), row by row.
+        frame: (h, w) of the feature map.
+        quarter: The map is rolled by so many quarters of a window first.
+
+    Returns:
+        (4*N, h*w/4, C): 2 x 2 windows; the tokens themselves if a side is odd.
+    """
     height, width = frame
     if height % 2 or width % 2:
         return tokens

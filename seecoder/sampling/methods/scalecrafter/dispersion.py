@@ -40,20 +40,12 @@ def published_matrix(patch: int = 3, weight: float = 0.05) -> torch.Tensor:
 
 
 @lru_cache(maxsize=8)
-def infinite_plane_matrix(weight: float) -> torch.Tensor:
-    """R = (H'H + w²)⁻¹ (H'H D + w² P): the published equations away from all borders; D as `weight` goes to 0."""
-    gram = _hat().T @ _hat()
-    identity = torch.eye(DISPERSED**2, dtype=torch.float64)
-    return torch.linalg.solve(gram + weight**2 * identity, gram @ dilation_matrix() + weight**2 * _padding_matrix())
-
-
-@lru_cache(maxsize=8)
 def closed_form_matrix(penalty: float = 0.1) -> torch.Tensor:
     """R of: minimise |H (b - D a)|² + penalty * |high band of b|² with every column of R summing to 1.
 
     G = H'H + penalty * Q, R₀ = G⁻¹ H'H D, R = R₀ + G⁻¹ 1 (1 - 1'R₀) / (1'G⁻¹ 1).
     """
-    gram = _hat().T @ _hat()
+    gram = hat_convolution().T @ hat_convolution()
     system = gram + penalty * high_band_form()
     free = torch.linalg.solve(system, gram @ dilation_matrix())
     ones = torch.ones((DISPERSED**2, 1), dtype=torch.float64)
@@ -70,7 +62,11 @@ def dispersed(weights: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
 @lru_cache(maxsize=1)
 def dilation_matrix() -> torch.Tensor:
     """D (25 x 9): the taps of a kernel moved apart by one zero."""
-    return _placement(stride=2, offset=0)
+    matrix = torch.zeros((DISPERSED, DISPERSED, KERNEL, KERNEL), dtype=torch.float64)
+    for row in range(KERNEL):
+        for column in range(KERNEL):
+            matrix[2 * row, 2 * column, row, column] = 1.0
+    return matrix.view(DISPERSED**2, KERNEL**2)
 
 
 @lru_cache(maxsize=1)
@@ -83,38 +79,13 @@ def high_band_form() -> torch.Tensor:
     return (spectra @ spectra.conj().T).real / high.sum()
 
 
-def structural_error(matrix: torch.Tensor) -> float:
-    """Root mean square of |H (b - D a)| / |H D a| over white kernels: the error that white features see inside."""
-    exact = _hat() @ dilation_matrix()
-    return float((_hat() @ matrix - exact).norm() / exact.norm())
-
-
-def high_band_energy(matrix: torch.Tensor) -> float:
-    """Energy in the high band relative to the dilated kernel's, over white kernels: a measure of gridding."""
-    form = high_band_form()
-    return float(torch.trace(matrix.T @ form @ matrix) / torch.trace(dilation_matrix().T @ form @ dilation_matrix()))
-
-
 @lru_cache(maxsize=1)
-def _hat() -> torch.Tensor:
+def hat_convolution() -> torch.Tensor:
     """H (49 x 25): full convolution of a 5 x 5 kernel with the bilinear hat of peak 1."""
     hat = torch.tensor([0.5, 1.0, 0.5], dtype=torch.float64)
     basis = torch.eye(DISPERSED**2, dtype=torch.float64).view(-1, 1, DISPERSED, DISPERSED)
     convolved = torch.nn.functional.conv2d(basis, (hat[:, None] * hat[None, :])[None, None], padding=2)
     return convolved.flatten(start_dim=1).T
-
-
-def _padding_matrix() -> torch.Tensor:
-    """P (25 x 9): the kernel itself in the middle."""
-    return _placement(stride=1, offset=1)
-
-
-def _placement(stride: int, offset: int) -> torch.Tensor:
-    matrix = torch.zeros((DISPERSED, DISPERSED, KERNEL, KERNEL), dtype=torch.float64)
-    for row in range(KERNEL):
-        for column in range(KERNEL):
-            matrix[offset + stride * row, offset + stride * column, row, column] = 1.0
-    return matrix.view(DISPERSED**2, KERNEL**2)
 
 
 def _bilinear(patch: int) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """Which layers ScaleCrafter dilates, how far and for how long: the published settings, and a rule for the rest.
 
-Published step numbers (of 50) are written as shares of the trajectory. All networks here halve the resolution from one
-level to the next; `level.2` is the third, on the way down and up.
+Published step numbers (of 50) are written as fractions of the trajectory. All networks here halve the resolution from
+one level to the next; `level.2` is the third, on the way down and up.
 """
 
 from collections.abc import Mapping
@@ -33,17 +33,21 @@ PATTERNS = Rule(
 
 @dataclass(frozen=True)
 class Settings:
-    """One configuration; see `ScaleCrafter` for the meaning of its fields."""
+    """Which layers are dilated how far, and for how long.
+
+    Attributes:
+        dilation: Pattern -> factor, or (rows, columns).
+        dilate_tau: Fraction of the trajectory, from its noisy end, in which layers are dilated.
+        progressive: Whether the factors fall towards 2 over those steps.
+        damping: Pattern -> factor of the weaker network that noise-damped guidance stands on.
+        damp_tau: Fraction of the trajectory with noise-damped guidance.
+    """
 
     dilation: Factors
     dilate_tau: float
     progressive: bool = False
     damping: Factors = field(default_factory=dict)
     damp_tau: float = 0.0
-
-    def replaced(self, **changes: Any) -> "Settings":
-        """A copy with some fields changed."""
-        return replace(self, **changes)
 
 
 def _levels(factors: Mapping[int, float]) -> Factors:
@@ -75,12 +79,12 @@ PUBLISHED: Mapping[tuple[str, float], Settings] = {
 # Published for targets with twice as many pixels on one axis as on the other, where they differ from the square ones.
 PUBLISHED_TWO_TO_ONE: Mapping[tuple[str, float], Settings] = {
     ("sd21", 4.0): Settings(_FOUR_TIMES, 0.74, True),
-    ("sdxl", 4.0): PUBLISHED["sdxl", 4.0].replaced(
-        dilation={"down.2": 3.0, "mid": 4.0, "up.0": 4.0, "up.1": 3.0, "up.2": 2.0}
+    ("sdxl", 4.0): replace(
+        PUBLISHED["sdxl", 4.0], dilation={"down.2": 3.0, "mid": 4.0, "up.0": 4.0, "up.1": 3.0, "up.2": 2.0}
     ),
 }
 
-_FAMILIES = {
+_SHAPES = {
     ((320, 640, 1280, 1280), 768): "sd15",
     ((320, 640, 1280, 1280), 1024): "sd21",
     ((320, 640, 1280), 2048): "sdxl",
@@ -89,11 +93,11 @@ _TOLERANCE = 0.1
 _WIDE = 1.5  # from this ratio of the axes on, settings for 2:1 are nearer than those for squares
 
 
-def family(unet: Any) -> str | None:
-    """The family of a UNet by its shape: "sd15", "sd21", "sdxl" or None."""
+def published_network(unet: Any) -> str | None:
+    """Which network with published settings a UNet is, by its shape: "sd15", "sd21", "sdxl", or None."""
     config = getattr(unet, "config", {})
     channels, width = config.get("block_out_channels"), config.get("cross_attention_dim")
-    return _FAMILIES.get((tuple(channels), width)) if channels and isinstance(width, int) else None
+    return _SHAPES.get((tuple(channels), width)) if channels and isinstance(width, int) else None
 
 
 def derived_settings(unet: Any, native_size: Size, size: Size) -> Settings:
@@ -105,14 +109,14 @@ def derived_settings(unet: Any, native_size: Size, size: Size) -> Settings:
     """
     scales = (size[0] / native_size[0], size[1] / native_size[1])
     scale = max(scales)
-    name = family(unet)
+    name = published_network(unet)
     known = {**PUBLISHED, **PUBLISHED_TWO_TO_ONE} if scale >= _WIDE * min(scales) else PUBLISHED
     found = next((s for (owner, at), s in known.items() if owner == name and abs(at / scale - 1.0) <= _TOLERANCE), None)
-    settings = rule(num_levels(unet), scale, published_network=name is not None) if found is None else found
-    return settings.replaced(dilation=capped(settings.dilation, scales), damping=capped(settings.damping, scales))
+    settings = rule(num_levels(unet), scale, is_published=name is not None) if found is None else found
+    return replace(settings, dilation=capped(settings.dilation, scales), damping=capped(settings.damping, scales))
 
 
-def rule(levels: int, scale: float, *, published_network: bool = False) -> Settings:
+def rule(levels: int, scale: float, *, is_published: bool = False) -> Settings:
     """The rule for networks and scales that nobody has published settings for.
 
     The first level is never dilated: it draws what is local, and dilating it gives noise. The deepest level and the
@@ -125,7 +129,7 @@ def rule(levels: int, scale: float, *, published_network: bool = False) -> Setti
     """
     factors = {level: min(scale, 1.0 + level) for level in range(1, levels)}
     factors[levels - 1] = scale
-    if not published_network:
+    if not is_published:
         return Settings(_levels(factors), 1.0)
     if scale < 3.0:
         return Settings(_levels(factors), 0.6)
@@ -143,16 +147,8 @@ def capped(factors: Factors, scales: tuple[float, float]) -> Factors:
 
 
 def per_axis(factors: Factors) -> dict[str, tuple[float, float]]:
-    """The same factors with (rows, columns) spelled out.
-
-    Raises:
-        ValueError: If a factor is below 1.
-    """
-    pairs = {
+    """The same factors with (rows, columns) spelled out."""
+    return {
         pattern: (float(f), float(f)) if isinstance(f, int | float) else (float(f[0]), float(f[1]))
         for pattern, f in factors.items()
     }
-    for pattern, pair in pairs.items():
-        if min(pair) < 1.0:
-            raise ValueError(f"The factor of {pattern!r} is {min(pair)}; dilation starts at 1, the plain layer.")
-    return pairs

@@ -17,7 +17,8 @@ from torch.nn import functional
 
 from seecoder.sampling.methods.scalecrafter.dispersion import DISPERSED, KERNEL, dispersed
 from seecoder.sampling.methods.unet_levels import select
-from seecoder.sampling.parts import Step
+from seecoder.sampling.path import Patch
+from seecoder.sampling.step import Step
 from seecoder.sampling.views import Size
 
 Factor = tuple[float, float]
@@ -116,7 +117,7 @@ def _bilinear(values: torch.Tensor, size: Size) -> torch.Tensor:
     return functional.interpolate(values, size=size, mode="bilinear", align_corners=False)
 
 
-class ReDilation:
+class ReDilation(Patch):
     """Re-dilation of a UNet by patterns, over a part of the trajectory.
 
     Args:
@@ -153,8 +154,8 @@ class ReDilation:
         self._matrix = matrix
         self._kernels: dict[torch.nn.Conv2d, torch.Tensor] = {}
 
-    def factor(self, factor: Factor, index: int) -> Factor:
-        """What a layer's factor is at a step."""
+    def factor_at(self, factor: Factor, index: int) -> Factor:
+        """The factor at step `index` of a layer whose full factor is given."""
         if index >= self._until:
             return (1.0, 1.0)
         if not self._progressive:
@@ -164,10 +165,10 @@ class ReDilation:
 
     @contextmanager
     def active(self, step: Step, size: Size) -> Iterator[None]:
-        """The UNet with its layers changed as this step has it."""
+        """The context in which layers have the factors and kernels of this step."""
         with ExitStack() as stack:
             for conv, full in self._factors.items():
-                factor = self.factor(full, step.index)
+                factor = self.factor_at(full, step.index)
                 if max(factor) > 1.0:
                     kernel = self._kernel(conv, step.index)
                     # The taps of a dispersed kernel stand half as far apart, for the same reach.

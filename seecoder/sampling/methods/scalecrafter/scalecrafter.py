@@ -2,7 +2,7 @@
 
 Paper: He et al., "ScaleCrafter: Tuning-free Higher-Resolution Visual Generation with Diffusion Models", ICLR 2024,
 arXiv 2310.07702. Re-dilation is in `redilation`, dispersion in `dispersion`; here are the schedule, noise-damped
-guidance, and which layers are dilated how far (`scalecrafter_settings`).
+guidance, and which layers are dilated how far (`layer_settings`).
 
 Departures: factors are per axis (published: one factor for 2:1 pictures too); settings name resolution levels and
 fail on patterns that match nothing (the released SDXL settings name layers that do not exist, and so leave the deepest
@@ -13,13 +13,13 @@ layers.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import torch
 
 from seecoder.checks import FLAG, check, choice, number, optional
-from seecoder.sampling.guidance import NEGATIVE, POSITIVE, ClassifierFree, rescaled
+from seecoder.sampling.guidance import NEGATIVE, POSITIVE, Branch, ClassifierFree, Guidance, rescaled
 from seecoder.sampling.methods.scalecrafter.dispersion import closed_form_matrix, published_matrix
 from seecoder.sampling.methods.scalecrafter.layer_settings import (
     FACTORS,
@@ -32,7 +32,9 @@ from seecoder.sampling.methods.scalecrafter.layer_settings import (
 from seecoder.sampling.methods.scalecrafter.redilation import ReDilation
 from seecoder.sampling.methods.setting_rules import TRAJECTORY_FRACTION
 from seecoder.sampling.methods.unet_levels import select
-from seecoder.sampling.parts import Branch, Guidance, Run, Step
+from seecoder.sampling.recipe import NetworkMethod
+from seecoder.sampling.stages import Run
+from seecoder.sampling.step import Step
 from seecoder.sampling.views import Size
 
 DAMPING = Branch("negative", "damping")
@@ -44,13 +46,13 @@ def noise_damped(base: torch.Tensor, negative: torch.Tensor, positive: torch.Ten
 
 
 @dataclass(frozen=True)
-class NoiseDamped:
-    """Noise-damped classifier-free guidance: the direction from the dilated network, the ground from a weaker one.
+class NoiseDamped(Guidance):
+    """Noise-damped classifier-free guidance: the direction comes from the dilated network, the base from a weaker one.
 
     Attributes:
         scale: Guidance scale.
         until: First step of ordinary guidance.
-        rescale: Share in [0, 1] of the rescaled prediction.
+        rescale: Fraction in [0, 1] of the rescaled prediction.
     """
 
     scale: float
@@ -75,27 +77,26 @@ class NoiseDamped:
 
 
 @dataclass(frozen=True)
-class ScaleCrafter:
+class ScaleCrafter(NetworkMethod):
     """Settings of ScaleCrafter; None takes what belongs to the network and the size (`derived_settings`).
 
-    Shares of the trajectory are the published step numbers divided by the published 50 steps. Layers are dilated for
+    Fractions of the trajectory are the published step numbers divided by the published 50 steps. Layers are dilated for
     views of more than the native area, or with an axis of more than 1.5 times the native side (2 for SDXL, which was
-    trained up to there); in a cascade, whose first stage has the native area at any aspect, by the area alone.
+    trained up to there). In a cascade, whose first stage has the native area at any aspect, the area alone decides.
 
     Attributes:
         dilation: Pattern -> factor, or (rows, columns); patterns such as "level.1", "mid", "up.0.sampler".
-        dilate_tau: Share of the trajectory, from its noisy end, in which layers are dilated (tau).
+        dilate_tau: Fraction of the trajectory, from its noisy end, in which layers are dilated (tau).
         progressive: Let the factors fall towards 2 over those steps.
         damping: Patterns of the weaker network that noise-damped guidance stands on; an empty mapping is the plain
             network (another function than the published one).
-        damp_tau: Share of the trajectory with noise-damped guidance; 0 is ordinary guidance.
+        damp_tau: Fraction of the trajectory with noise-damped guidance; 0 is ordinary guidance.
         disperse: Pattern or patterns of the dilated layers whose kernels are dispersed.
-        disperse_tau: Share of the trajectory in which they are.
+        disperse_tau: Fraction of the trajectory in which they are.
         dispersion: "closed_form" (ours), or the "published" least squares.
         dispersion_penalty: Weight of the high band in "closed_form"; 0.1 to 0.3.
     """
 
-    role: ClassVar[str] = "network"
     per_axis: ClassVar[bool] = True
 
     dilation: Factors | None = None
@@ -135,7 +136,7 @@ class ScaleCrafter:
             for name in ("dilation", "dilate_tau", "progressive", "damping", "damp_tau")
             if (value := getattr(self, name)) is not None
         }
-        return found.replaced(**given)
+        return replace(found, **given)
 
     def patches(self, run: Run, view_size: Size) -> Mapping[str, Sequence[ReDilation]]:
         """The network in its dilated state, and in the weaker one that damping stands on.
@@ -173,7 +174,7 @@ class ScaleCrafter:
         )
         return {"main": [main], "damping": [damping]}
 
-    def check(self, run: Run) -> None:
+    def check_layers(self, run: Run) -> None:
         """Look all patterns up, whether or not the network is changed in this run.
 
         Raises:
@@ -184,14 +185,15 @@ class ScaleCrafter:
                 select(run.unet, pattern)
 
     def _dispersed(self) -> Sequence[str]:
+        """The patterns of `disperse` as a list."""
         return [self.disperse] if isinstance(self.disperse, str) else self.disperse
 
     def _check_effects(self, unet: Any, settings: Settings) -> None:
-        """Refuse what was asked for and would do nothing."""
+        """Refuse settings that the user gave and that would do nothing."""
         if self.damping is not None and self.damp_tau is None and settings.damp_tau == 0.0:
             raise ValueError(
                 f"`damping` has no effect on {type(unet).__name__} at this size, where guidance is not damped. Set "
-                "`damp_tau`, the share of the trajectory in which it is (published: 0.7), or leave `damping` out."
+                "`damp_tau`, the fraction of the trajectory in which it is (published: 0.7), or leave `damping` out."
             )
         factors: dict[torch.nn.Conv2d, float] = {}
         for pattern, factor in per_axis(settings.dilation).items():

@@ -9,8 +9,9 @@ from seecoder.sampling.conditions import Conditions
 from seecoder.sampling.fields import Evaluator
 from seecoder.sampling.methods.perceptual import default_loss, pyramid_distance
 from seecoder.sampling.methods.syncdiffusion import Synchronise, middle_view, sync_weight_at
-from seecoder.sampling.parts import Run, Step
 from seecoder.sampling.randomness import Randomness
+from seecoder.sampling.stages import Run
+from seecoder.sampling.step import Step
 from seecoder.sampling.stepper import Stepper
 from seecoder.sampling.views import windows, wrapped_windows
 
@@ -60,7 +61,7 @@ def parts(make_scheduler, make_denoiser, context, decoder):
 
 
 def loss_of(editor: Synchronise, evaluator: Evaluator, cuts, items, references, step) -> torch.Tensor:
-    return editor.loss(editor.predicted(cuts, items, step, evaluator), references)
+    return editor.loss(editor.predicted_images(cuts, items, step, evaluator), references)
 
 
 SETTINGS = SyncDiffusion(stride=4, sync_threshold=1.0, loss=pyramid_distance)
@@ -102,7 +103,7 @@ def test_check_20_the_gradient_is_that_of_finite_differences(parts) -> None:
     latents = torch.randn((1, 4, 8, 20), generator=generator, dtype=torch.float64)
     views = windows((8, 20), (8, 8), (4, 4))
     item = (0, views[0])
-    references = editor.predicted(views[2].gather(latents), [(0, views[2])], step, evaluator)
+    references = editor.predicted_images(views[2].gather(latents), [(0, views[2])], step, evaluator)
     gradient = editor.gradients(latents, [item], references, step, evaluator)[0]
     cut = views[0].gather(latents)
     for _ in range(8):

@@ -6,7 +6,7 @@ from diffusers import ControlNetModel
 
 from seecoder.sampling import Control, HiDiffusion, sample
 from seecoder.sampling.methods.hidiffusion.feature_sizes import Shrink
-from seecoder.sampling.parts import Step
+from seecoder.sampling.step import Step
 
 SIDE = 16
 CELL = 2  # pixels

@@ -5,8 +5,9 @@ from diffusers import UNet2DConditionModel
 from seecoder.sampling import HiDiffusion, sample
 from seecoder.sampling.methods.hidiffusion.feature_sizes import Shrink
 from seecoder.sampling.methods.hidiffusion.window_attention import WindowAttention
-from seecoder.sampling.parts import Run, Step
 from seecoder.sampling.randomness import Randomness
+from seecoder.sampling.stages import Run
+from seecoder.sampling.step import Step
 from seecoder.sampling.stepper import Stepper
 
 

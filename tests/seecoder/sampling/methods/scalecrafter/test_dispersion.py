@@ -5,11 +5,32 @@ from seecoder.sampling.methods.scalecrafter.dispersion import (
     closed_form_matrix,
     dilation_matrix,
     dispersed,
-    high_band_energy,
-    infinite_plane_matrix,
+    hat_convolution,
+    high_band_form,
     published_matrix,
-    structural_error,
 )
+
+
+def infinite_plane_matrix(weight: float) -> torch.Tensor:
+    """R = (H'H + w²)⁻¹ (H'H D + w² P): the published equations away from all borders; D as `weight` goes to 0."""
+    gram = hat_convolution().T @ hat_convolution()
+    identity = torch.eye(25, dtype=torch.float64)
+    padding = torch.zeros((5, 5, 9), dtype=torch.float64)  # P: the kernel itself in the middle
+    padding[1:4, 1:4] = torch.eye(9, dtype=torch.float64).view(3, 3, 9)
+    right = gram @ dilation_matrix() + weight**2 * padding.view(25, 9)
+    return torch.linalg.solve(gram + weight**2 * identity, right)
+
+
+def structural_error(matrix: torch.Tensor) -> float:
+    """Root mean square of |H (b - D a)| / |H D a| over white kernels: the error that white features see inside."""
+    exact = hat_convolution() @ dilation_matrix()
+    return float((hat_convolution() @ matrix - exact).norm() / exact.norm())
+
+
+def high_band_energy(matrix: torch.Tensor) -> float:
+    """Energy in the high band relative to the dilated kernel's, over white kernels: a measure of gridding."""
+    form = high_band_form()
+    return float(torch.trace(matrix.T @ form @ matrix) / torch.trace(dilation_matrix().T @ form @ dilation_matrix()))
 
 
 def test_check_17_the_published_matrix_in_numbers() -> None:

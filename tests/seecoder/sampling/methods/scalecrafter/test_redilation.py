@@ -6,7 +6,7 @@ from seecoder.sampling import DemoFusion, ScaleCrafter, sample
 from seecoder.sampling.methods.scalecrafter.dispersion import closed_form_matrix, published_matrix
 from seecoder.sampling.methods.scalecrafter.redilation import ReDilation, redilated
 from seecoder.sampling.methods.unet_levels import select
-from seecoder.sampling.parts import Step
+from seecoder.sampling.step import Step
 
 
 def conv(stride: int = 1, mode: str = "zeros") -> torch.nn.Conv2d:

@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from seecoder.sampling import DemoFusion, RectifiedHR, sample
+from seecoder.sampling.recipe import StagesMethod
 
 SIZES = [(height, width) for height in range(8, 41, 3) for width in range(8, 49, 5)]
 CASCADES = [
     *(DemoFusion(num_phases=count) for count in (None, 2, 3, 4, 7)),
-    *(RectifiedHR(switch_at=shares) for shares in ((0.8,), (0.8, 0.9), (0.7, 0.8, 0.9))),
+    *(RectifiedHR(switch_at=fractions) for fractions in ((0.8,), (0.8, 0.9), (0.7, 0.8, 0.9))),
 ]
 
 
@@ -31,13 +32,12 @@ def test_panoramas_end_at_the_size_that_was_asked_for() -> None:
 
 
 @dataclass(frozen=True)
-class Forgetful:
+class Forgetful(StagesMethod):
     """A method whose only stage is the first of a cascade."""
 
-    role: ClassVar[str] = "stages"
     starts_whole: ClassVar[bool] = True
 
-    def stages(self, run, recipe):
+    def plan(self, run, recipe):
         return [recipe.base_stage(run, run.native_size, "base")]
 
 

@@ -16,36 +16,14 @@ from seecoder.sampling import (
     SyncDiffusion,
     sample,
 )
-from seecoder.sampling.filters import statistics, with_statistics
-from seecoder.sampling.methods import demofusion
-from seecoder.sampling.methods.demofusion import (
-    blur_deviation,
-    cosine_decay,
-    dilated_weight,
-    first_live_step,
-    influence,
-    skip_weight,
-)
+from seecoder.sampling.methods.demofusion import dilated_sampling
+from seecoder.sampling.methods.demofusion.dilated_sampling import statistics, with_statistics
+from seecoder.sampling.methods.demofusion.schedules import cosine_decay, skip_weight
+from seecoder.sampling.methods.demofusion.skip_residual import influence
 from seecoder.sampling.methods.perceptual import pyramid_distance
 
 OPTIONS = {"native_size": (8, 8), "num_inference_steps": 8}
 SD_TIMESTEPS = [981 - 20 * index for index in range(50)]
-
-
-def test_check_08_cosine_decay_falls_from_one_to_zero() -> None:
-    decays = [cosine_decay(timestep, 1000) for timestep in range(1001)]
-    assert decays[1000] == 1.0
-    assert decays[0] == pytest.approx(0.0, abs=1e-12)
-    assert all(earlier < later for earlier, later in itertools.pairwise(decays))
-
-
-@pytest.mark.parametrize(
-    ("timestep", "table"), [(981, (0.9973, 0.9991, 0.9991)), (481, (0.1039, 0.4702, 0.4755)), (1, (0.0, 0.0, 0.0100))]
-)
-def test_check_08_the_three_weights(timestep, table) -> None:
-    kappa = cosine_decay(timestep, 1000)
-    weights = (skip_weight(kappa, 3.0), dilated_weight(kappa, 1.0), blur_deviation(kappa, 1.0, 1.0))
-    assert weights == pytest.approx(table, abs=5e-5)
 
 
 def run(method, make_scheduler, denoiser, context, size=(16, 16), name="ddim", **options):
@@ -125,7 +103,7 @@ def test_check_10_without_skip_and_dilation_a_phase_is_multidiffusion(
 
 
 def redrawn(picture, scheduler, denoiser, context) -> torch.Tensor:
-    """A picture that is noised and denoised by plain steps, brought back to its own mean and deviation."""
+    """A picture that is noised and denoised by plain steps, brought back to its own mean and standard deviation."""
     scheduler.set_timesteps(8)
     noise = torch.randn(picture.shape, generator=torch.Generator().manual_seed(0), dtype=picture.dtype)
     latents = scheduler.add_noise(picture, noise, scheduler.timesteps[:1])
@@ -143,8 +121,8 @@ def test_check_10_lattices_without_blur_are_plain(
 ) -> None:
     """With c2 = 1 and sigma -> 0: a lattice of stride 1 is the frame, and others are to a network of single cells."""
     denoiser = make_denoiser(kernel)
-    strides, planned = set(), demofusion.lattices
-    monkeypatch.setattr(demofusion, "lattices", lambda *sizes: strides.add(sizes) or planned(*sizes))
+    strides, planned = set(), dilated_sampling.lattices
+    monkeypatch.setattr(dilated_sampling, "lattices", lambda *sizes: strides.add(sizes) or planned(*sizes))
     picture = torch.randn((1, 4, *size), generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     method = DemoFusion(cosine_scale_1=1e9, cosine_scale_2=0.0, blur_sigma=1e-6, skip_dead_steps=False)
     fused = run(method, make_scheduler, denoiser, context, size=size, image_latents=picture)
@@ -163,13 +141,6 @@ def test_check_10_a_given_picture_of_the_native_size_is_redrawn_by_plain_steps(
     assert len(denoiser.calls) == 8
     expected = redrawn(picture, make_scheduler("ddim"), denoiser, context)
     assert relative(fused, expected) < 1e-6
-
-
-def test_check_11_the_influence_table_of_fifty_steps() -> None:
-    weights = [skip_weight(cosine_decay(timestep, 1000), 3.0) for timestep in SD_TIMESTEPS]
-    limits = (1e-6, 1e-4, 1e-3, 1e-2, 5e-2)
-    assert [first_live_step(weights, limit) for limit in limits] == [6, 9, 11, 13, 16]
-    assert influence(weights)[-1] == 1.0
 
 
 @pytest.mark.parametrize("name", ["ddim", "euler"])

@@ -13,106 +13,42 @@ Where the default differs from the released code, and why:
 * the steps of later phases whose result the skip residual discards are not computed (`skip_dead_steps`);
 * windows are clamped at the borders, the blur reflects there, and lattices need no padding: no cell that the network
   sees is an invented zero;
-* the base phase has the native area at any aspect ratio; the mean and deviation that later phases are anchored to are
-  those of each picture, not of the batch.
+* the base phase has the native area at any aspect ratio;
+* the mean and standard deviation that later phases are brought back to are those of each picture, not of the batch.
 `blur_padding="zeros"` and `blur_kernel` reach the released and the printed conventions of the blur.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 
 from seecoder.checks import FLAG, Rule, check, choice, either, number, optional, whole
-from seecoder.sampling.fields import Evaluator
-from seecoder.sampling.filters import blur, statistics, with_statistics
+from seecoder.sampling.methods.demofusion.dilated_sampling import dilated_path, statistics, with_statistics
+from seecoder.sampling.methods.demofusion.schedules import blur_std, cosine_decay, dilated_weight, skip_weight
+from seecoder.sampling.methods.demofusion.skip_residual import SkipResidual, first_live_step
 from seecoder.sampling.methods.enlargement import SPACE, Space, check_enlargement, enlarged
-from seecoder.sampling.methods.geometry import base_size, panorama_base, scale_over, scaled_size
-from seecoder.sampling.methods.multidiffusion import MultiDiffusion, times
+from seecoder.sampling.methods.multidiffusion import MultiDiffusion, weight_product
 from seecoder.sampling.methods.setting_rules import LENGTHS
-from seecoder.sampling.parts import Edited, Opening, Outcome, Path, Run, Stage, Step
+from seecoder.sampling.path import Path
+from seecoder.sampling.recipe import Recipe, StagesMethod
+from seecoder.sampling.sizes import base_size, panorama_base, scale_over, scaled_size
+from seecoder.sampling.stages import Outcome, Run, Stage, StageStart
+from seecoder.sampling.step import Step
 from seecoder.sampling.stepper import Stepper
-from seecoder.sampling.views import Size, lattices
-
-if TYPE_CHECKING:
-    from seecoder.sampling.recipe import Recipe
-
-
-def cosine_decay(timestep: float, num_train_timesteps: int) -> float:
-    """kappa_t = (1 + cos(pi * (T - t) / T)) / 2: 1 at t = T, 0 at t = 0 (Eq. 5)."""
-    return 0.5 * (1.0 + math.cos(math.pi * (num_train_timesteps - timestep) / num_train_timesteps))
-
-
-def skip_weight(kappa: float, cosine_scale_1: float) -> float:
-    """c1 = kappa^a1: the share of the noised enlargement in the sample (Eq. 4)."""
-    return kappa**cosine_scale_1
-
-
-def dilated_weight(kappa: float, cosine_scale_2: float) -> float:
-    """c2 = kappa^a2: the share of dilated sampling in the prediction (Eq. 8)."""
-    return kappa**cosine_scale_2
-
-
-def blur_deviation(kappa: float, cosine_scale_3: float, blur_sigma: float) -> float:
-    """Deviation = sigma * c3 with c3 = 0.99 * kappa^a3 + 0.01: the blur of the lattices, in cells (Sec. 3.4)."""
-    return blur_sigma * (0.99 * kappa**cosine_scale_3 + 0.01)
-
-
-def skip_residual(latents: torch.Tensor, noised: torch.Tensor, weight: float) -> torch.Tensor:
-    """New z = (1 - c1) * z + c1 * z' (Eq. 4)."""
-    return (1.0 - weight) * latents + weight * noised
-
-
-def influence(skip_weights: Sequence[float]) -> list[float]:
-    """The linear weight of every step's prediction in the final sample: the product of (1 - c1) over later steps."""
-    weights, product = [], 1.0
-    for weight in reversed(skip_weights):
-        weights.append(product)
-        product *= 1.0 - weight
-    return weights[::-1]
-
-
-def first_live_step(skip_weights: Sequence[float], threshold: float) -> int:
-    """The first step whose influence on the final sample reaches `threshold`."""
-    return next(i for i, weight in enumerate(influence(skip_weights)) if weight >= threshold)
-
+from seecoder.sampling.views import Size
 
 _INFLUENCE = Rule(lambda value: number(0.0, 1.0).accepts(value) and value < 1, "an influence from 0 to below 1")
+_DEAD = 1e-3  # influence below which a step is not computed where the user does not say
 
 
 @dataclass(frozen=True)
-class SkipResidual:
-    """Draws the sample towards the noised enlargement of the phase before (Sec. 3.3).
-
-    Attributes:
-        reference: The enlargement, clean latents (B, C, h, w).
-        noise: One noise tensor for the whole phase.
-        weight: c1 of a step.
-        stepper: Noises the reference to the step.
-    """
-
-    reference: torch.Tensor
-    noise: torch.Tensor
-    weight: Callable[[Step], float]
-    stepper: Stepper
-
-    def is_large(self, step: Step) -> bool:
-        """From one percent on, earlier predictions are about another sample."""
-        return self.weight(step) > 0.01
-
-    def apply(self, latents: torch.Tensor, step: Step, evaluator: Evaluator) -> Edited:
-        """Eq. 4."""
-        noised = self.stepper.add_noise(self.reference, self.noise, step.index)
-        return Edited(skip_residual(latents, noised, self.weight(step)))
-
-
-@dataclass(frozen=True)
-class DemoFusion:
+class DemoFusion(StagesMethod):
     """Settings of DemoFusion, named as published.
 
-    Phases go by the area: a result of the native area is one phase, whatever its aspect.
+    The number of phases follows from the area: a result of the native area is one phase, whatever its aspect ratio.
 
     Attributes:
         cosine_scale_1: Exponent of the skip residual's weight.
@@ -123,20 +59,19 @@ class DemoFusion:
         jitter: Move the local windows at random, by up to a quarter of window minus stride.
         skip_dead_steps: Influence on the final sample below which the first steps of later phases are not computed
             (0.001: 11 of 50 steps). True is 0.001, False computes them all.
-        use_skip_residual: Off only to see what it does (the sample then starts at the noised enlargement).
-        use_dilated_sampling: Off only to see what it does.
-        windows_see_context: Off, the local windows are given the negative context: each sees a part of the picture,
-            and a context that describes the whole makes it draw the whole again (the repetition that AccDiffusion,
-            arXiv 2407.10738, traces back to it). Half the cost of the local path, too.
-        use_windows: Without the local path the lattices, or the network that the run is composed with, do it all.
+        use_skip_residual: For ablations: without it a phase only starts from the noised enlargement.
+        use_dilated_sampling: For ablations: without it there are only the local windows.
+        windows_see_context: False gives the local windows the negative context, at half the cost of the local path.
+            Each window sees a part of the picture, and a context that describes the whole makes it draw the whole
+            again: the repetition that AccDiffusion (arXiv 2407.10738) traces back to it.
+        use_windows: False leaves out the local path; the lattices, or the network method of the run, do it all.
         blur_kernel: "released" has 2s - 1 taps at scale s, "paper" 4s - 3; they differ at s = 2 only.
         blur_padding: "reflect", or "zeros" as released.
-        resize_in: Where a phase enlarges the result of the one before, "latents" (published), or "pixels" (needs the
-            run's decoder and encoder).
+        resize_in: Where a phase enlarges the result of the one before: "latents" (published), or "pixels", which
+            needs the run's decoder and encoder.
         num_phases: None is one phase for every whole multiple of the native side, rounded up.
     """
 
-    role: ClassVar[str] = "stages"
     starts_whole: ClassVar[bool] = True
 
     cosine_scale_1: float = 3.0
@@ -189,9 +124,13 @@ class DemoFusion:
         between = [scaled_size(size, value / scale, native_size) for value in scales]
         return list(dict.fromkeys([base, *between, size]))
 
-    def stages(self, run: Run, recipe: "Recipe") -> list[Stage]:
-        """All phases; a given picture takes the place of the first ones."""
-        sizes = self.sizes(run.size, run.native_size, is_panorama=recipe.sync is not None)
+    def plan(self, run: Run, recipe: Recipe) -> list[Stage]:
+        """One stage for each phase; a given picture takes the place of the first ones.
+
+        Raises:
+            ValueError: If the scheduler cannot start inside its trajectory, or the run lacks a decoder or encoder.
+        """
+        sizes = self.sizes(run.size, run.native_size, is_panorama=recipe.editor is not None)
         first = 0 if run.image_latents is None else _phase_of_picture(sizes, run.image_latents)
         names = [f"phase {place + 1} of {len(sizes)}" for place in range(len(sizes))]
         if len(sizes) > 1 or run.image_latents is not None:
@@ -206,52 +145,52 @@ class DemoFusion:
             stages.append(self._phase(run, recipe, sizes[place], sizes[0], names[place], anchors))
         return stages
 
-    def _phase(self, run: Run, recipe: "Recipe", size: Size, base: Size, name: str, anchors: "_Anchors") -> Stage:
+    def _phase(self, run: Run, recipe: Recipe, size: Size, base: Size, name: str, anchors: "_Anchors") -> Stage:
         kappas = [cosine_decay(time, run.stepper.num_train_timesteps) for time in run.stepper.times]
         weights = [skip_weight(kappa, self.cosine_scale_1) for kappa in kappas]
         start = self._first_step(run.stepper, weights)
 
-        def begin(run: Run, outcome: Outcome | None) -> Opening:
-            reference = enlarged(run, _source(run, outcome), size, self.resize_in)
+        def begin(run: Run, before: Outcome | None) -> StageStart:
+            reference = enlarged(run, _source(run, before), size, self.resize_in)
             reference = reference.expand(run.latent_shape[0], -1, -1, -1)
             anchors.keep(reference)
             noise = run.noise(size)
             latents = run.stepper.add_noise(reference, noise, start)
             editor = SkipResidual(reference, noise, lambda step: weights[step.index], run.stepper)
-            return Opening(latents, [editor] if self.use_skip_residual else [])
+            return StageStart(latents, [editor] if self.use_skip_residual else [])
 
         paths = self._paths(run, recipe, size, base)
         guidance = recipe.guidance(run, size)
         return Stage(name, size, range(start, len(run.stepper)), begin, paths, guidance, anchors.restore)
 
     def _first_step(self, stepper: Stepper, weights: Sequence[float]) -> int:
-        threshold = 1e-3 if self.skip_dead_steps is True else float(self.skip_dead_steps)
+        threshold = _DEAD if self.skip_dead_steps is True else float(self.skip_dead_steps)
         if not self.use_skip_residual:
             return 0
         whole = [index for index in range(len(stepper)) if stepper.is_boundary(index)]  # half steps are not edited
         return whole[first_live_step([weights[index] for index in whole], threshold)]
 
-    def _paths(self, run: Run, recipe: "Recipe", size: Size, base: Size) -> list[Path]:
-        """Local and global path with their shares; at the base size there is only the whole frame."""
+    def _paths(self, run: Run, recipe: Recipe, size: Size, base: Size) -> list[Path]:
+        """Local and global path with their weights; at the base size there is only the whole frame."""
         if scale_over(size, base) <= 1.0:
-            return [recipe.frame(run, size)]
-        frame = self._global_path(run, recipe, size, base) if self.use_dilated_sampling else recipe.frame(run, size)
+            return [recipe.frame_path(run, size)]
+        frame = self._global_path(run, recipe, size, base)
         whole = [frame] if recipe.windows is None else recipe.windows.by_region(run, frame, size)
         if not self.use_windows:
             return whole
         local = self._local_paths(run, recipe, size)
         if not self.use_dilated_sampling:
             return local
-        share = self._dilated_share
+        dilated = self._dilated_weight
         return [
-            *(replace(path, weight=times(lambda step: 1.0 - share(step), path.weight)) for path in local),
-            *(replace(path, weight=times(share, path.weight)) for path in whole),
+            *(replace(path, weight=weight_product(lambda step: 1.0 - dilated(step), path.weight)) for path in local),
+            *(replace(path, weight=weight_product(dilated, path.weight)) for path in whole),
         ]
 
-    def _dilated_share(self, step: Step) -> float:
+    def _dilated_weight(self, step: Step) -> float:
         return dilated_weight(cosine_decay(step.time, step.num_train_timesteps), self.cosine_scale_2)
 
-    def _local_paths(self, run: Run, recipe: "Recipe", size: Size) -> list[Path]:
+    def _local_paths(self, run: Run, recipe: Recipe, size: Size) -> list[Path]:
         # The regions' objects stand from the first phase on; other backgrounds would only mislead the network.
         windows = self._windows(run, size) if recipe.windows is None else recipe.windows.without_bootstrap()
         paths = windows.paths(run, size, {})
@@ -264,34 +203,29 @@ class DemoFusion:
         move = max(0, min(window[0] - rows, window[1] - columns) // 4) if self.jitter else 0
         return MultiDiffusion(stride=(rows, columns), jitter=move)
 
-    def _global_path(self, run: Run, recipe: "Recipe", size: Size, base: Size) -> Path:
-        """Lattices of the blurred sample, or the whole frame under the network that the run is composed with."""
-        if recipe.network is not None:
-            return recipe.frame(run, size)
-        stride = (max(1, _round(size[0] / base[0])), max(1, _round(size[1] / base[1])))
-        growth = 2 if self.blur_kernel == "released" else 4
-        taps = (growth * (stride[0] - 1) + 1, growth * (stride[1] - 1) + 1)
+    def _global_path(self, run: Run, recipe: Recipe, size: Size, base: Size) -> Path:
+        """Lattices of the blurred sample; the whole frame without them, or where a method changes the network."""
+        if recipe.network is not None or not self.use_dilated_sampling:
+            return recipe.frame_path(run, size)
 
-        def prefilter(latents: torch.Tensor, step: Step) -> torch.Tensor:
+        def std(step: Step) -> float:
             kappa = cosine_decay(step.time, step.num_train_timesteps)
-            deviation = blur_deviation(kappa, self.cosine_scale_3, self.blur_sigma)
-            blurred = blur(latents, taps, deviation, self.blur_padding)
-            return with_statistics(blurred, *statistics(latents))
+            return blur_std(kappa, self.cosine_scale_3, self.blur_sigma)
 
-        return Path(lambda step, picture: lattices(size, stride), prefilter=prefilter)
+        return dilated_path(size, base, 2 if self.blur_kernel == "released" else 4, std, self.blur_padding)
 
 
-def _source(run: Run, outcome: Outcome | None) -> torch.Tensor:
+def _source(run: Run, before: Outcome | None) -> torch.Tensor:
     """What a phase enlarges: the result of the phase before, or the given picture."""
-    if outcome is not None:
-        return outcome.latents
+    if before is not None:
+        return before.latents
     if run.image_latents is None:
         raise ValueError("A phase after the first needs the result of the one before, or `image_latents`.")
     return run.image_latents
 
 
 class _Anchors:
-    """Mean and deviation of the first result, which all later phases are brought back to."""
+    """Mean and standard deviation of the first result, which all later phases are brought back to."""
 
     def __init__(self) -> None:
         self._statistics: tuple[torch.Tensor, torch.Tensor] | None = None
@@ -309,7 +243,3 @@ def _phase_of_picture(sizes: Sequence[Size], picture: torch.Tensor) -> int:
     """The last phase that is not larger than the given picture: what a large picture already shows is kept."""
     cells = picture.shape[-2] * picture.shape[-1]
     return max([0, *(place for place, size in enumerate(sizes) if size[0] * size[1] <= cells)])
-
-
-def _round(value: float) -> int:
-    return math.floor(value + 0.5)

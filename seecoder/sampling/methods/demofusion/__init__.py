@@ -1,0 +1,1 @@
+"""DemoFusion: progressive upscaling, with skip residual and dilated sampling to keep it coherent."""
