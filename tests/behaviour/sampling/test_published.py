@@ -241,8 +241,8 @@ def test_published_moments_are_those_of_the_whole_batch(run, monkeypatch) -> Non
         return latents.mean().expand(len(latents), 1, 1, 1), latents.std().expand(len(latents), 1, 1, 1)
 
     ours = run(RELEASED, (32, 32), 4, pictures=2)
-    for module in ("filters", "demofusion"):
-        monkeypatch.setattr(f"seecoder.sampling.{module}.statistics", of_all)
+    for module in ("dilated_sampling", "demofusion"):
+        monkeypatch.setattr(f"seecoder.sampling.methods.demofusion.{module}.statistics", of_all)
     assert_departs("demofusion 2x, two pictures", ours, run(RELEASED, (32, 32), 4, pictures=2))
 
 

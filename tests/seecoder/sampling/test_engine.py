@@ -475,7 +475,7 @@ def test_starting_noise_of_the_wrong_shape_is_refused(make_scheduler, make_denoi
 
 def test_given_pictures_must_fit_the_batch(make_scheduler, make_denoiser, context) -> None:
     with pytest.raises(
-        ValueError, match=r"`image_latents` has shape \(2, 4, 8, 8\); give latents of one picture, or of 3"
+        ValueError, match=r"`image_latents` of shape \(2, 4, 8, 8\) must be \(1 or 3, 4, height, width\)"
     ):
         sample(
             make_denoiser(),

@@ -101,8 +101,14 @@ def test_a_run_differs_from_plain_above_native_and_equals_it_at_native(
     ],
 )
 def test_the_defaults_are_those_published(width, levels, level, scale, factors, make_scheduler, context) -> None:
+    sdxl = {
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 256,
+        "projection_class_embeddings_input_dim": 2816,
+    }
     with torch.device("meta"):
         unet = UNet2DConditionModel(
+            **(sdxl if width == 2048 else {}),
             block_out_channels=(32,) * levels,
             down_block_types=("DownBlock2D",) * levels,
             up_block_types=("UpBlock2D",) * levels,

@@ -206,7 +206,7 @@ def test_the_rule_leaves_the_first_level_alone_and_runs_throughout_on_small_netw
 
 @pytest.mark.parametrize("scale", [2.0, 4.0])
 def test_the_rule_agrees_with_the_published_factors_for_four_levels(scale) -> None:
-    assert rule(4, scale, published_network=True).dilation == PUBLISHED["sd15", scale].dilation
+    assert rule(4, scale, is_published=True).dilation == PUBLISHED["sd15", scale].dilation
 
 
 @pytest.mark.parametrize(
