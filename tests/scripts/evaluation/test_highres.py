@@ -11,7 +11,7 @@ from scripts.evaluation.highres import Row, compiled, counted, judged, measure, 
 from scripts.evaluation.highres_rows import ABLATIONS, ABOVE, ROWS, chosen
 from seecoder import SeeCoderPipeline
 from seecoder.sampling import ScaleCrafter
-from seecoder.sampling.recipe import compose
+from seecoder.sampling.composition import compose
 
 SIDE = 64
 
