@@ -17,14 +17,21 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from data.shards.building.building import REPORT, Build, claimed, run
-from data.shards.building.sources import Pictures, Source, WorldScenes, find_pictures, read_list, readable
+from data.shards.building.image_files import (
+    ImageFiles,
+    Source,
+    WorldScenes,
+    find_image_files,
+    printable_name,
+    read_image_list,
+)
+from data.shards.building.shard_build import REPORT, Build, claimed_folder, run_build
 from data.shards.img2dataset import make_manifest
 from data.shards.manifest import MANIFEST, Manifest, read_manifest
-from data.shards.reading.pictures import SquarePicture
+from data.shards.reading.square_image import SquareImage
 from seecoder.weights.digests import file_sha256
 
-_MOST_PIXELS_SCALED, _MOST_PIXELS_KEPT = 64_000_000, SquarePicture.max_pixels
+_MOST_PIXELS_SCALED, _MOST_PIXELS_KEPT = 64_000_000, SquareImage.max_pixels
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
 
 
@@ -136,15 +143,15 @@ def _size(text: str) -> int | None:
 def _folder(options: argparse.Namespace) -> int:
     if options.out.resolve().is_relative_to(options.source.resolve()):
         raise ValueError(f"`OUT`={options.out} lies in the folder that is read. Choose a folder outside of it.")
-    paths, others = find_pictures(options.source)
+    paths, others = find_image_files(options.source)
     if others:
         print(f"{others:,} files in {options.source} are no pictures by their names and are left out")
-    return _pictures(options, paths, [readable(path.relative_to(options.source)) for path in paths])
+    return _pictures(options, paths, [printable_name(path.relative_to(options.source)) for path in paths])
 
 
 def _list(options: argparse.Namespace) -> int:
-    paths = read_list(options.source)
-    return _pictures(options, paths, [readable(path) for path in paths])
+    paths = read_image_list(options.source)
+    return _pictures(options, paths, [printable_name(path) for path in paths])
 
 
 def _pictures(options: argparse.Namespace, paths: list[Path], names: list[str]) -> int:
@@ -153,7 +160,7 @@ def _pictures(options: argparse.Namespace, paths: list[Path], names: list[str]) 
         most = _MOST_PIXELS_KEPT if options.size is None else _MOST_PIXELS_SCALED
     if most < 1:
         raise ValueError(f"`max_pixels`={most} must be at least 1.")
-    source = Pictures.of(paths, names, options.size, options.encode, options.quality, most)
+    source = ImageFiles.of(paths, names, options.size, options.encode, options.quality, most)
     how = "kept as they are" if options.size is None else f"scaled down to {options.size} pixels, as {options.encode}"
     return _build(options, source, f"{len(paths):,} pictures from {options.source}, {how}", options.shard_size)
 
@@ -173,8 +180,11 @@ def _build(options: argparse.Namespace, source: Source, what: str, shard_bytes: 
     build = Build(source, options.out, options.samples_per_shard, shard_bytes, options.max_bad_rate)
     shards = len(build.ranges())
     print(f"{what} -> {shards:,} shards in {options.out}; what is finished there is verified and kept", flush=True)
-    with claimed(build), tqdm(total=len(source), unit="sample", mininterval=1 if sys.stderr.isatty() else 30) as bar:
-        manifest, progress = run(build, min(options.workers, shards), bar.update)
+    with (
+        claimed_folder(build),
+        tqdm(total=len(source), unit="sample", mininterval=1 if sys.stderr.isatty() else 30) as bar,
+    ):
+        manifest, progress = run_build(build, min(options.workers, shards), bar.update)
     kept = f", {progress.kept:,} of them from an earlier run" if progress.kept else ""
     print(f"done: {_totals(manifest)}{kept}")
     if progress.bad:

@@ -24,13 +24,13 @@ import torch
 import yaml
 from tqdm import tqdm
 
-from data.shards.building.building import REPORT, claimed, run
-from data.shards.caching.caching import CacheBuild, CachedSamples, Extra, Moments
+from data.shards.building.shard_build import REPORT, claimed_folder, run_build
+from data.shards.caching.cached_samples import CacheBuild, CachedSamples, Extra, Moments
 from data.shards.caching.maps import Maps, MapsSource
 from data.shards.caching.moments import MomentsSource
 from data.shards.manifest import check_location
-from data.shards.opening import open_shards
-from data.shards.reading.pictures import SquarePicture
+from data.shards.reading.square_image import SquareImage
+from data.shards.shard_set import open_shards
 from seecoder import SeeCoder
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -96,7 +96,7 @@ def _cache(options: argparse.Namespace) -> int:
         maps = Maps(encoder, MapsSource.of(encoder, options.size), options.flip)
         extras.append(maps)
         values += sum(map(math.prod, maps.source.shapes))
-    source = CachedSamples(shards, SquarePicture(options.size), tuple(extras), options.batch_size, options.threads)
+    source = CachedSamples(shards, SquareImage(options.size), tuple(extras), options.batch_size, options.threads)
     build = CacheBuild(source, options.out, max_bad_rate=options.max_bad_rate)
     added = len(source) * (2 if options.flip else 1) * 2 * values  # two bytes each
     print(
@@ -106,8 +106,11 @@ def _cache(options: argparse.Namespace) -> int:
         f"{added / 1e6:,.1f} MB beside the pictures. What is finished there is verified and kept",
         flush=True,
     )
-    with claimed(build), tqdm(total=len(source), unit="sample", mininterval=1 if sys.stderr.isatty() else 30) as bar:
-        manifest, progress = run(build, 0, bar.update)
+    with (
+        claimed_folder(build),
+        tqdm(total=len(source), unit="sample", mininterval=1 if sys.stderr.isatty() else 30) as bar,
+    ):
+        manifest, progress = run_build(build, 0, bar.update)
     kept = f"; {progress.kept:,} shards are from an earlier run" if progress.kept else ""
     size = sum(shard.bytes or 0 for shard in manifest.shards)
     print(f"done: {manifest.samples:,} samples in {len(manifest.shards):,} shards, {size / 1e6:,.1f} MB{kept}")

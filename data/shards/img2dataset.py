@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from data.shards.index import scan, write_index
+from data.shards.index import read_headers, write_index
 from data.shards.manifest import MANIFEST, MOST_SAMPLES, Manifest, Shard, write_manifest
 from seecoder.weights.digests import file_sha256
 
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 _WORTH_A_BAR = 20  # shards whose headers take noticeable time to read
 
 
-def survey(folder: Path) -> Manifest:
+def count_samples(folder: Path) -> Manifest:
     """Count the samples of a folder's tar files.
 
     The count comes from `NAME_stats.json` ("successes") where img2dataset left one, so that a shard that was cut off
@@ -40,7 +40,7 @@ def survey(folder: Path) -> Manifest:
             *(folder, len(unknown), folder),
         )
     bar = tqdm(unknown, desc="reading headers", unit="shard", disable=len(unknown) < _WORTH_A_BAR)
-    counted |= {path: len(scan(path).samples) for path in bar}
+    counted |= {path: len(read_headers(path).samples) for path in bar}
     return Manifest(tuple(Shard(path.name, counted[path] or 0) for path in paths))
 
 
@@ -66,11 +66,11 @@ def make_manifest(folder: Path) -> Manifest:
     """
     if (folder / MANIFEST).exists():
         raise FileExistsError(f"`{folder / MANIFEST}` exists already. Remove it first if the shards have changed.")
-    promised = {shard.name: shard.samples for shard in survey(folder).shards}
+    promised = {shard.name: shard.samples for shard in count_samples(folder).shards}
     shards = []
     for name in tqdm(sorted(promised), desc="indexing", unit="shard"):
         path = folder / name
-        index = scan(path)
+        index = read_headers(path)
         fault = index.fault or (len(index.samples) < promised[name] and "short shard")
         if fault:
             raise ValueError(

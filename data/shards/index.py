@@ -42,7 +42,7 @@ class ShardIndex:
     fault: str = ""
 
 
-def scan(path: Path, required: Collection[str] = ()) -> ShardIndex:
+def read_headers(path: Path, required: Collection[str] = ()) -> ShardIndex:
     """Read a tar file's headers.
 
     A cut or damaged file gives the samples before the fault. The sample at the fault counts only if it is complete:
@@ -179,4 +179,4 @@ def load(shard: Path, required: Collection[str] = (), sha256: str | None = None)
                 return kept[0]
         except OSError:
             return ShardIndex([], MISSING)
-    return scan(shard, required)
+    return read_headers(shard, required)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from data.shards.https.addresses import below, shown
+from data.shards.https.addresses import file_address, redacted
 from seecoder.weights.atomic import atomic_path
 
 MANIFEST = "manifest.json"
@@ -167,7 +167,7 @@ def check_location(location: str | Path) -> Path | str:
         if urlsplit(text).scheme.lower() == "https" and urlsplit(text).hostname:
             return text
         raise ValueError(
-            f"`{shown(text)}` is neither a local path nor an https:// URL; nothing else is opened. For a file whose "
+            f"`{redacted(text)}` is neither a local path nor an https:// URL; nothing else is opened. For a file whose "
             "name holds a colon, write ./ before it."
         )
     if not Path(text).exists():
@@ -185,9 +185,9 @@ class LocatedShard:
     settings: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     @property
-    def shown(self) -> str:
+    def label(self) -> str:
         """The location for messages, without what it may hold of passwords."""
-        return shown(self.location)
+        return redacted(self.location)
 
 
 @dataclass(frozen=True)
@@ -220,7 +220,8 @@ def locate(place: Path | str, manifest: Manifest) -> list[LocatedShard]:
             LocatedShard(shard, place / shard.name, manifest.members, manifest.settings) for shard in manifest.shards
         ]
     return [
-        LocatedShard(shard, below(place, shard.name), manifest.members, manifest.settings) for shard in manifest.shards
+        LocatedShard(shard, file_address(place, shard.name), manifest.members, manifest.settings)
+        for shard in manifest.shards
     ]
 
 

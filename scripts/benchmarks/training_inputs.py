@@ -18,11 +18,11 @@ from data.build import main as build
 from data.cache import main as cache
 from data.shards.building.writing import write_shard
 from data.shards.manifest import Manifest, write_manifest
-from data.shards.opening import open_shards
 from data.shards.plan import Plan
 from data.shards.reading.batches import ShardBatches
-from data.shards.reading.pictures import SquarePicture
-from data.shards.reading.samples import ShardReader
+from data.shards.reading.shard_reader import ShardReader
+from data.shards.reading.square_image import SquareImage
+from data.shards.shard_set import open_shards
 from scripts.benchmarks.random_networks import autoencoder, stable_diffusion_scheduler, unet
 from scripts.benchmarks.training_levers import Workload
 from seecoder.images.loading import load_image
@@ -168,7 +168,7 @@ def loader_speed(folder: Path, seconds: float = 6.0) -> dict[str, Any]:
     """Read JPEG of 512 x 512 pixels on one core, as a worker of the loader does, and time its parts."""
     write_pictures(folder / "loader", shards=4, count=32)
     shards = open_shards(folder / "loader")
-    transform, plan = SquarePicture(SIDE), Plan(shards.counts)
+    transform, plan = SquareImage(SIDE), Plan(shards.counts)
     batches, reader = ShardBatches(shards, plan, transform, 16), ShardReader(shards)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from data.shards.caching.moments import CACHED, MEAN, STD, WithMoments
-from data.shards.reading.dataset import ShardLoader
-from data.shards.reading.pictures import SquarePicture, Transform
+from data.shards.reading.shard_loader import ShardLoader
+from data.shards.reading.square_image import SquareImage, Transform
 from train.estimate.costs import count_costs
 from train.estimate.known_bases import base_sizes
 from train.run.cpu_attention import float32_attention
@@ -177,9 +177,9 @@ class Loop:
 
     def _make_loader(self) -> ShardLoader:
         work, ahead = self.work, self.levers.loading_ahead
-        transform: Transform = SquarePicture(work.size)
+        transform: Transform = SquareImage(work.size)
         if self.levers.cached:
-            transform = WithMoments(SquarePicture(work.size), self.stage.moments_source(work.size))
+            transform = WithMoments(SquareImage(work.size), self.stage.moments_source(work.size))
         workers = work.workers if ahead else 0
         return ShardLoader(
             [work.cached if self.levers.cached else work.raw],

@@ -17,7 +17,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from data.world.reader.reader import agreement, read
+from data.world.reader.readings import agreement, read
 from data.world.render import compose, render
 from data.world.scenes import Scenes, sample_scenes
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.world.reader.reader import Reading, agreement, read
+from data.world.reader.readings import Reading, agreement, read
 from data.world.scenes import Scenes
 from seecoder.base_model.facts import prediction_type
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch._inductor import config as inductor_config
 
-from data.world.reader.reader import Reading, read
+from data.world.reader.readings import Reading, read
 from data.world.render import render
 from data.world.scenes import Scenes
 from scripts.evaluation.counts import Sampling, rates, sample_pictures

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from data.world.conditioner import without
 from data.world.reader.attributes import circular_mean
-from data.world.reader.reader import read
+from data.world.reader.readings import read
 from data.world.reader.segmentation import Image, chroma, hue_degrees, saturated_mask
 from data.world.scenes import Scenes
 

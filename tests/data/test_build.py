@@ -18,14 +18,14 @@ import torch
 from PIL import Image
 
 from data import build
-from data.shards.building import building
-from data.shards.building.building import Build, claimed, run
-from data.shards.building.sources import Pictures, WorldScenes, find_pictures, read_list
+from data.shards.building import shard_build
+from data.shards.building.image_files import ImageFiles, WorldScenes, find_image_files, read_image_list
+from data.shards.building.shard_build import Build, claimed_folder, run_build
 from data.shards.manifest import read_manifest
-from data.shards.opening import open_shards
-from data.shards.reading.dataset import ShardLoader
-from data.shards.reading.pictures import SquarePicture
-from data.shards.reading.samples import ShardReader
+from data.shards.reading.shard_loader import ShardLoader
+from data.shards.reading.shard_reader import ShardReader
+from data.shards.reading.square_image import SquareImage
+from data.shards.shard_set import open_shards
 from data.shards.world import scenes_of
 from data.world.render import render
 from data.world.scenes import sample_scenes
@@ -152,7 +152,7 @@ def test_world_shards_hold_what_was_drawn(tmp_path: Path):
         "8",
     ]
     assert build.main(arguments) == 0
-    transform = SquarePicture(64, attributes=True)
+    transform = SquareImage(64, attributes=True)
     loader = ShardLoader(tmp_path / "out", transform, 10, rank=0, world_size=1, shuffle=False)
     batches = list(loader)
     scenes = sample_scenes(20, 7, start=5)
@@ -220,7 +220,7 @@ def test_a_shard_of_bad_pictures_only_is_left_out(tmp_path: Path):
 
 
 def test_early_stop_above_the_rate_does_not_read_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(building, "_GRACE", 4)
+    monkeypatch.setattr(shard_build, "_GRACE", 4)
     folder = tmp_path / "in"
     folder.mkdir()
     for number in range(20):
@@ -257,8 +257,8 @@ def test_resume_keeps_what_is_whole_and_repairs_what_is_not(tmp_path: Path, caps
 def test_interrupted_anywhere_the_end_is_the_same(tmp_path: Path):
     source = WorldScenes(40, 0, 16)
     whole = Build(source, tmp_path / "whole", samples_per_shard=6)
-    with claimed(whole):
-        run(whole)
+    with claimed_folder(whole):
+        run_build(whole)
     expected = digest(tmp_path / "whole")
     for moment in (0, 5, 6, 17, 39):
         broken = Build(source, tmp_path / f"broken{moment}", samples_per_shard=6)
@@ -268,11 +268,11 @@ def test_interrupted_anywhere_the_end_is_the_same(tmp_path: Path):
             if next(ticks, None) is None:
                 raise KeyboardInterrupt
 
-        with pytest.raises(KeyboardInterrupt), claimed(broken):
-            run(broken, tick=stop)
+        with pytest.raises(KeyboardInterrupt), claimed_folder(broken):
+            run_build(broken, tick=stop)
         assert not (broken.folder / "manifest.json").exists()
-        with claimed(broken):
-            run(broken)
+        with claimed_folder(broken):
+            run_build(broken)
         assert digest(broken.folder) == expected
 
 
@@ -337,7 +337,7 @@ def test_another_build_in_the_folder_is_refused(tmp_path: Path, capsys: pytest.C
 
 def test_two_builds_at_a_time_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     own = Build(WorldScenes(60, 0, 16), tmp_path / "out", samples_per_shard=7)
-    with claimed(own):
+    with claimed_folder(own):
         assert build.main(["world", str(tmp_path / "out"), *WORLD]) == 2
     assert "Another process is building" in capsys.readouterr().err
     assert build.main(["world", str(tmp_path / "out"), *WORLD]) == 0
@@ -438,7 +438,7 @@ def test_full_disk_leaves_nothing_half_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     written: list[Path] = []
-    original: Callable[..., Any] = building.write_shard
+    original: Callable[..., Any] = shard_build.write_shard
 
     def failing(path: Path, samples: Any, notes: Any) -> Any:
         if len(written) == 3:
@@ -447,7 +447,7 @@ def test_full_disk_leaves_nothing_half_written(
         return original(path, samples, notes)
 
     with monkeypatch.context() as patch:
-        patch.setattr(building, "write_shard", failing)
+        patch.setattr(shard_build, "write_shard", failing)
         assert build.main(["world", str(tmp_path / "out"), *WORLD]) == 2
     assert "No space left" in capsys.readouterr().err
     assert sorted(path.suffix for path in (tmp_path / "out").iterdir()) == [".json"] * 4 + [".tar"] * 3
@@ -458,7 +458,7 @@ def test_loops_of_links_are_not_followed(tmp_path: Path):
     save(tmp_path / "in" / "a.png")
     (tmp_path / "in" / "loop").symlink_to(tmp_path / "in")
     (tmp_path / "in" / "b.png").symlink_to(tmp_path / "in" / "a.png")
-    assert [path.name for path in find_pictures(tmp_path / "in")[0]] == ["a.png", "b.png"]
+    assert [path.name for path in find_image_files(tmp_path / "in")[0]] == ["a.png", "b.png"]
 
 
 def test_file_names_that_are_no_text_are_shown_escaped(tmp_path: Path):
@@ -473,6 +473,6 @@ def test_file_names_that_are_no_text_are_shown_escaped(tmp_path: Path):
 def test_a_list_may_name_files_that_are_gone(tmp_path: Path):
     save(tmp_path / "a.png")
     (tmp_path / "list").write_text("a.png\ngone.png\n")
-    paths = read_list(tmp_path / "list")
-    source = Pictures.of(paths, [path.name for path in paths], None, "jpeg", 95, 10**6)
+    paths = read_image_list(tmp_path / "list")
+    source = ImageFiles.of(paths, [path.name for path in paths], None, "jpeg", 95, 10**6)
     assert [bool(item.reason) for item in source.samples(0, 2)] == [False, True]

@@ -11,15 +11,15 @@ import torch
 from diffusers import AutoencoderKL
 
 from data import cache
-from data.shards.building import building
+from data.shards.building import shard_build
 from data.shards.building.writing import write_shard
-from data.shards.caching import caching
-from data.shards.caching.moments import MEMBER, MomentsSource, WithMoments, encode_moments, unpack
+from data.shards.caching import cached_samples
+from data.shards.caching.moments import MEMBER, MomentsSource, WithMoments, encode_moments, unpack_moments
 from data.shards.manifest import Manifest, read_manifest, write_manifest
-from data.shards.opening import open_shards
-from data.shards.reading.dataset import ShardLoader
-from data.shards.reading.pictures import SquarePicture
-from data.shards.reading.samples import ShardReader
+from data.shards.reading.shard_loader import ShardLoader
+from data.shards.reading.shard_reader import ShardReader
+from data.shards.reading.square_image import SquareImage
+from data.shards.shard_set import open_shards
 
 SIZE = 8
 
@@ -75,9 +75,9 @@ def test_every_sample_is_copied_and_gets_its_moments(base, run, make_shards, tmp
     for before, after in zip(members(raw), members(out), strict=True):
         content = after.pop(MEMBER)
         assert after == before
-        digest, tensors = unpack(content)
+        digest, tensors = unpack_moments(content)
         assert digest == about.digest
-        pixels = SquarePicture(SIZE)(before, 0, 0)["pixels"][None].float() / 255
+        pixels = SquareImage(SIZE)(before, 0, 0)["pixels"][None].float() / 255
         for prefix, picture in (("", pixels), ("flipped_", pixels.flip(3))):
             for name, value in zip(("mean", "std"), encode_moments(vae, picture), strict=True):
                 torch.testing.assert_close(tensors[prefix + name].float(), value[0], rtol=2**-10, atol=1e-6)
@@ -89,7 +89,7 @@ def test_order_is_the_same_from_raw_cached_and_mixed_shards(base, run, make_shar
     one, two = make_shards([5, 4], "one"), make_shards([6, 3], "two")
     for name in ("one", "two"):
         assert run(tmp_path / name, tmp_path / f"cached-{name}") == 0
-    transform = WithMoments(SquarePicture(SIZE, flip=False), source(base)[1])
+    transform = WithMoments(SquareImage(SIZE, flip=False), source(base)[1])
     orders = []
     for places in ([one, two], [tmp_path / "cached-one", tmp_path / "cached-two"], [tmp_path / "cached-one", two]):
         loader = ShardLoader(places, transform, 4, rank=0, world_size=1, seed=3, window=2, batches=9)
@@ -120,10 +120,10 @@ def test_bad_and_lost_samples_keep_their_places(base, run, make_picture, tmp_pat
     assert "4 of 8 sources are bad" in capsys.readouterr().err
     assert run(raw, out, "--max-bad-rate", "0.5") == 0
     assert "4 bad samples have no moments" in capsys.readouterr().out
-    report = [json.loads(line) for line in (out / building.REPORT).read_text().splitlines()]
+    report = [json.loads(line) for line in (out / shard_build.REPORT).read_text().splitlines()]
     assert [row["source"] for row in report] == ["0.tar[2]", "0.tar[4]", "1.tar[0]", "1.tar[1]"]
     assert read_manifest(out).samples == 8
-    transform = WithMoments(SquarePicture(SIZE), source(base)[1])
+    transform = WithMoments(SquareImage(SIZE), source(base)[1])
     seen = []
     for place in (raw, out):
         loader = ShardLoader([place], transform, 2, rank=0, world_size=1, seed=1, batches=8, ceiling=1)
@@ -140,9 +140,9 @@ def test_values_beyond_half_precision_leave_the_sample_raw(base, run, make_shard
         mean[1] = 1e5
         return mean, std
 
-    monkeypatch.setattr(caching, "encode_moments", huge)
+    monkeypatch.setattr(cached_samples, "encode_moments", huge)
     assert run(raw, out, "--max-bad-rate", "0.5") == 0
-    assert caching.NOT_FINITE in capsys.readouterr().out
+    assert cached_samples.NOT_FINITE in capsys.readouterr().out
     assert [MEMBER in row for row in members(out)] == [True, False, True]
 
 
@@ -157,7 +157,7 @@ def test_a_stopped_build_goes_on_and_ends_with_the_same_bytes(run, make_shards, 
             raise KeyboardInterrupt
         return encode_moments(*arguments)
 
-    monkeypatch.setattr(caching, "encode_moments", failing)
+    monkeypatch.setattr(cached_samples, "encode_moments", failing)
     assert run(raw, stopped) == 130
     assert not (stopped / "manifest.json").exists()
     assert not list(stopped.glob("*.partial"))

@@ -6,7 +6,7 @@ from typing import Any
 
 from data.shards.caching import maps, moments
 from data.shards.manifest import LocatedShard, ShardSet
-from data.shards.reading.pictures import SquarePicture
+from data.shards.reading.square_image import SquareImage
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def check_caches(options: Mapping[str, Any], source: Mapping[str, Any], shards: 
         WeightsError: A cache is of another size, dtype or crop, or lacks mirrored pictures.
     """
     found = find_caches(options, source, shards)
-    picture = SquarePicture(source["image_size"], crop=source["crop"], flip=source["flip"])
+    picture = SquareImage(source["image_size"], crop=source["crop"], flip=source["flip"])
     for row in shards.shards:
         if found.latents.used and "moments" in row.settings:
             moments.check_moments(ShardSet((row,)), picture, _moments_source(row, options, picture.size))

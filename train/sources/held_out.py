@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from data.shards.https.addresses import folder_of, shown
+from data.shards.https.addresses import folder_address, redacted
 from data.shards.manifest import MANIFEST, ShardSet
-from data.shards.opening import open_shards
+from data.shards.shard_set import open_shards
 
 HELD_OUT_SEED = 1_000_003  # added to the seed: held-out scenes come from another stream
 
@@ -28,8 +28,8 @@ def check_apart(training: Sequence[str], held_out: Sequence[str]) -> None:
         for mark in _marks(place):
             if mark in known:
                 raise ValueError(
-                    f"`held_out_shards`={shown(place)} holds samples of `shards`={shown(known[mark])}: the run would "
-                    "train on what it is evaluated with. Build held-out shards from other pictures."
+                    f"`held_out_shards`={redacted(place)} holds samples of `shards`={redacted(known[mark])}: the run "
+                    "would train on what it is evaluated with. Build held-out shards from other pictures."
                 )
 
 
@@ -47,8 +47,8 @@ def check_scenes(training: Sequence[str], seed: int) -> None:
         for row in _open(place).shards:
             if row.settings.get("kind") == "world" and row.settings.get("seed") == seed:
                 raise ValueError(
-                    f"`shards`={shown(place)} holds scenes of seed {seed}, which the held-out scenes have. Build them "
-                    "with another --seed, or change data.init_args.seed."
+                    f"`shards`={redacted(place)} holds scenes of seed {seed}, which the held-out scenes have. Build "
+                    "them with another --seed, or change data.init_args.seed."
                 )
 
 
@@ -60,7 +60,7 @@ def _marks(place: str) -> set[str]:
     """What two names of the same samples have in common."""
     shards = _open(place)
     if not shards.shards:
-        return {shown(folder_of(place, MANIFEST)).rstrip("/")}
+        return {redacted(folder_address(place, MANIFEST)).rstrip("/")}
     marks = {str(Path(row.location).resolve()) for row in shards.shards}
     marks |= {shards.fingerprint} if shards.is_hashed else set()
     marks |= {row.shard.sha256 for row in shards.shards if row.shard.sha256 and row.shard.samples}

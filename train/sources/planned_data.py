@@ -4,9 +4,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from data.shards.https.addresses import shown
+from data.shards.https.addresses import redacted
 from data.shards.manifest import ShardSet
-from data.shards.opening import open_shards
+from data.shards.shard_set import open_shards
 from train.settings import RunSettings
 from train.sources.caches import find_caches
 from train.sources.held_out import check_apart
@@ -43,7 +43,7 @@ def say_held_out(class_path: str, source: Mapping[str, Any]) -> Iterator[str]:
     check_apart([*_places(source)], listed)
     missing = [place for place in listed if "://" not in place and not Path(place).exists()]
     note = f"; {', '.join(missing)} not built yet, and `fit` will want it" if missing else ""
-    yield f"held out {source['held_out']} samples of {', '.join(shown(place) for place in listed)}{note}"
+    yield f"held out {source['held_out']} samples of {', '.join(redacted(place) for place in listed)}{note}"
 
 
 def say_shards(
@@ -65,7 +65,7 @@ def say_shards(
     who = f"{readers} readers ({processes} processes x {workers})"
     if shards is None:
         raw = "; estimates assume raw pictures, neither latents nor maps cached" if options is not None else ""
-        named = ", ".join(shown(place) for place in _places(source))
+        named = ", ".join(redacted(place) for place in _places(source))
         yield f"data     {named}: not looked at; {who} need at least {readers} shards{raw}"
         return
     counts = shards.counts

@@ -7,13 +7,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from data.shards.caching.maps import MAPS_CACHED, MapsSource, WithMaps, check_maps, column, has_maps
+from data.shards.caching.maps import MAPS_CACHED, MapsSource, WithMaps, check_maps, has_maps, map_column
 from data.shards.caching.moments import CACHED, MEAN, STD, MomentsSource, WithMoments, check_moments
-from data.shards.https.addresses import shown
-from data.shards.https.remote import Fetcher
-from data.shards.opening import open_shards
-from data.shards.reading.dataset import ShardLoader
-from data.shards.reading.pictures import SquarePicture, Transform
+from data.shards.https.addresses import redacted
+from data.shards.https.fetcher import Fetcher
+from data.shards.reading.shard_loader import ShardLoader
+from data.shards.reading.square_image import SquareImage, Transform
+from data.shards.shard_set import open_shards
 from train.sources.held_out import HELD_OUT_SEED, check_apart, check_scenes
 from train.sources.stage_data import StageData
 
@@ -69,7 +69,7 @@ class ShardPictures(StageData):
             for places in (self.places, _listed(held_out_shards)):  # a missing folder is said before anything is loaded
                 if places:
                     open_shards([*places])
-        self.transform = SquarePicture(image_size, crop=crop, flip=flip, seed=seed)
+        self.transform = SquareImage(image_size, crop=crop, flip=flip, seed=seed)
         self.num_workers, self.window, self.ceiling, self.cache = num_workers, window, ceiling, cache
         self.cached_moments, self.cached_maps = cached_moments, cached_maps
         self.held_out_places = held_out_shards
@@ -92,7 +92,7 @@ class ShardPictures(StageData):
             self.held_out_pixels = self._read_held_out(self.held_out_places)
 
     def _read_held_out(self, places: str | list[str]) -> Tensor:
-        transform = SquarePicture(self.transform.size)
+        transform = SquareImage(self.transform.size)
         given: list[str | Path] = [*_listed(places)]
         size = min(self.num_held_out, 16)
         loader = ShardLoader(
@@ -179,7 +179,7 @@ def check_reading(
     if not 0 <= ceiling <= 1:
         raise ValueError(f"`ceiling`={ceiling} must be a share in [0, 1], such as 0.01 for one sample in a hundred.")
     if held_out_world and held_out_shards is not None:
-        places = ", ".join(shown(place) for place in _listed(held_out_shards))
+        places = ", ".join(redacted(place) for place in _listed(held_out_shards))
         raise ValueError(f"`held_out_shards`={places} and `held_out_world` are both given; leave one out.")
 
 
@@ -200,7 +200,9 @@ class _Keyed:
         for batch in self.loader:
             keys = torch.stack([batch["epoch"], batch["sample_id"]], dim=1)
             moments = _cached(batch, CACHED, [MEAN, STD])
-            maps = _cached(batch, MAPS_CACHED, [column(level) for level in range(len(batch)) if column(level) in batch])
+            maps = _cached(
+                batch, MAPS_CACHED, [map_column(level) for level in range(len(batch)) if map_column(level) in batch]
+            )
             yield {"pixels": batch["pixels"], "keys": keys} | moments | maps
 
 

@@ -71,7 +71,7 @@ def score_previews(pictures: Tensor, scenes: Any) -> dict[str, float]:
     Returns:
         Shares of pictures with one object, and with the input's attributes, as `preview_count`, `preview_shape`, ...
     """
-    from data.world.reader.reader import agreement, read
+    from data.world.reader.readings import agreement, read
     from scripts.evaluation.counts import ATTRIBUTES, truth
 
     rows = len(pictures) // len(scenes)

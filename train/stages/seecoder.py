@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from data.shards.caching.maps import MAPS_CACHED, MapsSource, column
+from data.shards.caching.maps import MAPS_CACHED, MapsSource, map_column
 from data.shards.caching.moments import CACHED, MEAN, STD, MomentsSource
 from seecoder.base_model.facts import check_widths
 from seecoder.weights.atomic import atomic_directory
@@ -169,7 +169,7 @@ class SeeCoderStage(Stage):
             assert levels is not None
             draws = uniform(self.seed, "position_jitter", keys, levels[0].numel())
             jitter = (draws - 0.5).view(len(keys), *levels.shape[1:]).to(pixels.device)
-        if column(0) in batch:
+        if map_column(0) in batch:
             output = self.encoder.encode_maps(self.maps(batch, pixels), jitter)
         else:
             output = self.encoder.encode(pixels, jitter)
@@ -178,7 +178,7 @@ class SeeCoderStage(Stage):
     def maps(self, batch: dict[str, Any], pixels: Tensor) -> list[Tensor]:
         """Maps of the backbone: from the batch where they were cached, by the backbone where they were not."""
         levels = range(len(self.encoder.backbone.channels))
-        maps = [batch[column(level)] for level in levels if column(level) in batch]
+        maps = [batch[map_column(level)] for level in levels if map_column(level) in batch]
         absent = [row for row, cached in enumerate(batch.get(MAPS_CACHED, ())) if not cached]
         if absent:
             rows = torch.tensor(absent, device=pixels.device)

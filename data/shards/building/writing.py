@@ -8,7 +8,7 @@ from typing import Any
 
 from webdataset.writer import TarWriter
 
-from data.shards.index import ShardIndex, scan, write_index
+from data.shards.index import ShardIndex, read_headers, write_index
 from data.shards.manifest import Shard
 from seecoder.weights.atomic import atomic_path
 from seecoder.weights.digests import file_sha256
@@ -42,6 +42,6 @@ def write_shard(
     with atomic_path(path) as partial, partial.open("wb") as file, TarWriter(file, encoder=False, **fixed) as writer:
         for key, members in itertools.chain([first], remaining):
             writer.write({"__key__": key, **members})
-    sha256, index = file_sha256(path), scan(path)
+    sha256, index = file_sha256(path), read_headers(path)
     write_index(path, index, sha256, notes)
     return Shard(path.name, len(index.samples), path.stat().st_size, sha256)

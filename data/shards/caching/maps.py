@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data.shards.caching.tensors import pack_tensors, take, unpack_tensors
+from data.shards.caching.tensor_members import get_tensor, pack_tensors, unpack_tensors
 from data.shards.manifest import ShardSet
-from data.shards.reading.pictures import SquarePicture, Transform
+from data.shards.reading.square_image import SquareImage, Transform
 from seecoder import SeeCoder
 from seecoder.weights.digests import tensors_sha256
 from seecoder.weights.safetensors_files import WeightsError
@@ -63,7 +63,7 @@ class MapsSource:
         return hashlib.sha256(json.dumps([_FORMAT, asdict(self)], sort_keys=True).encode()).hexdigest()
 
 
-def column(level: int) -> str:
+def map_column(level: int) -> str:
     """Name of a map in a batch, (N, C, h, w)."""
     return f"map_{level}"
 
@@ -106,7 +106,7 @@ class Maps:
     @torch.no_grad()
     def _columns(self, prefix: str, inputs: Tensor) -> dict[str, Tensor]:
         maps = self.encoder.compute_maps(inputs)
-        return {prefix + column(level): value.half().cpu().contiguous() for level, value in enumerate(maps)}
+        return {prefix + map_column(level): value.half().cpu().contiguous() for level, value in enumerate(maps)}
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ class WithMaps:
     """
 
     inner: Transform
-    picture: SquarePicture
+    picture: SquareImage
     source: MapsSource
 
     def __post_init__(self):
@@ -147,16 +147,16 @@ class WithMaps:
         example = self.inner(sample, epoch, sample_id)
         shapes = list(enumerate(self.source.shapes))
         if MEMBER not in sample:
-            empty = {column(level): torch.zeros(shape, dtype=torch.float16) for level, shape in shapes}
+            empty = {map_column(level): torch.zeros(shape, dtype=torch.float16) for level, shape in shapes}
             return example | empty | {MAPS_CACHED: False}
         digest, tensors = unpack_tensors(sample[MEMBER], _FORMAT)
         if digest != self.source.digest:
             raise WeightsError(_mismatch(f"Sample {sample_id}", digest, self.source))
         prefix = "flipped_" if self.picture.is_flipped(epoch, sample_id) else ""
-        if prefix and prefix + column(0) not in tensors:
+        if prefix and prefix + map_column(0) not in tensors:
             raise WeightsError(_unflipped(f"Sample {sample_id}"))
         maps = {
-            column(level): take(tensors, prefix + column(level), torch.float16, shape, "maps")
+            map_column(level): get_tensor(tensors, prefix + map_column(level), torch.float16, shape, "maps")
             for level, shape in shapes
         }
         return example | maps | {MAPS_CACHED: True}
@@ -167,7 +167,7 @@ def has_maps(shards: ShardSet) -> bool:
     return any("maps" in row.settings for row in shards.shards)
 
 
-def check_maps(shards: ShardSet, picture: SquarePicture, source: MapsSource) -> None:
+def check_maps(shards: ShardSet, picture: SquareImage, source: MapsSource) -> None:
     """Compare what the manifests say of maps with what a training needs, before it begins.
 
     Raises:
@@ -178,9 +178,9 @@ def check_maps(shards: ShardSet, picture: SquarePicture, source: MapsSource) -> 
         if about is None:
             continue
         if about.get("digest") != source.digest or picture.crop != source.crop:
-            raise WeightsError(_mismatch(f"`{row.shown}`", str(about.get("digest")), source))
+            raise WeightsError(_mismatch(f"`{row.label}`", str(about.get("digest")), source))
         if picture.flip and not about.get("flipped"):
-            raise WeightsError(_unflipped(f"`{row.shown}`"))
+            raise WeightsError(_unflipped(f"`{row.label}`"))
 
 
 def _mismatch(where: str, there: str, source: MapsSource) -> str:

@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data.shards.caching.tensors import pack_tensors, take, unpack_tensors
+from data.shards.caching.tensor_members import get_tensor, pack_tensors, unpack_tensors
 from data.shards.manifest import ShardSet
-from data.shards.reading.pictures import SquarePicture
+from data.shards.reading.square_image import SquareImage
 from seecoder.base_model.facts import pixels_per_cell
 from seecoder.weights.digests import tensors_sha256
 from seecoder.weights.safetensors_files import WeightsError
@@ -113,12 +113,12 @@ def encode_moments(vae: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
     return (posterior.mean.float() - shift) * scale, posterior.std.float() * scale
 
 
-def pack(moments: Mapping[str, Tensor], source: MomentsSource) -> bytes:
+def pack_moments(moments: Mapping[str, Tensor], source: MomentsSource) -> bytes:
     """Make the member of one sample: `mean`, `std` and maybe `flipped_mean`, `flipped_std`, each (C, h, w) float16."""
     return pack_tensors(moments, _FORMAT, source.digest)
 
 
-def unpack(content: bytes) -> tuple[str, dict[str, Tensor]]:
+def unpack_moments(content: bytes) -> tuple[str, dict[str, Tensor]]:
     """Read the member of one sample.
 
     Returns:
@@ -132,7 +132,7 @@ def unpack(content: bytes) -> tuple[str, dict[str, Tensor]]:
 
 @dataclass(frozen=True)
 class WithMoments:
-    """A transform that adds `latent_mean`, `latent_std` and `cached` to what `SquarePicture` gives.
+    """A transform that adds `latent_mean`, `latent_std` and `cached` to what `SquareImage` gives.
 
     Attributes:
         picture: Makes the pixels.
@@ -142,7 +142,7 @@ class WithMoments:
         ValueError: Pictures are cut in another way or to another size than moments are.
     """
 
-    picture: SquarePicture
+    picture: SquareImage
     source: MomentsSource
 
     def __post_init__(self):
@@ -167,19 +167,19 @@ class WithMoments:
         if MEMBER not in sample:
             empty = torch.zeros(self.source.shape, dtype=torch.float16)
             return example | {MEAN: empty, STD: empty, CACHED: False}
-        digest, tensors = unpack(sample[MEMBER])
+        digest, tensors = unpack_moments(sample[MEMBER])
         if digest != self.source.digest:
             raise WeightsError(_mismatch(f"Sample {sample_id}", digest[:16], self.source))
         prefix = "flipped_" if self.picture.is_flipped(epoch, sample_id) else ""
         if prefix and "flipped_mean" not in tensors:
             raise WeightsError(_unflipped(f"Sample {sample_id}"))
         mean, std = (
-            take(tensors, prefix + name, torch.float16, self.source.shape, "moments") for name in ("mean", "std")
+            get_tensor(tensors, prefix + name, torch.float16, self.source.shape, "moments") for name in ("mean", "std")
         )
         return example | {MEAN: mean, STD: std, CACHED: True}
 
 
-def check_moments(shards: ShardSet, picture: SquarePicture, source: MomentsSource) -> int:
+def check_moments(shards: ShardSet, picture: SquareImage, source: MomentsSource) -> int:
     """Compare what the manifests say of moments with what a training needs, before it begins.
 
     Args:
@@ -200,14 +200,14 @@ def check_moments(shards: ShardSet, picture: SquarePicture, source: MomentsSourc
             continue
         if picture.crop != source.crop:
             raise WeightsError(
-                f"`crop`={picture.crop!r}: `{row.shown}` holds moments of {source.crop} crops. Set `crop` to "
+                f"`crop`={picture.crop!r}: `{row.label}` holds moments of {source.crop} crops. Set `crop` to "
                 f"'{source.crop}', or `cached_moments` to false."
             )
         if about.get("digest") != source.digest:
             there = _describe(about)
-            raise WeightsError(_mismatch(f"`{row.shown}`", there, source))
+            raise WeightsError(_mismatch(f"`{row.label}`", there, source))
         if picture.flip and not about.get("flipped"):
-            raise WeightsError(_unflipped(f"`{row.shown}`"))
+            raise WeightsError(_unflipped(f"`{row.label}`"))
         samples += row.shard.samples
     return samples
 

@@ -27,7 +27,7 @@ class _HttpsOnly(urllib.request.HTTPRedirectHandler):
         newurl: str,
     ) -> urllib.request.Request | None:
         if urlsplit(newurl).scheme.lower() != SCHEME:
-            raise urllib.error.URLError(f"redirected to {shown(newurl)!r}, which is not https")
+            raise urllib.error.URLError(f"redirected to {redacted(newurl)!r}, which is not https")
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
@@ -38,7 +38,7 @@ def open_url(url: str, timeout: float) -> HTTPResponse:
     """
     parts = urlsplit(url)
     if parts.scheme.lower() != SCHEME:
-        raise urllib.error.URLError(f"{shown(url)!r} is not https")
+        raise urllib.error.URLError(f"{redacted(url)!r} is not https")
     login, _, host = parts.netloc.rpartition("@")
     request = urllib.request.Request(urlunsplit(parts._replace(netloc=host)))
     if login:
@@ -48,19 +48,19 @@ def open_url(url: str, timeout: float) -> HTTPResponse:
     return urllib.request.build_opener(_HttpsOnly()).open(request, timeout=timeout)
 
 
-def below(address: str, name: str) -> str:
+def file_address(address: str, name: str) -> str:
     """Address of a file in a folder; a query (an access token, say) goes with every file."""
     parts = urlsplit(address)
     return urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{name}"))
 
 
-def folder_of(address: str, name: str) -> str:
+def folder_address(address: str, name: str) -> str:
     """Address of a folder, which may have been given as that of its file `name`."""
     parts = urlsplit(address)
     return urlunsplit(parts._replace(path=parts.path.removesuffix("/" + name)))
 
 
-def shown(location: str | Path) -> str:
+def redacted(location: str | Path) -> str:
     """A location for messages and reports: of an address without user, password, query and fragment."""
     if isinstance(location, Path) or "://" not in location:
         return str(location)
@@ -77,4 +77,4 @@ def without_secrets(value: Any) -> Any:
         return {name: without_secrets(entry) for name, entry in value.items()}
     if isinstance(value, list | tuple):
         return [without_secrets(entry) for entry in value]
-    return shown(value) if isinstance(value, str) and _ADDRESS.match(value) else value
+    return redacted(value) if isinstance(value, str) and _ADDRESS.match(value) else value

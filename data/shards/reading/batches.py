@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
-from data.shards.https.remote import Fetcher
+from data.shards.https.fetcher import Fetcher
 from data.shards.manifest import ShardSet
 from data.shards.plan import Plan
-from data.shards.reading.pictures import Transform, UnusableSample
-from data.shards.reading.samples import BadSample, ShardReader
-from data.shards.reading.skips import NoReadableSample, Skip, category
+from data.shards.reading.shard_reader import BadSample, ShardReader
+from data.shards.reading.skips import NoReadableSample, Skip, reason_category
+from data.shards.reading.square_image import Transform, UnusableSample
 from seecoder.images.loading import ImageError
 
 SKIPS = "_skips"  # travels from the worker to the loader inside the batch, and is taken out there
@@ -90,8 +90,10 @@ class ShardBatches(Dataset[dict[str, Any]]):
     def _skip(self, error: Exception, shard: int, number: int, sample_id: int) -> Skip:
         if isinstance(error, BadSample):
             return Skip(sample_id, error.reason, error.name, error.detail)
-        name = f"{self.reader.shards.shards[shard].shown}[{number}]"
-        reason = error.reason if isinstance(error, UnusableSample) else category(getattr(error, "reason", str(error)))
+        name = f"{self.reader.shards.shards[shard].label}[{number}]"
+        reason = (
+            error.reason if isinstance(error, UnusableSample) else reason_category(getattr(error, "reason", str(error)))
+        )
         return Skip(sample_id, reason, name, f"{name}: {error}")
 
 

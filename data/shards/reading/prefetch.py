@@ -3,7 +3,7 @@
 import threading
 from queue import SimpleQueue
 
-from data.shards.https.remote import Fetcher
+from data.shards.https.fetcher import Fetcher
 from data.shards.manifest import ShardSet
 from data.shards.plan import Plan
 

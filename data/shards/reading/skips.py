@@ -18,7 +18,7 @@ _MOST_NAMES = 1_000_000
 _QUOTED = re.compile(r"""(?<!\w)b?(["'])(?:\\.|(?!\1).)*\1(?!\w)""")  # as Python shows bytes and texts of a file
 
 
-def category(reason: str) -> str:
+def reason_category(reason: str) -> str:
     """Cut a reason down to what can be counted: no quotations, no numbers, nothing after `:`, `;` or `(`."""
     return re.sub(r"\d[\d,.]*", "N", re.split(r"[:;(]", _QUOTED.sub("...", reason), maxsplit=1)[0]).strip()[:80]
 

@@ -1,5 +1,5 @@
 """The reader: says from pixels alone what a picture of the world shows. Deterministic, nothing in it is learned."""
 
-from data.world.reader.reader import agreement, read
+from data.world.reader.readings import agreement, read
 
 __all__ = ["agreement", "read"]

@@ -16,12 +16,13 @@ from typing import Any
 
 import pytest
 
-from data.shards.https import addresses, remote
-from data.shards.https.remote import UNREACHABLE, Fetcher
+from data.shards.https import addresses
+from data.shards.https import fetcher as fetching
+from data.shards.https.fetcher import UNREACHABLE, Fetcher
 from data.shards.manifest import Shard, read_manifest
-from data.shards.opening import open_shards
-from data.shards.reading.dataset import ShardLoader
-from data.shards.reading.pictures import SquarePicture
+from data.shards.reading.shard_loader import ShardLoader
+from data.shards.reading.square_image import SquareImage
+from data.shards.shard_set import open_shards
 
 NAME = "00001.tar"  # samples 4 to 8 of 15
 LOST = set(range(4, 9))
@@ -113,7 +114,7 @@ def host(make_shards: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> I
         return addresses.open_url(url.replace("https:", "http:", 1), timeout)
 
     monkeypatch.setattr(addresses, "SCHEME", "http")
-    monkeypatch.setattr(remote, "open_url", open_plainly)
+    monkeypatch.setattr(fetching, "open_url", open_plainly)
     yield own
     own.close()
 
@@ -122,7 +123,7 @@ def host(make_shards: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> I
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Pauses that would have been made, in place of making them."""
     made: list[float] = []
-    monkeypatch.setattr(remote.time, "sleep", made.append)
+    monkeypatch.setattr(fetching.time, "sleep", made.append)
     return made
 
 
@@ -163,7 +164,7 @@ def test_pauses_have_an_upper_limit_and_differ_between_readers(pauses: list[floa
         raise OSError("down")
 
     for _ in range(40):
-        with pytest.raises(remote.GivenUp):
+        with pytest.raises(fetching.GivenUp):
             fetcher._insist("https://host/a.tar", fail)
     runs = [pauses[start : start + 11] for start in range(0, len(pauses), 11)]
     assert len(runs) == 40
@@ -289,7 +290,7 @@ def test_a_missing_manifest_is_one_line_at_once(host: Host, pauses: list[float],
 def run(place: str, fetcher: Fetcher, report: Path, **settings: Any) -> tuple[ShardLoader, list[int]]:
     """Sample ids of an epoch of the real loader, ids at whose places others were put left out."""
     settings = {"batches": 15, "ceiling": 1.0, "report": report} | settings
-    own = ShardLoader(place, SquarePicture(8), 1, rank=0, world_size=1, cache=fetcher, **settings)
+    own = ShardLoader(place, SquareImage(8), 1, rank=0, world_size=1, cache=fetcher, **settings)
     return own, [int(batch["sample_id"]) for batch in own]
 
 

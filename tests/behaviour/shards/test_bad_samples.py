@@ -15,9 +15,9 @@ from PIL import Image
 
 from data.shards.building.writing import write_shard
 from data.shards.manifest import Manifest, write_manifest
-from data.shards.reading.dataset import ShardLoader
-from data.shards.reading.pictures import BAD_JSON, SquarePicture
-from data.shards.reading.samples import INCOMPLETE, NO_PICTURE
+from data.shards.reading.shard_loader import ShardLoader
+from data.shards.reading.shard_reader import INCOMPLETE, NO_PICTURE
+from data.shards.reading.square_image import BAD_JSON, SquareImage
 
 SIDE = 16
 WHITE = (255, 255, 255)
@@ -167,7 +167,7 @@ def test_each_is_used_or_skipped_for_its_reason_and_counters_are_exact(
     lost, total, half = losses(required), len(names), len(names) // 2
     assert total == len(set(names)) == GOOD + len(USED) + len(SKIPPED) + len(DEPENDS)
     own = ShardLoader(
-        folder, SquarePicture(SIDE, attributes=True), 4, rank=0, world_size=1, num_workers=num_workers,
+        folder, SquareImage(SIDE, attributes=True), 4, rank=0, world_size=1, num_workers=num_workers,
         start_method="fork" if num_workers else None, batches=total, ceiling=1.0, report=tmp_path / "report.jsonl",
     )  # fmt: skip
     batches = list(own)  # as many batches of four as there are samples: four whole epochs
@@ -188,7 +188,7 @@ def test_each_is_used_or_skipped_for_its_reason_and_counters_are_exact(
 def test_what_is_used_has_the_pixels_that_it_should_have(folder: Path):
     names = [name for name, _ in all_samples()]
     own = ShardLoader(
-        folder, SquarePicture(SIDE), 1, rank=0, world_size=1, shuffle=False, endless=False, ceiling=1.0
+        folder, SquareImage(SIDE), 1, rank=0, world_size=1, shuffle=False, endless=False, ceiling=1.0
     )  # fmt: skip
     pixels = {names[int(batch["sample_id"])]: batch["pixels"][0].int() for batch in own if batch["valid"]}
     for name, (_, (left, right, tolerance)) in USED.items():
@@ -222,6 +222,6 @@ def test_cameras_turn_pictures_and_they_are_turned_back(tmp_path: Path, orientat
     content = saved(file, "JPEG", exif=exif, quality=100, subsampling=0)
     shard = write_shard(tmp_path / "0.tar", [("0", {"jpg": content})])
     write_manifest(tmp_path, Manifest((shard,)))
-    (batch,) = ShardLoader(tmp_path, SquarePicture(SIDE), 1, rank=0, world_size=1, batches=1)
+    (batch,) = ShardLoader(tmp_path, SquareImage(SIDE), 1, rank=0, world_size=1, batches=1)
     expected = torch.from_numpy(np.array(scene)).permute(2, 0, 1).int()
     assert (batch["pixels"][0].int() - expected).abs().max() <= 3

@@ -10,9 +10,9 @@ import pytest
 from data.build import main as build
 from data.shards import index as shard_index
 from data.shards.building.writing import write_shard
-from data.shards.index import index_path, scan
-from data.shards.reading.dataset import ShardLoader
-from data.shards.reading.pictures import SquarePicture
+from data.shards.index import index_path, read_headers
+from data.shards.reading.shard_loader import ShardLoader
+from data.shards.reading.square_image import SquareImage
 
 COUNTS = [5, 6, 7]
 TOTAL = sum(COUNTS)
@@ -27,7 +27,7 @@ def folder(make_shards: Callable[..., Path]) -> Path:
 def loader(folder: Path, **settings: object) -> ShardLoader:
     """A pass is an epoch, in batches of one; `window`=1 lets go of a shard soon, otherwise all stay open."""
     options = {"batches": TOTAL, "ceiling": 1.0, "window": 3} | settings
-    return ShardLoader(folder, SquarePicture(8), 1, rank=0, world_size=1, **options)  # type: ignore[arg-type]
+    return ShardLoader(folder, SquareImage(8), 1, rank=0, world_size=1, **options)  # type: ignore[arg-type]
 
 
 def epoch(own: ShardLoader) -> list[tuple[int, int]]:
@@ -47,7 +47,7 @@ def check(own: ShardLoader, seen: list[tuple[int, int]], lost: range, reason: st
 
 def sample_end(path: Path, number: int, kind: str) -> int:
     """Where the block after a member begins."""
-    offset, size = scan(path).samples[number][1][kind]
+    offset, size = read_headers(path).samples[number][1][kind]
     return -(-(offset + size) // 512) * 512
 
 
@@ -66,7 +66,7 @@ def test_cut_where_one_member_ends(folder: Path, with_index: bool, number: int, 
 @pytest.mark.parametrize("with_index", [True, False])
 def test_a_damaged_header_in_the_middle(folder: Path, with_index: bool):
     path = folder / "00001.tar"
-    offset, _ = scan(path).samples[3][1]["json"]
+    offset, _ = read_headers(path).samples[3][1]["json"]
     with path.open("r+b") as file:
         file.seek(offset - 512)
         file.write(b"\xff" * 100)
@@ -135,7 +135,7 @@ def test_a_shard_that_is_cut_between_epochs_while_it_is_open_loses_its_tail_by_n
     own = loader(folder)
     check(own, epoch(own), range(0), "")
     path = folder / "00001.tar"
-    offset, _ = scan(path).samples[4][1]["png"]
+    offset, _ = read_headers(path).samples[4][1]["png"]
     os.truncate(path, offset + 5)
     seen = epoch(own)
     assert {sample_id for sample_id, _ in seen} == set(range(TOTAL)) - set(SECOND[4:])

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from data.shards.building.writing import write_shard
-from data.shards.caching.moments import MEMBER, MomentsSource, WithMoments, pack
+from data.shards.caching.moments import MEMBER, MomentsSource, WithMoments, pack_moments
 from data.shards.index import index_path
 from data.shards.manifest import MANIFEST, Manifest, write_manifest
-from data.shards.reading.dataset import ShardLoader
-from data.shards.reading.pictures import SquarePicture
+from data.shards.reading.shard_loader import ShardLoader
+from data.shards.reading.square_image import SquareImage
 from seecoder.weights.safetensors_files import WeightsError
 
 COUNTS = [4, 5, 6]
@@ -38,7 +38,7 @@ def files(tmp_path: Path, make_picture: Callable[..., bytes]) -> dict[str, bytes
     def sample(number: int) -> tuple[str, dict[str, bytes]]:
         moments = {name: torch.full(SOURCE.shape, float(number), dtype=torch.half) for name in ("mean", "std")}
         about = json.dumps({"number": number}).encode()
-        return f"{number:06d}", {"png": make_picture(number), "json": about, MEMBER: pack(moments, SOURCE)}
+        return f"{number:06d}", {"png": make_picture(number), "json": about, MEMBER: pack_moments(moments, SOURCE)}
 
     starts = [sum(COUNTS[:shard]) for shard in range(3)]
     shards = [
@@ -132,7 +132,7 @@ def check(folder: Path, *, same_plan: bool, seed: int) -> None:
     """Read an epoch; nothing but the documented errors, and counters that equal the manifest less the loss."""
     try:
         own = ShardLoader(
-            folder, WithMoments(SquarePicture(8), SOURCE), 1, rank=0, world_size=1, ceiling=1.0, window=2, seed=seed
+            folder, WithMoments(SquareImage(8), SOURCE), 1, rank=0, world_size=1, ceiling=1.0, window=2, seed=seed
         )
     except (ValueError, FileNotFoundError) as refused:
         check_refusal(refused, same_plan)
@@ -183,7 +183,7 @@ def test_mutated_members_cost_their_samples_at_most(
     tmp_path: Path, files: dict[str, bytes], make_picture: Callable[..., bytes]
 ):
     moments = {name: torch.zeros(SOURCE.shape, dtype=torch.half) for name in ("mean", "std")}
-    healthy = {"png": make_picture(5), "json": b'{"number": 5}', MEMBER: pack(moments, SOURCE)}
+    healthy = {"png": make_picture(5), "json": b'{"number": 5}', MEMBER: pack_moments(moments, SOURCE)}
     for case in range(40):
         generator = random.Random(f"member {case}")
         samples = []

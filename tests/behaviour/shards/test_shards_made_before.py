@@ -18,14 +18,14 @@ from diffusers import AutoencoderKL
 from data.build import main as build
 from data.shards.caching.maps import MapsSource, WithMaps, check_maps
 from data.shards.caching.moments import MomentsSource, WithMoments, check_moments
-from data.shards.opening import open_shards
-from data.shards.reading.dataset import ShardLoader
-from data.shards.reading.pictures import SquarePicture, Transform
+from data.shards.reading.shard_loader import ShardLoader
+from data.shards.reading.square_image import SquareImage, Transform
+from data.shards.shard_set import open_shards
 from seecoder import SeeCoder
 
 MADE_BEFORE = Path(__file__).parents[1] / "made_before"
 EXPECTED = json.loads((MADE_BEFORE / "read_from_shards.json").read_text())
-FLIPPED = SquarePicture(16, flip=True, seed=2)
+FLIPPED = SquareImage(16, flip=True, seed=2)
 BACKBONE: dict[str, Any] = {
     "backbone": "resnet10t",
     "backbone_args": {"out_indices": [1, 2, 3], "channels": [8, 8, 8, 8], "stem_width": 8},
@@ -73,7 +73,7 @@ def test_the_same_command_goes_on_in_the_folder(tmp_path: Path, capsys: pytest.C
 
 
 def test_the_loader_gives_the_same_samples_in_the_same_order():
-    assert read_batches(MADE_BEFORE / "shards", SquarePicture(16, attributes=True)) == EXPECTED["shards"]
+    assert read_batches(MADE_BEFORE / "shards", SquareImage(16, attributes=True)) == EXPECTED["shards"]
 
 
 def test_moments_and_maps_have_the_same_numbers(moments_source: MomentsSource, maps_source: MapsSource):

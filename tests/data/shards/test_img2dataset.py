@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from data.shards.img2dataset import make_manifest, survey
-from data.shards.index import index_path, scan
+from data.shards.img2dataset import count_samples, make_manifest
+from data.shards.index import index_path, read_headers
 from data.shards.manifest import read_manifest
-from data.shards.opening import open_shards
-from data.shards.reading.dataset import ShardLoader
-from data.shards.reading.pictures import SquarePicture
+from data.shards.reading.shard_loader import ShardLoader
+from data.shards.reading.square_image import SquareImage
+from data.shards.shard_set import open_shards
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def folder(tmp_path: Path, make_picture: Callable[..., bytes]) -> Path:
 
 
 def keys(folder: Path) -> list[str]:
-    transform = SquarePicture(16, attributes=True)
+    transform = SquareImage(16, attributes=True)
     loader = ShardLoader(folder, transform, 3, rank=0, world_size=1, shuffle=False, endless=False, ceiling=1.0)
     rows = [
         (row["key"], valid) for batch in loader for row, valid in zip(batch["attributes"], batch["valid"], strict=True)
@@ -55,10 +55,10 @@ def test_it_is_read_as_it_is(folder: Path):
 
 
 def test_statistics_tell_what_a_cut_shard_lost(folder: Path):
-    offset, _ = scan(folder / "00000.tar").samples[2][1]["jpg"]
+    offset, _ = read_headers(folder / "00000.tar").samples[2][1]["jpg"]
     os.truncate(folder / "00000.tar", offset + 10)
-    assert survey(folder).samples == 8
-    loader = ShardLoader(folder, SquarePicture(16), 2, rank=0, world_size=1, shuffle=False, endless=False, ceiling=1.0)
+    assert count_samples(folder).samples == 8
+    loader = ShardLoader(folder, SquareImage(16), 2, rank=0, world_size=1, shuffle=False, endless=False, ceiling=1.0)
     for _ in loader:
         pass
     assert loader.skips.counts == {"truncated shard": 2}
@@ -83,7 +83,7 @@ def test_without_usable_statistics_headers_are_counted(folder: Path, stats: str 
     (folder / "00000_stats.json").unlink()
     if stats is not None:
         (folder / "00000_stats.json").write_text(stats)
-    assert [shard.samples for shard in survey(folder).shards] == [4, 4]
+    assert [shard.samples for shard in count_samples(folder).shards] == [4, 4]
 
 
 def test_a_manifest_can_be_made(folder: Path):

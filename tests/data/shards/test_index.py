@@ -12,7 +12,7 @@ import pytest
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from data.shards import index as shard_index
-from data.shards.index import ShardIndex, index_path, load, read_index, scan, write_index
+from data.shards.index import ShardIndex, index_path, load, read_headers, read_index, write_index
 from seecoder.weights.digests import file_sha256
 
 
@@ -56,7 +56,7 @@ def test_samples_are_those_of_webdataset(tmp_path: Path, format: int):
             (sample["__key__"], {kind: value for kind, value in sample.items() if not kind.startswith("__")})
             for sample in group_by_keys(tar_file_expander([{"url": "a.tar", "stream": file}]))
         ]
-    assert contents(path, scan(path)) == theirs
+    assert contents(path, read_headers(path)) == theirs
     assert len(theirs) == 6 + 4 + (format != tarfile.USTAR_FORMAT)
 
 
@@ -68,39 +68,39 @@ def test_links_devices_and_sparse_files_are_passed_over(tmp_path: Path):
             info.type, info.linkname = kind, "/etc/passwd"
             tar.addfile(info)
         tar.addfile(tarfile.TarInfo("d.jpg"))
-    assert [key for key, _ in scan(path).samples] == ["d"]
+    assert [key for key, _ in read_headers(path).samples] == ["d"]
 
 
 @pytest.mark.parametrize("with_index", [False, True])
 def test_cut_anywhere_every_sample_before_is_whole(tmp_path: Path, with_index: bool):
     whole = tar_of(tmp_path / "a.tar", PAIRS)
-    expected, data = contents(whole, scan(whole)), whole.read_bytes()
+    expected, data = contents(whole, read_headers(whole)), whole.read_bytes()
     cut = tmp_path / "b.tar"
     if with_index:
-        write_index(whole, scan(whole), file_sha256(whole))
+        write_index(whole, read_headers(whole), file_sha256(whole))
         os.rename(index_path(whole), index_path(cut))
-    ends = [max(offset + size for offset, size in members.values()) for _, members in scan(whole).samples]
+    ends = [max(offset + size for offset, size in members.values()) for _, members in read_headers(whole).samples]
     for size in range(0, len(data), 97):
         cut.write_bytes(data[:size])
         found = load(cut, required=["png", "json"])
         there = sum(end <= size for end in ends)
         assert contents(cut, found) == expected[:there], size
         assert found.fault or there == 6, size
-    assert not scan(whole).fault
+    assert not read_headers(whole).fault
 
 
 def test_cut_between_two_members_loses_the_incomplete_sample(tmp_path: Path):
     # Without an error from any library: the file just ends after a picture whose JSON is gone.
     path = tar_of(tmp_path / "a.tar", PAIRS)
-    offset, size = scan(path).samples[3][1]["png"]
+    offset, size = read_headers(path).samples[3][1]["png"]
     path.write_bytes(path.read_bytes()[: -(-(offset + size) // 512) * 512])
-    assert scan(path) == ShardIndex(scan(path).samples[:3], shard_index.TRUNCATED)
-    assert len(scan(path, required=["png"]).samples) == 4
+    assert read_headers(path) == ShardIndex(read_headers(path).samples[:3], shard_index.TRUNCATED)
+    assert len(read_headers(path, required=["png"]).samples) == 4
 
 
 def damage(path: Path, sample: int) -> None:
     """Spoil the header of a sample's first member."""
-    offset = scan(path).samples[sample][1]["png"][0]
+    offset = read_headers(path).samples[sample][1]["png"][0]
     data = bytearray(path.read_bytes())
     data[offset - 512 : offset - 412] = b"\xff" * 100
     path.write_bytes(data)
@@ -108,10 +108,10 @@ def damage(path: Path, sample: int) -> None:
 
 def test_a_damaged_header_is_noticed_and_an_index_survives_it(tmp_path: Path):
     path = tar_of(tmp_path / "a.tar", PAIRS)
-    whole = scan(path)
+    whole = read_headers(path)
     write_index(path, whole, "0" * 64)
     damage(path, 4)
-    assert scan(path) == ShardIndex(whole.samples[:4], shard_index.DAMAGED)
+    assert read_headers(path) == ShardIndex(whole.samples[:4], shard_index.DAMAGED)
     assert load(path, sha256="0" * 64) == whole
     assert load(path, sha256="1" * 64).fault == shard_index.DAMAGED, "an index of another file must not be used"
 
@@ -128,8 +128,8 @@ def test_a_damaged_header_is_noticed_and_an_index_survives_it(tmp_path: Path):
 def test_what_is_no_shard(tmp_path: Path, content: bytes, fault: str):
     path = tmp_path / "a.tar"
     path.write_bytes(content)
-    assert scan(path) == ShardIndex([], fault)
-    assert scan(tmp_path / "none.tar").fault == shard_index.MISSING
+    assert read_headers(path) == ShardIndex([], fault)
+    assert read_headers(tmp_path / "none.tar").fault == shard_index.MISSING
 
 
 def header(name: bytes, size: bytes, kind: bytes = b"0") -> bytes:
@@ -156,7 +156,7 @@ def header(name: bytes, size: bytes, kind: bytes = b"0") -> bytes:
 def test_hostile_headers_end_the_shard_at_worst(tmp_path: Path, data: bytes):
     path = tmp_path / "a.tar"
     path.write_bytes(data)
-    found = scan(path)
+    found = read_headers(path)
     assert len(found.samples) <= 3
     assert all(offset + size <= len(data) for _, members in found.samples for offset, size in members.values())
 
@@ -171,19 +171,19 @@ def test_mutated_tar_files_never_raise(tmp_path: Path):
             position = generator.randrange(0, len(data), 512) + generator.randrange(265)
             data[min(position, len(data) - 1)] = generator.randrange(256)
         path.write_bytes(data)
-        for _, members in scan(path).samples:
+        for _, members in read_headers(path).samples:
             assert all(0 <= offset <= offset + size <= len(data) for offset, size in members.values())
 
 
 def test_kept_index_is_exact_and_bound_to_its_file(tmp_path: Path):
     path = tar_of(tmp_path / "a.tar", PAIRS)
-    write_index(path, scan(path), file_sha256(path), {"bad": [["x", "y"]]})
+    write_index(path, read_headers(path), file_sha256(path), {"bad": [["x", "y"]]})
     kept = read_index(path)
     assert kept is not None
-    assert kept[0] == scan(path)
+    assert kept[0] == read_headers(path)
     assert kept[1] == {"sha256": file_sha256(path), "bytes": path.stat().st_size, "notes": {"bad": [["x", "y"]]}}
     longer = tar_of(path, [*PAIRS, ("9.png", b"more")] * 2)
-    assert load(longer) == scan(longer), "a file that has grown is read afresh"
+    assert load(longer) == read_headers(longer), "a file that has grown is read afresh"
 
 
 @pytest.mark.parametrize(
@@ -207,7 +207,7 @@ def test_kept_index_is_exact_and_bound_to_its_file(tmp_path: Path):
 )
 def test_spoiled_index_is_not_used(tmp_path: Path, spoil: Callable[[dict], object]):
     path = tar_of(tmp_path / "a.tar", PAIRS)
-    write_index(path, scan(path), file_sha256(path))
+    write_index(path, read_headers(path), file_sha256(path))
     index_path(path).write_text(json.dumps(spoil(json.loads(index_path(path).read_text()))))
     assert read_index(path) is None
-    assert load(path) == scan(path)
+    assert load(path) == read_headers(path)

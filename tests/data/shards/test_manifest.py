@@ -16,7 +16,7 @@ from data.shards.manifest import (
     read_manifest,
     write_manifest,
 )
-from data.shards.opening import open_shards
+from data.shards.shard_set import open_shards
 
 SHARDS = (Shard("00000.tar", 3, 10240, "0" * 64), Shard("00001.tar", 4, 20480, "1" * 64))
 

@@ -51,13 +51,13 @@ def test_a_run_never_trains_on_what_it_is_evaluated_with(settings, fit, seen, he
 
 
 def test_held_out_pictures_are_the_first_of_their_shards(settings, fit, seen, held_out_shards, monkeypatch):
-    from data.shards.opening import open_shards
-    from data.shards.reading.pictures import SquarePicture
-    from data.shards.reading.samples import ShardReader
+    from data.shards.reading.shard_reader import ShardReader
+    from data.shards.reading.square_image import SquareImage
+    from data.shards.shard_set import open_shards
 
     changes = {"data.init_args.held_out_world": False, "data.init_args.held_out_shards": str(held_out_shards)}
     assert fit(settings(**EPOCH, **changes)) == 0
-    reader, picture = ShardReader(open_shards(held_out_shards)), SquarePicture(32)
+    reader, picture = ShardReader(open_shards(held_out_shards)), SquareImage(32)
     first = [picture(reader.read(0, number), 0, number)["pixels"] for number in range(4)]
     assert seen["evaluated"] == {pixels.numpy().tobytes() for pixels in first}
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from data.build import main as build_shards
-from data.shards.opening import open_shards
-from data.shards.reading.samples import BadSample, ShardReader
+from data.shards.reading.shard_reader import BadSample, ShardReader
+from data.shards.shard_set import open_shards
 from train.run.metrics_file import read_metrics
 from train.sources.shard_data import ShardPictures
 from train.sources.stage_data import Position

@@ -8,7 +8,7 @@ import pytest
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from data.shards.building.writing import write_shard
-from data.shards.index import read_index, scan
+from data.shards.index import read_headers, read_index
 from seecoder.weights.digests import file_sha256
 
 SAMPLES = [(f"{number:03d}", {"png": b"picture %d" % number, "json": b"{}"}) for number in range(5)]
@@ -62,4 +62,4 @@ def test_index_agrees_with_the_tar_file(tmp_path: Path):
     write_shard(tmp_path / "a.tar", SAMPLES)
     kept = read_index(tmp_path / "a.tar")
     assert kept is not None
-    assert kept[0] == scan(tmp_path / "a.tar")
+    assert kept[0] == read_headers(tmp_path / "a.tar")

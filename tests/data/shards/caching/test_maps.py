@@ -17,13 +17,13 @@ from data.shards.caching.maps import (
     MapsSource,
     WithMaps,
     check_maps,
-    column,
     has_maps,
+    map_column,
 )
 from data.shards.manifest import LocatedShard, Shard, ShardSet
-from data.shards.opening import open_shards
-from data.shards.reading.pictures import SquarePicture, UnusableSample
-from data.shards.reading.samples import ShardReader
+from data.shards.reading.shard_reader import ShardReader
+from data.shards.reading.square_image import SquareImage, UnusableSample
+from data.shards.shard_set import open_shards
 from seecoder import SeeCoder
 from seecoder.weights.safetensors_files import WeightsError, write_safetensors
 
@@ -103,7 +103,7 @@ def cached(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 def test_cached_maps_are_those_of_the_picture(cached: tuple[Path, Path]):
     encoder = cache.load_backbone(cached[0], torch.device("cpu"))
-    source, picture = MapsSource.of(encoder, SIZE), SquarePicture(SIZE, flip=True)
+    source, picture = MapsSource.of(encoder, SIZE), SquareImage(SIZE, flip=True)
     shards = open_shards(cached[1])
     assert has_maps(shards)
     check_maps(shards, picture, source)
@@ -116,13 +116,13 @@ def test_cached_maps_are_those_of_the_picture(cached: tuple[Path, Path]):
             flips.add(picture.is_flipped(epoch, number))
             assert example[MAPS_CACHED] is True
             for level, value in enumerate(encoder.compute_maps(example["pixels"][None].float() / 255)):
-                torch.testing.assert_close(example[column(level)].float(), value[0], rtol=2**-10, atol=1e-5)
+                torch.testing.assert_close(example[map_column(level)].float(), value[0], rtol=2**-10, atol=1e-5)
     assert flips == {True, False}
 
 
 def test_maps_that_do_not_belong_are_refused(cached: tuple[Path, Path], make_picture: Callable[..., bytes]):
     source = MapsSource.of(cache.load_backbone(cached[0], torch.device("cpu")), SIZE)
-    other, picture = replace(source, backbone="b" * 64), SquarePicture(SIZE)
+    other, picture = replace(source, backbone="b" * 64), SquareImage(SIZE)
     shards = open_shards(cached[1])
     sample = ShardReader(shards, {MEMBER}).read(0, 0)
     for refused in (
@@ -136,14 +136,14 @@ def test_maps_that_do_not_belong_are_refused(cached: tuple[Path, Path], make_pic
     about = {**shards.shards[0].settings["maps"], "flipped": False}
     unflipped = ShardSet((LocatedShard(Shard("0.tar", 1), Path("x"), (), {"maps": about}),))
     with pytest.raises(WeightsError, match="--flip"):
-        check_maps(unflipped, SquarePicture(SIZE, flip=True), source)
+        check_maps(unflipped, SquareImage(SIZE, flip=True), source)
     with pytest.raises(ValueError, match="do not belong"):
-        WithMaps(picture, SquarePicture(SIZE, crop="random"), source)
+        WithMaps(picture, SquareImage(SIZE, crop="random"), source)
     with pytest.raises(UnusableSample, match="do not parse"):
         WithMaps(picture, picture, source)({**sample, MEMBER: sample[MEMBER][:-1]}, 0, 0)
     raw = WithMaps(picture, picture, source)({"png": make_picture(1)}, 0, 0)
     assert raw[MAPS_CACHED] is False
-    assert raw[column(0)].shape == source.shapes[0]
+    assert raw[map_column(0)].shape == source.shapes[0]
 
 
 @pytest.mark.parametrize(

@@ -19,11 +19,11 @@ from data.shards.caching.moments import (
     autoencoder_sha256,
     check_moments,
     encode_moments,
-    pack,
-    unpack,
+    pack_moments,
+    unpack_moments,
 )
 from data.shards.manifest import LocatedShard, Shard, ShardSet
-from data.shards.reading.pictures import SquarePicture, UnusableSample
+from data.shards.reading.square_image import SquareImage, UnusableSample
 from seecoder.weights.safetensors_files import WeightsError
 
 SOURCE = MomentsSource("a" * 64, "float32", 8, (4, 2, 2))
@@ -82,11 +82,11 @@ def test_moments_are_those_of_the_scaled_and_shifted_latent():
 
 
 def test_pack_and_unpack():
-    content = pack(moments(), SOURCE)
-    digest, tensors = unpack(content)
+    content = pack_moments(moments(), SOURCE)
+    digest, tensors = unpack_moments(content)
     assert digest == SOURCE.digest
     assert all(torch.equal(tensors[name], value) for name, value in moments().items())
-    assert content == pack(moments(), SOURCE)
+    assert content == pack_moments(moments(), SOURCE)
 
 
 @pytest.mark.parametrize(
@@ -96,28 +96,28 @@ def test_pack_and_unpack():
         b"\xff" * 8,
         (2).to_bytes(8, "little") + b"[]",
         (2).to_bytes(8, "little") + b"{}",
-        pack(moments(), SOURCE)[:-1],
-        pack(moments(), SOURCE).replace(b"seecoder.moments.1", b"seecoder.moments.9"),
+        pack_moments(moments(), SOURCE)[:-1],
+        pack_moments(moments(), SOURCE).replace(b"seecoder.moments.1", b"seecoder.moments.9"),
     ],
 )
 def test_damaged_moments_are_a_bad_sample(content: bytes, make_picture: Callable[..., bytes]):
     with pytest.raises(UnusableSample):
-        unpack(content)
+        unpack_moments(content)
     with pytest.raises(UnusableSample) as caught:
-        WithMoments(SquarePicture(8), SOURCE)({"png": make_picture(1), MEMBER: content}, 0, 0)
+        WithMoments(SquareImage(8), SOURCE)({"png": make_picture(1), MEMBER: content}, 0, 0)
     assert caught.value.reason == "bad moments"
 
 
 @pytest.mark.parametrize("change", [lambda value: value.float(), lambda value: value[:2]])
 def test_moments_of_another_form_are_a_bad_sample(change: Any, make_picture: Callable[..., bytes]):
-    content = pack({name: change(value) for name, value in moments().items()}, SOURCE)
+    content = pack_moments({name: change(value) for name, value in moments().items()}, SOURCE)
     with pytest.raises(UnusableSample, match="lack `mean`"):
-        WithMoments(SquarePicture(8), SOURCE)({"png": make_picture(1), MEMBER: content}, 0, 0)
+        WithMoments(SquareImage(8), SOURCE)({"png": make_picture(1), MEMBER: content}, 0, 0)
 
 
 def test_flipped_moments_go_with_flipped_pictures(make_picture: Callable[..., bytes]):
-    picture = SquarePicture(8, flip=True)
-    sample = {"png": make_picture(1), MEMBER: pack(moments(flipped=True), SOURCE)}
+    picture = SquareImage(8, flip=True)
+    sample = {"png": make_picture(1), MEMBER: pack_moments(moments(flipped=True), SOURCE)}
     seen = set()
     for epoch in range(12):
         example = WithMoments(picture, SOURCE)(sample, epoch, 5)
@@ -128,14 +128,14 @@ def test_flipped_moments_go_with_flipped_pictures(make_picture: Callable[..., by
         assert example[STD].unique().tolist() == [3.0 if flipped else 1.0]
         assert torch.equal(example["pixels"], picture(sample, epoch, 5)["pixels"])
     assert seen == {True, False}
-    only = {"png": make_picture(1), MEMBER: pack(moments(), SOURCE)}
+    only = {"png": make_picture(1), MEMBER: pack_moments(moments(), SOURCE)}
     epoch = next(epoch for epoch in range(12) if picture.is_flipped(epoch, 5))
     with pytest.raises(WeightsError, match="--flip"):
         WithMoments(picture, SOURCE)(only, epoch, 5)
 
 
 def test_a_raw_sample_says_so(make_picture: Callable[..., bytes]):
-    example = WithMoments(SquarePicture(8), SOURCE)({"png": make_picture(1)}, 0, 0)
+    example = WithMoments(SquareImage(8), SOURCE)({"png": make_picture(1)}, 0, 0)
     assert example[CACHED] is False
     assert example[MEAN].shape == (4, 2, 2)
 
@@ -143,13 +143,13 @@ def test_a_raw_sample_says_so(make_picture: Callable[..., bytes]):
 def test_moments_of_another_source_end_the_run_and_both_are_named(make_picture: Callable[..., bytes]):
     other = replace(SOURCE, autoencoder="b" * 64)
     with pytest.raises(WeightsError) as caught:
-        WithMoments(SquarePicture(8), SOURCE)({"png": make_picture(1), MEMBER: pack(moments(), other)}, 0, 0)
+        WithMoments(SquareImage(8), SOURCE)({"png": make_picture(1), MEMBER: pack_moments(moments(), other)}, 0, 0)
     assert other.digest[:16] in str(caught.value)
     assert SOURCE.digest[:16] in str(caught.value)
 
 
-@pytest.mark.parametrize("picture", [SquarePicture(16), SquarePicture(8, crop="random")])
-def test_pictures_that_are_cut_otherwise_take_no_moments(picture: SquarePicture):
+@pytest.mark.parametrize("picture", [SquareImage(16), SquareImage(8, crop="random")])
+def test_pictures_that_are_cut_otherwise_take_no_moments(picture: SquareImage):
     with pytest.raises(ValueError, match="do not belong"):
         WithMoments(picture, SOURCE)
 
@@ -170,14 +170,14 @@ def test_manifests_are_compared_before_anything_is_read():
         )
         return ShardSet((raw, cached))
 
-    assert check_moments(shards(), SquarePicture(8), SOURCE) == 3
+    assert check_moments(shards(), SquareImage(8), SOURCE) == 3
     other = replace(SOURCE, autoencoder="b" * 64)
     with pytest.raises(WeightsError, match="cached") as caught:
-        check_moments(shards(digest=other.digest, autoencoder=other.autoencoder), SquarePicture(8), SOURCE)
+        check_moments(shards(digest=other.digest, autoencoder=other.autoencoder), SquareImage(8), SOURCE)
     for part in (other.digest[:16], SOURCE.digest[:16], "b" * 16, "a" * 16):
         assert part in str(caught.value)
     with pytest.raises(WeightsError, match="--flip"):
-        check_moments(shards(), SquarePicture(8, flip=True), SOURCE)
-    check_moments(shards(flipped=True), SquarePicture(8, flip=True), SOURCE)
+        check_moments(shards(), SquareImage(8, flip=True), SOURCE)
+    check_moments(shards(flipped=True), SquareImage(8, flip=True), SOURCE)
     with pytest.raises(WeightsError, match="`crop`='random'"):
-        check_moments(shards(), SquarePicture(8, crop="random"), SOURCE)
+        check_moments(shards(), SquareImage(8, crop="random"), SOURCE)

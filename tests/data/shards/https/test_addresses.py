@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from data.shards.https.addresses import below, folder_of, shown, without_secrets
+from data.shards.https.addresses import file_address, folder_address, redacted, without_secrets
 from data.shards.manifest import check_location
-from data.shards.opening import open_shards
+from data.shards.shard_set import open_shards
 
 
 @pytest.mark.parametrize(
@@ -21,8 +21,8 @@ from data.shards.opening import open_shards
     ],
 )
 def test_files_lie_below_their_folder(address: str, folder: str, file: str | None):
-    assert folder_of(address, "manifest.json") == folder
-    assert below(folder, "0.tar") == (file or "https://me:pw@host:1/a/0.tar?sig=1%2F2")
+    assert folder_address(address, "manifest.json") == folder
+    assert file_address(folder, "0.tar") == (file or "https://me:pw@host:1/a/0.tar?sig=1%2F2")
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ def test_files_lie_below_their_folder(address: str, folder: str, file: str | Non
     ],
 )
 def test_only_what_is_no_secret_is_shown(location: str | Path, expected: str):
-    assert shown(location) == expected
+    assert redacted(location) == expected
 
 
 def test_refusals_keep_the_secret():

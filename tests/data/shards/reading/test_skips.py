@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from data.shards.reading.skips import GRACE, LOG_EVERY, RECENT, Skip, SkipLog, category
+from data.shards.reading.skips import GRACE, LOG_EVERY, RECENT, Skip, SkipLog, reason_category
 
 
 def skips(count: int, reason: str = "bad", start: int = 0) -> list[Skip]:
@@ -75,7 +75,7 @@ def test_a_long_good_past_does_not_hide_a_dead_disk():
     ],
 )
 def test_reasons_are_cut_down_to_categories(reason: str, expected: str):
-    assert category(reason) == expected
+    assert reason_category(reason) == expected
 
 
 def test_ceiling_is_a_share():

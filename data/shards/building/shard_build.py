@@ -14,13 +14,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from data.shards.building.image_files import Source
 from data.shards.building.processes import in_processes, one_thread
-from data.shards.building.sources import Source
 from data.shards.building.writing import write_shard
 from data.shards.index import read_index
 from data.shards.manifest import MANIFEST, Manifest, Shard, read_manifest, write_manifest
-from data.shards.opening import UNFINISHED
-from data.shards.reading.skips import category
+from data.shards.reading.skips import reason_category
+from data.shards.shard_set import UNFINISHED
 from seecoder.weights.atomic import atomic_path
 from seecoder.weights.digests import file_sha256
 
@@ -103,7 +103,7 @@ class Finished:
 
 
 @dataclass
-class Progress:
+class BuildTotals:
     """Running totals of a build.
 
     Attributes:
@@ -123,11 +123,11 @@ class Progress:
         self.done[number] = finished
         self.sources += finished.sources
         self.kept += finished.kept
-        self.bad.update(category(reason) for _, reason in finished.bad)
+        self.bad.update(reason_category(reason) for _, reason in finished.bad)
 
 
 @contextlib.contextmanager
-def claimed(build: Build) -> Iterator[None]:
+def claimed_folder(build: Build) -> Iterator[None]:
     """Make the folder, or see that it belongs to the same build, and keep other builds out of it.
 
     Raises:
@@ -222,8 +222,10 @@ def _verified(path: Path, sources: int) -> Finished | None:
     return Finished(Shard(path.name, len(index.samples), rest["bytes"], rest["sha256"]), sources, bad, kept=True)
 
 
-def run(build: Build, workers: int = 0, tick: Callable[[int], object] = lambda _: None) -> tuple[Manifest, Progress]:
-    """Build, or finish what was begun; inside `claimed`.
+def run_build(
+    build: Build, workers: int = 0, tick: Callable[[int], object] = lambda _: None
+) -> tuple[Manifest, BuildTotals]:
+    """Build, or finish what was begun; inside `claimed_folder`.
 
     Args:
         build: What shall be built.
@@ -236,7 +238,7 @@ def run(build: Build, workers: int = 0, tick: Callable[[int], object] = lambda _
     Raises:
         RuntimeError: Too many sources are bad. Finished shards stay; the report names the bad ones so far.
     """
-    progress = Progress()
+    progress = BuildTotals()
     tasks = [(number, start, stop) for number, (start, stop) in enumerate(build.ranges())]
     try:
         if workers > 1:
@@ -255,7 +257,7 @@ def run(build: Build, workers: int = 0, tick: Callable[[int], object] = lambda _
     return _complete(build, progress), progress
 
 
-def _check_rate(build: Build, progress: Progress, least: int) -> None:
+def _check_rate(build: Build, progress: BuildTotals, least: int) -> None:
     count = progress.bad.total()
     if progress.sources < least or count <= build.max_bad_rate * progress.sources:
         return
@@ -266,7 +268,7 @@ def _check_rate(build: Build, progress: Progress, least: int) -> None:
     )
 
 
-def _write_report(build: Build, progress: Progress) -> None:
+def _write_report(build: Build, progress: BuildTotals) -> None:
     bad = [row for number in sorted(progress.done) for row in progress.done[number].bad]
     path = build.folder / REPORT
     if not bad:
@@ -277,7 +279,7 @@ def _write_report(build: Build, progress: Progress) -> None:
         partial.write_text("".join(rows), encoding="utf-8")
 
 
-def _complete(build: Build, progress: Progress) -> Manifest:
+def _complete(build: Build, progress: BuildTotals) -> Manifest:
     shards = [progress.done[number].shard for number in sorted(progress.done)]
     manifest = Manifest(tuple(shard for shard in shards if shard.samples), build.source.members, build.settings)
     if manifest.samples == 0:

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import torch
 
-from data.shards.index import scan
+from data.shards.index import read_headers
 from data.shards.reading.batches import SKIPS
-from data.shards.reading.dataset import ShardLoader
-from data.shards.reading.pictures import SquarePicture
+from data.shards.reading.shard_loader import ShardLoader
+from data.shards.reading.square_image import SquareImage
 
 COUNTS = [5, 9, 1, 7, 4, 8, 3]  # 37 samples: prime, so nothing divides
 TOTAL = sum(COUNTS)
@@ -31,7 +31,7 @@ def shards(make_shards: Callable[..., Path]) -> Path:
 
 
 def loader(folder: Path, batch_size: int = 2, rank: int = 0, world_size: int = 1, **settings: Any) -> ShardLoader:
-    transform = SquarePicture(8, attributes=True)
+    transform = SquareImage(8, attributes=True)
     settings = {"seed": 1, "window": 3, "ceiling": 1.0} | settings
     return ShardLoader(folder, transform, batch_size, rank=rank, world_size=world_size, **settings)
 
@@ -272,11 +272,11 @@ def test_a_state_of_other_data_is_refused(shards: Path, make_shards: Callable[..
 def spoil(folder: Path) -> dict[str, int]:
     """Cut shard 1 after 4 of 9 samples, remove shard 3 of 7, make two pictures of shard 5 into rubbish."""
     path = folder / "00001.tar"
-    offset, _ = scan(path).samples[4][1]["png"]
+    offset, _ = read_headers(path).samples[4][1]["png"]
     path.write_bytes(path.read_bytes()[: offset + 3])
     (folder / "00003.tar").unlink()
     for number in (2, 6):
-        offset, size = scan(folder / "00005.tar").samples[number][1]["png"]
+        offset, size = read_headers(folder / "00005.tar").samples[number][1]["png"]
         with (folder / "00005.tar").open("r+b") as file:
             file.seek(offset)
             file.write(b"x" * size)

@@ -20,7 +20,7 @@ from typing import TypeVar
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 
-from data.shards.https.addresses import below, folder_of, open_url, shown
+from data.shards.https.addresses import file_address, folder_address, open_url, redacted
 from data.shards.manifest import MANIFEST, Manifest, Shard
 from seecoder.weights.atomic import atomic_path
 
@@ -81,15 +81,15 @@ class Fetcher:
             FileNotFoundError: It cannot be had.
             ValueError: It is unusable.
         """
-        address = below(folder_of(url, MANIFEST), MANIFEST)
+        address = file_address(folder_address(url, MANIFEST), MANIFEST)
         try:
             text = self._insist(address, lambda: self._read(address))
         except GivenUp as trouble:
             attempts = f"{trouble.attempts} attempt{'s' * (trouble.attempts != 1)}"
             raise FileNotFoundError(
-                f"`{shown(address)}` could not be read in {attempts} ({trouble.error}). Check the address."
+                f"`{redacted(address)}` could not be read in {attempts} ({trouble.error}). Check the address."
             ) from trouble.error
-        return Manifest.from_json(text, shown(address))
+        return Manifest.from_json(text, redacted(address))
 
     def fetch(self, url: str, shard: Shard) -> Path | None:
         """Bring a shard onto this machine, unless it is here.
@@ -142,10 +142,10 @@ class Fetcher:
                 if isinstance(error, HTTPError) and error.fp is not None:
                     error.close()  # it holds the connection
                 if attempt >= most or not _is_passing(error):
-                    logger.warning("`%s` could not be fetched (%s): given up", shown(url), error)
+                    logger.warning("`%s` could not be fetched (%s): given up", redacted(url), error)
                     raise GivenUp(attempt, error) from error
                 pause = self._pause(attempt, error)
-                logger.warning("`%s` could not be fetched (%s): trying again in %.3g s", shown(url), error, pause)
+                logger.warning("`%s` could not be fetched (%s): trying again in %.3g s", redacted(url), error, pause)
                 time.sleep(pause)
 
     def _pause(self, attempt: int, error: Exception) -> float:

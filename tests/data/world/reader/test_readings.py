@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from data.world.reader.reader import agreement, read
+from data.world.reader.readings import agreement, read
 from data.world.render import compose, render
 from data.world.scenes import Scenes, sample_scenes
 

@@ -51,7 +51,7 @@ class Transform(Protocol):
 
 
 @dataclass(frozen=True)
-class SquarePicture:
+class SquareImage:
     """Cuts a square from the picture and scales it; gives `pixels`, uint8 (3, size, size), and maybe `attributes`.
 
     Attributes:

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from data.shards.https.addresses import folder_of, shown
-from data.shards.https.remote import Fetcher
-from data.shards.img2dataset import survey
+from data.shards.https.addresses import folder_address, redacted
+from data.shards.https.fetcher import Fetcher
+from data.shards.img2dataset import count_samples
 from data.shards.manifest import MANIFEST, LocatedShard, ShardSet, check_location, join, locate, read_manifest
 
 UNFINISHED = "build.json"  # lies in the folder of a build until its manifest is written
@@ -32,8 +32,8 @@ def open_shards(places: str | Path | Sequence[str | Path], fetcher: Fetcher | No
 def _shards_of(place: Path | str, fetcher: Fetcher | None) -> list[LocatedShard]:
     if isinstance(place, str):
         if fetcher is None:
-            raise ValueError(f"`{shown(place)}` is a URL: give a `cache` folder into which its shards are fetched.")
-        return locate(folder_of(place, MANIFEST), fetcher.manifest(place))
+            raise ValueError(f"`{redacted(place)}` is a URL: give a `cache` folder into which its shards are fetched.")
+        return locate(folder_address(place, MANIFEST), fetcher.manifest(place))
     if place.is_file():
         if place.name != MANIFEST:
             raise ValueError(f"`{place}` is a file. Give its folder, or a {MANIFEST}.")
@@ -44,4 +44,4 @@ def _shards_of(place: Path | str, fetcher: Fetcher | None) -> list[LocatedShard]
         raise ValueError(
             f"`{place}` is an unfinished build. Run its `python -m data.build` command again to finish it."
         )
-    return locate(place, survey(place))
+    return locate(place, count_samples(place))

@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from data.shards.https import addresses, remote
+from data.shards.https import addresses
+from data.shards.https import fetcher as fetching
 from data.shards.https.addresses import open_url
-from data.shards.https.remote import Fetcher
+from data.shards.https.fetcher import Fetcher
 from data.shards.manifest import read_manifest
-from data.shards.opening import open_shards
-from data.shards.reading.dataset import ShardLoader
-from data.shards.reading.pictures import SquarePicture
+from data.shards.reading.shard_loader import ShardLoader
+from data.shards.reading.square_image import SquareImage
+from data.shards.shard_set import open_shards
 
 BASE = "https://host/shards"
 
@@ -51,13 +52,13 @@ class Server:
 @pytest.fixture
 def server(make_shards: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> Server:
     own = Server(make_shards([4, 5, 6]))
-    monkeypatch.setattr(remote, "open_url", own.open)
-    monkeypatch.setattr(remote.time, "sleep", lambda _: None)
+    monkeypatch.setattr(fetching, "open_url", own.open)
+    monkeypatch.setattr(fetching.time, "sleep", lambda _: None)
     return own
 
 
 def loader(fetcher: Fetcher) -> ShardLoader:
-    transform = SquarePicture(8)
+    transform = SquareImage(8)
     return ShardLoader(BASE, transform, 1, rank=0, world_size=1, batches=15, ceiling=1.0, cache=fetcher, window=2)
 
 
@@ -68,7 +69,7 @@ def ids(own: ShardLoader) -> list[int]:
 def test_remote_shards_give_what_local_ones_give(server: Server, tmp_path: Path):
     own = loader(Fetcher(tmp_path / "cache"))
     assert ids(own) == list(range(15))
-    local = ShardLoader(server.folder, SquarePicture(8), 1, rank=0, world_size=1, window=2)
+    local = ShardLoader(server.folder, SquareImage(8), 1, rank=0, world_size=1, window=2)
     assert own.plan.digest == local.plan.digest, "a run may move from one to the other"
     again = loader(Fetcher(tmp_path / "cache"))
     assert ids(again) == list(range(15))
@@ -97,7 +98,7 @@ def test_a_dead_shard_is_given_up_counted_and_named(server: Server, tmp_path: Pa
     server.failures["00001.tar"] = [urllib.error.URLError("down") for _ in range(99)]
     own = loader(Fetcher(tmp_path / "cache", attempts=3))
     assert set(ids(own)) == set(range(15)) - set(range(4, 9))
-    assert own.skips.counts == {remote.UNREACHABLE: 5}
+    assert own.skips.counts == {fetching.UNREACHABLE: 5}
     assert list(own.skips.names) == [f"{BASE}/00001.tar"]
     assert server.asked["00001.tar"] == 3, "patience: not tried again for each sample"
     assert "given up" in caplog.text

@@ -61,7 +61,7 @@ class Source(Protocol):
 
 
 @dataclass(frozen=True)
-class Pictures:
+class ImageFiles:
     """Picture files.
 
     Attributes:
@@ -89,7 +89,7 @@ class Pictures:
     @staticmethod
     def of(
         paths: list[Path], names: list[str], size: int | None, encode: str, quality: int, max_pixels: int
-    ) -> "Pictures":
+    ) -> "ImageFiles":
         """Take stock of the files; files that do not exist are kept and will be counted as bad."""
         digest, sizes = hashlib.sha256(), []
         for path, name in zip(paths, names, strict=True):
@@ -101,7 +101,9 @@ class Pictures:
                 sizes.append(0)
                 stamp = -1
             digest.update(repr((name, sizes[-1], stamp)).encode())
-        return Pictures(tuple(paths), tuple(names), size, encode, quality, max_pixels, tuple(sizes), digest.hexdigest())
+        return ImageFiles(
+            tuple(paths), tuple(names), size, encode, quality, max_pixels, tuple(sizes), digest.hexdigest()
+        )
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -230,7 +232,7 @@ def _scaled(width: int, height: int, shorter: int) -> tuple[int, int]:
     return max(shorter, round(width * scale)), max(shorter, round(height * scale))
 
 
-def find_pictures(folder: Path) -> tuple[list[Path], int]:
+def find_image_files(folder: Path) -> tuple[list[Path], int]:
     """List the picture files below a folder, sorted by name, and count the other files.
 
     Links to files are followed, links to folders are not (they could lead round in circles).
@@ -253,7 +255,7 @@ def find_pictures(folder: Path) -> tuple[list[Path], int]:
     return sorted(pictures, key=lambda path: os.fsencode(path.relative_to(folder).as_posix())), others
 
 
-def read_list(file: Path) -> list[Path]:
+def read_image_list(file: Path) -> list[Path]:
     """Read a list of picture files: one path a line, relative to the list's folder; blank and `#` lines do not count.
 
     Raises:
@@ -279,6 +281,6 @@ def read_list(file: Path) -> list[Path]:
     return paths
 
 
-def readable(path: Path | str) -> str:
+def printable_name(path: Path | str) -> str:
     """Make a file's name fit for JSON and logs, whatever bytes it holds."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from data.shards import index as shard_index
-from data.shards.index import index_path, scan
-from data.shards.opening import open_shards
-from data.shards.reading import samples as reading
-from data.shards.reading.samples import INCOMPLETE, NO_PICTURE, OVERSIZED, BadSample, ShardReader
+from data.shards.index import index_path, read_headers
+from data.shards.reading import shard_reader as reading
+from data.shards.reading.shard_reader import INCOMPLETE, NO_PICTURE, OVERSIZED, BadSample, ShardReader
+from data.shards.shard_set import open_shards
 
 COUNTS = [5, 6, 7]
 
@@ -59,22 +59,22 @@ def put(tar: tarfile.TarFile, name: str, content: bytes) -> None:
 
 
 def cut_in_member(path: Path) -> None:
-    offset, _ = scan(path).samples[2][1]["png"]
+    offset, _ = read_headers(path).samples[2][1]["png"]
     os.truncate(path, offset + 5)
 
 
 def cut_between_members(path: Path) -> None:
-    offset, size = scan(path).samples[2][1]["json"]  # the JSON comes first
+    offset, size = read_headers(path).samples[2][1]["json"]  # the JSON comes first
     os.truncate(path, -(-(offset + size) // 512) * 512)
 
 
 def cut_between_samples(path: Path) -> None:
-    offset, size = scan(path).samples[2][1]["png"]
+    offset, size = read_headers(path).samples[2][1]["png"]
     os.truncate(path, -(-(offset + size) // 512) * 512)
 
 
 def damage_header(path: Path) -> None:
-    offset, _ = scan(path).samples[3][1]["json"]
+    offset, _ = read_headers(path).samples[3][1]["json"]
     with path.open("r+b") as file:
         file.seek(offset - 512)
         file.write(b"\xff" * 100)

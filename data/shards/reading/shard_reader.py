@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from data.shards import index as shard_index
-from data.shards.https.remote import UNREACHABLE, Fetcher
+from data.shards.https.fetcher import UNREACHABLE, Fetcher
 from data.shards.index import ShardIndex
 from data.shards.manifest import IMAGE_MEMBERS, LocatedShard, ShardSet
 
@@ -95,11 +95,11 @@ class ShardReader:
         if index >= len(opened.index.samples) or opened.descriptor is None:
             there, expected = len(opened.index.samples), located.shard.samples
             fault = opened.index.fault or shard_index.SHORT
-            detail = f"{located.shown}: {expected - there} of {expected} samples are lost"
-            raise BadSample(fault, located.shown, detail)
+            detail = f"{located.label}: {expected - there} of {expected} samples are lost"
+            raise BadSample(fault, located.label, detail)
         key, places = opened.index.samples[index]
         # The key comes from the shard: it is shown, shortened and escaped, and used for nothing else.
-        name = f"{located.shown}[{index}]"
+        name = f"{located.label}[{index}]"
         shown = f"{name} key {key[:_SHOWN_KEY]!a}"
         wanted = self._wanted(located, places, name, shown)
         return {kind: self._bytes(opened.descriptor, places[kind], kind, name, shown) for kind in wanted}

@@ -7,14 +7,14 @@ from typing import Any, Literal, cast
 
 from torch.utils.data import DataLoader, Sampler
 
-from data.shards.https.remote import Fetcher
-from data.shards.opening import open_shards
+from data.shards.https.fetcher import Fetcher
 from data.shards.plan import Plan
 from data.shards.reading.batches import SKIPS, ShardBatches
-from data.shards.reading.pictures import Transform
 from data.shards.reading.prefetch import Prefetcher
 from data.shards.reading.signals import obey_parent_alone, signals_held_back
 from data.shards.reading.skips import SkipLog
+from data.shards.reading.square_image import Transform
+from data.shards.shard_set import open_shards
 
 
 class _Starts(Sampler[int]):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from data.shards.reading.pictures import SquarePicture, UnusableSample
+from data.shards.reading.square_image import SquareImage, UnusableSample
 from seecoder.images.loading import ImageError
 
 
@@ -25,7 +25,7 @@ def noise(height: int, width: int) -> np.ndarray:
 
 def test_a_square_of_the_right_size_is_untouched():
     pixels = noise(16, 16)
-    square = SquarePicture(16)({"png": encoded(pixels)}, 0, 0)["pixels"]
+    square = SquareImage(16)({"png": encoded(pixels)}, 0, 0)["pixels"]
     assert square.dtype == torch.uint8
     assert torch.equal(square, torch.from_numpy(pixels).permute(2, 0, 1))
 
@@ -35,8 +35,8 @@ def test_centre_and_random_crops_are_windows_of_the_picture(height: int, width: 
     pixels = torch.from_numpy(noise(height, width)).permute(2, 0, 1)
     windows = [pixels[:, top : top + 16, left : left + 16] for top in range(height - 15) for left in range(width - 15)]
     sample = {"png": encoded(pixels.permute(1, 2, 0).numpy())}
-    assert torch.equal(SquarePicture(16)(sample, 0, 0)["pixels"], windows[4])
-    random = SquarePicture(16, crop="random", seed=1)
+    assert torch.equal(SquareImage(16)(sample, 0, 0)["pixels"], windows[4])
+    random = SquareImage(16, crop="random", seed=1)
     seen = set()
     for sample_id in range(60):
         square = random(sample, 0, sample_id)["pixels"]
@@ -48,7 +48,7 @@ def test_draws_belong_to_seed_epoch_and_sample():
     sample = {"png": encoded(noise(16, 200))}
 
     def draw(seed: int, epoch: int, sample_id: int) -> bytes:
-        transform = pickle.loads(pickle.dumps(SquarePicture(16, crop="random", flip=True, seed=seed)))
+        transform = pickle.loads(pickle.dumps(SquareImage(16, crop="random", flip=True, seed=seed)))
         return transform(sample, epoch, sample_id)["pixels"].numpy().tobytes()
 
     first = draw(0, 0, 0)
@@ -59,7 +59,7 @@ def test_draws_belong_to_seed_epoch_and_sample():
 def test_flips_half_of_the_samples():
     pixels = torch.from_numpy(noise(8, 8)).permute(2, 0, 1)
     sample = {"png": encoded(pixels.permute(1, 2, 0).numpy())}
-    squares = [SquarePicture(8, flip=True)(sample, 0, sample_id)["pixels"] for sample_id in range(200)]
+    squares = [SquareImage(8, flip=True)(sample, 0, sample_id)["pixels"] for sample_id in range(200)]
     flipped = sum(torch.equal(square, pixels.flip(2)) for square in squares)
     assert all(torch.equal(square, pixels) or torch.equal(square, pixels.flip(2)) for square in squares)
     assert abs(flipped - 100) < 4 * np.sqrt(50)
@@ -68,7 +68,7 @@ def test_flips_half_of_the_samples():
 @pytest.mark.parametrize("size", [8, 64])
 def test_scaling_keeps_a_gradient_a_gradient(size: int):
     ramp = np.broadcast_to(np.linspace(0, 255, 32).astype(np.uint8)[:, None, None], (32, 32, 3))
-    square = SquarePicture(size)({"png": encoded(ramp)}, 0, 0)["pixels"].float()
+    square = SquareImage(size)({"png": encoded(ramp)}, 0, 0)["pixels"].float()
     expected = torch.linspace(0, 255, 32)[None, None].double()
     expected = torch.nn.functional.interpolate(expected, size, mode="linear", align_corners=False)[0, 0]
     inner = slice(size // 8, -size // 8)
@@ -76,13 +76,13 @@ def test_scaling_keeps_a_gradient_a_gradient(size: int):
 
 
 def test_a_hair_of_a_picture_does_not_take_gigabytes():
-    assert SquarePicture(512)({"png": encoded(noise(2, 20_000))}, 0, 0)["pixels"].shape == (3, 512, 512)
+    assert SquareImage(512)({"png": encoded(noise(2, 20_000))}, 0, 0)["pixels"].shape == (3, 512, 512)
 
 
 def test_attributes_are_parsed_where_they_are_wanted():
     sample = {"png": encoded(noise(8, 8)), "json": json.dumps({"a": 1}).encode()}
-    assert "attributes" not in SquarePicture(8)(sample, 0, 0)
-    transform = SquarePicture(8, attributes=True)
+    assert "attributes" not in SquareImage(8)(sample, 0, 0)
+    transform = SquareImage(8, attributes=True)
     assert transform(sample, 0, 0)["attributes"] == {"a": 1}
     assert transform({"png": sample["png"]}, 0, 0)["attributes"] is None
     for bad in (b"{", b"\xff", b"[" * 100_000):
@@ -93,8 +93,8 @@ def test_attributes_are_parsed_where_they_are_wanted():
 
 def test_limits():
     with pytest.raises(ImageError, match="limit"):
-        SquarePicture(8, max_pixels=50)({"png": encoded(noise(8, 8))}, 0, 0)
+        SquareImage(8, max_pixels=50)({"png": encoded(noise(8, 8))}, 0, 0)
     with pytest.raises(ValueError, match="`size`=0"):
-        SquarePicture(0)
+        SquareImage(0)
     with pytest.raises(ValueError, match="`crop`='left'"):
-        SquarePicture(8, crop="left")
+        SquareImage(8, crop="left")

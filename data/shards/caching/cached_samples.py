@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 
 from data.shards import index as shard_index
-from data.shards.building.building import Build
-from data.shards.building.sources import Item
-from data.shards.caching.moments import MEMBER, MomentsSource, encode_moments, pack
+from data.shards.building.image_files import Item
+from data.shards.building.shard_build import Build
+from data.shards.caching.moments import MEMBER, MomentsSource, encode_moments, pack_moments
 from data.shards.manifest import IMAGE_MEMBERS, LocatedShard, ShardSet
-from data.shards.reading.pictures import SquarePicture
-from data.shards.reading.samples import BadSample, ShardReader
+from data.shards.reading.shard_reader import BadSample, ShardReader
+from data.shards.reading.square_image import SquareImage
 from seecoder.images.loading import ImageError
 
 LOST = "lost"  # the only member of a sample that was lost: it holds the reason
@@ -89,7 +89,7 @@ class Moments:
         if self.flip:  # convolutions are not symmetric: mirrored moments are not the moments of the mirrored picture
             columns |= dict(zip(("flipped_mean", "flipped_std"), self._halves(inputs.flip(3)), strict=True))
         rows = ({name: column[row] for name, column in columns.items()} for row in range(len(pixels)))
-        return [pack(row, self.source) if all(map(_is_finite, row.values())) else None for row in rows]
+        return [pack_moments(row, self.source) if all(map(_is_finite, row.values())) else None for row in rows]
 
     def _halves(self, inputs: Tensor) -> list[Tensor]:
         return [part.half().cpu().contiguous() for part in encode_moments(self.vae, inputs)]
@@ -122,7 +122,7 @@ class CachedSamples:
     """
 
     shards: ShardSet
-    picture: SquarePicture
+    picture: SquareImage
     extras: tuple[Extra, ...]
     batch_size: int = 8
     threads: int = 1

@@ -7,7 +7,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from data.shards.reading.pictures import UnusableSample
+from data.shards.reading.square_image import UnusableSample
 
 
 def pack_tensors(tensors: Mapping[str, Tensor], form: str, digest: str) -> bytes:
@@ -39,7 +39,7 @@ def unpack_tensors(content: bytes, form: str) -> tuple[str, dict[str, Tensor]]:
         raise UnusableSample(f"bad {kind}", f"its {kind} do not parse: {error!r:.200}") from error
 
 
-def take(tensors: Mapping[str, Tensor], name: str, dtype: object, shape: tuple[int, ...], kind: str) -> Tensor:
+def get_tensor(tensors: Mapping[str, Tensor], name: str, dtype: object, shape: tuple[int, ...], kind: str) -> Tensor:
     """Take one tensor of a member.
 
     Raises:
