@@ -31,9 +31,10 @@ from data.shards.caching.moments import MomentsSource
 from data.shards.manifest import check_location
 from data.shards.reading.square_image import SquareImage
 from data.shards.shard_set import open_shards
-from seecoder import SeeCoder
+from seecoder.base_model.loading import load_frozen
+from seecoder.encoder.model import SeeCoder
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_DTYPES = ("float32", "bfloat16")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -67,9 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--base", required=True, help="base model in diffusers' form: folder, or owner/name")
     parser.add_argument("--size", type=int, default=512, help="side of the training pictures in pixels (512)")
     parser.add_argument("--flip", action="store_true", help="also of mirrored pictures, for a training that flips")
-    parser.add_argument(
-        "--dtype", choices=tuple(_DTYPES), default="float32", help="`vae_dtype` of the training (float32)"
-    )
+    parser.add_argument("--dtype", choices=_DTYPES, default="float32", help="`vae_dtype` of the training (float32)")
     parser.add_argument("--maps", type=Path, metavar="CONFIG", help="also backbone maps, for this training")
     parser.add_argument("--batch-size", type=int, default=8, help="pictures encoded at once (8)")
     parser.add_argument("--device", help="where to encode (a GPU if there is one)")
@@ -87,7 +86,7 @@ def _cache(options: argparse.Namespace) -> int:
             raise ValueError(f"`{name}`={getattr(options, name)} must be at least 1.")
     _check_folders(options.shards, options.out)
     shards = open_shards(options.shards)
-    vae = load_autoencoder(options.base, _DTYPES[options.dtype], options.device)
+    vae = load_autoencoder(options.base, options.dtype, options.device)
     moments = Moments(vae, MomentsSource.of(vae, options.size), options.flip)
     extras: list[Extra] = [moments]
     values = 2 * math.prod(moments.source.shape)
@@ -126,28 +125,24 @@ def _check_folders(shards: Path, out: Path) -> None:
         raise ValueError(f"`OUT`={out} is the folder that is read. Choose another folder.")
 
 
-def load_autoencoder(base: str, dtype: torch.dtype, device: str | None = None) -> Any:
+def load_autoencoder(base: str, dtype: str, device: str | None = None) -> Any:
     """Load the frozen autoencoder of a base, as training does.
 
     Args:
         base: Folder or repository ("owner/name") in diffusers' form.
-        dtype: In which it computes.
+        dtype: Name of the dtype in which it computes, "float32" or "bfloat16".
         device: Where; None takes a GPU if there is one.
 
     Raises:
-        FileNotFoundError: The folder has no autoencoder.
-        ValueError: There is no such device.
+        FileNotFoundError: There is no autoencoder, or no safetensors file of its weights.
+        ValueError: There is no such device, or it is an autoencoder that training cannot use.
+        WeightsError: The weights do not fit.
     """
-    from diffusers import AutoencoderKL
-
-    if (Path(base).is_dir() or base.count("/") != 1) and not (Path(base) / "vae" / "config.json").is_file():
-        raise FileNotFoundError(f"`base`={base} has no vae/config.json; give a diffusers folder or owner/name.")
     try:
         where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     except RuntimeError as error:
         raise ValueError(f"`device`={device}: {str(error).splitlines()[0]}") from error
-    vae: Any = AutoencoderKL.from_pretrained(base, subfolder="vae", torch_dtype=dtype)
-    return vae.eval().requires_grad_(False).to(where, memory_format=torch.channels_last)
+    return load_frozen(base, "vae", dtype).to(where)
 
 
 def load_backbone(config: Path, device: torch.device) -> Any:

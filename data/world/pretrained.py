@@ -7,9 +7,8 @@ Swin. `data/world/base/README.md` says how it was made and what the reader count
 
 from pathlib import Path
 
-import torch
-
 from data.world.conditioner import WorldConditioner
+from seecoder.base_model.loading import load_model
 
 BASE = Path(__file__).resolve().parent / "base"
 ENCODERS = Path(__file__).resolve().parent / "encoders"
@@ -20,5 +19,4 @@ def load_conditioner(base: str | Path = BASE) -> WorldConditioner:
     folder = Path(base) / "conditioner"
     if not folder.is_dir():
         raise FileNotFoundError(f"`base`={base} has no folder conditioner/: it is not a base of the world.")
-    conditioner = WorldConditioner.from_pretrained(folder, torch_dtype=torch.float32)
-    return conditioner.eval()
+    return load_model(WorldConditioner, base, "conditioner")

@@ -10,7 +10,7 @@ from data.world.pretrained import BASE, load_conditioner
 from data.world.scenes import sample_scenes
 from scripts.evaluation.highres import counted
 from seecoder import SeeCoderPipeline
-from seecoder.pipelines.decoding import decode_latents
+from seecoder.pipelines.autoencoding import decode_latents
 from seecoder.sampling import DemoFusion
 
 SIZES = ((2, 4), (4, 2))  # times the training side, and scenes

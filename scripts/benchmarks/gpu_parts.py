@@ -29,7 +29,7 @@ from scripts.benchmarks.timed_network import TimedNetwork, median_seconds, synch
 from scripts.benchmarks.training_inputs import TOY_ENCODER, sd15_workload, toy_workload
 from scripts.benchmarks.training_levers import ALL, NAIVE, Loop, measured_peak
 from seecoder import SeeCoder
-from seecoder.pipelines.decoding import decode_latents
+from seecoder.pipelines.autoencoding import decode_latents
 from seecoder.sampling import DemoFusion, RectifiedHR, ScaleCrafter, sample
 from train.estimate.hardware import DEVICES, known_device
 

@@ -6,12 +6,12 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from diffusers import AutoencoderKL
 
 from data.world.pretrained import BASE
 from data.world.render import render
 from data.world.scenes import sample_scenes
-from seecoder.pipelines import autoencoding
+from seecoder.base_model.loading import load_part
+from seecoder.pipelines import bounded_memory
 from seecoder.sampling import normalised_like, shrunken
 from seecoder.sampling.tiling import redundancy
 
@@ -23,18 +23,18 @@ LEVELS = 127.5  # of 255, for pixels in [-1, 1]
 @torch.no_grad()
 def tile_errors() -> list[dict[str, Any]]:
     """Levels of 255 between tiles and the whole: with the norms of the whole, and with every tile's own."""
-    vae: Any = AutoencoderKL.from_pretrained(BASE / "vae", torch_dtype=torch.float32).eval()
+    vae = load_part(BASE, "vae")
     pixels = render(sample_scenes(SCENES, seed=SEED), SIDE) * 2.0 - 1.0
     latents = torch.cat([vae.encode(picture).latent_dist.mode() for picture in pixels.split(1)])
-    whole = autoencoding.decode(vae, latents, memory=autoencoding.whole_gib(vae, (128, 128)), notes=[])
+    whole = bounded_memory.decode_in_parts(vae, latents, memory=bounded_memory.whole_gib(vae, (128, 128)), notes=[])
     rows = []
-    for tiles in autoencoding.TILES[1:]:
-        memory = autoencoding.whole_gib(vae, (tiles.tile, tiles.tile))
+    for tiles in bounded_memory.TILES[1:]:
+        memory = bounded_memory.whole_gib(vae, (tiles.tile, tiles.tile))
         for norms in ("of the whole", "of each tile"):
             # What users never get, for comparison: tiles without what they share.
-            own = patch.object(autoencoding, "normalised_like", lambda *_: nullcontext())
+            own = patch.object(bounded_memory, "normalised_like", lambda *_: nullcontext())
             with own if norms == "of each tile" else nullcontext():
-                error = (autoencoding.decode(vae, latents, memory=memory, notes=[]) - whole).abs() * LEVELS
+                error = (bounded_memory.decode_in_parts(vae, latents, memory=memory, notes=[]) - whole).abs() * LEVELS
             row = {"tile": tiles.tile, "norms": norms, "mean_levels": float(error.mean())}
             rows.append(row | {"largest_levels": float(error.max()), "work": _work(tiles, norms == "of the whole")})
     return rows + [_shrunk(vae, latents, whole, times) for times in SHRUNK]
@@ -52,7 +52,7 @@ def _shrunk(vae: Any, latents: torch.Tensor, whole: torch.Tensor, times: int) ->
     return row | {"largest_levels": float(error.max()), "work": 1.0 + 1.0 / times**2}
 
 
-def _work(tiles: autoencoding.Tiles, shares: bool) -> float:
+def _work(tiles: bounded_memory.Tiles, shares: bool) -> float:
     """Cells decoded for each cell of the picture; the shrunk whole is one tile more."""
     cells = 128 * 128
     return redundancy((128, 128), **tiles._asdict()) + (min(tiles.tile**2, cells // 2) / cells if shares else 0.0)

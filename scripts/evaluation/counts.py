@@ -15,6 +15,7 @@ from torch import Tensor
 from data.world.reader.readings import Reading, agreement, read
 from data.world.scenes import Scenes
 from seecoder.base_model.facts import prediction_type
+from seecoder.base_model.latents import encode_posterior
 
 ATTRIBUTES = ("shape", "hue", "texture", "background")
 
@@ -163,12 +164,7 @@ def denoising_losses(
 @torch.no_grad()
 def encode_latents(pipeline: Any, pixels: Tensor, batch_size: int = 64) -> Tensor:
     """Posterior means of pictures, scaled as the UNet expects; (N, 3, H, W) in [0, 1] -> (N, C, h, w)."""
-    vae = pipeline.vae
-    parts = [
-        vae.encode((2 * pixels[start : start + batch_size] - 1).to(vae.dtype)).latent_dist.mode().float()
-        for start in range(0, len(pixels), batch_size)
-    ]
-    return torch.cat(parts) * vae.config.scaling_factor
+    return torch.cat([encode_posterior(pipeline.vae, 2 * part - 1)[0] for part in pixels.split(batch_size)])
 
 
 def markdown_table(rows: dict[str, dict[str, float]], columns: Sequence[str]) -> str:

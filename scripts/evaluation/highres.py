@@ -19,6 +19,7 @@ from data.world.render import render
 from data.world.scenes import Scenes
 from scripts.evaluation.counts import Sampling, rates, sample_pictures
 from scripts.evaluation.detail import spectrum_distance
+from seecoder.base_model.latents import decode_pixels, encode_posterior
 from seecoder.sampling.methods.enlargement import resized
 from seecoder.sampling.recipe import NetworkMethod
 
@@ -129,12 +130,7 @@ def pictures_of(row: Row, pipeline: Any, scenes: Scenes, context: Tensor, sampli
 
 
 def _reconstructed(vae: Any, pixels: Tensor) -> Tensor:
-    latents = vae.encode((2 * pixels - 1).to(vae.dtype)).latent_dist.mode()
-    return _decoded(vae, latents)
-
-
-def _decoded(vae: Any, latents: Tensor) -> Tensor:
-    return vae.decode(latents).sample.float().clamp(-1, 1) / 2 + 0.5
+    return decode_pixels(vae, encode_posterior(vae, 2 * pixels - 1)[0])
 
 
 def _enlarged(pipeline: Any, context: Tensor, sampling: Sampling, size: tuple[int, int]) -> Tensor:
@@ -154,8 +150,7 @@ def _enlarged(pipeline: Any, context: Tensor, sampling: Sampling, size: tuple[in
             ).images
         )
     large = resized(torch.cat(latents).float(), (size[0] // cell, size[1] // cell))
-    scaled = (large / pipeline.vae.config.scaling_factor).to(pipeline.vae.dtype)
-    return torch.cat([_decoded(pipeline.vae, part) for part in scaled.split(sampling.batch_size)])
+    return torch.cat([decode_pixels(pipeline.vae, part) for part in large.split(sampling.batch_size)])
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from data.world.render import render
 from data.world.scenes import Scenes, sample_scenes
 from scripts.evaluation.counts import ATTRIBUTES, Sampling, markdown_table, read_rates, sample_pictures
 from seecoder import SeeCoderPipeline
+from seecoder.base_model.latents import decode_pixels, encode_posterior
 from seecoder.weights.atomic import atomic_path
 
 COLUMNS = ("count", *ATTRIBUTES, "all", "objects", "specks", "horizons", "corr_center_y", "corr_center_x", "corr_size")
@@ -34,7 +35,7 @@ def reconstruction(pipeline: Any, scenes: Scenes, side: int) -> dict[str, float]
     vae, squared_errors, outputs = pipeline.vae, [], []
     for part in scenes.split(32):
         pixels = render(part, side)
-        output = vae.decode(vae.encode(2 * pixels - 1).latent_dist.mode()).sample.clamp(-1, 1) / 2 + 0.5
+        output = decode_pixels(vae, encode_posterior(vae, 2 * pixels - 1)[0])
         squared_errors.append((output - pixels).square().flatten(1).mean(1))
         outputs.append(output)
     psnr = -10 * torch.cat(squared_errors).log10().mean()

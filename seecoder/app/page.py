@@ -17,7 +17,7 @@ import torch
 
 from seecoder.encoder.context import ImageSet
 from seecoder.images.loading import ENCODED_SIZE
-from seecoder.pipelines.autoencoding import AUTOENCODER_MEMORY
+from seecoder.pipelines.bounded_memory import AUTOENCODER_MEMORY
 
 logger = logging.getLogger(__name__)
 

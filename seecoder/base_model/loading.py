@@ -14,80 +14,72 @@ from diffusers import ConfigMixin, ModelMixin, SchedulerMixin
 
 from seecoder.weights.safetensors_files import WeightsError
 
-__all__ = ["load_config", "load_model", "load_part", "load_scheduler"]
-
 Model = TypeVar("Model", bound=ModelMixin)
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
 # Only these classes are ever built from a name in a file.
-_VAES = ("AutoencoderKL", "AutoencoderTiny", "AsymmetricAutoencoderKL", "VQModel")
-
-
-class _ModelConfig(ConfigMixin):
-    config_name = "config.json"
-
-
-class _SchedulerConfig(ConfigMixin):
-    config_name = "scheduler_config.json"
-
-
-class _PipelineConfig(ConfigMixin):
-    config_name = "model_index.json"
+_CLASSES = {
+    "unet": ("UNet2DConditionModel",),
+    "controlnet": ("ControlNetModel",),
+    "vae": ("AutoencoderKL", "AutoencoderTiny", "AsymmetricAutoencoderKL", "VQModel"),
+}
+_CONFIG_NAMES = {"pipeline": "model_index.json", "scheduler": "scheduler_config.json"}
+_PICKLES = ("*.bin", "*.ckpt", "*.pt", "*.pth")
 
 
 def load_config(base: str | os.PathLike, part: str, *, at_top: bool = False, **hub: Any) -> dict[str, Any]:
     """Read the configuration of one part of a diffusers folder or repository.
 
     Args:
-        base: a folder, or a repository on the Hub.
+        base: A folder, or a repository on the Hub.
         part: `unet`, `vae`, `scheduler`, `controlnet`, or `pipeline` for the index.
-        at_top: the part is `base` itself, not a sub-folder of it; the index always is.
+        at_top: The part is `base` itself, not a sub-folder of it; the index always is.
         hub: `revision`, `token`, `cache_dir`, `local_files_only`.
 
     Returns:
         The configuration as a dictionary; its class is under `_class_name`.
 
     Raises:
-        FileNotFoundError: no such folder, repository or part.
+        FileNotFoundError: There is no such folder, repository or part.
     """
-    reader = {"pipeline": _PipelineConfig, "scheduler": _SchedulerConfig}.get(part, _ModelConfig)
+    name = _CONFIG_NAMES.get(part, "config.json")
     folder = None if at_top or part == "pipeline" else part
     if Path(base).is_dir() and not (Path(base) / (folder or "")).is_dir():
         raise FileNotFoundError(
-            f"`{base}` has no `{folder}/`; expected a diffusers folder with unet/, vae/ and scheduler/."
+            f"`base`={base} has no `{folder}/`; give a diffusers folder with unet/, vae/ and scheduler/."
         )
     if not Path(base).is_dir() and not _may_be_repository(base):
-        raise FileNotFoundError(f"`{base}` is neither a folder nor the name of a repository.")
+        raise FileNotFoundError(f"`base`={base} does not exist; give a folder, or the name of a repository.")
+    reader: Any = type("_Reader", (ConfigMixin,), {"config_name": name})
     try:
         config = reader.load_config(os.fspath(base), subfolder=folder, **hub)
     except (OSError, ValueError) as error:
-        name = f"{folder}/{reader.config_name}" if folder else reader.config_name
-        raise FileNotFoundError(f"`{base}` has no readable {name}: {first_line(error)}") from error
+        where = f"{folder}/{name}" if folder else name
+        raise FileNotFoundError(f"`base`={base} has no readable {where}; {_first_line(error)}") from error
     return dict(config if isinstance(config, dict) else config[0])
 
 
 def load_model(
-    cls: type[Model],
-    base: str | os.PathLike,
-    part: str | None,
-    dtype: torch.dtype | None = None,
-    **hub: Any,
+    cls: type[Model], base: str | os.PathLike, part: str | None, dtype: torch.dtype | None = None, **hub: Any
 ) -> Model:
     """Load a model, or say exactly what is wrong with its weights.
 
     Args:
-        cls: the diffusers class.
-        base: a folder, or a repository on the Hub.
-        part: the sub-folder, or None for `base` itself.
-        dtype: what to load the weights as; None for float32.
+        cls: The class, one of diffusers' or made like these.
+        base: A folder, or a repository on the Hub.
+        part: The sub-folder, or None for `base` itself.
+        dtype: What to load the weights as; None for float32.
         hub: `variant`, `revision`, `token`, `cache_dir`, `local_files_only`.
 
     Returns:
         The model in evaluation mode.
 
     Raises:
-        FileNotFoundError: no configuration, or no safetensors file.
-        WeightsError: weights are missing, left over, mis-shaped, or the file is damaged.
+        FileNotFoundError: There is no configuration, or no safetensors file.
+        WeightsError: Weights are missing, left over, mis-shaped, or the file is damaged.
     """
+    check_pickles(base, part)
     source = f"{base}/{part}" if part else os.fspath(base)
     try:
         loaded: Any = cls.from_pretrained(
@@ -100,9 +92,9 @@ def load_model(
         )
         model, report = loaded
     except OSError as error:
-        raise FileNotFoundError(f"`{source}`: {first_line(error)} Only safetensors files are read.") from error
+        raise FileNotFoundError(f"`{source}`: {_first_line(error)} Only safetensors files are read.") from error
     except (ValueError, RuntimeError, KeyError) as error:
-        raise WeightsError(f"`{source}` does not fit {cls.__name__}: {first_line(error)}") from error
+        raise WeightsError(f"`{source}` does not fit {cls.__name__}: {_first_line(error)}") from error
     for kind, meaning in (
         ("missing", "are missing from"),
         ("unexpected", "are unknown in"),
@@ -110,34 +102,38 @@ def load_model(
     ):
         keys = sorted(str(key) for key in report[f"{kind}_keys"])
         if keys:
-            shown = ", ".join(keys[:3])
-            raise WeightsError(f"{len(keys)} weights {meaning} `{source}` for {cls.__name__} (first: {shown}).")
+            first = ", ".join(keys[:3])
+            raise WeightsError(f"{len(keys)} weights {meaning} `{source}` for {cls.__name__} (first: {first}).")
     return model.eval()
 
 
-def load_scheduler(base: str | os.PathLike, **hub: Any) -> Any:
-    """Load the scheduler that a base was made for.
+def check_pickles(base: str | os.PathLike, part: str | None) -> None:
+    """Refuse a folder whose weights are pickles only; nothing is read, so that a plan can ask.
 
     Args:
-        base: a folder, or a repository on the Hub.
-        hub: `revision`, `token`, `cache_dir`, `local_files_only`.
+        base: A folder; of a repository nothing is known before it is read.
+        part: The sub-folder, or None for `base` itself.
 
     Raises:
-        FileNotFoundError: no `scheduler/`.
-        ValueError: its class is not a scheduler of diffusers.
+        FileNotFoundError: There are pickles and no safetensors file.
     """
-    config = load_config(base, "scheduler", **hub)
-    return scheduler_class(str(config.get("_class_name"))).from_config(config)
+    folder = Path(base) / (part or "")
+    pickles = [path.name for pattern in _PICKLES for path in sorted(folder.glob(pattern))]
+    if pickles and not any(folder.glob("*.safetensors")):
+        raise FileNotFoundError(
+            f"`{folder}` has no safetensors file, and {pickles[0]} is a pickle. Only safetensors files are read; save "
+            "the weights as such with diffusers."
+        )
 
 
 def scheduler_class(name: str) -> Any:
     """Find a scheduler of diffusers by the name of its class.
 
     Args:
-        name: such as "DDIMScheduler"; nothing outside diffusers' schedulers is ever looked up.
+        name: Such as "DDIMScheduler"; nothing outside diffusers' schedulers is ever looked up.
 
     Raises:
-        ValueError: there is no such scheduler.
+        ValueError: There is no such scheduler.
     """
     found = getattr(diffusers, name, None) if name.endswith("Scheduler") else None
     if not (isinstance(found, type) and issubclass(found, SchedulerMixin)):
@@ -151,25 +147,48 @@ def load_part(
     """Load `unet`, `vae`, `scheduler` or `controlnet` of a folder, each strictly, by the class its configuration names.
 
     Args:
-        base: a folder, or a repository on the Hub.
-        part: the name of the sub-folder.
-        dtype: what to load weights as; None for float32.
-        at_top: the part is `base` itself, not a sub-folder of it.
+        base: A folder, or a repository on the Hub.
+        part: The name of the sub-folder.
+        dtype: What to load weights as; None for float32.
+        at_top: The part is `base` itself, not a sub-folder of it.
         hub: `variant`, `revision`, `token`, `cache_dir`, `local_files_only`.
 
     Raises:
-        FileNotFoundError: the part, or its weights, are not there.
-        ValueError: the configuration names a class that does not belong there.
-        WeightsError: the weights do not fit.
+        FileNotFoundError: The part, or its weights, are not there.
+        ValueError: The configuration names a class that does not belong there.
+        WeightsError: The weights do not fit.
     """
     variant = hub.pop("variant", None)
+    config = load_config(base, part, at_top=at_top, **hub)
+    name = str(config.get("_class_name"))
     if part == "scheduler":
-        return load_scheduler(base, **hub)
-    name = str(load_config(base, part, at_top=at_top, **hub).get("_class_name"))
-    accepted = {"unet": ("UNet2DConditionModel",), "controlnet": ("ControlNetModel",), "vae": _VAES}[part]
-    if name not in accepted:
-        raise ValueError(f"`{base}/{part}` holds a {name}; expected {' or '.join(accepted)}.")
+        return scheduler_class(name).from_config(config)
+    if name not in _CLASSES[part]:
+        raise ValueError(f"`{base}/{part}` holds a {name}; expected {' or '.join(_CLASSES[part])}.")
     return load_model(getattr(diffusers, name), base, None if at_top else part, dtype, variant=variant, **hub)
+
+
+def load_frozen(base: str | os.PathLike, part: str, dtype: str, *, at_top: bool = False) -> Any:
+    """Load a part that training needs and never changes, in the memory layout in which convolutions are fastest.
+
+    Args:
+        base: A folder, or a repository on the Hub.
+        part: `unet` or `vae`.
+        dtype: A key of `DTYPES`.
+        at_top: The part is `base` itself, not a sub-folder of it.
+
+    Returns:
+        The network, which asks for no gradients; on the CPU.
+
+    Raises:
+        FileNotFoundError: The part, or its weights, are not there.
+        ValueError: The configuration names another class, or an autoencoder without the posterior that training needs.
+        WeightsError: The weights do not fit.
+    """
+    network = load_part(base, part, DTYPES[dtype], at_top=at_top)
+    if part == "vae" and not isinstance(network, diffusers.AutoencoderKL):
+        raise ValueError(f"`{base}/{part}` holds a {type(network).__name__}; training needs an AutoencoderKL.")
+    return network.requires_grad_(False).to(memory_format=torch.channels_last)
 
 
 def _may_be_repository(name: str | os.PathLike) -> bool:
@@ -177,7 +196,6 @@ def _may_be_repository(name: str | os.PathLike) -> bool:
     return isinstance(name, str) and text.count("/") <= 1 and not text.startswith((".", "/", "~"))
 
 
-def first_line(error: BaseException) -> str:
-    """Shorten an error of a library to its first line."""
+def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0]

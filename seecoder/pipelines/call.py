@@ -9,10 +9,10 @@ from torch.nn import functional
 
 from seecoder.base_model.facts import native_size
 from seecoder.images.loading import load_image
+from seecoder.pipelines.autoencoding import decode_latents, in_float32, vae_decoder, vae_encoder
 from seecoder.pipelines.conditioning import condition
-from seecoder.pipelines.decoding import decode_latents, in_float32
 from seecoder.pipelines.inputs import check_numbers, check_size, check_tensors
-from seecoder.pipelines.networks import HalvedOnDemand, control_residuals, decoder_of, encoder_of, unet_denoiser
+from seecoder.pipelines.networks import HalvedOnDemand, control_residuals, unet_denoiser
 from seecoder.pipelines.output import SeeCoderPipelineOutput
 from seecoder.pipelines.request import CALLBACK_TENSORS, Conditioning, Request
 from seecoder.sampling import Control, Progress, StageEnd, sample
@@ -104,7 +104,7 @@ def _sample(
     control, controlnet = _control(pipe, request, shape[0])
     notes: list[str] = []
     size = (shape[2] * pipe.vae_scale_factor, shape[3] * pipe.vae_scale_factor)
-    encoder = encoder_of(pipe.vae, request.autoencoder_memory, notes)
+    encoder = vae_encoder(pipe.vae, request.autoencoder_memory, notes)
     start = None if request.start_image is None else _start_latents(pipe, request.start_image, size, encoder)
     with pipe.progress_bar(total=request.num_inference_steps) as bar:
         watch = _Watch(pipe, request, conditioning, bar)
@@ -126,7 +126,7 @@ def _sample(
                 image_latents=start,
                 added_conditions=pipe.added_conditions(request, conditioning, size),
                 control=control,
-                decoder=decoder_of(pipe.vae, request.autoencoder_memory, notes, native),
+                decoder=vae_decoder(pipe.vae, request.autoencoder_memory, notes, native),
                 encoder=encoder,
                 unet=pipe.unet,
                 view_batch_size=request.view_batch_size,

@@ -1,19 +1,14 @@
-"""The UNet, the ControlNet and the VAE as the plain callables that the sampling engine works with."""
+"""The UNet and the ControlNet as the plain callables that the sampling engine works with."""
 
 import logging
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch.utils.checkpoint import checkpoint
 
-from seecoder.pipelines.autoencoding import decode, encode, is_out_of_memory
-from seecoder.pipelines.decoding import unscale_latents
+from seecoder.pipelines.bounded_memory import is_out_of_memory
 
 logger = logging.getLogger(__name__)
-
-__all__ = ["HalvedOnDemand", "control_residuals", "decoder_of", "encoder_of", "unet_denoiser"]
 
 
 class HalvedOnDemand:
@@ -60,8 +55,7 @@ class HalvedOnDemand:
                 if size == 1:
                     raise RuntimeError(
                         f"no memory left for one row of {tuple(latents.shape[1:])} in the {self._name}. Ask for a "
-                        f"smaller "
-                        "size, or sample in windows (`method=MultiDiffusion()`)."
+                        "smaller size, or sample in windows (`method=MultiDiffusion()`)."
                     ) from error
             # Outside the handler, whose traceback would keep the failed attempt's tensors alive.
             self._halve(size)
@@ -148,50 +142,3 @@ def control_residuals(
         return {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
 
     return residuals
-
-
-def decoder_of(
-    vae: Any, memory: float, notes: list[str], native: tuple[int, int]
-) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Make the engine's decoder of a VAE: latents as the UNet sees them to pixels in about [-1, 1].
-
-    Args:
-        vae: a diffusers autoencoder.
-        memory: GiB that it may take; see `autoencoding`.
-        notes: what was done in tiles or anew is said here.
-        native: (height, width) of the UNet's training in cells. Windows up to this size are decoded as a whole, with
-            gradients one at a time: `SyncDiffusion` compares those that have them with one that has none.
-    """
-
-    def whole(part: torch.Tensor) -> torch.Tensor:
-        return vae.decode(part, return_dict=False)[0]
-
-    def call(latents: torch.Tensor) -> torch.Tensor:
-        given = unscale_latents(vae, latents).to(vae.dtype)
-        if given.requires_grad:
-            parts = [checkpoint(whole, part, use_reentrant=False) for part in given.split(1)]
-            return torch.cat(parts).to(latents.dtype)
-        is_native = all(side <= most for side, most in zip(given.shape[-2:], native, strict=True))
-        return decode(vae, given, memory=math.inf if is_native else memory, notes=notes).to(latents.dtype)
-
-    return call
-
-
-def encoder_of(vae: Any, memory: float, notes: list[str]) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Make the engine's encoder of a VAE: pixels in [-1, 1] to the mode of the latents as the UNet sees them.
-
-    Args:
-        vae: a diffusers autoencoder.
-        memory: GiB that it may take.
-        notes: what was done in tiles or anew is said here.
-    """
-
-    def call(pixels: torch.Tensor) -> torch.Tensor:
-        latents = encode(vae, pixels.to(vae.dtype), memory=memory, notes=notes)
-        mean, deviation = getattr(vae.config, "latents_mean", None), getattr(vae.config, "latents_std", None)
-        if mean is not None and deviation is not None:
-            shape = (1, len(mean), 1, 1)
-            latents = (latents - latents.new_tensor(mean).view(shape)) / latents.new_tensor(deviation).view(shape)
-        return (latents * vae.config.scaling_factor).to(pixels.dtype)
-
-    return call

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from seecoder.images.loading import ENCODED_SIZE
-from seecoder.pipelines.autoencoding import AUTOENCODER_MEMORY
+from seecoder.pipelines.bounded_memory import AUTOENCODER_MEMORY
 
 __all__ = ["CALLBACK_TENSORS", "Conditioning", "Request"]
 

@@ -10,8 +10,8 @@ from diffusers.loaders import StableDiffusionLoraLoaderMixin
 from seecoder.base_model.facts import family
 from seecoder.encoder.model import SeeCoder
 from seecoder.images.loading import ENCODED_SIZE
-from seecoder.pipelines.autoencoding import AUTOENCODER_MEMORY
 from seecoder.pipelines.base import ContextPipeline
+from seecoder.pipelines.bounded_memory import AUTOENCODER_MEMORY
 from seecoder.pipelines.conditioning import encode_pictures
 from seecoder.pipelines.output import SeeCoderPipelineOutput
 from seecoder.pipelines.request import Generators, Request

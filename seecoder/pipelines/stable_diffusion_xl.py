@@ -18,11 +18,12 @@ import torch
 from diffusers import AutoencoderKL, ControlNetModel, SchedulerMixin, UNet2DConditionModel
 from diffusers.loaders import StableDiffusionXLLoraLoaderMixin
 
+from seecoder.base_model.added_conditions import added_conditions
 from seecoder.base_model.facts import pooled_width
 from seecoder.encoder.model import SeeCoder
 from seecoder.images.loading import ENCODED_SIZE
-from seecoder.pipelines.autoencoding import AUTOENCODER_MEMORY
 from seecoder.pipelines.base import ContextPipeline
+from seecoder.pipelines.bounded_memory import AUTOENCODER_MEMORY
 from seecoder.pipelines.conditioning import encode_pictures
 from seecoder.pipelines.output import SeeCoderPipelineOutput
 from seecoder.pipelines.request import Conditioning, Generators, Request
@@ -208,8 +209,7 @@ class SeeCoderXLPipeline(ContextPipeline, StableDiffusionXLLoraLoaderMixin):
         def conditions(view: View, branch: str, latent_size: Size) -> Mapping[str, Any]:
             is_window = view.row_stride == view.column_stride == 1
             corner = (top + view.top * cell, left + view.left * cell) if is_window else (top, left)
-            time_ids = pooled.new_tensor([[*original, *corner, *target]])
-            return {"added_cond_kwargs": {"text_embeds": vectors[branch], "time_ids": time_ids}}
+            return added_conditions(vectors[branch], original, corner, target)
 
         return conditions
 

@@ -61,7 +61,7 @@ def members(folder: Path) -> Iterator[dict[str, bytes]]:
 
 
 def source(base: Path) -> tuple[Any, MomentsSource]:
-    vae = cache.load_autoencoder(str(base), torch.float32, "cpu")
+    vae = cache.load_autoencoder(str(base), "float32", "cpu")
     return vae, MomentsSource.of(vae, SIZE)
 
 
@@ -201,7 +201,7 @@ def test_doubled_and_odd_keys_stay_apart(base, run, make_picture, tmp_path):
         (("--size", "9"), "multiple of 2"),
         (("--batch-size", "0"), "`batch_size`=0"),
         (("--device", "nowhere"), "`device`=nowhere"),
-        (("--base", "no/such/base"), "vae/config.json"),
+        (("--base", "no/such/base"), "`base`=no/such/base does not exist"),
         (("--max-bad-rate", "2"), "`max_bad_rate`"),
     ],
 )

@@ -113,10 +113,10 @@ def test_a_base_that_cannot_be_reached_is_named(settings, fit, capsys, monkeypat
     def unreachable(*_, **__):
         raise OSError("We couldn't connect") from TimeoutError("[Errno -2]")
 
-    monkeypatch.setattr("train.stages.frozen_base.AutoencoderKL.from_pretrained", unreachable)
+    monkeypatch.setattr("diffusers.ConfigMixin.load_config", unreachable)
     assert fit(settings(**{"stage.init_args.base": "owner/name"})) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "`base`=owner/name could not be loaded (We couldn't connect)" in line
+    assert "`base`=owner/name has no readable vae/config.json; We couldn't connect" in line
 
 
 def test_a_gpu_that_is_not_there_is_one_line(settings, fit, capsys, monkeypatch, tmp_path):
@@ -198,7 +198,7 @@ def test_a_readers_traceback_is_left_out(capsys):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_while_weights_are_loaded_ends_with_143(settings, fit, monkeypatch, tmp_path, number):
     before = signal.getsignal(number)
-    monkeypatch.setattr("train.stages.seecoder.load_base", lambda *_: os.kill(os.getpid(), number))
+    monkeypatch.setattr("train.stages.seecoder.load_frozen", lambda *_: os.kill(os.getpid(), number))
     assert fit(settings()) == 143
     assert signal.getsignal(number) == before
     assert not (tmp_path / "run").exists()

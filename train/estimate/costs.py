@@ -21,9 +21,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from data.shards.caching.moments import encode_moments
+from seecoder.base_model.added_conditions import added_conditions
+from seecoder.base_model.loading import DTYPES
 from seecoder.encoder.model import SeeCoder
 from train.estimate.known_bases import BaseSizes
-from train.stages.frozen_base import DTYPES, encode_moments, size_condition
 
 _LOW, _FULL = torch.bfloat16, torch.float32
 _AUTOCAST = {"linear": _LOW, "conv2d": _LOW, "layer_norm": _FULL, "group_norm": _FULL}
@@ -182,7 +184,7 @@ def count_costs(
         sizes: The base.
         image_size: Height and width of the picture.
         mixed: Autocast of the trained parts to 16 bits.
-        frozen_dtype: Dtype of UNet and backbone, a key of `train.stages.frozen_base.DTYPES`.
+        frozen_dtype: Dtype of UNet and backbone, a key of `seecoder.base_model.loading.DTYPES`.
         vae_dtype: Dtype of the autoencoder.
         gradient_checkpointing: "encoder", "unet": what recomputes activations.
         cached_latents: Share of pictures whose latents come from the shards; the autoencoder does not run for them.
@@ -273,7 +275,7 @@ def _run(
                 encode_moments(vae, pixels)
         with counter.counting("unet forward"):
             pooled = None if output.pooled is None else output.pooled.to(unet.dtype)
-            extra = size_condition(unet, pooled, size, size)
+            extra = {} if pooled is None else added_conditions(pooled, (size, size), (0, 0), (size, size))
             context = output.context.to(unet.dtype)
             predicted = unet(noisy, times, encoder_hidden_states=context, **extra).sample.float()
             loss = predicted.square().mean()

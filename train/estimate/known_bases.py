@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from seecoder.base_model.facts import pixels_per_cell, pooled_width
+from seecoder.base_model.loading import check_pickles
 
 _CROSS, _PLAIN = "CrossAttnDownBlock2D", "DownBlock2D"
 _UP_CROSS, _UP_PLAIN = "CrossAttnUpBlock2D", "UpBlock2D"
@@ -77,10 +78,13 @@ def base_sizes(source: str) -> BaseSizes | None:
     """Sizes of a base by its folder, or by its repository's name; None for a repository that is not known.
 
     Raises:
-        FileNotFoundError: `source` is a folder without the configurations, or a path that does not exist.
+        FileNotFoundError: `source` is a folder without the configurations, or with pickles for weights, or a path that
+            does not exist.
     """
     folder = Path(source)
     if folder.is_dir() or source.count("/") != 1:
+        for part in ("unet", "vae"):
+            check_pickles(folder, part)
         try:
             unet, vae = (json.loads((folder / part / "config.json").read_text()) for part in ("unet", "vae"))
         except OSError as error:

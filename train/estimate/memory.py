@@ -57,7 +57,7 @@ def device_memory(costs: Costs, run: RunSettings, options: Mapping[str, Any], ba
         options: Arguments of `train.stages.seecoder.SeeCoderStage`.
         batch_size: Pictures of a micro-batch.
     """
-    from train.stages.frozen_base import DTYPES
+    from seecoder.base_model.loading import DTYPES
 
     frozen = DTYPES[options.get("frozen_dtype", "float32")].itemsize * (costs.frozen["backbone"] + costs.frozen["unet"])
     frozen += DTYPES[options.get("vae_dtype", "float32")].itemsize * costs.frozen["vae"] + 4 * costs.frozen["encoder"]

@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL
 from torch import Tensor
 
+from seecoder.base_model.latents import encode_posterior
+from seecoder.base_model.loading import load_frozen
 from train.sources.world_data import WorldPictures, chunks, scenes_to_dict, to_model_range
 
 
@@ -47,10 +48,9 @@ class WorldLatents(WorldPictures):
         super().setup(stage)
         assert self.pixels is not None
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        vae: Any = AutoencoderKL.from_pretrained(self.vae_folder, torch_dtype=torch.float32)
-        vae.to(device).to(memory_format=torch.channels_last)
-        self.mean, self.std = encode_posterior(vae, self.pixels)
-        self.held_out_mean, self.held_out_std = encode_posterior(vae, self.held_out_pixels)
+        vae = load_frozen(self.vae_folder, "vae", "float32", at_top=True).to(device)
+        self.mean, self.std = encode_in_half(vae, self.pixels)
+        self.held_out_mean, self.held_out_std = encode_in_half(vae, self.held_out_pixels)
 
     def batch(self, keys: Tensor) -> dict[str, Any]:
         """Take samples by their keys."""
@@ -63,24 +63,21 @@ class WorldLatents(WorldPictures):
         }
 
 
-@torch.no_grad()
-def encode_posterior(vae: Any, pixels: Tensor, batch_size: int = 64) -> tuple[Tensor, Tensor]:
+def encode_in_half(vae: Any, pixels: Tensor, batch_size: int = 64) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of the scaled latent.
 
     Args:
-        vae: A frozen autoencoder with `scaling_factor` in its config.
+        vae: A frozen autoencoder.
         pixels: (N, 3, H, W) uint8.
         batch_size: Pictures encoded at once.
 
     Returns:
         Two (N, C, h, w) float16 tensors on the CPU.
     """
-    vae.eval().requires_grad_(False)
     means, stds = [], []
     with torch.autocast(vae.device.type, dtype=torch.bfloat16, enabled=vae.device.type == "cuda"):
         for part in chunks(len(pixels), batch_size):
             inputs = to_model_range(pixels[part]).to(vae.device).contiguous(memory_format=torch.channels_last)
-            posterior = vae.encode(inputs).latent_dist
-            means.append((posterior.mean.float() * vae.config.scaling_factor).half().cpu().contiguous())
-            stds.append((posterior.std.float() * vae.config.scaling_factor).half().cpu().contiguous())
+            for column, values in zip((means, stds), encode_posterior(vae, inputs), strict=True):
+                column.append(values.half().cpu().contiguous())
     return torch.cat(means), torch.cat(stds)

@@ -15,6 +15,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
+from seecoder.base_model.loading import load_part
 from seecoder.weights.atomic import atomic_directory
 from train.settings import EmaSettings, GuardSettings, OptimizerSettings
 from train.sources.world_data import chunks, to_model_range
@@ -228,7 +229,7 @@ def check_autoencoder(vae: Any, pixels: Tensor, folder: Path, tolerance: float =
     Raises:
         RuntimeError: Pictures differ by more than `tolerance` of the range on average, or the spread by 2 %.
     """
-    written: Any = AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32)
+    written = load_part(folder, "vae", at_top=True)
     spread = latent_std(written, pixels) * written.config.scaling_factor
     if not abs(spread - 1) <= 0.02:
         raise RuntimeError(f"Scaled latents of {folder} have a standard deviation of {spread:.3g}, not 1.")

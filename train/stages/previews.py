@@ -9,8 +9,10 @@ from diffusers import DDIMScheduler
 from PIL import Image
 from torch import Tensor
 
+from seecoder.base_model.added_conditions import added_conditions
+from seecoder.base_model.facts import pixels_per_cell
+from seecoder.base_model.latents import decode_pixels
 from seecoder.weights.atomic import atomic_path
-from train.stages.frozen_base import decode_latents, size_condition
 from train.stages.noise import normal
 
 _GAP = 4  # pixels between pictures
@@ -93,15 +95,17 @@ def sample(stage: Any, context: Tensor, pooled: Tensor | None, keys: Tensor, hei
     """
     scheduler: Any = DDIMScheduler.from_config(dict(stage.scheduler_config))
     scheduler.set_timesteps(stage.preview.steps, device=context.device)
-    factor = 2 ** (len(stage.vae.config["block_out_channels"]) - 1)
+    factor = pixels_per_cell(stage.vae)
     shape = (stage.unet.config["in_channels"], height // factor, width // factor)
     latents = normal(stage.seed, "preview", keys, shape).to(context.device)
     dtype, scale = stage.unet.dtype, stage.preview.guidance_scale
     both = torch.cat([torch.zeros_like(context), context]).to(dtype)
-    pooled = None if pooled is None else torch.cat([torch.zeros_like(pooled), pooled]).to(dtype)
-    extra = size_condition(stage.unet, pooled, height, width)
+    extra: dict[str, Any] = {}
+    if pooled is not None:
+        pooled = torch.cat([torch.zeros_like(pooled), pooled]).to(dtype)
+        extra = added_conditions(pooled, (height, width), (0, 0), (height, width))
     for time in scheduler.timesteps:
         inputs = torch.cat([latents, latents]).to(dtype)
         none, own = stage.unet(inputs, time, encoder_hidden_states=both, **extra).sample.float().chunk(2)
         latents = scheduler.step(none + scale * (own - none), time, latents).prev_sample
-    return decode_latents(stage.vae, latents)
+    return decode_pixels(stage.vae, latents)

@@ -13,8 +13,10 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from data.shards.caching.maps import MAPS_CACHED, MapsSource, map_column
-from data.shards.caching.moments import CACHED, MEAN, STD, MomentsSource
+from data.shards.caching.moments import CACHED, MEAN, STD, MomentsSource, encode_moments
+from seecoder.base_model.added_conditions import added_conditions
 from seecoder.base_model.facts import check_widths
+from seecoder.base_model.loading import load_config, load_frozen
 from seecoder.weights.atomic import atomic_directory
 from seecoder.weights.digests import tensors_sha256
 from train.settings import EmaSettings, GuardSettings, OptimizerSettings
@@ -25,7 +27,6 @@ from train.stages.encoder_weights import (
     load_trained,
     seeded_encoder,
 )
-from train.stages.frozen_base import encode_moments, load_base, size_condition
 from train.stages.noise import normal, timesteps, uniform
 from train.stages.noise_schedule import NoiseSchedule
 from train.stages.previews import Preview, score_previews, write_sheet
@@ -101,10 +102,9 @@ class SeeCoderStage(Stage):
                 "`gradient_checkpointing`=auto is chosen by `python -m train fit`; name the parts: (), "
                 '("encoder",) or ("encoder", "unet").'
             )
-        loaded = load_base(base, frozen_dtype, vae_dtype)
-        self.vae, self.unet = loaded.vae, loaded.unet
-        self.schedule = NoiseSchedule(loaded.scheduler_config)
-        self.scheduler_config = loaded.scheduler_config
+        self.vae, self.unet = load_frozen(base, "vae", vae_dtype), load_frozen(base, "unet", frozen_dtype)
+        self.scheduler_config = load_config(base, "scheduler")
+        self.schedule = NoiseSchedule(self.scheduler_config)
         self.encoder = seeded_encoder(encoder, seed, position_gain)
         check_widths(self.unet, self.encoder.config["context_dim"], self.encoder.config["pooled_dim"])
         self.backbone_source = backbone_weights or ""
@@ -211,7 +211,8 @@ class SeeCoderStage(Stage):
         times = times.to(device)
         noisy = self.schedule.add_noise(latents, noise, times).contiguous(memory_format=torch.channels_last)
         dtype = self.unet.dtype
-        extra = size_condition(self.unet, None if pooled is None else pooled.to(dtype), *batch["pixels"].shape[-2:])
+        size = batch["pixels"].shape[-2:]  # of pictures that are neither cut nor scaled for an SDXL base
+        extra = {} if pooled is None else added_conditions(pooled.to(dtype), size, (0, 0), size)
         output = self.unet(noisy.to(dtype), times, encoder_hidden_states=context.to(dtype), **extra).sample.float()
         target = self.schedule.target(latents, noise, times)
         return (output - target).square().flatten(1).mean(1), times

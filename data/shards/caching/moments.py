@@ -23,6 +23,7 @@ from data.shards.caching.tensor_members import get_tensor, pack_tensors, unpack_
 from data.shards.manifest import ShardSet
 from data.shards.reading.square_image import SquareImage
 from seecoder.base_model.facts import pixels_per_cell
+from seecoder.base_model.latents import encode_posterior
 from seecoder.weights.digests import tensors_sha256
 from seecoder.weights.safetensors_files import WeightsError
 
@@ -46,6 +47,7 @@ _ENCODER_CONFIG = (
     "scaling_factor",
     "shift_factor",
 )
+_STATISTICS = ("latents_mean", "latents_std")
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,8 @@ def autoencoder_sha256(vae: Any) -> str:
     """Digest of the encoding half of an autoencoder: weights (as float32) and the part of its config that matters."""
     weights = {key: value.float() for key, value in vae.state_dict().items() if key.startswith(_ENCODER_PARTS)}
     config = {name: vae.config.get(name) for name in _ENCODER_CONFIG} | {"class": type(vae).__name__}
+    # Left out where they are null, so that the digest of a cache made before they counted is still the same.
+    config |= {name: vae.config[name] for name in _STATISTICS if vae.config.get(name) is not None}
     return hashlib.sha256(f"{tensors_sha256(weights)}\n{json.dumps(config, sort_keys=True)}".encode()).hexdigest()
 
 
@@ -107,10 +111,7 @@ def encode_moments(vae: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         Two (N, C, h, w) float32 tensors.
     """
-    inputs = (pixels * 2 - 1).to(vae.dtype).contiguous(memory_format=torch.channels_last)
-    posterior = vae.encode(inputs).latent_dist
-    shift, scale = vae.config.get("shift_factor") or 0.0, vae.config["scaling_factor"]
-    return (posterior.mean.float() - shift) * scale, posterior.std.float() * scale
+    return encode_posterior(vae, (pixels * 2 - 1).to(vae.dtype).contiguous(memory_format=torch.channels_last))
 
 
 def pack_moments(moments: Mapping[str, Tensor], source: MomentsSource) -> bytes:

@@ -46,7 +46,7 @@ def test_offloading_gives_the_same_picture(pipe, picture):
 def test_a_real_lack_of_memory_ends_in_tiles(pipe, picture):
     pipe.to("cuda")
     latents = torch.randn(1, 4, 512, 512, device="cuda")
-    from seecoder.pipelines.decoding import decode_latents
+    from seecoder.pipelines.autoencoding import decode_latents
 
     torch.cuda.reset_peak_memory_stats()
     whole, notes = decode_latents(pipe.vae, latents)

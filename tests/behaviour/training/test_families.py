@@ -8,7 +8,6 @@ import torch
 from train.cli import build_parser
 from train.estimate.known_bases import base_sizes
 from train.settings import OptimizerSettings
-from train.stages.frozen_base import size_condition
 from train.stages.seecoder import SeeCoderStage
 
 POOLED = {"stage.init_args.encoder.pooled_dim": 24}
@@ -51,14 +50,6 @@ def test_the_pooled_vector_gets_its_gradient_and_is_exchanged_with_the_context(x
     weight = stage.encoder.pooled_projection.weight
     assert weight.grad is not None
     assert float(weight.grad.abs().max()) > 0
-
-
-def test_time_ids_are_exact_in_any_precision():
-    unet = type("Unet", (), {"config": {"addition_embed_type": "text_time"}})
-    for dtype in (torch.float32, torch.bfloat16):
-        ids = size_condition(unet, torch.zeros(2, 4, dtype=dtype), 1023, 769)["added_cond_kwargs"]["time_ids"]
-        assert ids.tolist() == [[1023, 769, 0, 0, 1023, 769]] * 2
-    assert size_condition(type("Unet", (), {"config": {}}), None, 64, 64) == {}
 
 
 @pytest.mark.parametrize(("pooled", "base_name"), [(None, "xl_base"), (23, "xl_base"), (24, "base")])

@@ -4,11 +4,11 @@ import shutil
 
 import pytest
 import torch
-from diffusers import DiffusionPipeline, StableDiffusionPipeline
+from diffusers import AutoencoderTiny, DiffusionPipeline, StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 
 from seecoder import SeeCoderPipeline, SeeCoderXLPipeline
-from seecoder.base_model.loading import load_part, scheduler_class
+from seecoder.base_model.loading import check_pickles, load_frozen, load_part, scheduler_class
 from seecoder.weights.safetensors_files import WeightsError
 
 
@@ -64,12 +64,40 @@ def test_unknown_weights_are_refused(base):
         SeeCoderPipeline.from_base(base)
 
 
-def test_a_pickle_is_never_read(base):
-    file = weights_of(base, "unet")
+@pytest.mark.parametrize("part", ["unet", "vae"])
+def test_a_pickle_is_never_read(base, part):
+    file = weights_of(base, part)
     torch.save(load_file(file), file.with_suffix(".bin"))
+    check_pickles(base, part)  # beside safetensors it harms nobody
     file.unlink()
+    for load in (SeeCoderPipeline.from_base, lambda base: load_frozen(base, part, "float32")):
+        with pytest.raises(FileNotFoundError, match=r"model\.bin is a pickle. Only safetensors files are read"):
+            load(base)
+    file.with_suffix(".bin").unlink()
+    check_pickles(base, part)  # a plan needs the configuration alone
     with pytest.raises(FileNotFoundError, match="Only safetensors files are read"):
         SeeCoderPipeline.from_base(base)
+
+
+def test_frozen_parts_ask_for_no_gradients_and_are_strict(base, parts):
+    unet, vae = (load_frozen(base, part, dtype) for part, dtype in (("unet", "bfloat16"), ("vae", "float32")))
+    assert (unet.dtype, vae.dtype) == (torch.bfloat16, torch.float32)
+    for network in (unet, vae, load_frozen(base / "vae", "vae", "float32", at_top=True)):
+        assert not network.training
+        assert not any(weight.requires_grad for weight in network.parameters())
+    assert vae.decoder.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
+    assert all(torch.equal(value, parts["vae"].state_dict()[key]) for key, value in vae.state_dict().items())
+    edit(weights_of(base, "vae"), lambda tensors: tensors.pop(sorted(tensors)[0]))
+    with pytest.raises(WeightsError, match="1 weights are missing"):
+        load_frozen(base, "vae", "float32")
+
+
+def test_an_autoencoder_without_a_posterior_is_not_trained_with(base):
+    shutil.rmtree(base / "vae")
+    blocks = {"encoder_block_out_channels": (8, 8), "decoder_block_out_channels": (8, 8)}
+    AutoencoderTiny(**blocks, num_encoder_blocks=(1, 1), num_decoder_blocks=(1, 1)).save_pretrained(base / "vae")
+    with pytest.raises(ValueError, match="holds a AutoencoderTiny; training needs an AutoencoderKL"):
+        load_frozen(base, "vae", "float32")
 
 
 def test_damaged_weights_are_named(base):
@@ -180,5 +208,5 @@ def test_from_pipe_shares_networks_and_changes_nothing(parts):
 def test_repositories_that_cannot_be_reached_are_named():
     with pytest.raises(FileNotFoundError, match="someone/a-base"):
         SeeCoderPipeline.from_base("someone/a-base", local_files_only=True)
-    with pytest.raises(FileNotFoundError, match="neither a folder nor the name of a repository"):
+    with pytest.raises(FileNotFoundError, match=r"`base`=\./not/here does not exist"):
         SeeCoderPipeline.from_base("./not/here")

@@ -75,7 +75,7 @@ def test_bad_options_are_one_line_and_exit_code_2(arguments, said, capsys):
 
 def test_the_default_of_the_autoencoder_s_memory_is_the_pipeline_s():
     """The option states it anew, because the parser answers without importing torch."""
-    from seecoder.pipelines.autoencoding import AUTOENCODER_MEMORY
+    from seecoder.pipelines.bounded_memory import AUTOENCODER_MEMORY
 
     given = ["vary", "a.png", "--base", "b", "--encoder", "e", "--out", "o"]
     assert build_parser().parse_args(given).autoencoder_memory == AUTOENCODER_MEMORY

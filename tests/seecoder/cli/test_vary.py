@@ -17,7 +17,7 @@ from seecoder.cli.panorama import panorama_methods
 from seecoder.cli.vary import seeds_of, sheet_path
 from seecoder.encoder.context import load_context
 from seecoder.images.loading import ENCODED_SIZE, load_image, save_image
-from seecoder.pipelines.decoding import decode_latents
+from seecoder.pipelines.autoencoding import decode_latents
 from seecoder.sampling import SyncDiffusion
 
 

@@ -1,12 +1,10 @@
 """The networks as callables: fewer rows at a time when memory runs out, and codecs that invert each other's scaling."""
 
-import math
-
 import pytest
 import torch
 
 from seecoder import SeeCoderPipeline
-from seecoder.pipelines.networks import HalvedOnDemand, control_residuals, decoder_of, encoder_of
+from seecoder.pipelines.networks import HalvedOnDemand, control_residuals
 
 
 class Greedy:
@@ -89,36 +87,3 @@ def test_control_acts_in_its_range_only():
         for t in (999, 801, 800, 400, 399)
     }
     assert acts == {999: False, 801: False, 800: True, 400: True, 399: False}
-
-
-def test_codecs_scale_latents_as_the_unet_sees_them(tiny_vae):
-    pixels = torch.rand((1, 3, 16, 16), generator=torch.Generator().manual_seed(0)) * 2 - 1
-    with torch.no_grad():
-        latents = encoder_of(tiny_vae, math.inf, [])(pixels)
-        expected = tiny_vae.encode(pixels).latent_dist.mode()
-        torch.testing.assert_close(latents, expected * tiny_vae.config.scaling_factor)
-        torch.testing.assert_close(
-            decoder_of(tiny_vae, math.inf, [], (8, 8))(latents), tiny_vae.decode(expected).sample, atol=1e-5, rtol=1e-4
-        )
-
-
-def test_decoder_lets_gradients_through(tiny_vae):
-    latents = torch.randn((1, 4, 8, 8), requires_grad=True)
-    decoder_of(tiny_vae, math.inf, [], (8, 8))(latents).sum().backward()
-    assert latents.grad is not None
-    assert latents.grad.abs().max() > 0
-
-
-def test_windows_with_gradients_are_decoded_one_at_a_time_and_like_those_without(tiny_vae):
-    seen = []
-    handle = tiny_vae.decoder.register_forward_pre_hook(lambda module, given: seen.append(tuple(given[0].shape)))
-    decoder = decoder_of(tiny_vae, 1e-9, [], (8, 8))  # a limit that everything is above
-    latents = torch.randn((3, 4, 8, 8), requires_grad=True)
-    pictures = decoder(latents)
-    assert seen == [(1, 4, 8, 8)] * 3
-    torch.testing.assert_close(pictures, decoder(latents.detach()), atol=1e-5, rtol=0)
-    pictures.square().sum().backward()
-    handle.remove()
-    plain = latents.detach().clone().requires_grad_()
-    tiny_vae.decode(plain / tiny_vae.config.scaling_factor).sample.square().sum().backward()
-    torch.testing.assert_close(latents.grad, plain.grad, atol=1e-5, rtol=1e-4)

@@ -424,7 +424,7 @@ def test_offloading_hooks_are_told_before_the_encoder_runs(pipe, picture):
 
 def test_closed_loops_are_decoded_without_a_seam(pipe, parts):
     """The wrapped decode of a rolled panorama is the rolled decode; a plain decode has borders."""
-    from seecoder.pipelines.decoding import decode_latents
+    from seecoder.pipelines.autoencoding import decode_latents
 
     latents = torch.randn((1, 4, 8, 48), generator=seeded(7))
     rolled = latents.roll(20, dims=-1)

@@ -7,7 +7,7 @@ from diffusers import AutoencoderKL
 from data.world.pretrained import BASE
 from data.world.render import render
 from data.world.scenes import sample_scenes
-from seecoder.pipelines import autoencoding
+from seecoder.pipelines import bounded_memory
 from seecoder.sampling.tile_statistics import normalised_like, shrunken
 
 
@@ -118,11 +118,11 @@ def test_in_the_world_tiles_have_the_tones_of_the_whole(monkeypatch) -> None:
     with torch.no_grad():
         latents = vae.encode(pixels).latent_dist.mode()
         whole = vae.decode(latents).sample
-        memory = autoencoding.whole_gib(vae, (48, 48))
-        ours = autoencoding.decode(vae, latents, memory=memory, notes=[])
-        encoded = autoencoding.encode(vae, pixels, memory=memory, notes=(notes := []))
-        monkeypatch.setattr(autoencoding, "normalised_like", lambda *_: nullcontext())
-        own = autoencoding.decode(vae, latents, memory=memory, notes=[])
+        memory = bounded_memory.whole_gib(vae, (48, 48))
+        ours = bounded_memory.decode_in_parts(vae, latents, memory=memory, notes=[])
+        encoded = bounded_memory.encode_in_parts(vae, pixels, memory=memory, notes=(notes := []))
+        monkeypatch.setattr(bounded_memory, "normalised_like", lambda *_: nullcontext())
+        own = bounded_memory.decode_in_parts(vae, latents, memory=memory, notes=[])
     assert "tiles of 48 cells" in notes[0]
     error, without = ((found - whole).abs().mean() * 127.5 for found in (ours, own))
     assert error < 2.0

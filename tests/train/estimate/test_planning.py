@@ -159,7 +159,7 @@ def test_a_plan_reads_no_weights(settings, plan, monkeypatch):
         raise AssertionError("weights were read")
 
     for name in (
-        "train.stages.seecoder.load_base",
+        "train.stages.seecoder.load_frozen",
         "train.stages.seecoder.seeded_encoder",
         "seecoder.SeeCoder.load_backbone_weights",
     ):

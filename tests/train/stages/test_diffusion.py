@@ -8,7 +8,7 @@ from data.world.pretrained import load_conditioner
 from data.world.scenes import sample_scenes
 from train.settings import OptimizerSettings
 from train.sources.world_data import scenes_to_dict
-from train.sources.world_latents import encode_posterior
+from train.sources.world_latents import encode_in_half
 from train.stages.diffusion import WorldDiffusionStage, kept_tokens
 
 SIZES = {
@@ -92,7 +92,7 @@ def test_posterior_is_scaled(base):
 
     vae = AutoencoderKL.from_pretrained(base / "vae")
     pixels = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    mean, std = encode_posterior(vae, pixels, batch_size=2)
+    mean, std = encode_in_half(vae, pixels, batch_size=2)
     with torch.no_grad():
         posterior = vae.encode(pixels.float() / 127.5 - 1).latent_dist
     assert mean.dtype == std.dtype == torch.float16

@@ -146,7 +146,7 @@ def test_impossible_settings_are_refused_before_anything_is_loaded(
     def refuse(*_, **__):
         raise AssertionError("weights were read")
 
-    monkeypatch.setattr("train.stages.seecoder.load_base", refuse)
+    monkeypatch.setattr("train.stages.seecoder.load_frozen", refuse)
     for more in ([], ["--plan"]):
         assert fit(settings(), *arguments, *more) == 2
         (line,) = capsys.readouterr().err.splitlines()

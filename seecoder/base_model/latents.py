@@ -1,0 +1,116 @@
+"""Between pixels, the autoencoder's latents x, and the scaled latents z that the UNet is trained on and samples.
+
+An autoencoder's configuration says how its latents become about unit normal. There are three conventions in diffusers,
+and they are all here:
+
+    z = scaling_factor * x                                           Stable Diffusion 1.x, 2.x and XL
+    z = scaling_factor * (x - shift_factor)                          Stable Diffusion 3
+    z = scaling_factor * (x - latents_mean) / latents_std            StableDiffusionXLPipeline, one number a channel
+
+Nothing else in this project scales latents.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class _Scale(NamedTuple):
+    """What x is shifted by, multiplied by, and divided by; None for a step that is left out."""
+
+    shift: float | Tensor | None
+    factor: float
+    std: Tensor | None
+
+
+def _scale_of(vae: Any, latents: Tensor) -> _Scale:
+    config = vae.config
+    mean, std = config.get("latents_mean"), config.get("latents_std")
+    shift = config.get("shift_factor") or None
+    if mean is None or std is None:  # one alone says nothing, as in diffusers
+        return _Scale(shift, config["scaling_factor"], None)
+    if shift is not None:
+        raise ValueError(
+            f"`shift_factor`={shift} of the autoencoder must be null beside `latents_mean`. Set one of them to null in "
+            "vae/config.json."
+        )
+    columns = (latents.new_tensor(values).view(1, -1, 1, 1) for values in (mean, std))
+    return _Scale(next(columns), config["scaling_factor"], next(columns))
+
+
+def scale_latents(vae: Any, latents: Tensor) -> Tensor:
+    """Z = scaling_factor * (x - shift) / std, with `latents_mean` or `shift_factor` as the shift.
+
+    Args:
+        vae: The autoencoder; its configuration is used.
+        latents: (N, C, h, w), x as its encoder gives them.
+
+    Returns:
+        (N, C, h, w) in the same dtype: z as the UNet reads them.
+
+    Raises:
+        ValueError: The configuration has both `shift_factor` and `latents_mean`.
+    """
+    shift, factor, std = _scale_of(vae, latents)
+    scaled = (latents if shift is None else latents - shift) * factor
+    return scaled if std is None else scaled / std
+
+
+def unscale_latents(vae: Any, latents: Tensor) -> Tensor:
+    """X = z * std / scaling_factor + shift, the inverse of `scale_latents`.
+
+    Args:
+        vae: The autoencoder; its configuration is used.
+        latents: (N, C, h, w), z as the UNet gives them.
+
+    Returns:
+        (N, C, h, w) in the same dtype: x as the decoder reads them.
+
+    Raises:
+        ValueError: The configuration has both `shift_factor` and `latents_mean`.
+    """
+    shift, factor, std = _scale_of(vae, latents)
+    unscaled = (latents if std is None else latents * std) / factor
+    return unscaled if shift is None else unscaled + shift
+
+
+@torch.no_grad()
+def encode_posterior(vae: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """Give mean and standard deviation of the scaled latents' posterior, N(mean, std^2).
+
+    The deviation is not shifted: std_z = scaling_factor * std_x / latents_std.
+
+    Args:
+        vae: The autoencoder, one with a posterior (`AutoencoderKL`).
+        pixels: (N, 3, H, W) in [-1, 1]; cast to its dtype.
+
+    Returns:
+        Two (N, C, h, w) float32 tensors.
+
+    Raises:
+        ValueError: The configuration has both `shift_factor` and `latents_mean`.
+    """
+    posterior = vae.encode(pixels.to(vae.dtype)).latent_dist
+    mean, std = posterior.mean.float(), posterior.std.float()
+    _, factor, divisor = _scale_of(vae, std)
+    std = std * factor
+    return scale_latents(vae, mean), std if divisor is None else std / divisor
+
+
+@torch.no_grad()
+def decode_pixels(vae: Any, latents: Tensor) -> Tensor:
+    """Decode scaled latents to pixels, as a whole.
+
+    Args:
+        vae: The autoencoder.
+        latents: (N, C, h, w), z as the UNet gives them.
+
+    Returns:
+        (N, 3, H, W) float32 in [0, 1].
+
+    Raises:
+        ValueError: The configuration has both `shift_factor` and `latents_mean`.
+    """
+    pixels = vae.decode(unscale_latents(vae, latents).to(vae.dtype), return_dict=False)[0]
+    return pixels.float().add(1).div(2).clamp(0, 1)
