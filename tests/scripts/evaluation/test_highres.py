@@ -8,9 +8,8 @@ from data.world.render import render
 from data.world.scenes import sample_scenes
 from scripts.evaluation.counts import Sampling
 from scripts.evaluation.highres import Row, compiled, counted, judged, measure, pictures_of
-from scripts.evaluation.highres_rows import ABLATIONS, ABOVE, ROWS, chosen
+from scripts.evaluation.highres_rows import ABLATIONS, ROWS
 from seecoder import SeeCoderPipeline
-from seecoder.sampling import ScaleCrafter
 from seecoder.sampling.composition import compose
 
 SIDE = 64
@@ -100,21 +99,6 @@ def test_every_row_samples_at_its_smallest_size(pipeline, context, row):
         pictures = pictures_of(row, pipeline, sample_scenes(1, 0), context[:1], size)
         assert pictures.shape == (1, 3, SIDE * factor[0], SIDE * factor[1])
         assert torch.isfinite(pictures).all()
-
-
-def test_rows_are_chosen_by_name_in_the_order_of_the_table():
-    assert [row.label for row in chosen([])] == [row.label for row in ROWS]
-    assert [row.label for row in chosen(["DemoFusion", "plain"])] == ["plain", "DemoFusion"]
-    assert chosen(["ablations"]) == list(ABLATIONS)
-    assert len({row.label for row in ROWS + ABLATIONS}) == len(ROWS + ABLATIONS)
-    with pytest.raises(ValueError, match="unknown"):
-        chosen(["StretchCrafter"])
-
-
-def test_rows_say_where_they_belong():
-    assert Row("everywhere").fits((7, 7))
-    assert not Row("twice", [ScaleCrafter()], factors=((2, 2),)).fits((3, 3))
-    assert all(set(row.factors) <= {(1, 1), *ABOVE} for row in ROWS + ABLATIONS)
 
 
 def test_only_rows_that_leave_the_network_alone_may_run_compiled():

@@ -4,7 +4,6 @@ import torch
 from data.world.conditioner import WorldConditioner
 from data.world.render import render
 from data.world.scenes import sample_scenes
-from scripts.evaluation.panorama_rows import chosen_panoramas, panorama_rows
 from scripts.evaluation.panoramas import (
     background_degrees,
     hue_spread,
@@ -60,17 +59,3 @@ def test_panoramas_are_told_neither_background_nor_layout():
     context = panorama_context(WorldConditioner(context_dim=16), sample_scenes(2, 0))
     dropped = context.abs().amax(dim=(0, 2)) == 0
     assert dropped.tolist() == [False, False, False, True, True]
-
-
-def test_rows_differ_in_name():
-    labels = [row.label for row in panorama_rows()]
-    assert len(set(labels)) == len(labels)
-
-
-def test_rows_are_chosen_by_name_and_other_names_are_left():
-    everything = list(panorama_rows())
-    assert chosen_panoramas([]) == (everything, [])
-    assert chosen_panoramas(["plain"]) == (everything, ["plain"])
-    found, others = chosen_panoramas([" multidiffusion, CLOSED loop", "plain"])
-    assert [row.label for row in found] == ["MultiDiffusion, closed loop"]
-    assert others == ["plain"]

@@ -1,0 +1,28 @@
+from pathlib import Path
+
+from data.shards.manifest import read_manifest
+from scripts.benchmarks.training_inputs import SIDE, loader_speed, toy_workload, write_pictures
+from seecoder.images.loading import load_image
+
+
+def test_pictures_are_written_as_shards_of_jpeg_with_the_bytes_of_photographs(tmp_path: Path):
+    write_pictures(tmp_path / "shards", shards=2, count=3)
+    assert sum(shard.count for shard in read_manifest(tmp_path / "shards").shards) == 6
+
+
+def test_the_toy_workload_has_the_same_samples_with_and_without_latents(tmp_path: Path):
+    work = toy_workload(tmp_path)
+    raw, cached = read_manifest(work.raw), read_manifest(work.cached)
+    assert [shard.count for shard in raw.shards] == [shard.count for shard in cached.shards]
+    assert "moments.safetensors" in cached.columns
+    assert work.flops(work.naive) > 0
+
+
+def test_the_loaders_speed_has_its_parts(tmp_path: Path):
+    found = loader_speed(tmp_path, seconds=0.2)
+    assert found["per_second"] > 0
+    assert 50 < found["kilobytes"] < 300
+    decode, whole = found["milliseconds"]["JPEG to floats (load_image)"], list(found["milliseconds"].values())[-1]
+    assert 0 < decode < 4 * whole
+    assert SIDE == 512
+    assert load_image is not None

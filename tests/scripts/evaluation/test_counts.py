@@ -1,0 +1,55 @@
+"""Rates and losses on scenes whose truth is known."""
+
+import pytest
+import torch
+
+from data.world.pretrained import BASE, load_conditioner
+from data.world.reader.reader import read
+from data.world.render import render
+from data.world.scenes import sample_scenes
+from scripts.evaluation.counts import (
+    denoising_losses,
+    encode_latents,
+    layout_agreement,
+    markdown_table,
+    rates,
+    read_rates,
+)
+from seecoder import SeeCoderPipeline
+
+
+@pytest.fixture(scope="module")
+def pipeline():
+    return SeeCoderPipeline.from_base(BASE, encoder=None, dtype=torch.float32)
+
+
+def test_true_renderings_are_right_and_those_of_other_scenes_are_not():
+    scenes = sample_scenes(12, seed=1)
+    readings = read(render(scenes, 64))
+    found = rates(readings, scenes)
+    assert [found[name] for name in ("count", "shape", "hue", "texture", "background", "all")] == [1.0] * 6
+    rolled = rates(readings, scenes[torch.arange(12).roll(5)])
+    assert rolled["count"] == 1.0
+    assert rolled["all"] < 0.5
+
+
+def test_boxes_of_true_renderings_follow_the_layout():
+    scenes = sample_scenes(24, seed=2)
+    assert min(layout_agreement(read(render(scenes, 64)), scenes).values()) > 0.95
+    assert read_rates(render(scenes, 64), scenes)["corr_size"] > 0.95
+
+
+@torch.no_grad()
+def test_the_right_context_has_the_smaller_loss_and_equal_contexts_equal_losses(pipeline):
+    scenes = sample_scenes(16, seed=3)
+    context = load_conditioner(BASE)(scenes)
+    latents = encode_latents(pipeline, render(scenes, 64))
+    contexts = {"true": context, "again": context, "other": context.roll(1, 0)}
+    losses = denoising_losses(pipeline, latents, contexts)
+    assert torch.equal(losses["true"], losses["again"])
+    assert losses["true"].mean() < losses["other"].mean()
+
+
+def test_shares_are_percentages_and_other_numbers_are_not():
+    table = markdown_table({"row": {"count": 0.985, "objects": 1.02}}, ("count", "objects", "all"))
+    assert table.splitlines()[-1] == "| row | 98.5 | 1.02 |  |"

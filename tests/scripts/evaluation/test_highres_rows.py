@@ -1,0 +1,20 @@
+import pytest
+
+from scripts.evaluation.highres import Row
+from scripts.evaluation.highres_rows import ABLATIONS, ABOVE, ROWS, chosen
+from seecoder.sampling import ScaleCrafter
+
+
+def test_rows_are_chosen_by_name_in_the_order_of_the_table():
+    assert [row.label for row in chosen([])] == [row.label for row in ROWS]
+    assert [row.label for row in chosen(["DemoFusion", "plain"])] == ["plain", "DemoFusion"]
+    assert chosen(["ablations"]) == list(ABLATIONS)
+    assert len({row.label for row in ROWS + ABLATIONS}) == len(ROWS + ABLATIONS)
+    with pytest.raises(ValueError, match="unknown"):
+        chosen(["StretchCrafter"])
+
+
+def test_rows_say_where_they_belong():
+    assert Row("everywhere").fits((7, 7))
+    assert not Row("twice", [ScaleCrafter()], factors=((2, 2),)).fits((3, 3))
+    assert all(set(row.factors) <= {(1, 1), *ABOVE} for row in ROWS + ABLATIONS)
