@@ -76,7 +76,7 @@ def run_part(name: str, seconds: float, smoke: bool) -> dict[str, Any]:
             problem = f"ended with code {done}" if done else None
         except subprocess.TimeoutExpired:
             problem = f"stopped after its budget of {seconds:g} s"
-        found = json.loads(notes.read_text()) if notes.is_file() else {"rows": []}
+        found: dict[str, Any] = json.loads(notes.read_text()) if notes.is_file() else {"rows": []}
     found["took"] = round(time.perf_counter() - started, 1)
     return found | ({"problem": problem} if problem else {})
 

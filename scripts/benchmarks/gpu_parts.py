@@ -150,7 +150,8 @@ def optimizer_milliseconds(loop: Loop, device: torch.device) -> dict[str, float]
 def sampling(findings: Findings) -> None:
     """Every method at SDXL's shapes: some network calls of each kind are timed, all are counted."""
     with findings.device:
-        network = unet(**(TOY_SDXL_UNET if findings.smoke else SDXL_UNET)).to(findings.dtype)
+        network: Any = unet(**(TOY_SDXL_UNET if findings.smoke else SDXL_UNET))
+    network.to(findings.dtype)
     for scale in SCALES:
         for place, name in enumerate(METHODS):
             published = PUBLISHED.get(name)
@@ -211,7 +212,8 @@ def sampling_row(network: Any, method: Any, scale: int, steps: int) -> dict[str,
 def encoder(findings: Findings) -> None:
     """The encoder's forward pass over pictures of 512 x 512 pixels."""
     with findings.device:
-        model = SeeCoder(**(TOY_ENCODER if findings.smoke else {})).eval().to(findings.dtype)
+        model: Any = SeeCoder(**(TOY_ENCODER if findings.smoke else {})).eval()
+    model.to(findings.dtype)
     side = 64 if findings.smoke else 512
     for batch in (1, 32):
         pixels = torch.rand(batch, 3, side, side, device=findings.device, dtype=findings.dtype)

@@ -43,7 +43,7 @@ def stable_diffusion_scheduler() -> DDIMScheduler:
     )
 
 
-def autoencoder(channels: tuple[int, ...], **settings: Any) -> AutoencoderKL:
+def autoencoder(channels: tuple[int, ...], **settings: Any) -> Any:
     """An autoencoder of four latent channels with one level for each entry of `channels`."""
     levels = len(channels)
     settings |= {
@@ -55,12 +55,12 @@ def autoencoder(channels: tuple[int, ...], **settings: Any) -> AutoencoderKL:
     return AutoencoderKL(**settings).eval().requires_grad_(False)
 
 
-def unet(**settings: Any) -> UNet2DConditionModel:
+def unet(**settings: Any) -> Any:
     """A frozen UNet of these settings."""
     return UNet2DConditionModel(**settings).eval().requires_grad_(False)
 
 
-def small_unet(channels: tuple[int, ...], side: int, groups: int = 32) -> UNet2DConditionModel:
+def small_unet(channels: tuple[int, ...], side: int, groups: int = 32) -> Any:
     """A UNet with attention on all levels but the first, for contexts of width 128.
 
     Args:
