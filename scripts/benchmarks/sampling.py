@@ -6,9 +6,6 @@
 1. Evaluations of every method at SDXL's sizes, counted on a network that does nothing, beside the arithmetic.
 2. Share of a run outside the UNet and the VAE, with a UNet of middling size on the CPU; `--steps` steps.
 3. Memory at the network's door for more and more views of the same picture.
-4. Distance between pictures decoded in tiles and as a whole, with the world's autoencoder.
-5. Distance between the world's pictures with and without the steps that DemoFusion leaves out (`dead-steps`; some
-   twenty minutes, and so only when asked for: `--parts dead-steps`).
 """
 
 import argparse
@@ -27,10 +24,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from scripts.benchmarks.dead_steps import dead_steps
 from scripts.benchmarks.goals import OVERHEAD_FRACTION
 from scripts.benchmarks.random_networks import autoencoder, small_unet, stable_diffusion_scheduler
-from scripts.benchmarks.tile_errors import tile_errors
 from seecoder import SeeCoderPipeline
 from seecoder.sampling import DemoFusion, HiDiffusion, MultiDiffusion, RectifiedHR, ScaleCrafter, SyncDiffusion, sample
 from seecoder.sampling.methods.perceptual import pyramid_distance
@@ -273,16 +268,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="JSON file for the numbers (default: only printed)")
     parser.add_argument("--steps", type=int, default=6, help="steps of the CPU's overhead runs (default: %(default)s)")
-    parser.add_argument(
-        "--parts", default="evaluations,overhead,memory,tiles", help="(default: %(default)s; also dead-steps)"
-    )
+    parser.add_argument("--parts", default="evaluations,overhead,memory", help="(default: %(default)s)")
     options = parser.parse_args()
     parts: dict[str, Callable[[], list[dict[str, Any]]]] = {
         "evaluations": evaluations,
         "overhead": lambda: overhead(options.steps),
         "memory": memory,
-        "tiles": tile_errors,
-        "dead-steps": dead_steps,
     }
     wanted = [name.strip() for name in options.parts.split(",")]
     unknown = [name for name in wanted if name not in parts]

@@ -6,8 +6,6 @@
 1. The world on the CPU: the naive loop, each lever alone, all together. Turns of a few steps are interleaved, so that
    whatever else the machine does falls on all alike; a ratio is that of two turns of one repetition.
 2. The loader alone: JPEG of 512 x 512 pixels, a second and core, and where the time goes.
-3. Parts: how alike the tokens of a context begin; how much longer attention's backward pass takes in half precision on
-   a CPU.
 
 It ends with a verdict on each goal, and with exit code 1 if one is not met.
 """
@@ -31,7 +29,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from scripts.benchmarks.goals import Verdict, exit_code, loader_verdict, training_verdicts
 from scripts.benchmarks.training_inputs import loader_speed, world_workload
 from scripts.benchmarks.training_levers import ALL, NAIVE, NAMES, Levers, Loop, Turn, Workload, measured_peak
-from scripts.benchmarks.training_parts import attention_backward, token_beginnings
 from seecoder.weights.atomic import atomic_path
 
 Part = Iterator[tuple[str, Any, list[Verdict]]]  # name, what was found, what is said of it
@@ -172,21 +169,9 @@ def loading(_: argparse.Namespace, folder: Path) -> Part:
     yield "loader", found, [loader_verdict(found["per_second"])]
 
 
-def table(title: str, name: str, rows: list[dict[str, Any]]) -> Part:
-    """Rows that have no goal."""
-    print(f"\n{title}\n\n| {' | '.join(rows[0])} |\n{'|---' * len(rows[0])}|")
-    for row in rows:
-        print("|", " | ".join(f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in row.values()), "|")
-    yield name, rows, []
-
-
 PARTS: dict[str, Callable[[argparse.Namespace, Path], Part]] = {
     "world": world,
     "loader": loading,
-    "tokens": lambda *_: table("Cosine between tokens of a group, initial weights", "tokens", token_beginnings()),
-    "attention": lambda *_: table(
-        "Attention's backward pass on a CPU, bfloat16 over float32", "attention", attention_backward()
-    ),
 }
 
 

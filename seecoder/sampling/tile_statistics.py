@@ -8,7 +8,7 @@ Diffusion web UI.
 
 Kept in place of diffusers' tiled decoding, whose tiles have norms of their own: in the world tiles of half the side are
 then off by 15.7 levels of 255 on average, with the norms of the whole by 0.9. What the shrinking costs grows with its
-factor (2, 4, 8: 0.9, 3.2, 5.0 levels; `scripts/benchmarks/sampling.py --parts tiles`).
+factor (2, 4, 8: 0.9, 3.2, 5.0 levels; `python -m tests.behaviour.sampling.tile_errors`).
 """
 
 import math

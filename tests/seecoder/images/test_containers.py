@@ -374,7 +374,7 @@ def test_webp_chunks_past_the_end():
     refuse(bytes(data), "past the end")
 
 
-# Damage at random; the long run is `scripts/fuzzing/fuzz_images.py`.
+# Damage at random; the long run is `tests/fuzzing/fuzz_images.py`.
 
 
 @pytest.mark.skipif(not hasattr(resource, "RLIMIT_AS"), reason="needs limits on the address space")

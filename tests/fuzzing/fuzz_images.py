@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Feed damaged pictures to `load_image`: each must give a picture or an ImageError, in bounded time and memory.
 
-    scripts/fuzzing/fuzz_images.py                       2,000 files of each format, a minute or two
-    scripts/fuzzing/fuzz_images.py --count 50000 --seed 7 --keep /tmp/findings
+    tests/fuzzing/fuzz_images.py                       2,000 files of each format, a minute or two
+    tests/fuzzing/fuzz_images.py --count 50000 --seed 7 --keep /tmp/findings
 
 A case is a function of (seed, format, number) alone. The files are decoded in a child process with a limit on its
 address space and on the processor time of each case, so that a crash, a hang or an allocation of gigabytes ends the
@@ -24,7 +24,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from scripts.fuzzing.damaged_pictures import FORMATS, make_case, seeds
+from tests.fuzzing.damaged_pictures import FORMATS, make_case, seeds
 
 ROOT = Path(__file__).resolve().parents[2]
 

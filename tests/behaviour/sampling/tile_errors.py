@@ -1,4 +1,7 @@
-"""How far pictures decoded in tiles are from the whole, in the world; used by bench_sampling."""
+"""How far pictures decoded in tiles are from the whole, in the world.
+
+python -m tests.behaviour.sampling.tile_errors     # prints the rows that the README of the pipelines tells of
+"""
 
 from contextlib import nullcontext
 from functools import partial
@@ -56,3 +59,7 @@ def _work(tiles: bounded_memory.Tiles, shares: bool) -> float:
     """Cells decoded for each cell of the picture; the shrunk whole is one tile more."""
     cells = 128 * 128
     return redundancy((128, 128), **tiles._asdict()) + (min(tiles.tile**2, cells // 2) / cells if shares else 0.0)
+
+
+if __name__ == "__main__":
+    print(*tile_errors(), sep="\n")

@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.behaviour.training import claims
+
 SCRIPTS = Path(__file__).resolve().parents[3] / "scripts"
 TINY = {
     "backbone": "resnet10t",
@@ -21,21 +23,17 @@ TINY = {
 
 
 def test_tokens_begin_apart_with_small_branches_only(monkeypatch: pytest.MonkeyPatch):
-    from scripts.benchmarks import training_parts
-
-    monkeypatch.setattr(training_parts, "SIDE", 64)
-    rows = training_parts.token_beginnings(TINY)
+    monkeypatch.setattr(claims, "SIDE", 64)
+    rows = claims.token_beginnings(TINY)
     assert [row["read"] for row in rows] == 2 * ["random maps, decoded", "random levels"]
     ours, xavier = rows[:2], rows[2:]
     for small, large in zip(ours, xavier, strict=True):
         assert small["branches"] != large["branches"]
         assert small["global"] < 0.2 < 0.5 < large["global"]
-    assert rows == training_parts.token_beginnings(TINY)
+    assert rows == claims.token_beginnings(TINY)
 
 
 def test_both_ways_of_attention_are_timed_with_their_own_function(monkeypatch: pytest.MonkeyPatch):
-    from scripts.benchmarks import training_parts
-
     used: list[torch.dtype] = []
     original = torch.nn.functional.scaled_dot_product_attention
 
@@ -45,7 +43,7 @@ def test_both_ways_of_attention_are_timed_with_their_own_function(monkeypatch: p
 
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", spy)
     threads = torch.get_num_threads()
-    rows = training_parts.attention_backward(pictures=1, heads=1, width=8, turns=2)
+    rows = claims.attention_backward(pictures=1, heads=1, width=8, turns=2)
     assert torch.get_num_threads() == threads
     assert used == len(rows) * 2 * [torch.bfloat16, torch.float32]
     for row in rows:

@@ -1,4 +1,7 @@
-"""Two claims about a training, measured: how tokens begin, and what half precision costs attention on a CPU."""
+"""Two claims about a training, measured: how tokens begin, and what half precision costs attention on a CPU.
+
+python -m tests.behaviour.training.claims          # prints the rows, at the published size
+"""
 
 import statistics
 import time
@@ -82,3 +85,7 @@ def _backward_seconds(inputs: list[torch.Tensor], float32: bool) -> float:
     start = time.perf_counter()
     torch.autograd.grad(output, inputs, gradient)
     return time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    print(*token_beginnings() + attention_backward(), sep="\n")

@@ -1,4 +1,7 @@
-"""What the steps change that DemoFusion leaves out (`skip_dead_steps`), in the world; used by bench_sampling."""
+"""What the steps change that DemoFusion leaves out (`skip_dead_steps`), in the world.
+
+python -m tests.behaviour.sampling.dead_steps      # prints the rows; some twenty minutes on two cores
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -73,3 +76,7 @@ def _distance(found: Sampled, everything: Sampled) -> dict[str, float]:
         "mean_levels": float(levels.mean()),
         "largest_levels": float(levels.max()),
     }
+
+
+if __name__ == "__main__":
+    print(*dead_steps(), sep="\n")

@@ -1,4 +1,4 @@
-from scripts.benchmarks import tile_errors
+from tests.behaviour.sampling import tile_errors
 
 
 def test_tiles_with_the_norms_of_the_whole_are_nearer_than_tiles_with_their_own(monkeypatch):

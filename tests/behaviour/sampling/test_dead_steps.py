@@ -1,4 +1,4 @@
-from scripts.benchmarks.dead_steps import dead_steps
+from tests.behaviour.sampling.dead_steps import dead_steps
 
 
 def test_left_out_steps_are_compared_with_all_of_them():
