@@ -2,8 +2,8 @@
 
 PyTorch 2.14's fused attention rounds to bfloat16 under autocast. On the CPU its backward pass is then slower than in
 float32, the more so the shorter the sequences are: 5 times for 64 queries of 64 keys, 9 times for 64 of 12, 12 times
-for 12 of 12 (`python -m tests.behaviour.training.claims`: 32 pictures, 4 heads of 32, two threads, AVX512-BF16). A query
-transformer is made of such.
+for 12 of 12 (`python -m tests.behaviour.training.claims`: 32 pictures, 4 heads of 32, two threads, AVX512-BF16). A
+query transformer is made of such.
 """
 
 from collections.abc import Iterator
