@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from data.world.pretrained import BASE, load_conditioner
-from data.world.reader.reader import read
+from data.world.reader.readings import read
 from data.world.render import render
 from data.world.scenes import sample_scenes
 from scripts.evaluation.counts import (
