@@ -4,7 +4,7 @@ This package is where the classes say that they live; saved folders rely on it.
 """
 
 from seecoder.encoder.context import ImageSet
-from seecoder.pipelines.output import SeeCoderPipelineOutput
+from seecoder.pipelines.call import SeeCoderPipelineOutput
 from seecoder.pipelines.stable_diffusion import SeeCoderPipeline
 from seecoder.pipelines.stable_diffusion_xl import SeeCoderXLPipeline
 

@@ -1,23 +1,25 @@
 """What the pipelines for Stable Diffusion and SDXL share: their parts, and how these are loaded and saved."""
 
 import os
+from collections.abc import Sequence
 from typing import Any, ClassVar, Self
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import AutoencoderKL, ControlNetModel, DiffusionPipeline, SchedulerMixin, UNet2DConditionModel
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.pipelines.pipeline_utils import StableDiffusionMixin
 
 from seecoder.base_model.facts import check_widths, pixels_per_cell
 from seecoder.base_model.loading import load_config, load_part
 from seecoder.encoder.model import SeeCoder
-from seecoder.pipelines.call import generate
-from seecoder.pipelines.output import SeeCoderPipelineOutput
-from seecoder.pipelines.request import CALLBACK_TENSORS, Conditioning, Request
-
-__all__ = ["ContextPipeline"]
+from seecoder.images.loading import ENCODED_SIZE
+from seecoder.pipelines.conditioning import Conditioning
+from seecoder.pipelines.inputs import CALLBACK_TENSORS, Pictures, Request
+from seecoder.sampling.conditions import AddedConditions
+from seecoder.sampling.views import Size
 
 _PARTS = ("vae", "unet", "scheduler")
+_OPTIONAL_PARTS = ("encoder", "controlnet")
 _HUB_OPTIONS = ("variant", "revision", "token", "cache_dir", "local_files_only")
 
 
@@ -28,24 +30,33 @@ class ContextPipeline(DiffusionPipeline, StableDiffusionMixin):
     changed by a call, the scheduler is copied.
 
     Args:
-        vae: the autoencoder.
-        unet: the denoiser.
-        scheduler: the schedule that the UNet was trained with.
-        encoder: the SeeCoder; None if every call brings its `context`.
-        controlnet: spatial control; None for none.
+        vae: The autoencoder.
+        unet: The denoiser.
+        scheduler: The schedule that the UNet was trained with.
+        encoder: The SeeCoder; None if every call brings its `context`.
+        controlnet: Spatial control; None for none.
 
     Raises:
-        ValueError: parts that do not fit each other.
+        ValueError: Parts that do not fit each other.
     """
 
     model_cpu_offload_seq: ClassVar[str] = "encoder->unet->vae"
-    _optional_components: ClassVar[list[str]] = ["encoder", "controlnet"]
+    _optional_components: ClassVar[list[str]] = list(_OPTIONAL_PARTS)
     _callback_tensor_inputs: ClassVar[list[str]] = list(CALLBACK_TENSORS)
+    _lora_loadable_modules: ClassVar[list[str]] = ["unet"]
+    text_encoder = None  # diffusers' LoRA loader asks for it
 
-    def __init__(self, vae: Any, unet: Any, scheduler: Any, encoder: Any = None, controlnet: Any = None) -> None:
+    def __init__(
+        self,
+        vae: AutoencoderKL,
+        unet: UNet2DConditionModel,
+        scheduler: SchedulerMixin,
+        encoder: SeeCoder | None = None,
+        controlnet: ControlNetModel | None = None,
+    ) -> None:
         super().__init__()
         self.register_modules(vae=vae, unet=unet, scheduler=scheduler, encoder=encoder, controlnet=controlnet)
-        self.check_unet(unet)
+        self.check_unet()
         if encoder is not None:
             check_widths(unet, encoder.config["context_dim"], encoder.config["pooled_dim"])
         self.vae_scale_factor: int = pixels_per_cell(vae)
@@ -59,10 +70,10 @@ class ContextPipeline(DiffusionPipeline, StableDiffusionMixin):
     def from_base(
         cls,
         base: str | os.PathLike[str],
-        encoder: Any = None,
-        vae: Any = None,
+        encoder: SeeCoder | None = None,
+        vae: AutoencoderKL | None = None,
         dtype: torch.dtype | None = None,
-        controlnet: Any = None,
+        controlnet: ControlNetModel | None = None,
         **hub: Any,
     ) -> Self:
         """Put an encoder in the place of the text encoder of any base model.
@@ -70,21 +81,21 @@ class ContextPipeline(DiffusionPipeline, StableDiffusionMixin):
         Only `unet/`, `vae/` and `scheduler/` are read; the text encoder is never loaded.
 
         Args:
-            base: a diffusers folder, or a repository on the Hub.
-            encoder: a `SeeCoder`; None if every call brings its `context`.
-            vae: another autoencoder than the base's.
-            dtype: what to hold the networks in, given ones included; None reads float32 and leaves given ones alone.
-            controlnet: a `ControlNetModel`.
+            base: A diffusers folder, or a repository on the Hub.
+            encoder: A `SeeCoder`; None if every call brings its `context`.
+            vae: Another autoencoder than the base's.
+            dtype: What to hold the networks in, given ones included; None reads float32 and leaves given ones alone.
+            controlnet: A `ControlNetModel`.
             hub: `variant`, `revision`, `token`, `cache_dir`, `local_files_only`.
 
         Returns:
             The pipeline, on the CPU.
 
         Raises:
-            FileNotFoundError: no such folder, or a part or its safetensors file is missing.
-            WeightsError: weights are missing, left over or of another shape.
-            ValueError: parts that do not fit each other.
-            TypeError: an unknown option.
+            FileNotFoundError: No such folder, or a part or its safetensors file is missing.
+            WeightsError: Weights are missing, left over or of another shape.
+            ValueError: Parts that do not fit each other.
+            TypeError: An unknown option.
         """
         _check_hub_options(hub)
         parts = {name: load_part(base, name, dtype, **hub) for name in _PARTS if name != "vae" or vae is None}
@@ -92,28 +103,30 @@ class ContextPipeline(DiffusionPipeline, StableDiffusionMixin):
             parts["vae"] = vae
         pipeline = cls(**parts, encoder=encoder, controlnet=controlnet)
         pipeline.register_to_config(_name_or_path=os.fspath(base))
-        for module in (vae, encoder, controlnet):
+        given: tuple[Any, ...] = (vae, encoder, controlnet)
+        for module in given:
             if module is not None and dtype is not None and module.dtype != dtype:
                 module.to(dtype)
         return pipeline
 
     @classmethod
-    def from_pipe(cls, pipeline: DiffusionPipeline, encoder: Any = None, **components: Any) -> Self:
+    def from_pipe(cls, pipeline: DiffusionPipeline, encoder: SeeCoder | None = None, **components: Any) -> Self:
         """Share the networks of another pipeline, as they are: nothing is copied, cast or moved.
 
         Args:
-            pipeline: any pipeline with a VAE, a UNet and a scheduler.
-            encoder: a `SeeCoder`; None takes the other pipeline's, if it has one.
-            components: further parts to use instead of the other pipeline's.
+            pipeline: Any pipeline with a VAE, a UNet and a scheduler.
+            encoder: A `SeeCoder`; None takes the other pipeline's, if it has one.
+            components: Further parts to use instead of the other pipeline's.
 
         Raises:
-            ValueError: the other pipeline lacks a part, or the parts do not fit each other.
+            ValueError: The other pipeline lacks a part, or the parts do not fit each other.
+            TypeError: A component that this pipeline does not have.
         """
-        names = (*_PARTS, "encoder", "controlnet")
+        names = (*_PARTS, *_OPTIONAL_PARTS)
         unknown = sorted(set(components) - set(names))
         if unknown:
             raise TypeError(f"unknown component `{unknown[0]}`; a {cls.__name__} has {', '.join(names)}.")
-        parts = {name: components.get(name, getattr(pipeline, name, None)) for name in names}
+        parts: dict[str, Any] = {name: components.get(name, getattr(pipeline, name, None)) for name in names}
         parts["encoder"] = parts["encoder"] if encoder is None else encoder
         missing = [name for name in _PARTS if parts[name] is None]
         if missing:
@@ -125,7 +138,7 @@ class ContextPipeline(DiffusionPipeline, StableDiffusionMixin):
         """Load a folder or repository that `save_pretrained` wrote, strictly.
 
         Args:
-            pretrained_model_name_or_path: the folder, or a repository on the Hub.
+            pretrained_model_name_or_path: The folder, or a repository on the Hub.
             kwargs: `dtype`; components to use instead of the saved ones; `variant`, `revision`, `token`, `cache_dir`,
                 `local_files_only`.
 
@@ -133,25 +146,23 @@ class ContextPipeline(DiffusionPipeline, StableDiffusionMixin):
             The pipeline, on the CPU.
 
         Raises:
-            FileNotFoundError: the folder, a part or its safetensors file is missing.
-            WeightsError: weights are missing, left over or of another shape.
-            ValueError: the folder holds another pipeline.
-            TypeError: an unknown option.
+            FileNotFoundError: The folder, a part or its safetensors file is missing.
+            WeightsError: Weights are missing, left over or of another shape.
+            ValueError: The folder holds another pipeline.
+            TypeError: An unknown option.
         """
         base = pretrained_model_name_or_path
         dtype = kwargs.pop("dtype", None)
-        given = {name: kwargs.pop(name) for name in (*_PARTS, "encoder", "controlnet") if name in kwargs}
+        parts = {name: kwargs.pop(name) for name in (*_PARTS, *_OPTIONAL_PARTS) if name in kwargs}
         _check_hub_options(kwargs)
         index = load_config(base, "pipeline", **{name: value for name, value in kwargs.items() if name != "variant"})
         if index.get("_class_name") != cls.__name__:
             raise ValueError(
                 f"`{base}` holds a {index.get('_class_name')}, not a {cls.__name__}. To use its networks with an "
-                f"encoder: "
-                f"{cls.__name__}.from_base({str(base)!r}, encoder=...)."
+                f"encoder: {cls.__name__}.from_base({str(base)!r}, encoder=...)."
             )
-        parts = dict(given)
-        for name in (*_PARTS, "encoder", "controlnet"):
-            if name in given or index.get(name, [None])[0] is None:
+        for name in (*_PARTS, *_OPTIONAL_PARTS):
+            if name in parts or index.get(name, [None])[0] is None:
                 continue
             if name == "encoder":
                 parts[name] = SeeCoder.from_pretrained(base, subfolder=name, dtype=dtype or torch.float32, **kwargs)
@@ -165,16 +176,20 @@ class ContextPipeline(DiffusionPipeline, StableDiffusionMixin):
         """Write the parts and an index to a folder for `from_pretrained`.
 
         Args:
-            save_directory: the folder; created if it does not exist.
-            args: those of `DiffusionPipeline.save_pretrained`.
-            kwargs: those of `DiffusionPipeline.save_pretrained` (`variant`, `max_shard_size`, `push_to_hub`, ...).
+            save_directory: The folder; created if it does not exist.
+            args: Those of `DiffusionPipeline.save_pretrained`.
+            kwargs: Those of `DiffusionPipeline.save_pretrained` (`variant`, `max_shard_size`, `push_to_hub`, ...).
 
         Raises:
-            ValueError: a pickle was asked for.
+            ValueError: A pickle was asked for.
         """
         if (args and args[0] is False) or kwargs.get("safe_serialization") is False:
             raise ValueError("`safe_serialization`=False would write pickles, which no reader here accepts.")
         super().save_pretrained(save_directory, *args, **kwargs)
+
+    @classmethod
+    def load_lora_into_text_encoder(cls, state_dict: dict[str, Any], *args: Any, **kwargs: Any) -> None:
+        """Leave a LoRA's text parts out: there is no text encoder here."""
 
     # ------------------------------------------------------------------------------------------------------ running
 
@@ -188,22 +203,44 @@ class ContextPipeline(DiffusionPipeline, StableDiffusionMixin):
         """Whether a callback asked to end the run (`pipe._interrupt = True`); the sample so far is then decoded."""
         return self._interrupt
 
-    @torch.no_grad()
-    def _run(self, request: Request) -> SeeCoderPipelineOutput | tuple[Any, ...]:
-        self._interrupt = False
-        try:
-            output = generate(self, request)
-        finally:
-            self.maybe_free_model_hooks()
-        return output if request.return_dict else (output.images, output.notes)
+    def context_arguments(self, image: Pictures, image_size: int | None = ENCODED_SIZE) -> dict[str, torch.Tensor]:
+        """Encode pictures once, for many calls: `pipe(**pipe.context_arguments("cat.jpg"), generator=...)`.
+
+        Args:
+            image: As for `encode_context`: one picture, a list of them, or sets that together make one context.
+            image_size: Pictures of more pixels than a square of this side are reduced to as many; None keeps them.
+
+        Returns:
+            `context` (N, T, D), and for SDXL `pooled_context` (N, P).
+        """
+        encoded = self.encode_context(image, image_size=image_size)
+        if isinstance(encoded, tuple):
+            return {"context": encoded[0], "pooled_context": encoded[1]}
+        return {"context": encoded}
 
     # ------------------------------------------------------------------------------ where the two pipelines differ
 
-    def check_unet(self, unet: Any) -> None:
+    def encode_context(
+        self, image: Pictures, context_weights: Sequence[float] | None = None, image_size: int | None = ENCODED_SIZE
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        """Encode pictures once, to use them often.
+
+        Args:
+            image: One picture (path, bytes, PIL image, array or tensor); a list of pictures, each its own context; or,
+                in place of a picture, an inner list or an `ImageSet` of pictures that together make one context.
+            context_weights: One number >= 0 for every picture of an inner list.
+            image_size: Pictures of more pixels than a square of this side are reduced to as many; None keeps them.
+
+        Returns:
+            Context (N, T, D), for SDXL with pooled vectors (N, P).
+        """
+        raise NotImplementedError
+
+    def check_unet(self) -> None:
         """Refuse a UNet of another family.
 
         Raises:
-            ValueError: it is of another family.
+            ValueError: It is of another family.
         """
         raise NotImplementedError
 
@@ -211,12 +248,12 @@ class ContextPipeline(DiffusionPipeline, StableDiffusionMixin):
         """Whether the VAE works in float32, whatever its dtype."""
         return False
 
-    def added_conditions(self, request: Request, conditioning: Conditioning, size: tuple[int, int]) -> Any:
-        """What the UNet is told besides the context; see `seecoder.sampling`.
+    def added_conditions(self, request: Request, told: Conditioning, size: Size) -> AddedConditions | None:
+        """What the UNet is told besides the context, for `seecoder.sampling.sample`.
 
         Args:
-            request: the call.
-            conditioning: its contexts.
+            request: The call.
+            told: Its contexts.
             size: (height, width) of the result in pixels.
         """
         return None

@@ -1,239 +1,202 @@
-"""One call from beginning to end: validate, encode, sample, decode."""
+"""One call of a pipeline from beginning to end: check, encode, sample, decode."""
 
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
-from typing import Any
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, cast
 
 import torch
-from torch.nn import functional
+from diffusers.utils import BaseOutput
 
-from seecoder.base_model.facts import native_size
-from seecoder.images.loading import load_image
+from seecoder.base_model.facts import context_width, native_size
 from seecoder.pipelines.autoencoding import decode_latents, in_float32, vae_decoder, vae_encoder
+from seecoder.pipelines.base import ContextPipeline
 from seecoder.pipelines.conditioning import condition
-from seecoder.pipelines.inputs import check_numbers, check_size, check_tensors
+from seecoder.pipelines.inputs import Request, check_size, control_pixels, start_pixels
 from seecoder.pipelines.networks import HalvedOnDemand, control_residuals, unet_denoiser
-from seecoder.pipelines.output import SeeCoderPipelineOutput
-from seecoder.pipelines.request import CALLBACK_TENSORS, Conditioning, Request
-from seecoder.sampling import Control, Progress, StageEnd, sample
 from seecoder.sampling.composition import compose
+from seecoder.sampling.conditions import Control
+from seecoder.sampling.engine import sample
+from seecoder.sampling.progress import Progress, StageEnd
 
-__all__ = ["generate"]
 
-_ASPECT_TOLERANCE = 0.05  # a start picture may be stretched by this much without a word
+@dataclass
+class SeeCoderPipelineOutput(BaseOutput):
+    """Pictures, and what had to be done differently to get them.
+
+    Attributes:
+        images: A list of PIL images, an array (N, H, W, 3) in [0, 1], a tensor (N, 3, H, W) in [0, 1], or the latents
+            (N, C, h, w), by `output_type`.
+        notes: One sentence for everything that was not done as asked: a decode repeated in float32, or done in tiles.
+            Empty when all went as asked.
+    """
+
+    images: Any
+    notes: list[str] = field(default_factory=list)
 
 
 class _Interrupted(Exception):
-    """Ends a run whose `interrupt` was set by a callback."""
+    """Ends a run whose `interrupt` was set by a callback.
+
+    Attributes:
+        progress: The step after which it was.
+    """
+
+    def __init__(self, progress: Progress) -> None:
+        super().__init__()
+        self.progress = progress
 
 
-def generate(pipe: Any, request: Request) -> SeeCoderPipelineOutput:
-    """Run a request.
+class Call:
+    """One call of a pipeline.
 
     Args:
-        pipe: a `ContextPipeline`.
-        request: the call.
-
-    Returns:
-        Pictures and notes.
+        pipe: The pipeline; its parts are the same before and after.
+        request: What is asked for.
 
     Raises:
-        ImageError: a picture that cannot be read.
-        ValueError: an argument that does not fit.
-        RuntimeError: numbers or memory that could not be rescued.
+        ValueError: An argument that does not fit the pipeline, or methods that do not go together.
     """
-    native = native_size(pipe.unet)
-    scale = pipe.vae_scale_factor
-    height = native[0] * scale if request.height is None else request.height
-    width = native[1] * scale if request.width is None else request.width
-    _check(pipe, request, height, width)
-    conditioning = condition(pipe, request)
-    shape = (len(conditioning.context), pipe.unet.config.in_channels, height // scale, width // scale)
-    check_tensors(shape[0], request.generator, request.latents if request.method is None else None, shape)
-    with in_float32(pipe.vae) if pipe.upcasts_vae() else nullcontext():
-        latents, notes = _sample(pipe, request, conditioning, shape, native)
-        if request.output_type == "latent":
-            return SeeCoderPipelineOutput(images=latents, notes=notes)
-        images, said = _decoded(pipe, request, latents)
-    return SeeCoderPipelineOutput(images=images, notes=list(dict.fromkeys(notes + said)))
 
-
-def _decoded(pipe: Any, request: Request, latents: torch.Tensor) -> tuple[Any, list[str]]:
-    """Pictures in the form that was asked for, and what had to be done differently."""
-    pixels, notes = decode_latents(
-        pipe.vae, latents, wrap=_is_closed_loop(request.method), memory=request.autoencoder_memory
-    )
-    return pipe.image_processor.postprocess(pixels.float(), output_type=request.output_type), notes
-
-
-def _check(pipe: Any, request: Request, height: int, width: int) -> None:
-    """Everything that can be said before a network runs."""
-    check_size(height, width, pipe.vae_scale_factor)
-    check_numbers(
-        num_inference_steps=request.num_inference_steps,
-        num_images_per_prompt=request.num_images_per_prompt,
-        guidance_scale=request.guidance_scale,
-        context_scale=request.context_scale,
-        controlnet_conditioning_scale=request.controlnet_conditioning_scale,
-        guidance_rescale=request.guidance_rescale,
-        eta=request.eta,
-        output_type=request.output_type,
-        autoencoder_memory=request.autoencoder_memory,
-    )
-    if (request.control_image is None) != (pipe.controlnet is None):
-        have, lack = ("controlnet", "control_image") if pipe.controlnet is not None else ("control_image", "controlnet")
-        raise ValueError(f"there is a `{have}` but no `{lack}`; one works only with the other.")
-    start, end = request.control_guidance_start, request.control_guidance_end
-    if not 0.0 <= start <= end <= 1.0:
-        raise ValueError(
-            f"`control_guidance_start`={start} and `control_guidance_end`={end} must lie in 0-1, in this order."
+    def __init__(self, pipe: ContextPipeline, request: Request) -> None:
+        self._pipe, self._request = pipe, request
+        self._cell = pipe.vae_scale_factor
+        self._native = native_size(pipe.unet)
+        height, width = (side * self._cell for side in self._native)
+        self._size = (
+            height if request.height is None else request.height,
+            width if request.width is None else request.width,
         )
-    unknown = [name for name in request.callback_on_step_end_tensor_inputs if name not in CALLBACK_TENSORS]
-    if unknown:
-        raise ValueError(
-            f"`callback_on_step_end_tensor_inputs` has {unknown[0]!r}; choose from {', '.join(CALLBACK_TENSORS)}."
+        check_size(*self._size, self._cell)
+        if (request.control_image is None) != (pipe.controlnet is None):
+            names = ("control_image", "controlnet")
+            have, lack = names if pipe.controlnet is None else names[::-1]
+            raise ValueError(f"there is a `{have}` but no `{lack}`; one works only with the other.")
+        self._recipe = compose(request.method)
+        self._notes: list[str] = []
+
+    @torch.no_grad()
+    def run(self) -> SeeCoderPipelineOutput:
+        """Make the pictures.
+
+        Raises:
+            ImageError: A picture that cannot be read.
+            ValueError: An argument that does not fit.
+            RuntimeError: Numbers or memory that could not be rescued.
+        """
+        pipe = self._pipe
+        pipe._interrupt = False
+        with ExitStack() as stack:
+            stack.callback(pipe.maybe_free_model_hooks)
+            if pipe.upcasts_vae():
+                stack.enter_context(in_float32(pipe.vae))
+            sampler = self._sampler()
+            progress_bar = cast(Any, pipe).progress_bar  # torch.compiler.disable hides its type
+            with progress_bar(total=self._request.num_inference_steps) as bar:
+                try:
+                    latents = sampler(on_step=partial(self._after_step, bar))
+                except _Interrupted as interruption:
+                    progress = interruption.progress
+                    latents = progress.latents
+                    place = f"after step {progress.step} of {progress.num_steps}"
+                    self._notes.append(f"the run was interrupted {place}; the picture is unfinished.")
+            images, notes = self._decoded(latents)
+        return SeeCoderPipelineOutput(images=images, notes=list(dict.fromkeys(self._notes + notes)))
+
+    def _sampler(self) -> Callable[..., torch.Tensor]:
+        """Sampling with all that it needs; `on_step` is left to be given."""
+        pipe, request, notes = self._pipe, self._request, self._notes
+        told = self._told = condition(
+            request, pipe.encoder, context_width(pipe.unet), device=pipe._execution_device, dtype=pipe.unet.dtype
         )
-    compose(request.method)  # raises on methods that do not go together
+        count, cells = len(told.context), [side // self._cell for side in self._size]
+        encoder = vae_encoder(pipe.vae, request.autoencoder_memory, notes)
+        start = None
+        if request.start_image is not None:
+            pixels = start_pixels(request.start_image, self._size, self._cell)
+            start = encoder(pixels.to(pipe._execution_device) * 2.0 - 1.0)
+        return partial(
+            sample,
+            unet_denoiser(pipe.unet, request.cross_attention_kwargs, notes),
+            pipe.scheduler,
+            latent_shape=(count, pipe.unet.config.in_channels, cells[0], cells[1]),
+            native_size=self._native,
+            context=told.context,
+            negative_context=told.negative_context,
+            num_inference_steps=request.num_inference_steps,
+            guidance_scale=request.guidance_scale,
+            guidance_rescale=request.guidance_rescale,
+            eta=request.eta,
+            generator=request.generator,
+            method=self._recipe,
+            latents=request.latents,
+            image_latents=start,
+            added_conditions=pipe.added_conditions(request, told, self._size),
+            control=self._control(count),
+            decoder=vae_decoder(pipe.vae, request.autoencoder_memory, notes, self._native),
+            encoder=encoder,
+            unet=pipe.unet,
+            view_batch_size=request.view_batch_size,
+            on_stage=self._after_stage,
+        )
 
+    def _control(self, count: int) -> Control | None:
+        """The ControlNet and what it sees, if there is one."""
+        pipe, request = self._pipe, self._request
+        if request.control_image is None:
+            return None
+        residuals = control_residuals(
+            pipe.controlnet,
+            request.controlnet_conditioning_scale,
+            request.control_guidance_start,
+            request.control_guidance_end,
+            pipe.scheduler.config.num_train_timesteps,
+        )
+        image = control_pixels(request.control_image, count).to(pipe._execution_device)
+        return Control(image, HalvedOnDemand(residuals, "ControlNet", self._notes), self._cell)
 
-def _sample(
-    pipe: Any, request: Request, conditioning: Conditioning, shape: tuple[int, int, int, int], native: tuple[int, int]
-) -> tuple[torch.Tensor, list[str]]:
-    """Latents of the result, and what had to be done differently."""
-    denoiser = HalvedOnDemand(unet_denoiser(pipe.unet, request.cross_attention_kwargs), "UNet")
-    control, controlnet = _control(pipe, request, shape[0])
-    notes: list[str] = []
-    size = (shape[2] * pipe.vae_scale_factor, shape[3] * pipe.vae_scale_factor)
-    encoder = vae_encoder(pipe.vae, request.autoencoder_memory, notes)
-    start = None if request.start_image is None else _start_latents(pipe, request.start_image, size, encoder)
-    with pipe.progress_bar(total=request.num_inference_steps) as bar:
-        watch = _Watch(pipe, request, conditioning, bar)
-        try:
-            latents = sample(
-                denoiser,
-                pipe.scheduler,
-                latent_shape=shape,
-                native_size=native,
-                context=conditioning.context,
-                negative_context=conditioning.negative_context,
-                num_inference_steps=request.num_inference_steps,
-                guidance_scale=request.guidance_scale,
-                guidance_rescale=request.guidance_rescale,
-                eta=request.eta,
-                generator=request.generator,
-                method=request.method,
-                latents=request.latents,
-                image_latents=start,
-                added_conditions=pipe.added_conditions(request, conditioning, size),
-                control=control,
-                decoder=vae_decoder(pipe.vae, request.autoencoder_memory, notes, native),
-                encoder=encoder,
-                unet=pipe.unet,
-                view_batch_size=request.view_batch_size,
-                on_step=watch,
-                on_stage=_preview(pipe, request),
-            )
-        except _Interrupted:
-            latents = watch.latents
-            notes.append(
-                f"the run was interrupted after step {watch.step} of {watch.num_steps}; the picture is unfinished."
-            )
-    return latents, [*denoiser.notes, *(controlnet.notes if controlnet else []), *notes]
-
-
-class _Watch:
-    """What happens after every step: the progress bar, the user's callback, the wish to stop."""
-
-    def __init__(self, pipe: Any, request: Request, conditioning: Conditioning, bar: Any) -> None:
-        self._pipe, self._bar = pipe, bar
-        self._callback = request.callback_on_step_end
-        self._names = request.callback_on_step_end_tensor_inputs
-        self._tensors = {"context": conditioning.context, "negative_context": conditioning.negative_context}
-        self.latents = torch.empty(0)
-        self.step = self.num_steps = 0
-
-    def __call__(self, progress: Progress) -> None:
-        if self._bar.total != progress.num_steps:
-            self._bar.reset(progress.num_steps)
-        if progress.num_stages > 1:
-            self._bar.set_description(progress.stage, refresh=False)
-        self._bar.update(progress.step - self._bar.n)
-        self.latents, self.step, self.num_steps = progress.latents, progress.step, progress.num_steps
+    def _after_step(self, bar: Any, progress: Progress) -> None:
+        """Move the progress bar, call the user's callback, and stop if it asked for that."""
         self._pipe._num_timesteps = progress.num_steps
-        if self._callback is not None:
-            self._call_back(progress)
+        if bar.total != progress.num_steps:
+            bar.reset(progress.num_steps)
+        if progress.num_stages > 1:
+            bar.set_description(progress.stage, refresh=False)
+        bar.update(progress.step - bar.n)
+        self._call_back(progress)
         if self._pipe.interrupt and progress.step < progress.num_steps:
-            raise _Interrupted
+            raise _Interrupted(progress)
 
     def _call_back(self, progress: Progress) -> None:
-        tensors = {**self._tensors, "latents": progress.latents}
-        given = {name: tensors[name] for name in self._names}
-        returned = self._callback(self._pipe, progress.step - 1, progress.timestep, given) or {}  # type: ignore[misc]
-        changed = [name for name, value in returned.items() if value is not given.get(name)]
+        request = self._request
+        if request.callback_on_step_end is None:
+            return
+        tensors = {
+            "latents": progress.latents,
+            "context": self._told.context,
+            "negative_context": self._told.negative_context,
+        }
+        shown = {name: tensors[name] for name in request.callback_on_step_end_tensor_inputs}
+        returned = request.callback_on_step_end(self._pipe, progress.step - 1, progress.timestep, shown) or {}
+        changed = [name for name, value in returned.items() if value is not shown.get(name)]
         if changed:
             raise ValueError(
                 f"`callback_on_step_end` returned another `{changed[0]}`; it may look at the run and stop it, not "
-                f"change it."
+                "change it."
             )
 
+    def _after_stage(self, stage: StageEnd) -> None:
+        """Show the user the result of every stage but the last, which the call itself returns."""
+        callback = self._request.callback_on_stage_end
+        if callback is not None and stage.stage_index + 1 < stage.num_stages:
+            callback(self._pipe, stage, self._decoded(stage.latents)[0])
 
-def _preview(pipe: Any, request: Request) -> Callable[[StageEnd], None] | None:
-    """What shows the user the result of every stage but the last, which the call itself returns."""
-    callback = request.callback_on_stage_end
-    if callback is None:
-        return None
-
-    def show(stage: StageEnd) -> None:
-        if stage.stage_index + 1 < stage.num_stages:
-            wants_latents = request.output_type == "latent"
-            callback(pipe, stage, stage.latents if wants_latents else _decoded(pipe, request, stage.latents)[0])
-
-    return show
-
-
-def _control(pipe: Any, request: Request, count: int) -> tuple[Control | None, HalvedOnDemand | None]:
-    if request.control_image is None:
-        return None, None
-    given = request.control_image
-    pictures = [load_image(picture)[None] for picture in (given if isinstance(given, (list, tuple)) else [given])]
-    if len(pictures) not in (1, count) or len({tuple(picture.shape) for picture in pictures}) > 1:
-        raise ValueError(
-            f"`control_image` has {len(pictures)} pictures for {count} results; give one for all, or one each, of one "
-            f"size."
-        )
-    residuals = control_residuals(
-        pipe.controlnet,
-        request.controlnet_conditioning_scale,
-        request.control_guidance_start,
-        request.control_guidance_end,
-        pipe.scheduler.config.num_train_timesteps,
-    )
-    call = HalvedOnDemand(residuals, "ControlNet")
-    image = torch.cat(pictures).to(pipe._execution_device)
-    return Control(image=image, residuals=call, pixels_per_cell=pipe.vae_scale_factor), call
-
-
-def _start_latents(
-    pipe: Any, picture: Any, size: tuple[int, int], encoder: Callable[[torch.Tensor], torch.Tensor]
-) -> torch.Tensor:
-    """Encode the picture that a method starts from, at most at the size of the result and in its aspect ratio."""
-    pixels = load_image(picture)[None]
-    height, width = pixels.shape[-2:]
-    aspect = (width / height) / (size[1] / size[0])
-    if abs(aspect - 1.0) > _ASPECT_TOLERANCE:
-        raise ValueError(
-            f"`start_image` is {height}x{width}, another aspect ratio than the result's {size[0]}x{size[1]}. Crop it, "
-            f"or ask "
-            f"for a `width` near {round(size[0] * width / height)}."
-        )
-    share = min(1.0, max(height / size[0], width / size[1]))
-    cell = pipe.vae_scale_factor
-    target = [max(cell, round(side * share / cell) * cell) for side in size]
-    if list(pixels.shape[-2:]) != target:
-        pixels = functional.interpolate(pixels, size=target, mode="bicubic", antialias=True).clamp(0.0, 1.0)
-    return encoder(pixels.to(pipe._execution_device) * 2.0 - 1.0)
-
-
-def _is_closed_loop(method: Any | Sequence[Any]) -> bool:
-    windows = compose(method).windows
-    return windows is not None and windows.closed_loop
+    def _decoded(self, latents: torch.Tensor) -> tuple[Any, list[str]]:
+        """The result in the form that was asked for, and what had to be done differently."""
+        request, windows = self._request, self._recipe.windows
+        if request.output_type == "latent":
+            return latents, []
+        is_loop = windows is not None and windows.closed_loop
+        pixels, notes = decode_latents(self._pipe.vae, latents, wrap=is_loop, memory=request.autoencoder_memory)
+        return self._pipe.image_processor.postprocess(pixels.float(), output_type=request.output_type), notes

@@ -1,23 +1,35 @@
 """From pictures to the contexts that the UNet is fed with."""
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 
-from seecoder.base_model.facts import context_width
 from seecoder.encoder.context import ImageSet, combine_contexts
+from seecoder.encoder.model import SeeCoder
 from seecoder.images.loading import ENCODED_SIZE, limit_area, load_image
-from seecoder.pipelines.inputs import as_image_sets
-from seecoder.pipelines.request import Conditioning, Request
+from seecoder.pipelines.inputs import Pictures, Request, as_image_sets
 
-__all__ = ["check_context", "condition", "encode_pictures"]
+
+@dataclass(frozen=True)
+class Conditioning:
+    """The contexts of a call, one row a picture to be made.
+
+    Attributes:
+        context: (B, T, D) on the UNet's device, in its dtype.
+        negative_context: The same shape.
+        pooled: (B, P) for SDXL, else None.
+    """
+
+    context: torch.Tensor
+    negative_context: torch.Tensor
+    pooled: torch.Tensor | None
 
 
 @torch.no_grad()
 def encode_pictures(
-    encoder: Any,
-    image: Any,
+    encoder: SeeCoder | None,
+    image: Pictures,
     weights: Sequence[float] | None,
     device: torch.device | str,
     image_size: int | None = ENCODED_SIZE,
@@ -25,18 +37,19 @@ def encode_pictures(
     """Encode the `image` argument of a call.
 
     Args:
-        encoder: a `SeeCoder`, or None, which is an error here.
-        image: see `as_image_sets`; every entry becomes one context.
-        weights: weights of the pictures of every inner list.
-        device: where the encoder is (or will be put by its offloading hook).
-        image_size: pictures of more pixels than a square of this side are reduced to as many; None keeps them.
+        encoder: The encoder; None is an error here.
+        image: One picture (path, bytes, PIL image, array, tensor); a list of pictures, each its own context; or, in
+            place of a picture, an `ImageSet` or an inner list of pictures that together make one context.
+        weights: Weights of the pictures of every inner list.
+        device: Where the encoder is (or will be put by its offloading hook).
+        image_size: Pictures of more pixels than a square of this side are reduced to as many; None keeps them.
 
     Returns:
         Contexts (N, T, D) and, if the encoder has them, pooled vectors (N, P), in the encoder's dtype.
 
     Raises:
-        ImageError: a picture that cannot be read.
-        ValueError: no encoder, weights that do not fit, or entries whose contexts differ in length.
+        ImageError: A picture that cannot be read.
+        ValueError: No encoder, weights that do not fit, or entries whose contexts differ in length.
     """
     if encoder is None:
         raise ValueError("`image` needs an encoder, and this pipeline has none. Pass `context`, or set `pipe.encoder`.")
@@ -54,7 +67,7 @@ def encode_pictures(
 
 
 def _encode_set(
-    encoder: Any, entry: ImageSet, pictures: Sequence[torch.Tensor], device: torch.device | str
+    encoder: SeeCoder, entry: ImageSet, pictures: Sequence[torch.Tensor], device: torch.device | str
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     # diffusers' offloading brings a module to the accelerator when `forward` is called; `encode` is not `forward`.
     hook = getattr(encoder, "_hf_hook", None)
@@ -67,39 +80,40 @@ def _encode_set(
     return context, combine_contexts(pooled, entry.weights) if pooled else None
 
 
-def condition(pipe: Any, request: Request) -> Conditioning:
+def condition(
+    request: Request, encoder: SeeCoder | None, width: int, *, device: torch.device | str, dtype: torch.dtype
+) -> Conditioning:
     """Make the contexts of a call, one row a picture to be made.
 
     Unconditional is the zero context, as in the published code: the cross-attention of these UNets has no bias on keys
     and values, so zeros leave only the output's bias.
 
     Args:
-        pipe: the pipeline.
-        request: the call.
+        request: The call.
+        encoder: The pipeline's; None will do where the call brings its `context`.
+        width: Width of the contexts that the UNet reads.
+        device: Where the UNet works.
+        dtype: The UNet's.
 
     Raises:
-        ImageError: a picture that cannot be read.
-        ValueError: neither or both of `image` and `context`, or a context that does not fit the UNet.
+        ImageError: A picture that cannot be read.
+        ValueError: Neither or both of `image` and `context`, a context that does not fit the UNet, or pictures and no
+            encoder.
     """
-    if (request.image is None) == (request.context is None):
-        raise ValueError("give either `image` or `context`, and not both.")
-    if request.context is None:
-        context, pooled = encode_pictures(
-            pipe.encoder, request.image, request.context_weights, pipe._execution_device, request.image_size
-        )
-    elif request.context_weights is not None:
-        raise ValueError("`context_weights` have no effect on a ready `context`; leave them out.")
+    if request.image is not None and request.context is None:
+        context, pooled = encode_pictures(encoder, request.image, request.context_weights, device, request.image_size)
+    elif request.context is not None and request.image is None:
+        context, pooled = request.context, request.pooled_context
     else:
-        context, pooled = request.context, request.added.get("pooled_context")
-    check_context("context", context, context_width(pipe.unet))
-    context = context.to(pipe._execution_device, pipe.unet.dtype)
-    negative = _negative(request.negative_context, context, context_width(pipe.unet))
-    repeats = request.num_images_per_prompt
-    pooled = None if pooled is None else (pooled.to(context) * request.context_scale).repeat_interleave(repeats, dim=0)
+        raise ValueError("give either `image` or `context`, and not both.")
+    check_context("context", context, width)
+    context = context.to(device, dtype)
+    negative = _negative(request.negative_context, context, width)
+    scale, repeats = request.context_scale, request.num_images_per_prompt
     return Conditioning(
-        context=(context * request.context_scale).repeat_interleave(repeats, dim=0),
+        context=(context * scale).repeat_interleave(repeats, dim=0),
         negative_context=negative.repeat_interleave(repeats, dim=0),
-        pooled=pooled,
+        pooled=None if pooled is None else (pooled.to(context) * scale).repeat_interleave(repeats, dim=0),
     )
 
 
@@ -119,12 +133,12 @@ def check_context(name: str, context: torch.Tensor, width: int) -> None:
     """Refuse a context that the UNet cannot read.
 
     Args:
-        name: what to call it in the error.
+        name: What to call it in the error.
         context: (N, T, D).
         width: D that the UNet reads.
 
     Raises:
-        ValueError: another shape, or values that are not finite.
+        ValueError: Another shape, or values that are not finite.
     """
     if context.ndim != 3 or len(context) == 0 or context.shape[-1] != width:
         raise ValueError(f"`{name}` has shape {tuple(context.shape)}; this base reads (N, T, {width}).")

@@ -1,33 +1,131 @@
-"""What `image` may be, and everything that can be said about a call before any network runs."""
+"""What a call of a pipeline is given: its arguments, checked once, and the pictures among them."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from torch.nn import functional
 
+from seecoder.checks import Rule, choice, either, number, require, some_of, whole
 from seecoder.encoder.context import ImageSet, normalise_weights
+from seecoder.images.loading import Source as Picture
+from seecoder.images.loading import load_image
+from seecoder.sampling.randomness import Generators
+from seecoder.sampling.recipe import Method
+from seecoder.sampling.views import Size
 
-__all__ = ["OUTPUT_TYPES", "as_image_sets", "check_numbers", "check_size", "check_tensors"]
+# One picture, several, or several contexts of which each is made of one or more pictures.
+Pictures = Picture | ImageSet | Sequence[Picture | ImageSet | Sequence[Picture]]
 
-OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+_ASPECT_TOLERANCE = 0.05  # a start picture may be stretched by this much without a word
+CALLBACK_TENSORS = ("latents", "context", "negative_context")
+_SHARE = number(0.0, 1.0)
+_RULES = {
+    "num_inference_steps": whole(1),
+    "num_images_per_prompt": whole(1),
+    "view_batch_size": whole(1),
+    "guidance_scale": number(),
+    "context_scale": number(),
+    "controlnet_conditioning_scale": number(),
+    "guidance_rescale": _SHARE,
+    "eta": _SHARE,
+    "control_guidance_start": _SHARE,
+    "control_guidance_end": _SHARE,
+    "autoencoder_memory": either(
+        number(0.0, above_minimum=True), Rule(lambda value: value == math.inf, "infinity (in GiB)")
+    ),
+    "output_type": choice("pil", "np", "pt", "latent"),
+    "callback_on_step_end_tensor_inputs": some_of(
+        choice(*CALLBACK_TENSORS), f"a list of names out of {', '.join(CALLBACK_TENSORS)}"
+    ),
+}
 
 
-def as_image_sets(image: Any, weights: Sequence[float] | None = None) -> list[ImageSet]:
+def check_arguments(arguments: Mapping[str, Any]) -> None:
+    """Check the numbers and names among the arguments of a call.
+
+    Args:
+        arguments: Any arguments of `SeeCoderPipeline.__call__` by name.
+
+    Raises:
+        ValueError: One of them has a value that is not accepted.
+    """
+    for name, value in arguments.items():
+        if name in _RULES:
+            require(name, value, _RULES[name])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """The arguments of one call, as `SeeCoderPipeline.__call__` and `SeeCoderXLPipeline.__call__` document them.
+
+    Raises:
+        ValueError: An argument has a value that is not accepted, or two of them contradict each other.
+    """
+
+    image: Pictures | None
+    height: int | None
+    width: int | None
+    method: Method | Sequence[Method] | None
+    num_inference_steps: int
+    guidance_scale: float
+    guidance_rescale: float
+    eta: float
+    num_images_per_prompt: int
+    generator: Generators
+    latents: torch.Tensor | None
+    context: torch.Tensor | None
+    negative_context: torch.Tensor | None
+    context_weights: Sequence[float] | None
+    image_size: int | None
+    context_scale: float
+    start_image: Picture | None
+    control_image: Picture | Sequence[Picture] | None
+    controlnet_conditioning_scale: float
+    control_guidance_start: float
+    control_guidance_end: float
+    cross_attention_kwargs: Mapping[str, Any] | None
+    view_batch_size: int
+    autoencoder_memory: float
+    output_type: str
+    callback_on_step_end: Callable[..., Mapping[str, Any] | None] | None
+    callback_on_step_end_tensor_inputs: Sequence[str]
+    callback_on_stage_end: Callable[..., None] | None
+    # SDXL's own.
+    pooled_context: torch.Tensor | None = None
+    negative_pooled_context: torch.Tensor | None = None
+    original_size: Size | None = None
+    crops_coords_top_left: Size = (0, 0)
+    target_size: Size | None = None
+
+    def __post_init__(self) -> None:
+        check_arguments(vars(self))
+        if self.control_guidance_start > self.control_guidance_end:
+            raise ValueError(
+                f"`control_guidance_start`={self.control_guidance_start} must not lie after "
+                f"`control_guidance_end`={self.control_guidance_end}."
+            )
+        if self.context is not None and self.context_weights is not None:
+            raise ValueError("`context_weights` have no effect on a ready `context`; leave them out.")
+
+
+def as_image_sets(image: Pictures, weights: Sequence[float] | None = None) -> list[ImageSet]:
     """Read the `image` argument: every entry of the result becomes one context.
 
     Args:
-        image: one picture (path, bytes, PIL image, array, tensor); a list of pictures, each its own context; or, in
+        image: One picture (path, bytes, PIL image, array, tensor); a list of pictures, each its own context; or, in
             place of a picture, an `ImageSet` or an inner list of pictures that together make one context. A tensor or
             array of four dimensions is a list of pictures.
-        weights: weights of the pictures of every inner list.
+        weights: Weights of the pictures of every inner list.
 
     Returns:
         One `ImageSet` a context; a single picture is a set of one.
 
     Raises:
-        ValueError: an empty list, or weights that no inner list can use.
+        ValueError: An empty list, or weights that no inner list can use.
     """
     if isinstance(image, (torch.Tensor, np.ndarray)) and image.ndim == 4:
         image = list(image)
@@ -54,76 +152,75 @@ def _as_image_set(entry: Any, weights: Sequence[float] | None) -> ImageSet:
     return found
 
 
+def control_pixels(image: Picture | Sequence[Picture], count: int) -> torch.Tensor:
+    """Read the `control_image` argument.
+
+    Args:
+        image: One picture for all results, or a list of one each.
+        count: Number of results.
+
+    Returns:
+        (1 or N, 3, H, W) in [0, 1].
+
+    Raises:
+        ImageError: A picture that cannot be read.
+        ValueError: Another number of pictures, or pictures of several sizes.
+    """
+    given: Sequence[Any] = image if isinstance(image, (list, tuple)) else [image]
+    pictures = [load_image(picture) for picture in given]
+    if len(pictures) not in (1, count) or len({picture.shape for picture in pictures}) > 1:
+        raise ValueError(
+            f"`control_image` has {len(pictures)} pictures for {count} results; give one for all, or one each, of one "
+            "size."
+        )
+    return torch.stack(pictures)
+
+
+def start_pixels(image: Picture, size: Size, cell: int) -> torch.Tensor:
+    """Read the `start_image` argument: at most at the size of the result, and in its aspect ratio.
+
+    Args:
+        image: The picture.
+        size: (height, width) of the result in pixels.
+        cell: Pixels of one latent cell; the sides become multiples of it.
+
+    Returns:
+        (1, 3, H, W) in [0, 1].
+
+    Raises:
+        ImageError: A picture that cannot be read.
+        ValueError: Another aspect ratio.
+    """
+    pixels = load_image(image)[None]
+    height, width = pixels.shape[-2:]
+    aspect = (width / height) / (size[1] / size[0])
+    if abs(aspect - 1.0) > _ASPECT_TOLERANCE:
+        raise ValueError(
+            f"`start_image` is {height}x{width}, another aspect ratio than the result's {size[0]}x{size[1]}. Crop it, "
+            f"or ask for a `width` near {round(size[0] * width / height)}."
+        )
+    scale = min(1.0, max(height / size[0], width / size[1]))
+    target = [max(cell, round(side * scale / cell) * cell) for side in size]
+    if list(pixels.shape[-2:]) == target:
+        return pixels
+    return functional.interpolate(pixels, size=target, mode="bicubic", antialias=True).clamp(0.0, 1.0)
+
+
 def check_size(height: int, width: int, multiple: int) -> None:
     """Check the size of the pictures to be made.
 
     Args:
-        height: in pixels.
-        width: in pixels.
-        multiple: pixels of one latent cell.
+        height: In pixels.
+        width: In pixels.
+        multiple: Pixels of one latent cell.
 
     Raises:
-        ValueError: not a positive multiple, with the nearest sizes that are.
+        ValueError: It is not a positive multiple; the nearest sizes that are, are named.
     """
     for name, value in (("height", height), ("width", width)):
         if value < multiple or value % multiple:
-            below = max(multiple, value // multiple * multiple)
+            lower = max(multiple, value // multiple * multiple)
             raise ValueError(
-                f"`{name}`={value} is not a positive multiple of {multiple} (one latent cell is {multiple} pixels). "
-                f"Use {below} or {below + multiple}."
+                f"`{name}`={value} must be a positive multiple of {multiple} (one latent cell is {multiple} pixels). "
+                f"Use {lower} or {lower + multiple}."
             )
-
-
-def check_numbers(**numbers: Any) -> None:
-    """Check the numbers and names of a call.
-
-    Args:
-        numbers: any of `num_inference_steps`, `num_images_per_prompt` (whole, >= 1), `guidance_scale`, `context_scale`,
-            `controlnet_conditioning_scale` (finite), `guidance_rescale`, `eta` (in [0, 1]), `autoencoder_memory`
-            (positive), `output_type`.
-
-    Raises:
-        ValueError: the first that is out of range, with the range.
-    """
-    for name in ("num_inference_steps", "num_images_per_prompt"):
-        value = numbers.get(name, 1)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"`{name}`={value!r} must be a whole number, at least 1.")
-    for name in ("guidance_scale", "context_scale", "controlnet_conditioning_scale"):
-        if not math.isfinite(numbers.get(name, 1.0)):
-            raise ValueError(f"`{name}`={numbers[name]} must be a finite number.")
-    for name in ("guidance_rescale", "eta"):
-        if not 0.0 <= numbers.get(name, 0.0) <= 1.0:
-            raise ValueError(f"`{name}`={numbers[name]} must lie between 0 and 1.")
-    memory = numbers.get("autoencoder_memory", 1.0)
-    if not isinstance(memory, (int, float)) or not memory > 0.0:
-        raise ValueError(f"`autoencoder_memory`={memory!r} must be a positive number of GiB.")
-    if numbers.get("output_type", "pil") not in OUTPUT_TYPES:
-        raise ValueError(f"`output_type`={numbers['output_type']!r} is unknown; use one of {', '.join(OUTPUT_TYPES)}.")
-
-
-def check_tensors(
-    count: int,
-    generator: torch.Generator | Sequence[torch.Generator] | None,
-    latents: torch.Tensor | None,
-    shape: tuple[int, ...],
-) -> None:
-    """Check that generators and latents match the number and size of pictures.
-
-    Args:
-        count: pictures to be made.
-        generator: one for all, or one a picture.
-        latents: the starting noise, or None where its shape is the method's to check.
-        shape: the shape it must have.
-
-    Raises:
-        ValueError: another count or shape.
-    """
-    if isinstance(generator, Sequence) and len(generator) != count:
-        raise ValueError(
-            f"`generator` has {len(generator)} entries for {count} pictures. Give one generator, or one per picture."
-        )
-    if latents is not None and tuple(latents.shape) != shape:
-        raise ValueError(
-            f"`latents` has shape {tuple(latents.shape)}; expected {shape} for this size and number of pictures."
-        )

@@ -2,9 +2,11 @@
 
 import logging
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
+from diffusers import ControlNetModel, UNet2DConditionModel
 
 from seecoder.pipelines.bounded_memory import is_out_of_memory
 
@@ -18,37 +20,34 @@ class HalvedOnDemand:
     differs. The size that worked is kept for the following calls.
 
     Args:
-        call: `call(latents, timestep, context, *rest, **conditions)`; every tensor but the timestep has N rows, and so
-            have the tensors inside lists and mappings that it takes or returns.
-        name: what to call the network in the log.
+        network: `network(latents, timestep, context, *rest, **conditions)`; every tensor but the timestep has N rows,
+            and so have the tensors inside lists and mappings that it takes or returns. What it returns in a tuple of
+            one, as diffusers' UNets do, is given without the tuple.
+        name: What to call the network in the log.
+        notes: What was done differently is said here.
     """
 
-    def __init__(self, call: Callable[..., Any], name: str) -> None:
-        self._call = call
+    def __init__(self, network: Callable[..., Any], name: str, notes: list[str]) -> None:
+        self._network = network
         self._name = name
-        self.max_rows: int | None = None
-        self.notes: list[str] = []
+        self._notes = notes
+        self._max_rows: int | None = None
 
     def __call__(self, latents: torch.Tensor, timestep: torch.Tensor, *rest: Any, **conditions: Any) -> Any:
         """Evaluate all N rows, in as many parts as memory asks for.
 
         Raises:
-            RuntimeError: memory ran out for a single row.
+            RuntimeError: Memory ran out for a single row.
         """
-        rows = len(latents)
+        count = len(latents)
         while True:
-            size = min(rows, self.max_rows or rows)
+            size = min(count, self._max_rows or count)
+            parts = []
             try:
-                parts = [
-                    self._call(
-                        latents[start : start + size],
-                        timestep,
-                        *(_rows(value, start, size) for value in rest),
-                        **{name: _rows(value, start, size) for name, value in conditions.items()},
-                    )
-                    for start in range(0, rows, size)
-                ]
-                return parts[0] if len(parts) == 1 else _join(parts)
+                for start in range(0, count, size):
+                    given = _rows(rest, start, size)
+                    named = _rows(conditions, start, size)
+                    parts.append(self._network(latents[start : start + size], timestep, *given, **named))
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
@@ -57,17 +56,19 @@ class HalvedOnDemand:
                         f"no memory left for one row of {tuple(latents.shape[1:])} in the {self._name}. Ask for a "
                         "smaller size, or sample in windows (`method=MultiDiffusion()`)."
                     ) from error
+            else:
+                joined = parts[0] if len(parts) == 1 else _join(parts)
+                return joined[0] if isinstance(joined, (list, tuple)) and len(joined) == 1 else joined
             # Outside the handler, whose traceback would keep the failed attempt's tensors alive.
+            del parts
             self._halve(size)
 
     def _halve(self, size: int) -> None:
         torch.cuda.empty_cache()
-        self.max_rows = size // 2
-        note = (
-            f"the {self._name} ran out of memory at {size} rows; it gets {self.max_rows} at a time, which takes longer."
-        )
+        self._max_rows = size // 2
+        note = f"the {self._name} ran out of memory at {size} rows; it gets {size // 2} at a time, which takes longer."
         logger.warning(note)
-        self.notes.append(note)
+        self._notes.append(note)
 
 
 def _rows(value: Any, start: int, size: int) -> Any:
@@ -89,37 +90,34 @@ def _join(parts: list[Any]) -> Any:
     return torch.cat(parts)
 
 
-def unet_denoiser(unet: Any, cross_attention_kwargs: Mapping[str, Any] | None = None) -> Callable[..., torch.Tensor]:
+def unet_denoiser(
+    unet: UNet2DConditionModel, cross_attention_kwargs: Mapping[str, Any] | None, notes: list[str]
+) -> HalvedOnDemand:
     """Make the engine's denoiser of a diffusers UNet.
 
     Args:
-        unet: a `UNet2DConditionModel`.
-        cross_attention_kwargs: what its attention processors are given besides (a LoRA's `scale`).
+        unet: The UNet.
+        cross_attention_kwargs: What its attention processors are given besides (a LoRA's `scale`).
+        notes: What was done differently is said here.
 
     Returns:
-        `denoiser(latents, timestep, context, **conditions) -> output`, see `seecoder.sampling`.
+        `denoiser(latents, timestep, context, **conditions) -> output`, the contract of `seecoder.sampling`.
     """
     extra = {} if cross_attention_kwargs is None else {"cross_attention_kwargs": dict(cross_attention_kwargs)}
-
-    def denoise(
-        latents: torch.Tensor, timestep: torch.Tensor, context: torch.Tensor, **conditions: Any
-    ) -> torch.Tensor:
-        return unet(latents, timestep, encoder_hidden_states=context, return_dict=False, **extra, **conditions)[0]
-
-    return denoise
+    return HalvedOnDemand(partial(unet, return_dict=False, **extra), "UNet", notes)
 
 
 def control_residuals(
-    controlnet: Any, scale: float, start: float, end: float, num_train_timesteps: int
+    controlnet: ControlNetModel, scale: float, start: float, end: float, num_train_timesteps: int
 ) -> Callable[..., dict[str, Any]]:
     """Make the engine's control callable of a diffusers ControlNet.
 
     Args:
-        controlnet: a `ControlNetModel`.
-        scale: factor on all residuals.
-        start: share of the trajectory after which control sets in; 0 is the noisiest end.
-        end: share after which it stops; the share of a timestep t is 1 - t / num_train_timesteps.
-        num_train_timesteps: of the scheduler.
+        controlnet: The ControlNet.
+        scale: Factor on all residuals.
+        start: Fraction of the trajectory after which control sets in; 0 is the noisiest end.
+        end: Fraction after which it stops; the fraction of a timestep t is 1 - t / num_train_timesteps.
+        num_train_timesteps: Of the scheduler.
 
     Returns:
         `residuals(latents, timestep, context, image) -> keyword arguments of the UNet`; no arguments outside the range.

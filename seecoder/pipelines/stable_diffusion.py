@@ -1,22 +1,20 @@
 """Pictures from pictures with any Stable Diffusion 1.x or 2.x base."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, ControlNetModel, SchedulerMixin, UNet2DConditionModel
 from diffusers.loaders import StableDiffusionLoraLoaderMixin
 
 from seecoder.base_model.facts import family
-from seecoder.encoder.model import SeeCoder
 from seecoder.images.loading import ENCODED_SIZE
 from seecoder.pipelines.base import ContextPipeline
 from seecoder.pipelines.bounded_memory import AUTOENCODER_MEMORY
+from seecoder.pipelines.call import Call, SeeCoderPipelineOutput
 from seecoder.pipelines.conditioning import encode_pictures
-from seecoder.pipelines.output import SeeCoderPipelineOutput
-from seecoder.pipelines.request import Generators, Request
-
-__all__ = ["SeeCoderPipeline"]
+from seecoder.pipelines.inputs import Picture, Pictures, Request
+from seecoder.sampling.randomness import Generators
+from seecoder.sampling.recipe import Method
 
 
 class SeeCoderPipeline(ContextPipeline, StableDiffusionLoraLoaderMixin):
@@ -29,60 +27,48 @@ class SeeCoderPipeline(ContextPipeline, StableDiffusionLoraLoaderMixin):
     none.
 
     Args:
-        vae: the autoencoder.
-        unet: the denoiser.
-        scheduler: the schedule that the UNet was trained with; copied for every call.
-        encoder: the SeeCoder; None if every call brings its `context`.
-        controlnet: spatial control; None for none.
+        vae: The autoencoder.
+        unet: The denoiser.
+        scheduler: The schedule that the UNet was trained with; copied for every call.
+        encoder: The SeeCoder; None if every call brings its `context`.
+        controlnet: Spatial control; None for none.
 
     Raises:
-        ValueError: parts that do not fit each other.
+        ValueError: Parts that do not fit each other.
     """
 
     # Saved folders name the module where a class lives; the package is the stable name.
     __module__ = "seecoder.pipelines"
 
-    text_encoder = None  # diffusers' LoRA loader asks for it
-    _lora_loadable_modules: ClassVar[list[str]] = ["unet"]
-
-    def __init__(
-        self,
-        vae: AutoencoderKL,
-        unet: UNet2DConditionModel,
-        scheduler: SchedulerMixin,
-        encoder: SeeCoder | None = None,
-        controlnet: ControlNetModel | None = None,
-    ) -> None:
-        super().__init__(vae, unet, scheduler, encoder, controlnet)
-
     def encode_context(
-        self, image: Any, context_weights: Sequence[float] | None = None, image_size: int | None = ENCODED_SIZE
+        self, image: Pictures, context_weights: Sequence[float] | None = None, image_size: int | None = ENCODED_SIZE
     ) -> torch.Tensor:
         """Encode pictures once, to use them often: `pipe(context=...)`, `save_context`, or any diffusers pipeline.
 
         Stock pipelines take the result as `prompt_embeds`, with zeros of its shape as `negative_prompt_embeds`.
 
         Args:
-            image: as for `__call__`.
-            context_weights: as for `__call__`.
-            image_size: as for `__call__`.
+            image: One picture (path, bytes, PIL image, array or tensor); a list of pictures, each its own context; or,
+                in place of a picture, an inner list or an `ImageSet` of pictures that together make one context.
+            context_weights: One number >= 0 for every picture of an inner list.
+            image_size: Pictures of more pixels than a square of this side are reduced to as many; None keeps them.
 
         Returns:
             (N, T, D), one row an entry of `image`.
 
         Raises:
-            ImageError: a picture that cannot be read.
-            ValueError: weights that do not fit.
+            ImageError: A picture that cannot be read.
+            ValueError: Weights that do not fit.
         """
         return encode_pictures(self.encoder, image, context_weights, self._execution_device, image_size)[0]
 
     def __call__(
         self,
-        image: Any = None,
+        image: Pictures | None = None,
         height: int | None = None,
         width: int | None = None,
         *,
-        method: Any = None,
+        method: Method | Sequence[Method] | None = None,
         num_inference_steps: int = 50,
         guidance_scale: float = 2.0,
         guidance_rescale: float = 0.0,
@@ -95,8 +81,8 @@ class SeeCoderPipeline(ContextPipeline, StableDiffusionLoraLoaderMixin):
         context_weights: Sequence[float] | None = None,
         image_size: int | None = ENCODED_SIZE,
         context_scale: float = 1.0,
-        start_image: Any = None,
-        control_image: Any = None,
+        start_image: Picture | None = None,
+        control_image: Picture | Sequence[Picture] | None = None,
         controlnet_conditioning_scale: float = 1.0,
         control_guidance_start: float = 0.0,
         control_guidance_end: float = 1.0,
@@ -112,68 +98,95 @@ class SeeCoderPipeline(ContextPipeline, StableDiffusionLoraLoaderMixin):
         """Make pictures from pictures.
 
         Args:
-            image: one picture (path, bytes, PIL image, array or tensor, see `seecoder.load_image`); a list of pictures,
-                each varied for itself; or, in place of a picture, an inner list or an `ImageSet`: several pictures that
-                together make one context. `[[a, b], c]` gives two results, one of a and b, one of c.
-            height: of the result in pixels, a multiple of 8 (of the VAE's factor); None for the size of the UNet's
+            image: One picture (path, bytes, PIL image, array or tensor, as `seecoder.load_image` takes them); a list of
+                pictures, each varied for itself; or, in place of a picture, an inner list or an `ImageSet`: several
+                pictures that together make one context. `[[a, b], c]` gives two results, one of a and b, one of c.
+            height: Of the result in pixels, a multiple of 8 (of the VAE's factor); None for the size of the UNet's
                 training.
-            width: the same.
-            method: how to sample above the native size, from `seecoder.sampling`; a list of methods that compose; None
-                for plain sampling.
-            num_inference_steps: steps of one trajectory.
+            width: Of the result in pixels, like `height`.
+            method: How to sample above the native size: a method of `seecoder.sampling` such as `DemoFusion()`; a list
+                of methods that compose; None for plain sampling.
+            num_inference_steps: Steps of one trajectory.
             guidance_scale: 1.5 to 2.5 suit a SeeCoder; exactly 1 skips the unconditional pass and halves the time.
-            guidance_rescale: share in [0, 1] of the rescaled prediction (arXiv 2305.08891, Sec. 3.4).
+            guidance_rescale: Fraction in [0, 1] of the rescaled prediction (arXiv 2305.08891, Sec. 3.4).
             eta: DDIM's stochasticity in [0, 1].
-            num_images_per_prompt: results for every entry of `image`, next to each other.
-            generator: one, or a list with one for every result. With a list every result is what it would be alone.
-            latents: unit-variance starting noise (N, C, h, w), drawn if None.
+            num_images_per_prompt: Results for every entry of `image`, next to each other.
+            generator: One, or a list with one for every result. With a list every result is what it would be alone.
+            latents: Unit-variance starting noise (N, C, h, w), drawn if None.
             context: (N, T, D) from `encode_context`, instead of `image`.
             negative_context: (1 or N, T, D) in place of the zeros that stand for "unconditional".
-            context_weights: one number >= 0 for every picture of an inner list.
-            image_size: pictures of more pixels than a square of this side are reduced to as many before they are
+            context_weights: One number >= 0 for every picture of an inner list.
+            image_size: Pictures of more pixels than a square of this side are reduced to as many before they are
                 encoded; None encodes all at their own size, as the published code does.
-            context_scale: factor on the context. 0 is unconditional, 1 as encoded; above 1 exaggerates.
-            start_image: a picture to enlarge instead of starting from noise, for methods that can (DemoFusion).
-            control_image: what the ControlNet sees: one picture, or one for every result.
-            controlnet_conditioning_scale: factor on its residuals.
-            control_guidance_start: share of the trajectory, in [0, 1], at which control sets in.
-            control_guidance_end: share at which it stops.
-            cross_attention_kwargs: for the UNet's attention processors (a LoRA's `scale`).
-            view_batch_size: windows that go through the UNet at once; bounds the memory, not the result.
+            context_scale: Factor on the context. 0 is unconditional, 1 as encoded; above 1 exaggerates.
+            start_image: A picture to enlarge instead of starting from noise, for methods that can (DemoFusion).
+            control_image: What the ControlNet sees: one picture, or one for every result.
+            controlnet_conditioning_scale: Factor on its residuals.
+            control_guidance_start: Fraction of the trajectory, in [0, 1], at which control sets in.
+            control_guidance_end: Fraction of the trajectory, in [0, 1], at which control stops.
+            cross_attention_kwargs: For the UNet's attention processors (a LoRA's `scale`).
+            view_batch_size: Windows that go through the UNet at once; bounds the memory, not the result.
             autoencoder_memory: GiB that the autoencoder may take; what takes more is done in tiles, close to the whole
                 but not equal, and noted. Infinity: always as a whole, as long as memory lasts.
             output_type: "pil", "np" (N, H, W, 3), "pt" (N, 3, H, W), both in [0, 1], or "latent".
             return_dict: False for a tuple of images and notes.
-            callback_on_step_end: called as `callback(pipe, step, timestep, tensors)` after every step. It may look, and
+            callback_on_step_end: Called as `callback(pipe, step, timestep, tensors)` after every step. It may look, and
                 stop the run with `pipe._interrupt = True`; it may not change the tensors.
-            callback_on_step_end_tensor_inputs: of "latents", "context", "negative_context", what it is shown.
-            callback_on_stage_end: called as `callback(pipe, stage, images)` after every stage of a method that has
+            callback_on_step_end_tensor_inputs: Of "latents", "context", "negative_context", what it is shown.
+            callback_on_stage_end: Called as `callback(pipe, stage, images)` after every stage of a method that has
                 several, but for the last: a `seecoder.sampling.StageEnd`, and its result in the form of `output_type`.
 
         Returns:
-            `images`, and `notes`: a sentence for everything that was not done as asked (see `SeeCoderPipelineOutput`).
+            `images`, and `notes`: a sentence for everything that was not done as asked. With `return_dict=False` a
+            tuple of the two.
 
         Raises:
-            ImageError: a picture that cannot be read.
-            ValueError: an argument that does not fit; nothing has been computed then.
+            ImageError: A picture that cannot be read.
+            ValueError: An argument that does not fit; nothing has been computed then.
             RuntimeError: NaN that a decode in float32 did not cure, or no memory left.
         """
-        arguments = {name: value for name, value in locals().items() if name in Request.__dataclass_fields__}
-        return self._run(Request(**arguments))
+        request = Request(
+            image=image,
+            height=height,
+            width=width,
+            method=method,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            guidance_rescale=guidance_rescale,
+            eta=eta,
+            num_images_per_prompt=num_images_per_prompt,
+            generator=generator,
+            latents=latents,
+            context=context,
+            negative_context=negative_context,
+            context_weights=context_weights,
+            image_size=image_size,
+            context_scale=context_scale,
+            start_image=start_image,
+            control_image=control_image,
+            controlnet_conditioning_scale=controlnet_conditioning_scale,
+            control_guidance_start=control_guidance_start,
+            control_guidance_end=control_guidance_end,
+            cross_attention_kwargs=cross_attention_kwargs,
+            view_batch_size=view_batch_size,
+            autoencoder_memory=autoencoder_memory,
+            output_type=output_type,
+            callback_on_step_end=callback_on_step_end,
+            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
+            callback_on_stage_end=callback_on_stage_end,
+        )
+        output = Call(self, request).run()
+        return output if return_dict else output.to_tuple()
 
-    def check_unet(self, unet: Any) -> None:
+    def check_unet(self) -> None:
         """Refuse SDXL, and distilled UNets that embed the guidance scale."""
-        if family(unet) != "sd":
+        config = self.unet.config
+        if family(self.unet) != "sd":
             raise ValueError("this base's UNet wants SDXL's added conditions; use SeeCoderXLPipeline for it.")
-        if unet.config.time_cond_proj_dim is not None:
+        if config.time_cond_proj_dim is not None:
             raise ValueError("this base's UNet embeds the guidance scale (a distilled model), which is not supported.")
-        if unet.config.in_channels != unet.config.out_channels:
+        if config.in_channels != config.out_channels:
             raise ValueError(
-                f"this base's UNet takes {unet.config.in_channels} channels and gives {unet.config.out_channels}: an "
-                f"inpainting "
-                "or image-editing model. Use its text-to-image sibling."
+                f"this base's UNet takes {config.in_channels} channels and gives {config.out_channels}: an "
+                "inpainting or image-editing model. Use its text-to-image sibling."
             )
-
-    @classmethod
-    def load_lora_into_text_encoder(cls, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> None:
-        """Leave a LoRA's text part out: there is no text encoder here."""

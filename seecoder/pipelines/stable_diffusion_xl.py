@@ -12,26 +12,22 @@ The unconditional branch gets a zero context, a zero pooled vector and the same 
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, ControlNetModel, SchedulerMixin, UNet2DConditionModel
 from diffusers.loaders import StableDiffusionXLLoraLoaderMixin
 
-from seecoder.base_model.added_conditions import added_conditions
 from seecoder.base_model.facts import pooled_width
-from seecoder.encoder.model import SeeCoder
 from seecoder.images.loading import ENCODED_SIZE
 from seecoder.pipelines.base import ContextPipeline
 from seecoder.pipelines.bounded_memory import AUTOENCODER_MEMORY
-from seecoder.pipelines.conditioning import encode_pictures
-from seecoder.pipelines.output import SeeCoderPipelineOutput
-from seecoder.pipelines.request import Conditioning, Generators, Request
-from seecoder.sampling import View
-
-__all__ = ["SeeCoderXLPipeline"]
-
-Size = tuple[int, int]
+from seecoder.pipelines.call import Call, SeeCoderPipelineOutput
+from seecoder.pipelines.conditioning import Conditioning, encode_pictures
+from seecoder.pipelines.inputs import Picture, Pictures, Request
+from seecoder.sampling.conditions import AddedConditions
+from seecoder.sampling.randomness import Generators
+from seecoder.sampling.recipe import Method
+from seecoder.sampling.views import Size, View
 
 
 class SeeCoderXLPipeline(ContextPipeline, StableDiffusionXLLoraLoaderMixin):
@@ -40,50 +36,39 @@ class SeeCoderXLPipeline(ContextPipeline, StableDiffusionXLLoraLoaderMixin):
     The encoder is one with `context_dim=2048, pooled_dim=1280`.
 
     Args:
-        vae: the autoencoder.
-        unet: the denoiser.
-        scheduler: the schedule that the UNet was trained with; copied for every call.
-        encoder: the SeeCoder; None if every call brings `context` and `pooled_context`.
-        controlnet: spatial control; None for none.
+        vae: The autoencoder.
+        unet: The denoiser.
+        scheduler: The schedule that the UNet was trained with; copied for every call.
+        encoder: The SeeCoder; None if every call brings `context` and `pooled_context`.
+        controlnet: Spatial control; None for none.
 
     Raises:
-        ValueError: parts that do not fit each other.
+        ValueError: Parts that do not fit each other.
     """
 
     # Saved folders name the module where a class lives; the package is the stable name.
     __module__ = "seecoder.pipelines"
 
-    text_encoder = None  # diffusers' LoRA loader asks for them
-    text_encoder_2 = None
-    _lora_loadable_modules: ClassVar[list[str]] = ["unet"]
-
-    def __init__(
-        self,
-        vae: AutoencoderKL,
-        unet: UNet2DConditionModel,
-        scheduler: SchedulerMixin,
-        encoder: SeeCoder | None = None,
-        controlnet: ControlNetModel | None = None,
-    ) -> None:
-        super().__init__(vae, unet, scheduler, encoder, controlnet)
+    text_encoder_2 = None  # diffusers' LoRA loader asks for it
 
     def encode_context(
-        self, image: Any, context_weights: Sequence[float] | None = None, image_size: int | None = ENCODED_SIZE
+        self, image: Pictures, context_weights: Sequence[float] | None = None, image_size: int | None = ENCODED_SIZE
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Encode pictures once, to use them often.
 
         Args:
-            image: as for `__call__`.
-            context_weights: as for `__call__`.
-            image_size: as for `__call__`.
+            image: One picture (path, bytes, PIL image, array or tensor); a list of pictures, each its own context; or,
+                in place of a picture, an inner list or an `ImageSet` of pictures that together make one context.
+            context_weights: One number >= 0 for every picture of an inner list.
+            image_size: Pictures of more pixels than a square of this side are reduced to as many; None keeps them.
 
         Returns:
             Context (N, T, 2048) and pooled vectors (N, 1280): what stock pipelines call `prompt_embeds` and
             `pooled_prompt_embeds`.
 
         Raises:
-            ImageError: a picture that cannot be read.
-            ValueError: weights that do not fit, or an encoder without a pooled vector.
+            ImageError: A picture that cannot be read.
+            ValueError: Weights that do not fit, or an encoder without a pooled vector.
         """
         context, pooled = encode_pictures(self.encoder, image, context_weights, self._execution_device, image_size)
         if pooled is None:
@@ -92,11 +77,11 @@ class SeeCoderXLPipeline(ContextPipeline, StableDiffusionXLLoraLoaderMixin):
 
     def __call__(
         self,
-        image: Any = None,
+        image: Pictures | None = None,
         height: int | None = None,
         width: int | None = None,
         *,
-        method: Any = None,
+        method: Method | Sequence[Method] | None = None,
         num_inference_steps: int = 50,
         guidance_scale: float = 2.0,
         guidance_rescale: float = 0.0,
@@ -109,8 +94,8 @@ class SeeCoderXLPipeline(ContextPipeline, StableDiffusionXLLoraLoaderMixin):
         context_weights: Sequence[float] | None = None,
         image_size: int | None = ENCODED_SIZE,
         context_scale: float = 1.0,
-        start_image: Any = None,
-        control_image: Any = None,
+        start_image: Picture | None = None,
+        control_image: Picture | Sequence[Picture] | None = None,
         controlnet_conditioning_scale: float = 1.0,
         control_guidance_start: float = 0.0,
         control_guidance_end: float = 1.0,
@@ -128,62 +113,105 @@ class SeeCoderXLPipeline(ContextPipeline, StableDiffusionXLLoraLoaderMixin):
         crops_coords_top_left: Size = (0, 0),
         target_size: Size | None = None,
     ) -> SeeCoderPipelineOutput | tuple[Any, ...]:
-        """Make pictures from pictures; what is not listed here is as in `SeeCoderPipeline.__call__`.
+        """Make pictures from pictures.
 
         Args:
-            image: as there.
-            height: as there.
-            width: as there.
-            method: as there.
-            num_inference_steps: as there.
-            guidance_scale: as there.
-            guidance_rescale: as there.
-            eta: as there.
-            num_images_per_prompt: as there.
-            generator: as there.
-            latents: as there.
-            context: (N, T, 2048); `pooled_context` goes with it.
-            negative_context: as there.
-            context_weights: as there.
-            image_size: as there.
-            context_scale: as there; it scales the pooled vector, too.
-            start_image: as there.
-            control_image: as there.
-            controlnet_conditioning_scale: as there.
-            control_guidance_start: as there.
-            control_guidance_end: as there.
-            cross_attention_kwargs: as there.
-            view_batch_size: as there.
-            autoencoder_memory: as there.
-            output_type: as there.
-            return_dict: as there.
-            callback_on_step_end: as there.
-            callback_on_step_end_tensor_inputs: as there.
-            callback_on_stage_end: as there.
-            pooled_context: (N, 1280), with `context`.
-            negative_pooled_context: (1 or N, 1280) in place of zeros.
+            image: One picture (path, bytes, PIL image, array or tensor, as `seecoder.load_image` takes them); a list of
+                pictures, each varied for itself; or, in place of a picture, an inner list or an `ImageSet`: several
+                pictures that together make one context. `[[a, b], c]` gives two results, one of a and b, one of c.
+            height: Of the result in pixels, a multiple of 8 (of the VAE's factor); None for the size of the UNet's
+                training.
+            width: Of the result in pixels, like `height`.
+            method: How to sample above the native size: a method of `seecoder.sampling` such as `DemoFusion()`; a list
+                of methods that compose; None for plain sampling.
+            num_inference_steps: Steps of one trajectory.
+            guidance_scale: 1.5 to 2.5 suit a SeeCoder; exactly 1 skips the unconditional pass and halves the time.
+            guidance_rescale: Fraction in [0, 1] of the rescaled prediction (arXiv 2305.08891, Sec. 3.4).
+            eta: DDIM's stochasticity in [0, 1].
+            num_images_per_prompt: Results for every entry of `image`, next to each other.
+            generator: One, or a list with one for every result. With a list every result is what it would be alone.
+            latents: Unit-variance starting noise (N, C, h, w), drawn if None.
+            context: (N, T, 2048) from `encode_context`, instead of `image`; `pooled_context` goes with it.
+            negative_context: (1 or N, T, D) in place of the zeros that stand for "unconditional".
+            context_weights: One number >= 0 for every picture of an inner list.
+            image_size: Pictures of more pixels than a square of this side are reduced to as many before they are
+                encoded; None encodes all at their own size, as the published code does.
+            context_scale: Factor on the context and the pooled vector. 0 is unconditional, 1 as encoded; above 1
+                exaggerates.
+            start_image: A picture to enlarge instead of starting from noise, for methods that can (DemoFusion).
+            control_image: What the ControlNet sees: one picture, or one for every result.
+            controlnet_conditioning_scale: Factor on its residuals.
+            control_guidance_start: Fraction of the trajectory, in [0, 1], at which control sets in.
+            control_guidance_end: Fraction of the trajectory, in [0, 1], at which control stops.
+            cross_attention_kwargs: For the UNet's attention processors (a LoRA's `scale`).
+            view_batch_size: Windows that go through the UNet at once; bounds the memory, not the result.
+            autoencoder_memory: GiB that the autoencoder may take; what takes more is done in tiles, close to the whole
+                but not equal, and noted. Infinity: always as a whole, as long as memory lasts.
+            output_type: "pil", "np" (N, H, W, 3), "pt" (N, 3, H, W), both in [0, 1], or "latent".
+            return_dict: False for a tuple of images and notes.
+            callback_on_step_end: Called as `callback(pipe, step, timestep, tensors)` after every step. It may look, and
+                stop the run with `pipe._interrupt = True`; it may not change the tensors.
+            callback_on_step_end_tensor_inputs: Of "latents", "context", "negative_context", what it is shown.
+            callback_on_stage_end: Called as `callback(pipe, stage, images)` after every stage of a method that has
+                several, but for the last: a `seecoder.sampling.StageEnd`, and its result in the form of `output_type`.
+            pooled_context: (N, 1280) from `encode_context`, with `context`.
+            negative_pooled_context: (1 or N, 1280) in place of the zeros that stand for "unconditional".
             original_size: (height, width) of the time ids; None for the size of the result.
             crops_coords_top_left: (top, left) of the time ids; windows add their own corner.
             target_size: (height, width) of the time ids; None for the size of the result.
 
         Returns:
-            `images` and `notes`.
+            `images`, and `notes`: a sentence for everything that was not done as asked. With `return_dict=False` a
+            tuple of the two.
 
         Raises:
-            ImageError: a picture that cannot be read.
-            ValueError: an argument that does not fit; nothing has been computed then.
+            ImageError: A picture that cannot be read.
+            ValueError: An argument that does not fit; nothing has been computed then.
             RuntimeError: NaN that a decode in float32 did not cure, or no memory left.
         """
-        given = dict(locals())
-        arguments = {name: given[name] for name in Request.__dataclass_fields__ if name in given}
-        own = ("pooled_context", "negative_pooled_context", "original_size", "crops_coords_top_left", "target_size")
         if (context is None) != (pooled_context is None):
             raise ValueError("`context` and `pooled_context` go together; `encode_context` gives both.")
-        return self._run(Request(**arguments, added={name: given[name] for name in own}))
+        request = Request(
+            image=image,
+            height=height,
+            width=width,
+            method=method,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            guidance_rescale=guidance_rescale,
+            eta=eta,
+            num_images_per_prompt=num_images_per_prompt,
+            generator=generator,
+            latents=latents,
+            context=context,
+            negative_context=negative_context,
+            context_weights=context_weights,
+            image_size=image_size,
+            context_scale=context_scale,
+            start_image=start_image,
+            control_image=control_image,
+            controlnet_conditioning_scale=controlnet_conditioning_scale,
+            control_guidance_start=control_guidance_start,
+            control_guidance_end=control_guidance_end,
+            cross_attention_kwargs=cross_attention_kwargs,
+            view_batch_size=view_batch_size,
+            autoencoder_memory=autoencoder_memory,
+            output_type=output_type,
+            callback_on_step_end=callback_on_step_end,
+            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
+            callback_on_stage_end=callback_on_stage_end,
+            pooled_context=pooled_context,
+            negative_pooled_context=negative_pooled_context,
+            original_size=original_size,
+            crops_coords_top_left=crops_coords_top_left,
+            target_size=target_size,
+        )
+        output = Call(self, request).run()
+        return output if return_dict else output.to_tuple()
 
-    def check_unet(self, unet: Any) -> None:
+    def check_unet(self) -> None:
         """Refuse anything but an SDXL base."""
-        width = pooled_width(unet)
+        width = pooled_width(self.unet)
         if width is None:
             raise ValueError("this base's UNet is not SDXL's; use SeeCoderPipeline for SD 1.x and 2.x.")
         if width < 1:
@@ -193,26 +221,22 @@ class SeeCoderXLPipeline(ContextPipeline, StableDiffusionXLLoraLoaderMixin):
         """SDXL's own VAE overflows in float16 and says so in its configuration."""
         return self.vae.dtype == torch.float16 and bool(getattr(self.vae.config, "force_upcast", False))
 
-    def added_conditions(self, request: Request, conditioning: Conditioning, size: Size) -> Any:
-        """The pooled vector and the time ids of every view, see this module's header."""
-        added, pooled = request.added, conditioning.pooled
+    def added_conditions(self, request: Request, told: Conditioning, size: Size) -> AddedConditions:
+        """The pooled vector and the time ids of every view, as this module's header says."""
+        pooled, negative = told.pooled, request.negative_pooled_context
         if pooled is None or pooled.shape[-1] != pooled_width(self.unet):
             found = None if pooled is None else tuple(pooled.shape)
             raise ValueError(f"`pooled_context` has shape {found}; this base reads (N, {pooled_width(self.unet)}).")
-        negative = added["negative_pooled_context"]
         negative = torch.zeros_like(pooled[:1]) if negative is None else negative.to(pooled)
         vectors = {"positive": pooled, "negative": negative}
-        original, target = added["original_size"] or size, added["target_size"] or size
-        top, left = added["crops_coords_top_left"]
+        original, target = request.original_size or size, request.target_size or size
+        top, left = request.crops_coords_top_left
         cell = self.vae_scale_factor
 
         def conditions(view: View, branch: str, latent_size: Size) -> Mapping[str, Any]:
             is_window = view.row_stride == view.column_stride == 1
             corner = (top + view.top * cell, left + view.left * cell) if is_window else (top, left)
-            return added_conditions(vectors[branch], original, corner, target)
+            time_ids = pooled.new_tensor([[*original, *corner, *target]])
+            return {"added_cond_kwargs": {"text_embeds": vectors[branch], "time_ids": time_ids}}
 
         return conditions
-
-    @classmethod
-    def load_lora_into_text_encoder(cls, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> None:
-        """Leave a LoRA's text parts out: there is no text encoder here."""

@@ -12,7 +12,7 @@ from seecoder.sampling.editor import Editor
 from seecoder.sampling.fields import Denoiser, EditedSample, Evaluator
 from seecoder.sampling.progress import Progress, Reporter, StageEnd
 from seecoder.sampling.randomness import Generators, Randomness
-from seecoder.sampling.recipe import Method
+from seecoder.sampling.recipe import Method, Recipe
 from seecoder.sampling.stages import Codec, Outcome, Run, Stage
 from seecoder.sampling.step import Step
 from seecoder.sampling.stepper import Stepper
@@ -32,7 +32,7 @@ def sample(
     guidance_rescale: float = 0.0,
     eta: float = 0.0,
     generator: Generators = None,
-    method: Method | Sequence[Method] | None = None,
+    method: Method | Sequence[Method] | Recipe | None = None,
     latents: torch.Tensor | None = None,
     image_latents: torch.Tensor | None = None,
     added_conditions: AddedConditions | None = None,
@@ -58,7 +58,8 @@ def sample(
         guidance_rescale: Fraction in [0, 1] of the rescaled prediction (arXiv 2305.08891, Sec. 3.4).
         eta: DDIM's stochasticity, 0 for other schedulers.
         generator: None, one generator, or one per picture. A picture does not depend on its batch.
-        method: How to sample above the native size; None is one plain stage. A list where methods compose.
+        method: How to sample above the native size; None is one plain stage. A list where methods compose, or
+            the recipe that `compose` made of them.
         latents: Unit-variance starting noise for the first stage, in place of drawn noise.
         image_latents: Clean latents (1 or B, C, h, w) of given pictures; only for methods that start from one.
         added_conditions: `added_conditions(view, "positive" or "negative", latent_size) -> keyword arguments`.
@@ -119,9 +120,9 @@ def sample(
     return outcome.latents
 
 
-def _plan(method: Method | Sequence[Method] | None, run: Run) -> list[Stage]:
+def _plan(method: Method | Sequence[Method] | Recipe | None, run: Run) -> list[Stage]:
     """The stages of the run, which have to end at its size."""
-    stages = compose(method).plan(run)
+    stages = (method if isinstance(method, Recipe) else compose(method)).plan(run)
     if stages and stages[-1].latent_size != run.size:
         (height, width), (rows, columns) = stages[-1].latent_size, run.size
         raise ValueError(

@@ -25,19 +25,20 @@ class Greedy:
 @pytest.mark.parametrize(("limit", "expected"), [(8, [7]), (4, [3, 3, 1]), (1, [1] * 7)])
 def test_rows_are_halved_until_they_fit(limit, expected):
     network = Greedy(limit)
-    halved = HalvedOnDemand(network, "UNet")
+    notes = []
+    halved = HalvedOnDemand(network, "UNet", notes)
     values = [torch.randn(7, 2) for _ in range(4)]
     given = {"extra": values[2], "nested": {"inner": values[3]}}
     output = halved(values[0], torch.tensor(5.0), values[1], **given)
     torch.testing.assert_close(output, sum(values) + 5.0)
     assert network.rows == expected
-    assert bool(halved.notes) == (limit < 7)
+    assert bool(notes) == (limit < 7)
     halved(values[0], torch.tensor(5.0), values[1], **given)
     assert network.rows == expected * 2  # what worked is kept; nothing is tried again
 
 
 def test_a_single_row_that_does_not_fit_is_a_clear_error():
-    network, two = HalvedOnDemand(Greedy(0), "UNet"), torch.zeros(2, 1)
+    network, two = HalvedOnDemand(Greedy(0), "UNet", []), torch.zeros(2, 1)
     with pytest.raises(RuntimeError, match=r"no memory left for one row .* in the UNet"):
         network(two, torch.tensor(0.0), two, extra=two, nested={"inner": two})
 
@@ -48,7 +49,7 @@ def test_lists_of_residuals_are_split_and_joined():
             raise torch.OutOfMemoryError
         return {"down": [latents, latents * 2], "middle": latents * 3}
 
-    output = HalvedOnDemand(network, "ControlNet")(torch.arange(3.0)[:, None], torch.tensor(0.0))
+    output = HalvedOnDemand(network, "ControlNet", [])(torch.arange(3.0)[:, None], torch.tensor(0.0))
     torch.testing.assert_close(output["down"][1], torch.tensor([[0.0], [2.0], [4.0]]))
     torch.testing.assert_close(output["middle"], torch.tensor([[0.0], [3.0], [6.0]]))
 
