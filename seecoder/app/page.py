@@ -15,13 +15,16 @@ from typing import Any
 
 import torch
 
+from seecoder.base_model.facts import native_size
+from seecoder.checks import require, whole
 from seecoder.encoder.context import ImageSet
-from seecoder.images.loading import ENCODED_SIZE
+from seecoder.images.loading import ENCODED_SIZE, save_image
 from seecoder.pipelines.bounded_memory import AUTOENCODER_MEMORY
+from seecoder.pipelines.stable_diffusion import SeeCoderPipeline
+from seecoder.pipelines.stable_diffusion_xl import SeeCoderXLPipeline
+from seecoder.sampling.methods.registry import METHODS, build_methods
 
 logger = logging.getLogger(__name__)
-
-__all__ = ["LAUNCH_OPTIONS", "Variations", "build", "require_gradio", "serve"]
 
 MAX_FILE_SIZE = "20mb"
 MAX_PICTURES = 8
@@ -42,7 +45,7 @@ def require_gradio() -> Any:
     """Import gradio.
 
     Raises:
-        ImportError: it is not installed.
+        ImportError: It is not installed.
     """
     try:
         import gradio
@@ -55,21 +58,22 @@ class Variations:
     """What the button does, without any of the page.
 
     Args:
-        pipe: a pipeline with an encoder.
-        max_side: largest height and width in pixels.
-        folder: where results are kept for the browser to fetch.
-        image_size: see `SeeCoderPipeline.__call__`.
-        autoencoder_memory: likewise.
+        pipe: A pipeline with an encoder.
+        max_side: Largest height and width in pixels.
+        folder: Where results are kept for the browser to fetch.
+        image_size: Pictures of more pixels than a square of this side are reduced before they are encoded.
+        autoencoder_memory: GiB that the autoencoder may take; what takes more is done in tiles.
     """
 
     def __init__(
         self,
-        pipe: Any,
+        pipe: SeeCoderPipeline | SeeCoderXLPipeline,
         max_side: int,
         folder: Path,
         image_size: int | None = ENCODED_SIZE,
         autoencoder_memory: float = AUTOENCODER_MEMORY,
     ) -> None:
+        require("max_side", max_side, whole(1))
         self._pipe = pipe
         self._max_side = max_side
         self._folder = folder
@@ -96,24 +100,24 @@ class Variations:
         """Vary the uploaded pictures.
 
         Args:
-            paths: files that gradio has put into its cache.
-            together: one context of all pictures.
-            count: results a context.
-            seed: of the first; the others count up.
-            height: pixels.
-            width: pixels.
-            steps: denoising steps.
-            guidance: guidance scale.
-            strength: context scale.
-            method: name of a sampling method, or "plain".
-            stages: show what every stage of the method made, too.
-            progress: called as `progress((done, total), desc=...)`.
+            paths: Files that gradio has put into its cache.
+            together: One context of all pictures.
+            count: Results a context.
+            seed: Of the first; the others count up.
+            height: Pixels.
+            width: Pixels.
+            steps: Denoising steps.
+            guidance: Guidance scale.
+            strength: Context scale.
+            method: Name of a sampling method, or "plain".
+            stages: Show what every stage of the method made, too.
+            progress: Called as `progress((done, total), desc=...)`.
 
         Returns:
             Files with captions for the gallery, and what there is to say.
 
         Raises:
-            ValueError: no picture, too many, or a number out of range.
+            ValueError: No picture, too many, or a number out of range.
         """
         pictures = list(paths or [])
         if not 1 <= len(pictures) <= MAX_PICTURES:
@@ -128,7 +132,6 @@ class Variations:
             "num_inference_steps": steps,
             "guidance_scale": guidance,
             "context_scale": strength,
-            "image_size": self._image_size,
             "autoencoder_memory": self._autoencoder_memory,
         }
         entries: list[Any] = [ImageSet(pictures)] if together else pictures
@@ -144,13 +147,12 @@ class Variations:
         settings: dict[str, Any],
         progress: Callable[..., Any],
     ) -> tuple[list[tuple[str, str]], str]:
-        from seecoder.cli.methods import build_methods
-
         methods = None if method == "plain" else build_methods(method)
         gallery: list[tuple[str, str]] = []
         notes: list[str] = []
-        jobs = [(index, entry, seed) for index, entry in enumerate(entries) for seed in seeds]
-        for done, (index, entry, seed) in enumerate(jobs):
+        contexts = [self._pipe.context_arguments([entry], self._image_size) for entry in entries]
+        jobs = [(index, context, seed) for index, context in enumerate(contexts) for seed in seeds]
+        for done, (index, context, seed) in enumerate(jobs):
             caption = f"picture {index + 1}, seed {seed}"
 
             def show(pipe: Any, step: int, timestep: float, tensors: Any, done: int = done) -> None:
@@ -160,8 +162,8 @@ class Variations:
             def keep(pipe: Any, stage: Any, images: Any, caption: str = caption) -> None:
                 gallery.append((self._saved(images[0]), f"{caption}, after {stage.stage}"))
 
-            output = self._pipe(
-                entry,
+            output: Any = self._pipe(
+                **context,
                 method=methods,
                 generator=torch.Generator().manual_seed(seed),
                 callback_on_step_end=show,
@@ -175,15 +177,13 @@ class Variations:
 
     def _saved(self, picture: Any) -> str:
         """The file of a picture, for the browser to fetch."""
-        from seecoder.images.loading import save_image
-
         path = self._folder / f"{secrets.token_hex(8)}.png"
         save_image(picture, path)
         return str(path)
 
 
 def build(
-    pipe: Any,
+    pipe: SeeCoderPipeline | SeeCoderXLPipeline,
     *,
     max_side: int = 2048,
     folder: Path,
@@ -193,26 +193,23 @@ def build(
     """Build the page.
 
     Args:
-        pipe: a pipeline with an encoder, on its device.
-        max_side: largest height and width that can be asked for, in pixels.
-        folder: where results are kept while the app runs.
-        image_size: see `SeeCoderPipeline.__call__`.
-        autoencoder_memory: likewise.
+        pipe: A pipeline with an encoder, on its device.
+        max_side: Largest height and width that can be asked for, in pixels.
+        folder: Where results are kept while the app runs.
+        image_size: Pictures of more pixels than a square of this side are reduced before they are encoded.
+        autoencoder_memory: GiB that the autoencoder may take; what takes more is done in tiles.
 
     Returns:
         A `gradio.Blocks`.
 
     Raises:
-        ImportError: gradio is not installed.
+        ImportError: Gradio is not installed.
     """
     gradio = require_gradio()
-    from seecoder.base_model.facts import native_size
-    from seecoder.cli.methods import available_methods
-
     cell = pipe.vae_scale_factor
     native = [side * cell for side in native_size(pipe.unet)]
     # Panoramas have other sizes and other needs; the command makes them.
-    names = ["plain", *(name for name in sorted(available_methods()) if name != "syncdiffusion")]
+    names = ["plain", *(name for name in METHODS if name != "syncdiffusion")]
     vary = Variations(pipe, max_side, folder, image_size, autoencoder_memory)
     progress_bar = gradio.Progress()  # gradio finds it as the default of an argument
 
@@ -260,7 +257,7 @@ def build(
 
 
 def serve(
-    pipe: Any,
+    pipe: SeeCoderPipeline | SeeCoderXLPipeline,
     *,
     port: int = 7860,
     max_side: int = 2048,
@@ -271,17 +268,18 @@ def serve(
     """Serve the page on this machine until interrupted.
 
     Args:
-        pipe: a pipeline with an encoder, on its device.
-        port: on 127.0.0.1.
-        max_side: largest height and width that can be asked for, in pixels.
-        image_size: see `SeeCoderPipeline.__call__`.
-        autoencoder_memory: likewise.
-        options: further arguments of gradio's `launch` (tests pass `prevent_thread_lock=True`).
+        pipe: A pipeline with an encoder, on its device.
+        port: On 127.0.0.1.
+        max_side: Largest height and width that can be asked for, in pixels.
+        image_size: Pictures of more pixels than a square of this side are reduced before they are encoded.
+        autoencoder_memory: GiB that the autoencoder may take; what takes more is done in tiles.
+        options: Further arguments of gradio's `launch` (tests pass `prevent_thread_lock=True`).
 
     Raises:
-        ImportError: gradio is not installed.
-        ValueError: an option that would open the app to others.
+        ImportError: Gradio is not installed.
+        ValueError: An option that would open the app to others.
     """
+    require("port", port, whole(1, 65_535))
     forbidden = sorted(set(options) & set(LAUNCH_OPTIONS))
     if forbidden:
         raise ValueError(f"`{forbidden[0]}` is not open to change: the app is for this machine only.")

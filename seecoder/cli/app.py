@@ -8,8 +8,8 @@ It listens on this machine only, takes no path from the browser, and works on on
 
 import argparse
 
-from seecoder.cli.opening import load_pipeline
-from seecoder.cli.options import add_autoencoder_memory, add_base_options, add_image_size, positive_int
+from seecoder.cli.opening import load_pipeline, saved_contexts
+from seecoder.cli.options import add_autoencoder_memory, add_base_options, add_image_size
 
 HELP = "open the web app"
 
@@ -17,10 +17,8 @@ HELP = "open the web app"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add this command's arguments."""
     add_base_options(parser)
-    parser.add_argument("--port", type=positive_int, default=7860, help="port on this machine")
-    parser.add_argument(
-        "--max-side", type=positive_int, default=2048, help="largest height and width that can be asked for"
-    )
+    parser.add_argument("--port", type=int, default=7860, help="port on this machine")
+    parser.add_argument("--max-side", type=int, default=2048, help="largest height and width that can be asked for")
     add_image_size(parser)
     add_autoencoder_memory(parser)
 
@@ -32,11 +30,10 @@ def run(arguments: argparse.Namespace) -> None:
     from seecoder.app.page import require_gradio, serve
 
     require_gradio()
-    pipe, contexts = load_pipeline(arguments)
-    if contexts is not None:
+    if saved_contexts(arguments.encoder) is not None:
         raise ValueError("the web app encodes pictures; `--encoder` must be an encoder, not ready contexts.")
     serve(
-        pipe,
+        load_pipeline(arguments),
         port=arguments.port,
         max_side=arguments.max_side,
         image_size=arguments.image_size,

@@ -4,8 +4,6 @@ import re
 import sys
 from pathlib import Path
 
-__all__ = ["check_new", "safe_name", "say"]
-
 
 def say(text: str) -> None:
     """Print a line for the person at the terminal; pictures and files are the result, so it goes to standard error."""

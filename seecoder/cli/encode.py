@@ -12,7 +12,7 @@ from pathlib import Path
 
 from seecoder.cli.console import check_new, say
 from seecoder.cli.opening import load_encoder_or_context, pick_device, pick_dtype
-from seecoder.cli.options import DTYPES, add_image_size, weight
+from seecoder.cli.options import DTYPES, add_image_size
 
 HELP = "keep the contexts of pictures in a file"
 
@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", required=True, metavar="FILE", help="the .safetensors file to write")
     parser.add_argument("--together", action="store_true", help="make one context of all pictures")
-    parser.add_argument("--weights", type=weight, nargs="+", help="with --together: one number a picture")
+    parser.add_argument("--weights", type=float, nargs="+", help="with --together: one number a picture")
     add_image_size(parser)
     parser.add_argument("--device", default="auto", help="cpu, cuda, mps; auto takes an accelerator if there is one")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="what to encode in")

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from seecoder.cli.console import say
-from seecoder.cli.options import positive_int
 
 HELP = "make a trained encoder ready to use"
 
@@ -36,9 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--no-ema", action="store_true", help="take the last weights, not their running average")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="what to store; default: as it is")
-    parser.add_argument(
-        "--size", type=positive_int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="onnx: pictures' size (512 512)"
-    )
+    parser.add_argument("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="onnx: pictures' size (512 512)")
     parser.add_argument("--license", default="other", help="licence for the model card")
     parser.add_argument(
         "--base-model", default="", metavar="REPOSITORY", help="base that it was trained with, for the model card"

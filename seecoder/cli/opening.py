@@ -1,22 +1,76 @@
 """Open what the command line names: encoders in any form, bases, devices."""
 
 import argparse
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from seecoder.cli.console import say
 
-__all__ = ["load_encoder_or_context", "load_pipeline", "pick_device", "pick_dtype"]
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+
+    from seecoder.encoder.context import SavedContext
+    from seecoder.pipelines import SeeCoderPipeline, SeeCoderXLPipeline
 
 
-def pick_device(name: str) -> Any:
+THUMBNAIL_SIDE = 256
+
+
+@dataclass(frozen=True)
+class OpenedPictures:
+    """The pictures of a command by their paths, each decoded once; only what is needed of each is kept.
+
+    Attributes:
+        encoded: What the encoder sees, (3, h, w) in [0, 1]: reduced as `--image-size` says.
+        thumbnails: What the contact sheet shows.
+        whole: Masks, control picture and start picture, (3, H, W) in [0, 1].
+    """
+
+    encoded: "dict[str, torch.Tensor]" = field(default_factory=dict)
+    thumbnails: "dict[str, Image.Image]" = field(default_factory=dict)
+    whole: "dict[str, torch.Tensor]" = field(default_factory=dict)
+
+
+def open_pictures(arguments: argparse.Namespace) -> OpenedPictures:
+    """Open all pictures of a command before anything is loaded, so that a bad one costs no time.
+
+    Raises:
+        ImageError: A picture that cannot be read.
+    """
+    from seecoder.images.loading import limit_area, load_image, to_pil
+
+    encoded = {*arguments.pictures, *(picture for _, picture in arguments.region)}
+    masks = [mask for mask, _ in arguments.region]
+    whole = {path for path in [arguments.control_image, arguments.start_image, *masks] if path is not None}
+    opened = OpenedPictures()
+    for path in sorted(encoded | whole):
+        pixels = load_image(path)
+        if path in whole:
+            opened.whole[path] = pixels
+        if path in encoded:
+            opened.encoded[path] = limit_area(pixels, arguments.image_size)
+            opened.thumbnails[path] = to_pil(pixels)
+            opened.thumbnails[path].thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+    return opened
+
+
+def saved_contexts(source: str) -> "SavedContext | None":
+    """Read `--encoder` where it names a file of contexts; None for an encoder."""
+    from seecoder.encoder.context import is_context_file, load_context
+
+    return load_context(source) if is_context_file(source) else None
+
+
+def pick_device(name: str) -> "torch.device":
     """Choose the device.
 
     Args:
-        name: a torch device, or "auto" for an accelerator if there is one.
+        name: A torch device, or "auto" for an accelerator if there is one.
 
     Raises:
-        ValueError: not a device, or one that is not there.
+        ValueError: Not a device, or one that is not there.
     """
     import torch
 
@@ -33,12 +87,12 @@ def pick_device(name: str) -> Any:
     return device
 
 
-def pick_dtype(name: str, device: Any) -> Any:
+def pick_dtype(name: str, device: "torch.device") -> "torch.dtype":
     """Choose the dtype of the networks.
 
     Args:
         name: "float32", "bfloat16", "float16", or "auto".
-        device: where they will run.
+        device: Where they will run.
     """
     import torch
 
@@ -47,47 +101,46 @@ def pick_dtype(name: str, device: Any) -> Any:
     return getattr(torch, name)
 
 
-def load_encoder_or_context(source: str, dtype: Any = None) -> tuple[Any, Any]:
+def load_encoder_or_context(source: str, dtype: "torch.dtype | None" = None) -> "tuple[Any, SavedContext | None]":
     """Open `--encoder`.
 
     Args:
-        source: a folder or Hub repository in our format, a released `.safetensors` file, or a file of cached contexts.
-        dtype: what to hold an encoder in; None for how it was saved.
+        source: A folder or Hub repository in our format, a released `.safetensors` file, or a file of cached contexts.
+        dtype: What to hold an encoder in; None for how it was saved.
 
     Returns:
         (encoder, None), or (None, contexts) as `seecoder.encoder.context.load_context` gives them.
 
     Raises:
-        FileNotFoundError: nothing is there.
-        WeightsError: what is there does not fit, or is a pickle.
+        FileNotFoundError: Nothing is there.
+        WeightsError: What is there does not fit, or is a pickle.
     """
-    from seecoder.encoder.context import is_context_file, load_context
     from seecoder.encoder.model import SeeCoder
 
-    path = Path(source)
-    if is_context_file(path):
-        return None, load_context(path)
+    contexts, path = saved_contexts(source), Path(source)
+    if contexts is not None:
+        return None, contexts
     if path.is_file():
-        encoder = SeeCoder.from_official(path)
+        encoder: Any = SeeCoder.from_official(path)
         return encoder if dtype is None else encoder.to(dtype), None
     if not path.is_dir() and (path.is_absolute() or source.startswith(".") or source.count("/") != 1):
-        raise FileNotFoundError(f"`--encoder` {source}: no such file or folder.")
+        raise FileNotFoundError(f"`--encoder`={source} does not exist; give a folder, a file or a Hub repository.")
     return SeeCoder.from_pretrained(source, **({} if dtype is None else {"dtype": dtype})), None
 
 
-def load_pipeline(arguments: argparse.Namespace) -> tuple[Any, Any]:
+def load_pipeline(arguments: argparse.Namespace) -> "SeeCoderPipeline | SeeCoderXLPipeline":
     """Build the pipeline that the options of `add_base_options` describe.
 
     Args:
-        arguments: the parsed options.
+        arguments: The parsed options.
 
     Returns:
-        The pipeline on its device, and the cached contexts if `--encoder` named such a file.
+        The pipeline on its device; it has no encoder if `--encoder` names a file of contexts.
 
     Raises:
-        FileNotFoundError: a folder or file is missing.
-        ValueError: parts that do not fit each other.
-        WeightsError: weights that do not fit.
+        FileNotFoundError: A folder or file is missing.
+        ValueError: Parts that do not fit each other.
+        WeightsError: Weights that do not fit.
     """
     from seecoder.base_model.facts import is_sdxl
     from seecoder.base_model.loading import load_config, scheduler_class
@@ -97,7 +150,7 @@ def load_pipeline(arguments: argparse.Namespace) -> tuple[Any, Any]:
     dtype = pick_dtype(arguments.dtype, device)
     if (arguments.controlnet is None) != (arguments.control_image is None):
         raise ValueError("`--controlnet` and `--control-image` work only together.")
-    encoder, contexts = load_encoder_or_context(arguments.encoder, dtype)
+    encoder, _ = load_encoder_or_context(arguments.encoder, dtype)
     cls = SeeCoderXLPipeline if is_sdxl(load_config(arguments.base, "unet")) else SeeCoderPipeline
     say(f"base {arguments.base}, encoder {arguments.encoder}, {str(dtype).removeprefix('torch.')} on {device}")
     pipe = cls.from_base(
@@ -112,10 +165,10 @@ def load_pipeline(arguments: argparse.Namespace) -> tuple[Any, Any]:
     if scheduler:
         name = scheduler if scheduler.endswith("Scheduler") else f"{scheduler}Scheduler"
         pipe.scheduler = scheduler_class(name).from_config(pipe.scheduler.config)
-    return pipe.to(device), contexts
+    return pipe.to(device)
 
 
-def _load_model(folder: str | None, part: str, dtype: Any) -> Any:
+def _load_model(folder: str | None, part: str, dtype: "torch.dtype") -> Any:
     """Load a model that is the folder itself, or a sub-folder of a pipeline's folder."""
     from seecoder.base_model.loading import load_part
 

@@ -2,105 +2,65 @@
 
 import argparse
 import ast
-import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-__all__ = [
-    "add_autoencoder_memory",
-    "add_base_options",
-    "add_image_size",
-    "add_sampling_options",
-    "image_size",
-    "key_value",
-    "positive_int",
-    "seed",
-    "share",
-    "weight",
-]
+if TYPE_CHECKING:
+    from seecoder.cli.opening import OpenedPictures
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 _WORDS = {"true": True, "yes": True, "false": False, "no": False, "none": None}
-_SEED_LIMIT = 2**63
-_SMALLEST_SIDE = 32
+
+# Arguments of a pipeline's call, and the options that give them.
+_OPTIONS = {
+    "num_inference_steps": "steps",
+    "guidance_scale": "guidance",
+    "guidance_rescale": "guidance_rescale",
+    "eta": "eta",
+    "image_size": "image_size",
+    "context_scale": "context_scale",
+    "view_batch_size": "view_batch",
+    "autoencoder_memory": "autoencoder_memory",
+    "controlnet_conditioning_scale": "control_scale",
+    "start_image": "start_image",
+    "control_image": "control_image",
+}
 
 
-def _integer(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+def pipeline_arguments(arguments: argparse.Namespace, opened: "OpenedPictures | None" = None) -> dict[str, Any]:
+    """Translate the options of `add_sampling_options` into arguments of a pipeline's call.
+
+    Args:
+        arguments: The parsed options.
+        opened: Decoded pictures that take the place of their paths.
+    """
+    given = {argument: getattr(arguments, option) for argument, option in _OPTIONS.items()}
+    for name in ("start_image", "control_image"):
+        if opened is not None and given[name] is not None:
+            given[name] = opened.whole[given[name]]
+    return given
 
 
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+def with_flags(text: str) -> str:
+    """Name the options in an error of the library that names arguments of a call.
+
+    Args:
+        text: Such as "`num_inference_steps`=0 must be …", which becomes "`--steps`=0 must be …".
+    """
+    for argument, option in {**_OPTIONS, "height": "height", "width": "width", "weights": "weights"}.items():
+        text = text.replace(f"`{argument}`", f"`--{option.replace('_', '-')}`")
+    return text
 
 
-def positive_int(text: str) -> int:
-    """Read a whole number from 1 up."""
-    value = _integer(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
-    return value
-
-
-def seed(text: str) -> int:
-    """Read a seed, 0 to 2^63 - 1."""
-    value = _integer(text)
-    if not 0 <= value < _SEED_LIMIT:
-        raise argparse.ArgumentTypeError(f"{text} is not a seed; use 0 to 2^63 - 1")
-    return value
-
-
-def weight(text: str) -> float:
-    """Read a finite number from 0 up."""
-    value = _number(text)
-    if not (math.isfinite(value) and value >= 0):
-        raise argparse.ArgumentTypeError(f"{text} is not a weight; use a number from 0 up")
-    return value
-
-
-def share(text: str) -> float:
-    """Read a number from 0 to 1."""
-    value = _number(text)
-    if not 0.0 <= value <= 1.0:
-        raise argparse.ArgumentTypeError(f"{text} does not lie between 0 and 1")
-    return value
-
-
-def positive(text: str) -> float:
-    """Read a number above 0; "inf" is one."""
-    value = _number(text)
-    if not value > 0.0:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
-    return value
-
-
-def finite(text: str) -> float:
-    """Read a finite number."""
-    value = _number(text)
-    if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"{text} is not a finite number")
-    return value
-
-
-def image_size(text: str) -> int | None:
+def _side_or_own(text: str) -> int | None:
     """Read the side of a square in pixels, or "own" for None."""
-    if text == "own":
-        return None
-    value = int(text)
-    if value < _SMALLEST_SIDE:
-        raise argparse.ArgumentTypeError(f"{text} is too small; use {_SMALLEST_SIDE} pixels or more, or own")
-    return value
+    return None if text == "own" else int(text)
 
 
 def add_image_size(parser: argparse._ActionsContainer) -> None:
     """Add what says at which size the encoder sees pictures."""
     parser.add_argument(
         "--image-size",
-        type=image_size,
+        type=_side_or_own,
         default=512,
         metavar="PIXELS",
         help="larger pictures are reduced to the area of such a square before they are encoded; best is what the "
@@ -108,11 +68,11 @@ def add_image_size(parser: argparse._ActionsContainer) -> None:
     )
 
 
-def add_autoencoder_memory(parser: Any) -> None:
+def add_autoencoder_memory(parser: argparse._ActionsContainer) -> None:
     """Add what says how much memory the autoencoder may take, to a parser or a group of one."""
     parser.add_argument(
         "--autoencoder-memory",
-        type=positive,
+        type=float,
         default=6.0,
         metavar="GIB",
         help="what the autoencoder may take; what takes more is decoded and encoded in tiles (inf: as a whole)",
@@ -152,7 +112,7 @@ def add_base_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--vae", metavar="FOLDER", help="another VAE than the base's")
     group.add_argument("--controlnet", metavar="FOLDER", help="a ControlNet; needs --control-image")
     group.add_argument("--control-image", metavar="PICTURE", help="what the ControlNet sees")
-    group.add_argument("--control-scale", type=finite, default=1.0, help="factor on the ControlNet's residuals")
+    group.add_argument("--control-scale", type=float, default=1.0, help="factor on the ControlNet's residuals")
     group.add_argument("--variant", help="variant of the base's weight files, such as fp16")
     group.add_argument(
         "--device", default="auto", help="cpu, cuda, cuda:1, mps; auto takes an accelerator if there is one"
@@ -166,25 +126,23 @@ def add_sampling_options(parser: argparse.ArgumentParser, *, method: str | None)
     """Add what says how to sample.
 
     Args:
-        parser: the command's.
-        method: default of --method.
+        parser: The command's.
+        method: Default of --method.
     """
     group = parser.add_argument_group("sampling")
+    group.add_argument("--height", type=int, help="pixels, a multiple of 8; default: what the base was trained at")
+    group.add_argument("--width", type=int, help="the same")
+    group.add_argument("--steps", type=int, default=50, help="denoising steps")
+    group.add_argument("--guidance", type=float, default=2.0, help="guidance scale; 1 switches guidance off")
     group.add_argument(
-        "--height", type=positive_int, help="pixels, a multiple of 8; default: what the base was trained at"
+        "--guidance-rescale", type=float, default=0.0, help="fraction of the rescaled prediction, against over-exposure"
     )
-    group.add_argument("--width", type=positive_int, help="the same")
-    group.add_argument("--steps", type=positive_int, default=50, help="denoising steps")
-    group.add_argument("--guidance", type=finite, default=2.0, help="guidance scale; 1 switches guidance off")
-    group.add_argument(
-        "--guidance-rescale", type=share, default=0.0, help="share of the rescaled prediction, against over-exposure"
-    )
-    group.add_argument("--eta", type=share, default=0.0, help="DDIM's stochasticity")
+    group.add_argument("--eta", type=float, default=0.0, help="DDIM's stochasticity")
     group.add_argument(
         "--scheduler", metavar="NAME", help="another scheduler of diffusers, such as DDIM or EulerDiscrete"
     )
     group.add_argument(
-        "--context-scale", type=finite, default=1.0, help="strength of the context; 0 ignores the picture"
+        "--context-scale", type=float, default=1.0, help="strength of the context; 0 ignores the picture"
     )
     group.add_argument(
         "--method",
@@ -201,5 +159,5 @@ def add_sampling_options(parser: argparse.ArgumentParser, *, method: str | None)
         help="a setting of the method, or NAME.KEY=VALUE where methods share a name: a number, a word, true or false, "
         "none, (4, 8); may be repeated",
     )
-    group.add_argument("--view-batch", type=positive_int, default=16, help="windows that go through the UNet at once")
+    group.add_argument("--view-batch", type=int, default=16, help="windows that go through the UNet at once")
     add_autoencoder_memory(group)

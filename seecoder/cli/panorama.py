@@ -8,10 +8,12 @@ border continues at the left one. The result is four times as wide as high unles
 """
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING
 
 from seecoder.cli import vary
-from seecoder.cli.methods import build_methods
+
+if TYPE_CHECKING:
+    from seecoder.sampling.recipe import Method
 
 HELP = "make panoramas of pictures"
 METHODS = ("syncdiffusion", "multidiffusion")  # or both
@@ -32,19 +34,21 @@ def run(arguments: argparse.Namespace) -> None:
     vary.make(arguments, panorama_methods(arguments), command="panorama", aspect=_ASPECT)
 
 
-def panorama_methods(arguments: argparse.Namespace) -> list[Any]:
+def panorama_methods(arguments: argparse.Namespace) -> "list[Method]":
     """Make the method of a panorama, closed to a loop if asked for.
 
     Args:
-        arguments: the parsed options.
+        arguments: The parsed options.
 
     Raises:
-        ValueError: another method.
+        ValueError: Another method.
     """
+    from seecoder.sampling.methods.registry import build_methods
+
     names = [name.strip().lower() for name in (arguments.method or "").split(",")]
     if not set(names) <= set(METHODS):
         raise ValueError(
-            f"`--method` {arguments.method!r} makes no panoramas; use {', '.join(METHODS)} or {','.join(METHODS)}."
+            f"`--method`={arguments.method!r} makes no panoramas; use {', '.join(METHODS)} or {','.join(METHODS)}."
         )
     closed = [("closed_loop", True)] if arguments.wrap else []
     return build_methods(",".join(names), [*arguments.method_option, *closed]) or []

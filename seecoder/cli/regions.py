@@ -3,9 +3,13 @@
 import argparse
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING
 
-__all__ = ["add_regions", "with_regions"]
+if TYPE_CHECKING:
+    from seecoder.cli.opening import OpenedPictures
+    from seecoder.pipelines.base import ContextPipeline
+    from seecoder.sampling.methods.multidiffusion import Region
+    from seecoder.sampling.recipe import Method
 
 
 def mask_and_picture(text: str) -> tuple[str, str]:
@@ -29,37 +33,46 @@ def add_regions(parser: argparse._ActionsContainer) -> None:
     )
 
 
-def with_regions(methods: Sequence[Any] | None, arguments: argparse.Namespace, pipe: Any) -> list[Any] | None:
+def with_regions(
+    methods: "Sequence[Method] | None",
+    arguments: argparse.Namespace,
+    pipe: "ContextPipeline",
+    opened: "OpenedPictures",
+) -> "list[Method] | None":
     """Give the regions of `--region` to the method that can have them.
 
     Args:
-        methods: how to sample.
-        arguments: the parsed options.
-        pipe: the pipeline, whose encoder encodes the regions' pictures.
+        methods: How to sample.
+        arguments: The parsed options.
+        pipe: The pipeline, whose encoder encodes the regions' pictures.
+        opened: The decoded masks and pictures.
 
     Raises:
-        ImageError: a picture that cannot be read.
-        ValueError: no such method, a mask without any white, or a pipeline without an encoder.
+        ValueError: No such method, a mask without any white, or a pipeline without an encoder.
     """
-    from seecoder.sampling import MultiDiffusion
+    from seecoder.sampling.methods.multidiffusion import MultiDiffusion
 
     if not arguments.region:
         return None if methods is None else list(methods)
     if not any(isinstance(method, MultiDiffusion) for method in methods or ()):
         raise ValueError("`--region` needs `--method multidiffusion` (alone, or where it composes with others).")
-    regions = [_region(pipe, arguments, mask, picture) for mask, picture in arguments.region]
+    regions = [_region(pipe, arguments, mask, picture, opened) for mask, picture in arguments.region]
     return [
         replace(method, regions=regions) if isinstance(method, MultiDiffusion) else method for method in methods or ()
     ]
 
 
-def _region(pipe: Any, arguments: argparse.Namespace, mask: str, picture: str) -> Any:
-    from seecoder.images.loading import load_image
-    from seecoder.sampling import Region
+def _region(
+    pipe: "ContextPipeline",
+    arguments: argparse.Namespace,
+    mask: str,
+    picture: str,
+    opened: "OpenedPictures",
+) -> "Region":
+    from seecoder.sampling.methods.multidiffusion import Region
 
-    share = load_image(mask).mean(dim=0)
-    if float(share.max()) == 0.0:
+    weight = opened.whole[mask].mean(dim=0)
+    if float(weight.max()) == 0.0:
         raise ValueError(f"`--region`: {mask} is black everywhere; the region of {picture} must be white.")
-    encoded = pipe.encode_context(picture, image_size=arguments.image_size)
-    vectors = encoded if isinstance(encoded, tuple) else (encoded,)  # of SDXL, the pooled one, too
-    return Region(share, *(values.to(pipe.unet.dtype) * arguments.context_scale for values in vectors))
+    vectors = pipe.context_arguments(opened.encoded[picture], image_size=None).values()  # of SDXL, the pooled one, too
+    return Region(weight, *(values.to(pipe.unet.dtype) * arguments.context_scale for values in vectors))

@@ -21,18 +21,25 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from seecoder.cli.console import check_new, safe_name, say
-from seecoder.cli.methods import build_methods
-from seecoder.cli.opening import load_pipeline
-from seecoder.cli.options import add_base_options, add_image_size, add_sampling_options, positive_int, seed, weight
+from seecoder.cli.opening import THUMBNAIL_SIDE, load_pipeline, open_pictures, saved_contexts
+from seecoder.cli.options import add_base_options, add_image_size, add_sampling_options, pipeline_arguments
 from seecoder.cli.regions import add_regions, with_regions
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from seecoder.cli.opening import OpenedPictures
+    from seecoder.encoder.context import SavedContext
+    from seecoder.pipelines import SeeCoderPipeline, SeeCoderXLPipeline
+    from seecoder.sampling.recipe import Method
 
 HELP = "make variations of pictures"
 SETTINGS_NAME = "settings.json"
 _COLUMNS = 8
-_CELL = 256
+_SEEDS = 2**63
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,11 +51,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_sampling_options(parser, method=None)
     group = parser.add_argument_group("what to make")
     group.add_argument("--out", required=True, metavar="FOLDER", help="where to write")
-    group.add_argument("--seed", type=seed, nargs="+", default=[0], help="one seed a variation")
-    group.add_argument("--count", type=positive_int, help="variations a picture; seeds count up from a single --seed")
+    group.add_argument("--seed", type=int, nargs="+", default=[0], help="one seed a variation")
+    group.add_argument("--count", type=int, help="variations a picture; seeds count up from a single --seed")
     group.add_argument("--together", action="store_true", help="make one context of all pictures")
     add_image_size(group)
-    group.add_argument("--weights", type=weight, nargs="+", help="with --together: one number a picture")
+    group.add_argument("--weights", type=float, nargs="+", help="with --together: one number a picture")
     group.add_argument(
         "--concatenate", action="store_true", help="with --together: put the tokens side by side, do not average"
     )
@@ -67,129 +74,129 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 @dataclass(frozen=True)
 class Job:
-    """One context to vary: how to call it, what to pass to the pipeline, and the pictures it came from."""
+    """One context to vary.
+
+    Attributes:
+        name: What its files are called.
+        arguments: What stands for its pictures in the pipeline's call: `image`, or a ready `context`.
+        sources: The paths of its pictures, or the place of the context in its file.
+        thumbnails: Its pictures as the contact sheet shows them.
+    """
 
     name: str
     arguments: dict[str, Any]
     sources: list[str]
+    thumbnails: "list[Image.Image]"
 
 
 def seeds_of(first: list[int], count: int | None) -> list[int]:
     """Make one seed a variation.
 
     Args:
-        first: what --seed gave.
-        count: what --count gave, or None.
+        first: What --seed gave.
+        count: What --count gave, or None.
 
     Raises:
-        ValueError: several seeds, and a count that contradicts them.
+        ValueError: A seed or a count out of range, or several seeds and a count that contradicts them.
     """
-    if count is None or count == len(first):
+    from seecoder.checks import require, whole
+
+    for number in first:
+        require("--seed", number, whole(0, _SEEDS - 1))
+    if count is None:
         return first
-    if len(first) > 1:
+    require("--count", count, whole(1))
+    if len(first) not in (1, count):
         raise ValueError(
-            f"`--count` {count} contradicts the {len(first)} seeds of `--seed`; give one seed, or leave the count out."
+            f"`--count`={count} contradicts the {len(first)} seeds of `--seed`. Give one seed, or leave the count out."
         )
-    return list(range(first[0], first[0] + count))
+    return first if len(first) == count else list(range(first[0], first[0] + count))
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Make the variations."""
+    from seecoder.sampling.methods.registry import build_methods
+
     make(arguments, build_methods(arguments.method, arguments.method_option), command="vary")
 
 
-def make(arguments: argparse.Namespace, methods: list[Any] | None, *, command: str, aspect: int = 1) -> None:
+def make(arguments: argparse.Namespace, methods: "list[Method] | None", *, command: str, aspect: int = 1) -> None:
     """Make and write pictures, whatever the methods.
 
     Args:
-        arguments: the parsed options of this command.
-        methods: how to sample.
-        command: the command's name, for the settings file.
-        aspect: width by height where no --width was given.
+        arguments: The parsed options of this command.
+        methods: How to sample.
+        command: The command's name, for the settings file.
+        aspect: Width by height where no --width was given.
     """
+    from seecoder.pipelines.inputs import check_arguments
+
+    check_arguments(pipeline_arguments(arguments))
     seeds = seeds_of(arguments.seed, arguments.count)
-    _check_together(arguments)
-    _check_pictures(arguments)
+    opened = open_pictures(arguments)
+    jobs = _jobs(arguments, saved_contexts(arguments.encoder), opened)
     out = Path(arguments.out)
-    files = [_files(out, index, name, seeds) for index, name in enumerate(_names(arguments))]
+    files = [
+        [out / f"{index + 1:04d}-{job.name}-seed{number}.png" for number in seeds] for index, job in enumerate(jobs)
+    ]
     sheet = sheet_path(arguments.sheet, out)
     old_previews = [path for row in files for file in row for path in out.glob(f"{glob.escape(file.stem)}-stage*.png")]
     check_new(
         [*(file for row in files for file in row), *old_previews, out / SETTINGS_NAME, *filter(None, [sheet])],
         arguments.overwrite,
     )
-    pipe, contexts = load_pipeline(arguments)
-    jobs = _jobs(arguments, contexts)
-    if contexts is not None:  # only the file knew how many there are
-        files = [_files(out, index, job.name, seeds) for index, job in enumerate(jobs)]
-        check_new([file for row in files for file in row], arguments.overwrite)
-    given = pipeline_arguments(arguments, with_regions(methods, arguments, pipe), pipe, aspect)
+    pipe = load_pipeline(arguments)
+    given = pipeline_arguments(arguments, opened) | _size(arguments, pipe, aspect)
+    given["method"] = with_regions(methods, arguments, pipe, opened)
     say(
         f"{len(jobs) * len(seeds)} pictures of {given['height']}x{given['width']} to {out}: {len(jobs)} contexts, "
-        f"seeds "
-        f"{', '.join(map(str, seeds))}, {arguments.steps} steps, method {arguments.method or 'plain'}"
+        f"seeds {', '.join(map(str, seeds))}, {arguments.steps} steps, method {arguments.method or 'plain'}"
     )
-    records = []
+    rows, records = [], []
     for index, (job, row) in enumerate(zip(jobs, files, strict=True)):
-        records.append(_vary(pipe, job, seeds, row, given, arguments.previews))
+        made = list(job.thumbnails)
+        records += _vary(pipe, job, dict(zip(seeds, row, strict=True)), given, arguments.previews, made)
+        rows.append(made)
         if len(jobs) > 1:
             say(f"{index + 1} of {len(jobs)} contexts done")
     if sheet is not None:
-        _write_sheet(sheet, jobs, seeds, files)
-    _write_settings(arguments, command, [record for row in records for record in row])
+        labels = [
+            [Path(path).name for path in job.sources[: len(job.thumbnails)]] + [f"seed {number}" for number in seeds]
+            for job in jobs
+        ]
+        _write_sheet(sheet, rows, labels)
+    _write_settings(arguments, command, records)
 
 
-def _files(out: Path, index: int, name: str, seeds: list[int]) -> list[Path]:
-    return [out / f"{index + 1:04d}-{name}-seed{number}.png" for number in seeds]
+def _size(arguments: argparse.Namespace, pipe: "SeeCoderPipeline | SeeCoderXLPipeline", aspect: int) -> dict[str, int]:
+    """`height` and `width` of the results."""
+    from seecoder.base_model.facts import native_size
 
-
-def _check_pictures(arguments: argparse.Namespace) -> None:
-    """Open all pictures before anything is loaded, so that a bad one costs no time."""
-    from seecoder.images.loading import load_image
-
-    of_regions = [path for pair in arguments.region for path in pair]
-    for picture in [*arguments.pictures, arguments.control_image, arguments.start_image, *of_regions]:
-        if picture is not None:
-            load_image(picture)
-
-
-def _check_together(arguments: argparse.Namespace) -> None:
-    if arguments.weights is not None and not arguments.together:
-        raise ValueError("`--weights` has no effect without `--together`.")
-    if arguments.concatenate and not arguments.together:
-        raise ValueError("`--concatenate` has no effect without `--together`.")
-    if arguments.weights is not None and len(arguments.weights) != len(arguments.pictures):
-        raise ValueError(f"`--weights` has {len(arguments.weights)} numbers for {len(arguments.pictures)} pictures.")
-    if arguments.concatenate and arguments.weights is not None:
-        raise ValueError("`--weights` have no effect with `--concatenate`; leave one of them out.")
+    height, width = (side * pipe.vae_scale_factor for side in native_size(pipe.unet))
+    height = height if arguments.height is None else arguments.height
+    width = width if aspect == 1 else height * aspect
+    return {"height": height, "width": width if arguments.width is None else arguments.width}
 
 
 def sheet_path(sheet: str, out: Path) -> Path | None:
     """Say where the contact sheet goes.
 
     Args:
-        sheet: what --sheet gave: a plain name lies in `out`, a path is taken as it is, "" is no sheet.
-        out: what --out gave.
+        sheet: What --sheet gave: a plain name lies in `out`, a path is taken as it is, "" is no sheet.
+        out: What --out gave.
 
     Raises:
-        ValueError: no ending of a picture.
+        ValueError: No ending of a picture.
     """
     if not sheet:
         return None
     if Path(sheet).suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
-        raise ValueError(f"`--sheet` {sheet!r} must end in .png, .jpg or .webp.")
+        raise ValueError(f"`--sheet`={sheet!r} must end in .png, .jpg or .webp.")
     return out / sheet if Path(sheet).name == sheet else Path(sheet)
 
 
-def _names(arguments: argparse.Namespace) -> list[str]:
-    if arguments.together:
-        return ["together"]
-    return [safe_name(Path(picture).stem) for picture in arguments.pictures]
-
-
-def _jobs(arguments: argparse.Namespace, contexts: Any) -> list[Job]:
-    from seecoder.encoder.context import ImageSet
-
+def _jobs(arguments: argparse.Namespace, contexts: "SavedContext | None", opened: "OpenedPictures") -> list[Job]:
+    """What is to be varied: every picture, all pictures together, or every context of a file."""
     if contexts is not None:
         if arguments.pictures or arguments.together:
             raise ValueError("`--encoder` names ready contexts; PICTURE and --together have no effect with them.")
@@ -198,77 +205,64 @@ def _jobs(arguments: argparse.Namespace, contexts: Any) -> list[Job]:
             given = {"context": contexts.context[row : row + 1]}
             if contexts.pooled is not None:
                 given["pooled_context"] = contexts.pooled[row : row + 1]
-            jobs.append(Job("context", given, [f"{arguments.encoder}[{row}]"]))
+            jobs.append(Job("context", given, [f"{arguments.encoder}[{row}]"], []))
         return jobs
     if not arguments.pictures:
         raise ValueError("give at least one PICTURE, or contexts with `--encoder`.")
     if arguments.together:
-        combine = "concatenate" if arguments.concatenate else "average"
-        pictures = ImageSet(arguments.pictures, arguments.weights, combine)
-        return [Job("together", {"image": pictures}, arguments.pictures)]
-    names = _names(arguments)
-    return [Job(name, {"image": path}, [path]) for name, path in zip(names, arguments.pictures, strict=True)]
+        pictures = _together(arguments, opened)
+        thumbnails = [opened.thumbnails[path] for path in arguments.pictures]
+        return [Job("together", {"image": pictures}, arguments.pictures, thumbnails)]
+    for name in ("weights", "concatenate"):
+        if getattr(arguments, name):
+            raise ValueError(f"`--{name}` has no effect without `--together`.")
+    return [
+        Job(safe_name(Path(path).stem), {"image": opened.encoded[path]}, [path], [opened.thumbnails[path]])
+        for path in arguments.pictures
+    ]
 
 
-def pipeline_arguments(
-    arguments: argparse.Namespace, methods: list[Any] | None, pipe: Any, aspect: int = 1
-) -> dict[str, Any]:
-    """Translate the options of `add_sampling_options` into arguments of a pipeline's call.
+def _together(arguments: argparse.Namespace, opened: "OpenedPictures") -> Any:
+    """All pictures as one set."""
+    from seecoder.encoder.context import ImageSet, normalise_weights
 
-    Args:
-        arguments: the parsed options.
-        methods: how to sample.
-        pipe: the pipeline, for its native size.
-        aspect: width by height where no --width was given.
-    """
-    from seecoder.base_model.facts import native_size
-
-    native = [side * pipe.vae_scale_factor for side in native_size(pipe.unet)]
-    height = arguments.height or native[0]
-    given = {
-        "height": height,
-        "width": arguments.width or (native[1] if aspect == 1 else height * aspect),
-        "method": methods,
-        "num_inference_steps": arguments.steps,
-        "guidance_scale": arguments.guidance,
-        "guidance_rescale": arguments.guidance_rescale,
-        "eta": arguments.eta,
-        "image_size": arguments.image_size,
-        "context_scale": arguments.context_scale,
-        "view_batch_size": arguments.view_batch,
-        "autoencoder_memory": arguments.autoencoder_memory,
-        "start_image": arguments.start_image,
-    }
-    if arguments.control_image:
-        given |= {"control_image": arguments.control_image, "controlnet_conditioning_scale": arguments.control_scale}
-    return given
+    normalise_weights(arguments.weights, len(arguments.pictures))
+    if arguments.concatenate and arguments.weights is not None:
+        raise ValueError("`--weights` have no effect with `--concatenate`; leave one of them out.")
+    combine = "concatenate" if arguments.concatenate else "average"
+    return ImageSet([opened.encoded[path] for path in arguments.pictures], arguments.weights, combine)
 
 
 def _vary(
-    pipe: Any, job: Job, seeds: list[int], files: list[Path], given: dict[str, Any], previews: bool
+    pipe: "SeeCoderPipeline | SeeCoderXLPipeline",
+    job: Job,
+    files: dict[int, Path],
+    given: dict[str, Any],
+    previews: bool,
+    made: "list[Image.Image]",
 ) -> list[dict[str, Any]]:
-    """Make all variations of one context, each written as soon as it is done."""
+    """Make all variations of one context, each written as soon as it is done, and add their thumbnails to `made`."""
     import torch
 
     from seecoder.images.loading import save_image
 
     conditions = dict(job.arguments)
-    if "image" in conditions:  # encoded once, not once a seed
-        encoded = pipe.encode_context(conditions.pop("image"), image_size=given["image_size"])
-        names = ("context", "pooled_context")
-        conditions |= dict(zip(names, encoded if isinstance(encoded, tuple) else (encoded,), strict=False))
+    if "image" in conditions:  # encoded once, not once a seed; its pictures have the size for that
+        conditions = pipe.context_arguments(conditions["image"], image_size=None)
     records = []
-    for number, file in zip(seeds, files, strict=True):
+    for number, file in files.items():
         pipe.set_progress_bar_config(desc=file.name, leave=False, disable=None)  # None: only at a terminal
         show = _preview_writer(file) if previews else None
         generator = torch.Generator().manual_seed(number)
-        output = pipe(**conditions, **given, generator=generator, callback_on_stage_end=show)
+        output: Any = pipe(**conditions, **given, generator=generator, callback_on_stage_end=show)
         file.parent.mkdir(parents=True, exist_ok=True)
         save_image(output.images[0], file)
         for note in output.notes:
             say(f"{file.name}: {note}")
         say(f"wrote {file}")
         records.append({"file": file.name, "seed": number, "sources": job.sources, "notes": output.notes})
+        output.images[0].thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+        made.append(output.images[0])
     return records
 
 
@@ -285,26 +279,17 @@ def _preview_writer(file: Path) -> Callable[[Any, Any, Any], None]:
     return write
 
 
-def _write_sheet(path: Path, jobs: list[Job], seeds: list[int], files: list[list[Path]]) -> None:
+def _write_sheet(path: Path, rows: "list[list[Image.Image]]", labels: list[list[str]]) -> None:
     """One row a context: its pictures first, then its variations."""
-    from seecoder.images.loading import load_image, save_image, to_pil
+    from seecoder.images.loading import save_image
     from seecoder.images.sheet import contact_sheet
 
-    rows, labels = [], []
-    for job, row in zip(jobs, files, strict=True):
-        sources = job.sources if "image" in job.arguments else []
-        # 8-bit from here on: sheets of hundreds of large pictures would not fit otherwise.
-        shown = [to_pil(load_image(path)) for path in [*sources, *map(str, row)]]
-        for picture in shown:
-            picture.thumbnail((_CELL, _CELL))
-        rows.append(shown)
-        labels.append([Path(path).name for path in sources] + [f"seed {number}" for number in seeds])
     if max(len(row) for row in rows) == 1:  # one picture a context: a page is easier to look at than a strip
         flat, texts = [row[0] for row in rows], [row[0] for row in labels]
         rows = [flat[start : start + _COLUMNS] for start in range(0, len(flat), _COLUMNS)]
         labels = [texts[start : start + _COLUMNS] for start in range(0, len(texts), _COLUMNS)]
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_image(contact_sheet(rows, labels, _CELL), path)
+    save_image(contact_sheet(rows, labels, THUMBNAIL_SIDE), path)
     say(f"wrote {path}")
 
 

@@ -6,24 +6,25 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from seecoder.cli.opening import OpenedPictures
 from seecoder.cli.regions import with_regions
-from seecoder.images.loading import save_image
 from seecoder.sampling import MultiDiffusion
 
 
 @pytest.mark.parametrize("has_pooled", [True, False])
-def test_regions_have_the_context_and_the_pooled_vector_of_their_picture(has_pooled, pictures, tmp_path):
-    save_image(torch.ones(3, 4, 4), tmp_path / "white.png")
+def test_regions_have_the_context_and_the_pooled_vector_of_their_picture(has_pooled):
     context, pooled = torch.rand(1, 5, 8), torch.rand(1, 3)
+    seen, mask = torch.rand(3, 32, 32), torch.ones(3, 4, 4)
 
-    def encode_context(picture, image_size):
-        assert (picture, image_size) == (pictures[1], 512)
-        return (context, pooled) if has_pooled else context
+    def context_arguments(image, image_size):
+        assert image is seen
+        assert image_size is None
+        return {"context": context, "pooled_context": pooled} if has_pooled else {"context": context}
 
-    pipe = SimpleNamespace(encode_context=encode_context, unet=SimpleNamespace(dtype=torch.float64))
-    region = [(str(tmp_path / "white.png"), pictures[1])]
-    arguments = Namespace(region=region, image_size=512, context_scale=2.0)
-    (method,) = with_regions([MultiDiffusion()], arguments, pipe) or []
+    pipe = SimpleNamespace(context_arguments=context_arguments, unet=SimpleNamespace(dtype=torch.float64))
+    opened = OpenedPictures(encoded={"cat.png": seen}, whole={"mask.png": mask})
+    arguments = Namespace(region=[("mask.png", "cat.png")], context_scale=2.0)
+    (method,) = with_regions([MultiDiffusion()], arguments, pipe, opened) or []
     (found,) = method.regions
     assert torch.equal(found.context, 2.0 * context.double())
     assert (found.pooled is not None) == has_pooled

@@ -1,8 +1,6 @@
 """`seecoder vary` and `seecoder panorama` write pictures, a sheet and settings, or nothing."""
 
-import argparse
 import json
-from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -11,24 +9,10 @@ from diffusers import ControlNetModel
 
 from seecoder import SeeCoderPipeline
 from seecoder.cli import main
-from seecoder.cli.methods import available_methods
-from seecoder.cli.options import add_image_size
-from seecoder.cli.panorama import panorama_methods
 from seecoder.cli.vary import seeds_of, sheet_path
 from seecoder.encoder.context import load_context
-from seecoder.images.loading import ENCODED_SIZE, load_image, save_image
-from seecoder.pipelines.autoencoding import decode_latents
-from seecoder.sampling import SyncDiffusion
-
-
-def pixels_of(picture):
-    """The 8-bit pixels of a file or a Pillow image, as something that compares."""
-    return (load_image(picture) * 255).round().tolist()
-
-
-def size_of(path):
-    """(height, width)."""
-    return tuple(load_image(path).shape[-2:])
+from seecoder.images.loading import load_image
+from tests.fixtures.picture_files import pixels_of, size_of, write_mask
 
 
 def test_pictures_sheet_and_settings(pictures, networks, base_folder, tiny_encoder, tmp_path, capsys):
@@ -97,12 +81,8 @@ def test_the_size_at_which_the_encoder_sees_pictures(pictures, networks, tmp_pat
     assert not torch.equal(contexts["own"], contexts["32"])
     files = {size: pixels_of(tmp_path / size / "0001-first-one-seed0.png") for size in contexts}
     assert files["own"] == files["512"] != files["32"]
-    parser = argparse.ArgumentParser()
-    add_image_size(parser)
-    assert parser.parse_args([]).image_size == ENCODED_SIZE  # said twice: options must not wait for torch
-    for wrong in ("31", "big"):
-        with pytest.raises(SystemExit, match="2"):
-            main(["vary", pictures[0], *networks, "--out", str(tmp_path / "x"), "--image-size", wrong])
+    with pytest.raises(SystemExit, match="2"):
+        main(["vary", pictures[0], *networks, "--out", str(tmp_path / "x"), "--image-size", "big"])
 
 
 def test_methods_and_their_settings(pictures, networks, tmp_path, capsys):
@@ -128,12 +108,6 @@ def test_stages_on_the_way(pictures, networks, tmp_path, capsys):
     (out / "settings.json").unlink()
     assert main(command) == 2
     assert "stage" in capsys.readouterr().err
-
-
-def write_mask(path: Path, *, left: float, right: float) -> str:
-    """A grey picture of two halves."""
-    save_image(torch.cat([torch.full((3, 20, 15), left), torch.full((3, 20, 15), right)], dim=2), path)
-    return str(path)
 
 
 def test_a_region_follows_a_picture_of_its_own(pictures, networks, tmp_path):
@@ -194,18 +168,29 @@ def test_controlnet(pictures, networks, tiny_controlnet, tmp_path):
     ("options", "message"),
     [
         (["--weights", "1", "2"], "no effect without `--together`"),
-        (["--together", "--weights", "1"], "has 1 numbers for 2 pictures"),
+        (["--together", "--weights", "1"], "`--weights` has 1 entries for 2 pictures"),
+        (["--together", "--weights", "1", "-1"], "`--weights`=[1.0, -1.0] must be finite numbers >= 0"),
         (["--concatenate"], "no effect without `--together`"),
         (["--together", "--concatenate", "--weights", "1", "2"], "no effect with `--concatenate`"),
         (["--seed", "1", "2", "--count", "3"], "contradicts"),
-        (["--height", "17"], "`height`=17 is not a positive multiple"),
+        (["--seed", "-1"], "`--seed`=-1 must be a whole number from 0 to"),
+        (["--count", "0"], "`--count`=0 must be a whole number from 1 up"),
+        (["--height", "17"], "`--height`=17 must be a positive multiple"),
+        (["--width", "0"], "`--width`=0 must be a positive multiple"),
+        (["--steps", "0"], "`--steps`=0 must be a whole number from 1 up"),
+        (["--guidance", "nan"], "`--guidance`=nan must be a number"),
+        (["--guidance-rescale", "2"], "`--guidance-rescale`=2.0 must be a number from 0 to 1"),
+        (["--control-scale", "inf"], "`--control-scale`=inf must be a number"),
+        (["--view-batch", "0"], "`--view-batch`=0 must be a whole number from 1 up"),
+        (["--autoencoder-memory", "0"], "`--autoencoder-memory`=0.0 must be a number above 0 or infinity"),
+        (["--image-size", "31"], "`--image-size`=31 is too small"),
         (["--method-option", "stride=4"], "no effect without `--method`"),
         (["--method", "multidiffusion", "--method-option", "regions=x"], "`--method-option` regions is unknown"),
         (["--sheet", "sheet.exe"], "must end in .png"),
         (["--scheduler", "Magic"], "not a scheduler of diffusers"),
         (["--device", "abacus"], "is not a device"),
         (["--base", "nowhere/at/all"], "nowhere/at/all"),
-        (["--encoder", "./nowhere"], "no such file or folder"),
+        (["--encoder", "./nowhere"], "does not exist"),
     ],
 )
 def test_bad_input_writes_nothing(pictures, networks, options, message, tmp_path, capsys):
@@ -234,81 +219,26 @@ def test_files_are_not_overwritten_unasked(pictures, networks, tmp_path, capsys)
     assert main([*arguments, "--overwrite"]) == 0
 
 
-def test_panorama_with_windows(pictures, networks, tmp_path):
-    out = tmp_path / "out"
-    options = ["--method", "multidiffusion", "--wrap", "--width", "48"]
-    assert main(["panorama", pictures[0], *networks, "--out", str(out), *options]) == 0
-    assert size_of(out / "0001-first-one-seed0.png") == (16, 48)
-    assert json.loads((out / "settings.json").read_text())["command"] == "panorama"
-    assert main(["panorama", pictures[0], *networks, "--out", str(out), "--method", "demofusion"]) == 2
+def test_each_picture_is_decoded_once(pictures, networks, tiny_controlnet, tmp_path, monkeypatch):
+    """Whatever it serves for: a picture to vary, one of a region, what the ControlNet sees, the sheet."""
+    from seecoder.images import loading
+    from seecoder.pipelines import conditioning, inputs
 
+    decoded = []
 
-def test_a_synchronised_panorama_of_a_closed_loop(
-    pictures, networks, base_folder, tiny_encoder, tmp_path, monkeypatch, caplog
-):
-    """The command is the pipeline, decoded around the border; without LPIPS, which the log says."""
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    out = tmp_path / "out"
-    options = ["--wrap", "--width", "48", "--method-option", "sync_threshold=1.0", "--method-option", "stride=4"]
-    assert main(["panorama", pictures[0], *networks, "--out", str(out), *options]) == 0
-    assert "LPIPS is not available" in caplog.text
-    pipe = SeeCoderPipeline.from_base(base_folder, encoder=tiny_encoder)
-    pipe.set_progress_bar_config(disable=True)
+    def counted(source, **options):
+        if isinstance(source, str):
+            decoded.append(source)
+        return load_image(source, **options)
 
-    def panorama(wrap=True, **settings):
-        method = SyncDiffusion(**{"stride": 4, "closed_loop": True, "sync_threshold": 1.0, **settings})
-        common = {"height": 16, "width": 48, "num_inference_steps": 2, "output_type": "latent"}
-        latents = pipe(pictures[0], generator=torch.Generator().manual_seed(0), method=method, **common).images
-        pixels, _ = decode_latents(pipe.vae, latents, wrap=wrap)
-        return pixels_of(pipe.image_processor.postprocess(pixels, output_type="pil")[0])
-
-    found = pixels_of(out / "0001-first-one-seed0.png")
-    assert found == panorama()
-    for other in ({"wrap": False}, {"closed_loop": False}, {"sync_threshold": 0.0}, {"stride": 2}):
-        assert found != panorama(**other)
-    assert json.loads((out / "settings.json").read_text())["options"]["method"] == "syncdiffusion"
-
-
-def test_panorama_methods():
-    methods = panorama_methods(Namespace(method="multidiffusion", method_option=[("stride", 4)], wrap=True))
-    assert [(type(entry).__name__, entry.closed_loop, entry.stride) for entry in methods] == [
-        ("MultiDiffusion", True, 4)
-    ]
-    if "syncdiffusion" in available_methods():
-        methods = panorama_methods(Namespace(method="syncdiffusion", method_option=[], wrap=False))
-        assert [(type(entry).__name__, entry.closed_loop) for entry in methods] == [("SyncDiffusion", False)]
-
-
-@pytest.mark.parametrize("names", ["syncdiffusion,multidiffusion", "MultiDiffusion, SyncDiffusion"])
-def test_a_panorama_may_be_synchronised_in_windows_of_its_own(names):
-    """Jitter, feather and regions are MultiDiffusion's, and so are the windows that both have settings for."""
-    options = [("stride", 4), ("jitter", 1), ("sync_weight", 100)]
-    methods = {
-        type(entry).__name__: entry
-        for entry in panorama_methods(Namespace(method=names, method_option=options, wrap=True))
-    }
-    windows, sync = methods["MultiDiffusion"], methods["SyncDiffusion"]
-    assert (windows.stride, windows.jitter, windows.closed_loop) == (4, 1, True)
-    assert (sync.stride, sync.closed_loop, sync.sync_weight) == (None, False, 100)
-    for other in ("syncdiffusion,demofusion", "", "multidiffusion,,"):
-        with pytest.raises(ValueError, match="makes no panoramas"):
-            panorama_methods(Namespace(method=other, method_option=[], wrap=False))
-
-
-def test_a_synchronised_panorama_with_regions(pictures, networks, tmp_path, capsys):
-    right = write_mask(tmp_path / "right.png", left=0.0, right=1.0)
-    all_of_it = write_mask(tmp_path / "all.png", left=1.0, right=1.0)
-    command = ["panorama", pictures[0], *networks, "--method", "syncdiffusion,multidiffusion", "--width", "48"]
-    command += ["--method-option", "bootstrap=0", "--method-option", "sync_threshold=1"]
-    made = {}
-    for folder, more in (("plain", []), ("half", ["--region", f"{right}={pictures[1]}", "--guidance", "7"])):
-        assert main([*command, *more, "--out", str(tmp_path / folder)]) == 0
-        made[folder] = pixels_of(tmp_path / folder / "0001-first-one-seed0.png")
-    assert made["plain"] != made["half"]
-    capsys.readouterr()
-    assert main([*command, "--region", f"{all_of_it}={pictures[1]}", "--out", str(tmp_path / "none")]) == 2
-    assert "cover the whole picture" in capsys.readouterr().err
-    assert not (tmp_path / "none").exists()
+    for module in (loading, conditioning, inputs):
+        monkeypatch.setattr(module, "load_image", counted)
+    tiny_controlnet.save_pretrained(tmp_path / "control")
+    mask = write_mask(tmp_path / "mask.png", left=0.0, right=1.0)
+    options = ["--controlnet", str(tmp_path / "control"), "--control-image", pictures[1], "--count", "2"]
+    windows = ["--method", "multidiffusion", "--region", f"{mask}={pictures[1]}"]
+    assert main(["vary", *pictures, *networks, *options, *windows, "--out", str(tmp_path / "out")]) == 0
+    assert sorted(decoded) == sorted([*pictures, mask])
 
 
 def test_seeds_and_sheets():

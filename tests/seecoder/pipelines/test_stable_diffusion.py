@@ -13,10 +13,10 @@ from diffusers import (
 )
 
 from seecoder import SeeCoderPipeline
-from seecoder.cli.methods import build_methods
 from seecoder.encoder.context import ImageSet
 from seecoder.images.loading import ImageError, limit_area, save_image
 from seecoder.sampling import DemoFusion, MultiDiffusion
+from seecoder.sampling.methods.registry import build_methods
 
 STEPS = 2
 

@@ -1,0 +1,83 @@
+"""All commands of `seecoder`, and how one of them is run.
+
+Every command is a module with `HELP`, `add_arguments(parser)` and `run(arguments)`. What these modules import at the
+top is light, so that `seecoder --help` answers at once; torch and diffusers are imported when a command runs. Errors
+that a user can do something about end with one line and exit code 2; `--debug` shows where they came from.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+from typing import NoReturn
+
+from seecoder import __version__
+from seecoder.cli import app, encode, export, import_, info, panorama, vary
+from seecoder.cli.console import say
+from seecoder.cli.options import with_flags
+
+_COMMANDS: dict[str, ModuleType] = {
+    "vary": vary,
+    "panorama": panorama,
+    "encode": encode,
+    "export": export,
+    "import": import_,
+    "info": info,
+    "app": app,
+}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the parser of all commands."""
+    parser = _Parser(
+        prog="seecoder", description="Pictures from pictures, at any resolution, with any Stable Diffusion base."
+    )
+    parser.add_argument("--version", action="version", version=f"seecoder {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, module in _COMMANDS.items():
+        command = commands.add_parser(name, help=module.HELP, description=module.__doc__, formatter_class=_Formatter)
+        module.add_arguments(command)
+        command.add_argument("--debug", action="store_true", help="show where an error came from")
+        command.set_defaults(run=module.run)
+    return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line; the usage of a command with thirty options would hide it."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}. See {self.prog} --help.\n")
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """Keeps the module's text as it is written, and shows defaults that are not None."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default in (None, False, argparse.SUPPRESS) or action.default == []:
+            return action.help
+        return super()._get_help_string(action)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: The arguments; None for those of the process.
+
+    Returns:
+        0, or 2 after an error that the user can do something about, or 130 after an interruption.
+    """
+    arguments = build_parser().parse_args(argv)
+    try:
+        arguments.run(arguments)
+    except KeyboardInterrupt:
+        say("interrupted; what was finished stays")
+        return 130
+    # RuntimeError: WeightsError, memory, NaN. ImportError: an extra that is not installed.
+    except (ValueError, TypeError, OSError, RuntimeError, ImportError) as error:
+        if arguments.debug:
+            raise
+        text = with_flags(" ".join(str(error).split())) or type(error).__name__
+        print(f"seecoder {arguments.command}: {text}", file=sys.stderr)
+        return 2
+    return 0
