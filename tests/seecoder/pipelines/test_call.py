@@ -11,11 +11,8 @@ from seecoder.pipelines import call, conditioning, inputs
 from seecoder.sampling import DemoFusion, MultiDiffusion, engine
 
 
-@pytest.fixture
-def pipe(parts, tiny_controlnet):
-    pipeline = SeeCoderPipeline(**parts, controlnet=tiny_controlnet)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+def seeded(number=0):
+    return torch.Generator().manual_seed(number)
 
 
 def count_calls(monkeypatch, function, *modules):
@@ -31,7 +28,9 @@ def count_calls(monkeypatch, function, *modules):
     return seen
 
 
-def test_each_picture_is_decoded_once(pipe, picture, tmp_path, monkeypatch):
+def test_each_picture_is_decoded_once(parts, tiny_controlnet, picture, tmp_path, monkeypatch):
+    pipe = SeeCoderPipeline(**parts, controlnet=tiny_controlnet)
+    pipe.set_progress_bar_config(disable=True)
     paths = [str(tmp_path / f"{name}.png") for name in ("own", "control", "start")]
     for path in paths:
         save_image(picture[:, :40, :40], path)
@@ -43,18 +42,14 @@ def test_each_picture_is_decoded_once(pipe, picture, tmp_path, monkeypatch):
     assert sorted(decoded) == sorted(paths)
 
 
-def test_methods_are_composed_once(parts, picture, monkeypatch):
-    pipe = SeeCoderPipeline(**parts)
-    pipe.set_progress_bar_config(disable=True)
+def test_methods_are_composed_once(pipe, picture, monkeypatch):
     composed = count_calls(monkeypatch, call.compose, call, engine)
     method = [MultiDiffusion(stride=4)]
     pipe(picture, 16, 32, num_inference_steps=2, method=method)
     assert composed == [method]
 
 
-def test_a_tuple_is_given_where_no_object_is_wanted(parts, picture):
-    pipe = SeeCoderPipeline(**parts)
-    pipe.set_progress_bar_config(disable=True)
+def test_a_tuple_is_given_where_no_object_is_wanted(pipe, picture):
     settings = {"num_inference_steps": 1, "output_type": "latent"}
     output = pipe(picture, generator=torch.Generator().manual_seed(0), **settings)
     images, notes = pipe(picture, generator=torch.Generator().manual_seed(0), return_dict=False, **settings)
@@ -76,3 +71,52 @@ def test_both_pipelines_take_the_same_arguments_with_the_same_defaults():
     assert {name: parameter.default for name, parameter in one.items()}.items() <= {
         name: parameter.default for name, parameter in other.items()
     }.items()
+
+
+def test_callback_sees_every_step_and_can_stop(pipe, picture):
+    seen = []
+
+    def watch(running, step, timestep, tensors):
+        seen.append((step, timestep, sorted(tensors), tensors["latents"].shape))
+        running._interrupt = step == 1
+        return {}
+
+    output = pipe(
+        picture,
+        num_inference_steps=5,
+        callback_on_step_end=watch,
+        callback_on_step_end_tensor_inputs=["latents", "context"],
+    )
+    assert [step for step, *_ in seen] == [0, 1]
+    assert seen[0][1:] == (801.0, ["context", "latents"], (1, 4, 8, 8))
+    assert "interrupted after step 2 of 5" in output.notes[0]
+    # The next call is not interrupted any more.
+    assert pipe(picture, num_inference_steps=1).notes == []
+
+
+@pytest.mark.parametrize("output_type", ["pil", "latent"])
+def test_callback_sees_what_every_stage_has_reached(pipe, picture, output_type):
+    seen = []
+    options = {"height": 48, "width": 48, "num_inference_steps": 2, "output_type": output_type}
+    final = pipe(
+        picture,
+        **options,
+        method=DemoFusion(),
+        generator=seeded(),
+        callback_on_stage_end=lambda running, stage, images: seen.append((running, stage, images)),
+    ).images
+    silent = pipe(picture, **options, method=DemoFusion(), generator=seeded()).images
+    assert [(stage.stage_index, stage.num_stages) for _, stage, _ in seen] == [(0, 3), (1, 3)]
+    assert all(running is pipe for running, _, _ in seen)
+    if output_type == "pil":
+        assert [images[0].size for _, _, images in seen] == [(16, 16), (32, 32)]
+        assert final[0].tobytes() == silent[0].tobytes()
+    else:
+        assert all(images is stage.latents for _, stage, images in seen)
+        assert torch.equal(final, silent)
+    pipe(picture, num_inference_steps=1, callback_on_stage_end=lambda *_: pytest.fail("plain sampling has one stage"))
+
+
+def test_callback_may_not_change_what_it_is_shown(pipe, picture):
+    with pytest.raises(ValueError, match="may look at the run and stop it"):
+        pipe(picture, num_inference_steps=1, callback_on_step_end=lambda *given: {"latents": given[-1]["latents"] * 2})

@@ -13,8 +13,7 @@ from diffusers import (
 )
 
 from seecoder import SeeCoderPipeline
-from seecoder.encoder.context import ImageSet
-from seecoder.images.loading import ImageError, limit_area, save_image
+from seecoder.images.loading import ImageError, save_image
 from seecoder.sampling import DemoFusion, MultiDiffusion
 from seecoder.sampling.methods.registry import build_methods
 
@@ -23,26 +22,6 @@ STEPS = 2
 
 def seeded(number=0):
     return torch.Generator().manual_seed(number)
-
-
-@pytest.fixture
-def pipe(parts):
-    pipeline = SeeCoderPipeline(**parts)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
-
-
-@pytest.fixture
-def make(pipe, picture):
-    """Pixels (N, 3, 16, 16) of a call, with few steps and a seed unless told otherwise."""
-
-    def run(image=picture, **arguments):
-        if "context" in arguments:
-            image = None
-        settings = {"num_inference_steps": STEPS, "generator": seeded(), "output_type": "pt", **arguments}
-        return pipe(image, **settings).images
-
-    return run
 
 
 def state_of(pipe):
@@ -143,29 +122,6 @@ def test_several_results_of_one_picture_stand_next_to_each_other(make, picture):
     torch.testing.assert_close(four[2:3], make(image=1 - picture, generator=seeded(2)), atol=1e-5, rtol=0)
 
 
-def test_the_encoder_sees_large_pictures_reduced(pipe, make):
-    large = torch.rand(3, 96, 128, generator=seeded())
-    seen = limit_area(large, 48)
-    assert tuple(seen.shape) == (3, 42, 55)
-    torch.testing.assert_close(pipe.encode_context(large, image_size=48), pipe.encode_context(seen), atol=0, rtol=0)
-    torch.testing.assert_close(make(image=large, image_size=48), make(image=seen), atol=0, rtol=0)
-    own = pipe.encoder(large[None])
-    torch.testing.assert_close(pipe.encode_context(large), own, atol=0, rtol=0)  # 512 by default
-    torch.testing.assert_close(pipe.encode_context(large, image_size=None), own, atol=0, rtol=0)
-    assert not torch.equal(pipe.encode_context(large, image_size=48), own)
-
-
-def test_several_pictures_make_one_context(pipe, make, picture):
-    one, other = pipe.encode_context(picture), pipe.encode_context(1 - picture)
-    both = make(image=[[picture, 1 - picture]], context_weights=[3, 1])
-    torch.testing.assert_close(both, make(context=0.75 * one + 0.25 * other), atol=1e-4, rtol=0)
-    torch.testing.assert_close(both, make(image=ImageSet([picture, 1 - picture], [3, 1])), atol=0, rtol=0)
-    torch.testing.assert_close(make(image=[[picture, picture]]), make(), atol=1e-4, rtol=0)
-    # The same tokens twice, side by side, are the same to an attention without positions.
-    twice = make(image=ImageSet([picture, picture], combine="concatenate"))
-    torch.testing.assert_close(twice, make(), atol=1e-4, rtol=0)
-
-
 def test_context_scale_zero_is_unconditional(make, pipe):
     nothing = torch.zeros(1, 6, 32)
     torch.testing.assert_close(make(context_scale=0.0), make(context=nothing, guidance_scale=1.0), atol=1e-5, rtol=0)
@@ -217,55 +173,6 @@ def test_pictures_come_in_through_the_one_door(make, picture, tmp_path):
 def test_given_latents_replace_drawn_noise(make):
     noise = torch.randn((1, 4, 8, 8), generator=seeded())
     torch.testing.assert_close(make(latents=noise, generator=None), make())
-
-
-def test_callback_sees_every_step_and_can_stop(pipe, picture):
-    seen = []
-
-    def watch(running, step, timestep, tensors):
-        seen.append((step, timestep, sorted(tensors), tensors["latents"].shape))
-        running._interrupt = step == 1
-        return {}
-
-    output = pipe(
-        picture,
-        num_inference_steps=5,
-        callback_on_step_end=watch,
-        callback_on_step_end_tensor_inputs=["latents", "context"],
-    )
-    assert [step for step, *_ in seen] == [0, 1]
-    assert seen[0][1:] == (801.0, ["context", "latents"], (1, 4, 8, 8))
-    assert "interrupted after step 2 of 5" in output.notes[0]
-    # The next call is not interrupted any more.
-    assert pipe(picture, num_inference_steps=1).notes == []
-
-
-@pytest.mark.parametrize("output_type", ["pil", "latent"])
-def test_callback_sees_what_every_stage_has_reached(pipe, picture, output_type):
-    seen = []
-    options = {"height": 48, "width": 48, "num_inference_steps": 2, "output_type": output_type}
-    final = pipe(
-        picture,
-        **options,
-        method=DemoFusion(),
-        generator=seeded(),
-        callback_on_stage_end=lambda running, stage, images: seen.append((running, stage, images)),
-    ).images
-    silent = pipe(picture, **options, method=DemoFusion(), generator=seeded()).images
-    assert [(stage.stage_index, stage.num_stages) for _, stage, _ in seen] == [(0, 3), (1, 3)]
-    assert all(running is pipe for running, _, _ in seen)
-    if output_type == "pil":
-        assert [images[0].size for _, _, images in seen] == [(16, 16), (32, 32)]
-        assert final[0].tobytes() == silent[0].tobytes()
-    else:
-        assert all(images is stage.latents for _, stage, images in seen)
-        assert torch.equal(final, silent)
-    pipe(picture, num_inference_steps=1, callback_on_stage_end=lambda *_: pytest.fail("plain sampling has one stage"))
-
-
-def test_callback_may_not_change_what_it_is_shown(pipe, picture):
-    with pytest.raises(ValueError, match="may look at the run and stop it"):
-        pipe(picture, num_inference_steps=1, callback_on_step_end=lambda *given: {"latents": given[-1]["latents"] * 2})
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # inside diffusers
@@ -337,61 +244,6 @@ def test_a_base_of_another_shape(parts, build, picture):
     assert pipe(picture, num_inference_steps=1, output_type="pt").images.shape == (1, 3, 16, 24)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"height": 17}, r"`height`=17 must be a positive multiple of 2 .* Use 16 or 18"),
-        ({"width": 0}, r"`width`=0 must be a positive multiple of 2"),
-        ({"num_inference_steps": 0}, r"`num_inference_steps`=0 must be a whole number from 1 up"),
-        ({"num_images_per_prompt": 0}, r"`num_images_per_prompt`=0 must be a whole number from 1 up"),
-        ({"view_batch_size": 0}, r"`view_batch_size`=0 must be a whole number from 1 up"),
-        ({"guidance_scale": float("nan")}, r"`guidance_scale`=nan must be a number"),
-        ({"eta": 2.0}, r"`eta`=2.0 must be a number from 0 to 1"),
-        ({"autoencoder_memory": 0.0}, r"`autoencoder_memory`=0.0 must be a number above 0 or infinity"),
-        ({"output_type": "jpeg"}, r"`output_type`='jpeg' must be 'pil', 'np', 'pt' or 'latent'"),
-        ({"generator": [torch.Generator()] * 2}, r"`generator` has 2 entries for 1 pictures"),
-        (
-            {"latents": torch.zeros(1, 4, 9, 8)},
-            r"`latents` has shape \(1, 4, 9, 8\); the first stage .* needs \(1, 4, 8, 8\)",
-        ),
-        ({"context": torch.zeros(1, 6, 31)}, r"`context` has shape \(1, 6, 31\); this base reads \(N, T, 32\)"),
-        ({"context": torch.full((1, 6, 32), float("inf"))}, r"`context` contains NaN"),
-        ({"negative_context": torch.zeros(1, 5, 32)}, r"`negative_context` has shape \(1, 5, 32\)"),
-        ({"context_weights": [1.0]}, r"`context_weights` have no effect"),
-        ({"control_image": torch.zeros(3, 16, 16)}, r"there is a `control_image` but no `controlnet`"),
-        (
-            {"callback_on_step_end_tensor_inputs": ["noise"]},
-            r"\['noise'\] must be a list of names out of latents, context",
-        ),
-        ({"image": []}, r"`image` is an empty list"),
-        ({"image": [[]]}, r"inner list of `image` is empty"),
-        ({"start_image": torch.zeros(3, 16, 32)}, r"another aspect ratio .* `width` near 32"),
-        (
-            {"control_guidance_start": 0.5, "control_guidance_end": 0.4},
-            r"`control_guidance_start`=0.5 must not lie after",
-        ),
-        ({"control_guidance_end": 1.5}, r"`control_guidance_end`=1.5 must be a number from 0 to 1"),
-    ],
-)
-def test_bad_arguments_are_named_before_anything_runs(pipe, make, arguments, message):
-    def fail(*given):
-        raise AssertionError("the UNet ran")
-
-    handle = pipe.unet.register_forward_pre_hook(fail)
-    try:
-        with pytest.raises(ValueError, match=message):
-            make(**arguments)
-    finally:
-        handle.remove()
-
-
-def test_image_and_context_exclude_each_other(pipe, picture):
-    with pytest.raises(ValueError, match="either `image` or `context`"):
-        pipe(picture, context=torch.zeros(1, 6, 32))
-    with pytest.raises(ValueError, match="either `image` or `context`"):
-        pipe()
-
-
 def test_parts_that_do_not_fit_are_refused(parts, build):
     with pytest.raises(ValueError, match="`context_dim`=24 of the encoder must be 32"):
         SeeCoderPipeline(**{**parts, "encoder": build["encoder"](context_dim=24)})
@@ -401,36 +253,10 @@ def test_parts_that_do_not_fit_are_refused(parts, build):
         SeeCoderPipeline(**{**parts, "unet": build["unet"](time_cond_proj_dim=8)})
 
 
-def test_without_an_encoder_a_context_is_needed(parts, picture):
-    pipe = SeeCoderPipeline(**{**parts, "encoder": None})
-    with pytest.raises(ValueError, match="this pipeline has none"):
-        pipe(picture)
-
-
 def test_lora_parts_for_a_text_encoder_are_left_out(pipe):
     assert pipe.text_encoder is None
     assert pipe.load_lora_into_text_encoder({}, text_encoder=None) is None
     assert pipe._lora_loadable_modules == ["unet"]
-
-
-def test_offloading_hooks_are_told_before_the_encoder_runs(pipe, picture):
-    """`enable_model_cpu_offload` needs an accelerator; its hook is stood in for here."""
-    from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
-
-    class Recorder(ModelHook):
-        calls = 0
-
-        def pre_forward(self, module, *args, **kwargs):
-            self.calls += 1
-            return args, kwargs
-
-    recorder = Recorder()
-    add_hook_to_module(pipe.encoder, recorder)
-    try:
-        pipe(picture, num_inference_steps=1)
-    finally:
-        remove_hook_from_module(pipe.encoder)
-    assert recorder.calls == 1
 
 
 def test_closed_loops_are_decoded_without_a_seam(pipe, parts):
