@@ -155,7 +155,7 @@ def make(arguments: argparse.Namespace, methods: "list[Method] | None", *, comma
     rows, records = [], []
     for index, (job, row) in enumerate(zip(jobs, files, strict=True)):
         made = list(job.thumbnails)
-        records += _vary(pipe, job, dict(zip(seeds, row, strict=True)), given, arguments.previews, made)
+        records += _vary(pipe, job, list(zip(seeds, row, strict=True)), given, arguments.previews, made)
         rows.append(made)
         if len(jobs) > 1:
             say(f"{index + 1} of {len(jobs)} contexts done")
@@ -197,6 +197,9 @@ def sheet_path(sheet: str, out: Path) -> Path | None:
 
 def _jobs(arguments: argparse.Namespace, contexts: "SavedContext | None", opened: "OpenedPictures") -> list[Job]:
     """What is to be varied: every picture, all pictures together, or every context of a file."""
+    for name in ("weights", "concatenate"):
+        if getattr(arguments, name) and not arguments.together:
+            raise ValueError(f"`--{name}` has no effect without `--together`.")
     if contexts is not None:
         if arguments.pictures or arguments.together:
             raise ValueError("`--encoder` names ready contexts; PICTURE and --together have no effect with them.")
@@ -213,9 +216,6 @@ def _jobs(arguments: argparse.Namespace, contexts: "SavedContext | None", opened
         pictures = _together(arguments, opened)
         thumbnails = [opened.thumbnails[path] for path in arguments.pictures]
         return [Job("together", {"image": pictures}, arguments.pictures, thumbnails)]
-    for name in ("weights", "concatenate"):
-        if getattr(arguments, name):
-            raise ValueError(f"`--{name}` has no effect without `--together`.")
     return [
         Job(safe_name(Path(path).stem), {"image": opened.encoded[path]}, [path], [opened.thumbnails[path]])
         for path in arguments.pictures
@@ -236,7 +236,7 @@ def _together(arguments: argparse.Namespace, opened: "OpenedPictures") -> Any:
 def _vary(
     pipe: "SeeCoderPipeline | SeeCoderXLPipeline",
     job: Job,
-    files: dict[int, Path],
+    files: list[tuple[int, Path]],
     given: dict[str, Any],
     previews: bool,
     made: "list[Image.Image]",
@@ -250,7 +250,7 @@ def _vary(
     if "image" in conditions:  # encoded once, not once a seed; its pictures have the size for that
         conditions = pipe.context_arguments(conditions["image"], image_size=None)
     records = []
-    for number, file in files.items():
+    for number, file in files:
         pipe.set_progress_bar_config(desc=file.name, leave=False, disable=None)  # None: only at a terminal
         show = _preview_writer(file) if previews else None
         generator = torch.Generator().manual_seed(number)
