@@ -13,6 +13,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from seecoder.checks import require, whole
 from seecoder.cli.console import say
 
 HELP = "make a trained encoder ready to use"
@@ -47,6 +48,8 @@ def run(arguments: argparse.Namespace) -> None:
     """Export."""
     if arguments.size and arguments.format != "onnx":
         raise ValueError("`--size` has no effect without `--format onnx`.")
+    for side in arguments.size or ():
+        require("--size", side, whole(1))
     import torch
 
     from seecoder.export.exporting import DEFAULT_ONNX_SIZE, export_encoder

@@ -46,7 +46,8 @@ def with_flags(text: str) -> str:
     Args:
         text: Such as "`num_inference_steps`=0 must be …", which becomes "`--steps`=0 must be …".
     """
-    for argument, option in {**_OPTIONS, "height": "height", "width": "width", "weights": "weights"}.items():
+    same = {name: name for name in ("height", "width", "weights", "port", "max_side")}
+    for argument, option in {**_OPTIONS, **same}.items():
         text = text.replace(f"`{argument}`", f"`--{option.replace('_', '-')}`")
     return text
 
