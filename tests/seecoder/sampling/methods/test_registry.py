@@ -73,7 +73,7 @@ def test_values_of_every_kind_are_read(option, value):
         ("multidiffusion", "jitter=yes", "`jitter`=True of MultiDiffusion() must be a whole number from 0 up"),
         ("multidiffusion", "stride=half", "`stride`='half' of MultiDiffusion() must be a whole number from 1 up"),
         ("scalecrafter", "dilation=2", "`dilation`=2 of ScaleCrafter() must be a mapping of patterns to factors"),
-        ("rectifiedhr", "switch_at=0.8", "`switch_at`=0.8 of RectifiedHR() must be one or more shares"),
+        ("rectifiedhr", "switch_at=0.8", "`switch_at`=0.8 of RectifiedHR() must be one or more fractions"),
         ("syncdiffusion", "anchor=last", "`anchor`='last' of SyncDiffusion() must be 'middle' or 'first' or a whole"),
     ],
 )
