@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from seecoder.base_model.facts import pixels_per_cell
-from seecoder.sampling.tile_statistics import normalised_like, shrunken
-from seecoder.sampling.tiling import decode_in_tiles, encode_in_tiles
+from seecoder.sampling.tiles.tile_statistics import normalised_like, shrunken
+from seecoder.sampling.tiles.tiling import decode_in_tiles, encode_in_tiles
 
 logger = logging.getLogger(__name__)
 

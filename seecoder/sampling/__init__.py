@@ -1,6 +1,6 @@
 """Sampling above the training resolution: one engine, and the published methods as short files on top of it.
 
-The engine knows nothing of pipelines, encoders or VAEs. It works on
+The engine knows nothing of pipelines, encoders or VAEs. `sample` works on
 
 * a *denoiser*, `denoiser(latents, timestep, context, **conditions) -> output`:
     latents (N, C, h, w), already scaled for the network, in `context`'s device and data type;
@@ -9,48 +9,48 @@ The engine knows nothing of pipelines, encoders or VAEs. It works on
     conditions whatever `added_conditions` and `control` gave, every tensor with N rows;
     output (N, C, h, w) in the scheduler's `prediction_type` (noise, v or sample).
     For a diffusers UNet: `lambda x, t, c, **k: unet(x, t, encoder_hidden_states=c, return_dict=False, **k)[0]`.
-    N is branches x (picture, view) pairs, branch after branch, unconditional first.
+    N is branches x (picture, view) pairs, branch after branch, unconditional first;
 * any diffusers *scheduler* of the noise-, v- or sample-predicting kind (copied for the call, never changed);
-* *latents*: everything is counted in latent cells, (height, width).
+* *latents*: all sizes are (height, width) in latent cells.
 
     latents = sample(denoiser, scheduler, latent_shape=(1, 4, 128, 128), native_size=(64, 64), context=context,
                      negative_context=zeros, guidance_scale=4.0, method=DemoFusion(), generator=generator)
 
-What a method may need besides:
+A method may need more:
 
-* `decoder(latents) -> pixels` and `encoder(pixels) -> latents`: latents as in the trajectory (that is, multiplied by
-  the VAE's scaling factor), pixels (N, 3, height, width) in [-1, 1], both on the latents' device. The encoder gives
-  the mode, not a draw. The decoder is differentiated through by SyncDiffusion. Needed by SyncDiffusion (decoder),
-  RectifiedHR (both) and MultiDiffusion with bootstrapped regions (encoder).
-* `unet`: the module that `denoiser` calls, for methods that patch layers (ScaleCrafter, HiDiffusion). It is given
-  back bit-identical, also when the run is interrupted.
-* `added_conditions(view, branch, latent_size) -> mapping`: keyword arguments of the denoiser for one view (see
-  `View`: its place in the latents of the current stage, whose size is `latent_size`) and one branch ("positive" or
+* `decoder(latents) -> pixels` and `encoder(pixels) -> latents`. Latents are those of the trajectory (scaled as the
+  network knows them); pixels are (N, 3, height, width) in [-1, 1]; both are on the latents' device. The encoder gives
+  the mode, not a draw. SyncDiffusion needs the decoder and takes gradients through it; RectifiedHR needs both;
+  MultiDiffusion needs the encoder for bootstrapped regions.
+* `unet`: the module that `denoiser` calls, for methods that patch layers (ScaleCrafter, HiDiffusion). It comes back
+  bit-identical, also when the run is interrupted.
+* `added_conditions(view, branch, latent_size) -> mapping`: keyword arguments of the denoiser for one view (a `View`:
+  its place in the latents of the current stage, whose size is `latent_size`) and one branch ("positive" or
   "negative"). Tensors have 1 or B rows; mappings of tensors are allowed (`added_cond_kwargs` of SDXL).
 * `control`: a `Control`, that is the control picture and a callable that runs the ControlNet.
-* `image_latents`: clean latents of a given picture, which DemoFusion then takes in place of its first stage.
+* `image_latents`: clean latents of a given picture, which DemoFusion takes in place of its first stages.
 
-Randomness: one stream per picture (see `seecoder.sampling.randomness`), never torch's global one during a run. A
-picture is the same alone, in a batch, and for every `view_batch_size` (up to rounding).
+Randomness: every picture has its own stream (`randomness`), never torch's global one during a run. A picture is the
+same alone, in a batch, and for every `view_batch_size` (up to rounding).
 
-Memory: the sample is kept in float32; the denoiser runs in `context`'s data type on `view_batch_size` native-sized
-(picture, view) pairs at a time (larger views count by their area), so memory does not grow with the number of views;
-but for SyncDiffusion, which keeps one offset of a window's size for each of its windows (its Algorithm 1).
+Memory: the sample is kept in float32. The denoiser runs in `context`'s data type on `view_batch_size` native-sized
+(picture, view) pairs at a time, larger views by their area, so memory does not grow with the number of views.
+SyncDiffusion is the exception: it keeps one offset for each of its windows (its Algorithm 1).
 
-Methods, each a short file that names its parts, with one function an equation:
+Methods, by the part that they play:
 
-    MultiDiffusion   windows             multidiffusion.py   fused windows, regions with their own context, closed loops
-    DemoFusion       stages              demofusion.py       skip residual, dilated sampling; from noise or a picture
-    RectifiedHR      stages              rectifiedhr.py      one trajectory, resolution changed near its end
-    ScaleCrafter     network             scalecrafter.py     re-dilation, dispersion, noise-damped guidance
-    HiDiffusion      network             hidiffusion.py      small deep features, window attention
-    SyncDiffusion    editor (+ windows)  syncdiffusion.py    windows of a panorama that agree
+    MultiDiffusion   windows   methods/multidiffusion.py   fused windows, regions with their own context, closed loops
+    DemoFusion       stages    methods/demofusion/         skip residual, dilated sampling; from noise or a picture
+    RectifiedHR      stages    methods/rectifiedhr.py      one trajectory, resolution changed near its end
+    ScaleCrafter     network   methods/scalecrafter/       re-dilation, dispersion, noise-damped guidance
+    HiDiffusion      network   methods/hidiffusion/        small deep features, window attention
+    SyncDiffusion    editor    methods/syncdiffusion.py    windows of a panorama that agree
 
-Methods of different parts go together in a list, e.g. `method=[ScaleCrafter(), DemoFusion()]`, where re-dilation of the
-whole frame takes the place of the lattices, or `method=[ScaleCrafter(), RectifiedHR()]`, which draws the layout at the
-native size and lets the re-dilated network enlarge it, at less cost than plain sampling; what does not go together is
-refused with the reason (`composition.py`). A panorama of a closed loop (`closed_loop=True`) has to be decoded around
-its border (`decode_in_tiles(…, wrap=True)`).
+Methods of different parts go together in a list; what does not go together is refused with the reason (`composition`).
+In `[ScaleCrafter(), DemoFusion()]` the re-dilated network sees the whole frame in place of DemoFusion's lattices.
+`[ScaleCrafter(), RectifiedHR()]` draws the layout at the native size and lets the re-dilated network enlarge it, at
+less cost than plain sampling. A closed panorama (`closed_loop=True`) has to be decoded around its border
+(`decode_in_tiles(…, wrap=True)`).
 
 `on_step(Progress)` is called after every step of the whole run, `on_stage(StageEnd)` after every stage with its clean
 latents (previews). Raising in either ends the run.
@@ -66,8 +66,8 @@ from seecoder.sampling.methods.scalecrafter.scalecrafter import ScaleCrafter
 from seecoder.sampling.methods.syncdiffusion import SyncDiffusion
 from seecoder.sampling.progress import Progress, StageEnd
 from seecoder.sampling.recipe import Method
-from seecoder.sampling.tile_statistics import normalised_like, shrunken
-from seecoder.sampling.tiling import decode_in_tiles, encode_in_tiles
+from seecoder.sampling.tiles.tile_statistics import normalised_like, shrunken
+from seecoder.sampling.tiles.tiling import decode_in_tiles, encode_in_tiles
 from seecoder.sampling.views import View
 
 __all__ = [

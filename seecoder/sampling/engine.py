@@ -97,7 +97,6 @@ def sample(
         decoder=decoder,
         encoder=encoder,
         unet=unet,
-        view_batch_size=view_batch_size,
     )
     evaluator = Evaluator(
         denoiser, stepper, Conditions(context, negative_context, added_conditions, control), view_batch_size

@@ -34,7 +34,6 @@ class Run:
         decoder: Latents to pixels.
         encoder: Pixels to latents.
         unet: The network that methods may patch.
-        view_batch_size: Native-sized (picture, view) pairs evaluated at once.
     """
 
     latent_shape: tuple[int, int, int, int]
@@ -50,7 +49,6 @@ class Run:
     decoder: Codec | None = None
     encoder: Codec | None = None
     unet: Any = None
-    view_batch_size: int = 16
 
     @property
     def size(self) -> Size:

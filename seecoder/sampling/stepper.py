@@ -125,6 +125,12 @@ class Stepper:
         """Whether step `index` begins a whole step (two-evaluation schedulers such as Heun have half steps)."""
         return index % int(getattr(self._scheduler, "order", 1)) == 0
 
+    def whole_step(self, index: int) -> int:
+        """The last step from `index` backwards that begins a whole step."""
+        while not self.is_boundary(index):
+            index -= 1
+        return index
+
     def scale_input(self, latents: torch.Tensor, index: int) -> torch.Tensor:
         """What the network sees of `latents` at step `index`; linear in `latents`."""
         return self._scheduler.scale_model_input(latents, self.timesteps[index])

@@ -158,11 +158,3 @@ def feather(size: Size) -> torch.Tensor:
     """Blending weights (height, width) that fall linearly from the middle of a window to its borders, never to 0."""
     height, width = (1.0 - (torch.arange(n, dtype=torch.float64) - (n - 1) / 2).abs() / ((n + 1) / 2) for n in size)
     return height[:, None] * width[None, :]
-
-
-def coverage(views: Iterable[View], size: Size) -> torch.Tensor:
-    """How many views see each cell: (H, W) integers."""
-    count = torch.zeros(size, dtype=torch.int64)
-    for view in views:
-        view.scatter_add(count, torch.ones(view.size, dtype=torch.int64))
-    return count

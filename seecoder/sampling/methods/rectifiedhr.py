@@ -85,7 +85,7 @@ class RectifiedHR(StagesMethod):
         boosts = self.boosts(network_changes=recipe.network is not None)
         self._check(run, len(sizes) - 1, len(fractions), len(boosts))
         count = len(run.stepper)
-        switches = [_boundary_before(run, round(fraction * count)) for fraction in fractions[: len(sizes) - 1]]
+        switches = [run.stepper.whole_step(round(fraction * count)) for fraction in fractions[: len(sizes) - 1]]
         starts = [0, *switches, count]
         if any(low >= high for low, high in pairwise(starts)):
             raise ValueError(f"`switch_at`={tuple(fractions)} leaves a stage without steps; use more steps.")
@@ -115,13 +115,6 @@ class RectifiedHR(StagesMethod):
         if switches:
             check_enlargement("RectifiedHR", run, self.resize_in)
             run.stepper.require_restarts()
-
-
-def _boundary_before(run: Run, index: int) -> int:
-    """The last step from `index` backwards that begins a whole step."""
-    while not run.stepper.is_boundary(index):
-        index -= 1
-    return index
 
 
 def _name(place: int, sizes: Sequence[Size]) -> str:

@@ -13,7 +13,6 @@ from seecoder.sampling import (
     SyncDiffusion,
     sample,
 )
-from seecoder.sampling.composition import compose
 from seecoder.sampling.methods.perceptual import pyramid_distance
 from seecoder.sampling.recipe import max_native_sides
 from seecoder.sampling.sizes import exceeds_side
@@ -64,35 +63,6 @@ def test_what_composes_runs(methods, make_scheduler, make_unet, denoiser_of, con
     latents = run(methods, make_scheduler, make_unet(), denoiser_of, context, size)
     assert latents.shape == (1, 4, *size)
     assert latents.isfinite().all()
-
-
-@pytest.mark.parametrize(
-    ("methods", "reason"),
-    [
-        ([ScaleCrafter(), HiDiffusion()], "both change how far the same inner layers reach"),
-        ([DemoFusion(), RectifiedHR()], "both decide which resolutions the run goes through"),
-        ([MultiDiffusion(), MultiDiffusion()], "both decide through which windows the sample is seen"),
-        ([SYNC, RectifiedHR()], "at the native size, where there is one window only"),
-        ([MultiDiffusion(closed_loop=True), DemoFusion()], "which has a left and a right end"),
-    ],
-)
-def test_what_does_not_compose_says_why(methods, reason) -> None:
-    with pytest.raises(ValueError, match=f"do not compose: .*{reason}"):
-        compose(methods)
-    with pytest.raises(ValueError, match="do not compose"):
-        compose(methods[::-1])
-
-
-@pytest.mark.parametrize("setting", [{"window": 24}, {"stride": 4}, {"closed_loop": True}])
-def test_the_windows_of_a_synchronised_run_have_one_owner(setting) -> None:
-    """What SyncDiffusion says of windows would be dropped beside MultiDiffusion; the same said twice is no conflict."""
-    (name,) = setting
-    asked = SyncDiffusion(loss=pyramid_distance, **setting)
-    with pytest.raises(ValueError, match=f"do not compose: `{name}`=.* Set `{name}` of MultiDiffusion"):
-        compose([asked, MultiDiffusion()])
-    windows = MultiDiffusion(jitter=1, **setting)
-    assert compose([asked, windows]).windows == compose([SYNC, windows]).windows == windows
-    assert getattr(compose([asked]).windows, name) == setting[name]
 
 
 @pytest.mark.parametrize("covered", [["all"], ["left", "right"]])
@@ -183,12 +153,6 @@ def test_layers_are_looked_up_at_every_size(
         run([method, *others], make_scheduler, make_unet(), denoiser_of, context, size)
 
 
-@pytest.mark.parametrize("method", ["demofusion", DemoFusion, 3, [ScaleCrafter(), "demofusion"]])
-def test_what_is_no_method_is_refused(method) -> None:
-    with pytest.raises(TypeError, match="is not a sampling method"):
-        compose(method)
-
-
 def test_scalecrafter_takes_the_place_of_the_lattices(make_scheduler, make_unet, denoiser_of, context) -> None:
     """The same number of native areas, but one coherent frame where the lattices would be four pictures."""
     rows: list[int] = []
@@ -244,10 +208,3 @@ def test_networks_that_are_told_sizes_know_longer_pictures() -> None:
     for size, by_told, by_others in (((64, 256), False, True), ((64, 257), True, True), ((96, 192), False, False)):
         assert exceeds_side(size, (128, 128), max_native_sides(told)) == by_told
         assert exceeds_side(size, (128, 128), max_native_sides(others)) == by_others
-
-
-def test_the_same_windows_in_other_words_are_no_contradiction() -> None:
-    compose([SyncDiffusion(stride=8), MultiDiffusion(stride=(8, 8))])
-    compose([SyncDiffusion(window=[16, 16]), MultiDiffusion(window=(16, 16))])
-    with pytest.raises(ValueError, match="would have no effect"):
-        compose([SyncDiffusion(stride=8), MultiDiffusion(stride=(8, 4))])

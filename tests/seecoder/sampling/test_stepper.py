@@ -110,3 +110,9 @@ def test_half_steps_of_dpm2_have_the_noise_level_that_their_input_is_scaled_for(
         alpha = float(stepper.scale_input(sample, index))
         assert stepper.alphas_cumprod[index] ** 0.5 == pytest.approx(alpha, rel=1e-5)  # timesteps are float32
         stepper.step(torch.zeros_like(sample), sample, index)
+
+
+@pytest.mark.parametrize(("name", "whole"), [("ddim", [0, 1, 2, 3]), ("heun", [0, 0, 2, 2])])
+def test_a_whole_step_is_found_backwards(name, whole, make_scheduler) -> None:
+    stepper = make(make_scheduler(name), steps=4)
+    assert [stepper.whole_step(index) for index in range(4)] == whole

@@ -6,7 +6,6 @@ import torch
 
 from seecoder.sampling.views import (
     View,
-    coverage,
     full_view,
     jitter,
     lattices,
@@ -23,6 +22,14 @@ def test_check_03_windows_cover_every_length_at_every_stride(window: int) -> Non
         starts = window_starts(length, window, stride)
         assert (starts[0], starts[-1] + window) == (0, length)
         assert all(0 < later - earlier <= stride for earlier, later in itertools.pairwise(starts))
+
+
+def coverage(views: Sequence[View], size: tuple[int, int]) -> torch.Tensor:
+    """How many views see each cell: (H, W) integers."""
+    count = torch.zeros(size, dtype=torch.int64)
+    for view in views:
+        view.scatter_add(count, torch.ones(view.size, dtype=torch.int64))
+    return count
 
 
 def counted(views: Sequence[View], size: tuple[int, int]) -> torch.Tensor:

@@ -8,7 +8,7 @@ from data.world.pretrained import BASE
 from data.world.render import render
 from data.world.scenes import sample_scenes
 from seecoder.pipelines import bounded_memory
-from seecoder.sampling.tile_statistics import normalised_like, shrunken
+from seecoder.sampling.tiles.tile_statistics import normalised_like, shrunken
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from seecoder.sampling.tiling import decode_in_tiles, ramp, redundancy, segments
+from seecoder.sampling.tiles.tiling import decode_in_tiles, ramp, redundancy, segments
 
 
 def toy_decoder(circular: bool = False) -> torch.nn.Module:

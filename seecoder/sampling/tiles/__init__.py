@@ -1,0 +1,1 @@
+"""Decoding and encoding large pictures in tiles, with the normalisation of the whole picture."""

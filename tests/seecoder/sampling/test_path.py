@@ -1,0 +1,38 @@
+"""Which noise field a path evaluates for a branch of the guidance rule."""
+
+from contextlib import nullcontext
+
+import pytest
+
+from seecoder.sampling.guidance import Branch
+from seecoder.sampling.path import Patch, Path
+
+
+class Unchanged(Patch):
+    """Leaves the network as it is."""
+
+    def active(self, step, size):
+        return nullcontext()
+
+
+@pytest.mark.parametrize(
+    ("path", "wanted", "evaluated"),
+    [
+        (Path(lambda step, picture: ()), Branch("positive"), Branch("positive")),
+        (Path(lambda step, picture: ()), Branch("negative", "damping"), Branch("negative")),
+        (
+            Path(lambda step, picture: (), patches={"damping": [Unchanged()]}),
+            Branch("negative", "damping"),
+            Branch("negative", "damping"),
+        ),
+        (Path(lambda step, picture: (), unconditional=True), Branch("positive"), Branch("negative")),
+    ],
+)
+def test_a_path_falls_back_on_what_it_has(path, wanted, evaluated) -> None:
+    """To the main network where it has no such state, to the negative context where it sees no other."""
+    assert path.branch_for(wanted) == evaluated
+
+
+def test_a_patch_has_to_say_what_it_changes() -> None:
+    with pytest.raises(TypeError, match="active"):
+        Patch()
