@@ -1,4 +1,4 @@
-"""The parts of the GPU kit, each a process of its own: `python -m scripts.benchmarks.gpu_parts PART FILE [--smoke]`.
+"""The parts of the GPU kit, each a process of its own: `python -m scripts.benchmarks.gpu_parts PART FILE`.
 
 Every row is written as soon as it is measured. `gpu.py` says what the parts are for.
 """
@@ -255,9 +255,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("part", choices=list(PARTS))
     parser.add_argument("file", type=Path)
-    parser.add_argument("--smoke", action="store_true")
     options = parser.parse_args()
-    PARTS[options.part](Findings(options.file, options.smoke))
+    PARTS[options.part](Findings(options.file, smoke=False))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ def test_an_encoder_stands_beside_chance_and_the_ceiling(monkeypatch, tmp_path, 
         "argv",
         [
             *("evaluate_encoder.py", "--encoder", str(ENCODERS / "plain"), "--out", str(tmp_path)),
-            *("--count", "2", "--steps", "2"),
+            *("--count", "4", "--steps", "8"),
         ],
     )
     evaluate_encoder.main()

@@ -29,4 +29,4 @@ def test_an_unknown_row_is_refused_before_anything_is_loaded(monkeypatch, tmp_pa
     with pytest.raises(SystemExit) as ended:
         highres_table.main()
     assert ended.value.code == 2
-    assert "StretchCrafter" in capsys.readouterr().err
+    assert "stretchcrafter" in capsys.readouterr().err
