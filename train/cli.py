@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 from jsonargparse import ActionYesNo, ArgumentError, ArgumentParser, Namespace
 
+from train.class_paths import YAML_MODE, accept_old_class_paths
 from train.estimate.hardware import Cluster, Hardware, runs_on_cpu
 from train.settings import EmaSettings, GuardSettings, OptimizerSettings, RunSettings
 
@@ -24,6 +25,7 @@ def build_parser() -> ArgumentParser:
     from train.sources.stage_data import StageData
     from train.stages.stage import Stage
 
+    accept_old_class_paths()
     parser = ArgumentParser(prog="python -m train", exit_on_error=False, description="Train a stage; see configs/.")
     commands = parser.add_subcommands(dest="command")
     about = {
@@ -32,7 +34,7 @@ def build_parser() -> ArgumentParser:
         "scale": "Estimate how long `fit` would take on many GPUs, and what would break first; needs none of them.",
     }
     for name, description in about.items():
-        command = ArgumentParser(exit_on_error=False, description=description)
+        command = ArgumentParser(exit_on_error=False, description=description, parser_mode=YAML_MODE)
         command.add_argument("--config", action="config", help="YAML with everything below.")
         help_resume = "Continue from the newest complete checkpoint in run.folder."
         command.add_argument("--resume", action=ActionYesNo, default=True, help=help_resume)
@@ -70,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         config = parser.parse_args(arguments)
     except ArgumentError as error:
-        return _complain(error, BAD_INPUT)
+        return _print_error(error, BAD_INPUT)
     if config.command != "fit":
         show = {"plan": show_plan, "scale": show_scale, "report": report}[config.command]
         return show(config[config.command])
@@ -106,7 +108,7 @@ def prepare_and_fit(parser: ArgumentParser, config: Namespace) -> int:
         ready = instantiate(config)["fit"]
         ready.run.micro_batches(ready.data.batch_size)
     except (ArgumentError, ValueError, TypeError, OSError, WeightsError) as error:
-        return _complain(_first_cause(error), BAD_INPUT)
+        return _print_error(_first_cause(error), BAD_INPUT)
     try:
         given = yaml.safe_load(parser.dump(config))["fit"]
         kept = without_secrets(given)
@@ -114,9 +116,9 @@ def prepare_and_fit(parser: ArgumentParser, config: Namespace) -> int:
             notes.append("logins and queries of addresses are not kept in config.yaml; give them again to go on")
         return fit(ready, kept, notes)
     except CannotBegin as error:
-        return _complain(error, BAD_INPUT)
+        return _print_error(error, BAD_INPUT)
     except (TrainingStopped, TooManySkipped, NoReadableSample) as error:
-        return _complain(error, FAILED)
+        return _print_error(error, FAILED)
 
 
 def read_run(config: Namespace) -> tuple[RunSettings, list[str]]:
@@ -131,7 +133,7 @@ def read_run(config: Namespace) -> tuple[RunSettings, list[str]]:
             settings(**options[name].as_dict())
     adversary = options.get("adversarial")
     starts = adversary.start_step if adversary is not None and adversary.weight > 0 else None
-    return run, list(run.unreached(OptimizerSettings.parsed(options.optimizer.as_dict()), starts))
+    return run, list(run.unreached_steps(OptimizerSettings.parsed(options.optimizer.as_dict()), starts))
 
 
 def choose_checkpointing(config: Namespace) -> None:
@@ -189,7 +191,7 @@ def _print(lines: Callable[[RunSettings, Hardware], Iterator[str]], config: Name
         for note in notes:
             print(f"note     {note}", flush=True)
     except (ValueError, TypeError, OSError, WeightsError) as error:
-        return _complain(error, BAD_INPUT)
+        return _print_error(error, BAD_INPUT)
     return FINISHED
 
 
@@ -200,7 +202,7 @@ def report(config: Namespace) -> int:
     try:
         print(write_report(Path(config.folder), Path(config.out) if config.out else None))
     except OSError as error:
-        return _complain(error, BAD_INPUT)
+        return _print_error(error, BAD_INPUT)
     return FINISHED
 
 
@@ -214,15 +216,15 @@ def _first_cause(error: BaseException) -> BaseException:
     return error
 
 
-def _said(error: BaseException) -> str:
+def _error_text(error: BaseException) -> str:
     """An error's text; of one from a reading process without the traceback that torch puts before it."""
     text = str(error)
     return text.rpartition(f"{type(error).__name__}: ")[2] if text.startswith("Caught ") else text
 
 
-def _complain(error: BaseException, code: int) -> int:
-    """Say the parser's many lines as one."""
-    text = re.sub(r"\x1b\[[0-9;]*m", "", _said(error))
+def _print_error(error: BaseException, code: int) -> int:
+    """Print an error as one line, also the parser's, which have many; give the exit code back."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", _error_text(error))
     print("python -m train:", " ".join(text.split()), file=sys.stderr)
     return code
 
@@ -282,7 +284,7 @@ def _beginning(provenance: Any) -> Iterator[None]:
     except (ValueError, ImportError, WeightsError, MisconfigurationException, *settled) as error:
         if provenance.has_begun:
             raise
-        raise CannotBegin(_said(error)) from error
+        raise CannotBegin(_error_text(error)) from error
 
 
 def find_start(folder: Path, resume: bool) -> Path | None:

@@ -1,14 +1,23 @@
 """What a run is told, as frozen dataclasses; `train.cli` fills them from YAML and the command line."""
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, Literal
 
+from seecoder.checks import FLAG, Rule, check, choice, number, optional, some_of, whole
+
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
 PRECISIONS = ("32-true", "bf16-mixed")
 ZERO_STAGES = {"deepspeed_stage_1": 1, "deepspeed_stage_2": 2}  # by the strategy's name
+STRATEGIES = ("auto", "ddp", *ZERO_STAGES)
+
+BELOW_ONE = Rule(lambda value: number(0.0, 1.0).accepts(value) and value < 1, "a number from 0 to below 1")
+BETAS = some_of(BELOW_ONE, "two numbers from 0 to below 1", minimum=2, maximum=2)
+
+
+def _is_rising(steps: Any) -> bool:
+    return some_of(whole(1), "").accepts(steps) and list(steps) == sorted(set(steps))
 
 
 @dataclass(frozen=True)
@@ -42,35 +51,33 @@ class OptimizerSettings:
     gamma: float = 0.1
     clip_norm: float | None = 1.0
 
-    def __post_init__(self):
-        for name in ("lr", "eps", "weight_decay", "warmup_steps", "gamma"):
-            value = getattr(self, name)
-            if not 0 <= value < math.inf:
-                raise ValueError(f"`{name}`={value} must not be negative, and finite.")
-        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"`betas`={self.betas} must be two numbers in [0, 1).")
-        if not 0 <= self.decay_start < 1:
-            raise ValueError(f"`decay_start`={self.decay_start} must be a fraction of the run, in [0, 1).")
-        if not 0 <= self.final_factor <= 1:
-            raise ValueError(f"`final_factor`={self.final_factor} must be a share of `lr`, in [0, 1].")
-        if list(self.milestones) != sorted(set(self.milestones)) or any(step < 1 for step in self.milestones):
-            raise ValueError(f"`milestones`={list(self.milestones)} must be steps from 1 on, and rise.")
-        if self.clip_norm is not None and not self.clip_norm > 0:
-            raise ValueError(f"`clip_norm`={self.clip_norm} must be positive; null switches clipping off.")
+    def __post_init__(self) -> None:
+        check(
+            self,
+            lr=number(0.0),
+            betas=BETAS,
+            eps=number(0.0),
+            weight_decay=number(0.0),
+            warmup_steps=whole(0),
+            schedule=choice("constant", "cosine", "steps"),
+            decay_start=BELOW_ONE,
+            final_factor=number(0.0, 1.0),
+            milestones=Rule(_is_rising, "steps from 1 up that rise"),
+            gamma=number(0.0),
+            clip_norm=optional(number(0.0, above_minimum=True)),
+        )
         self._check_schedule()
 
     def _check_schedule(self) -> None:
         """Refuse what belongs to another schedule, or is missing for the one that is chosen."""
         for name, schedule in (("decay_start", "cosine"), ("final_factor", "cosine"), ("milestones", "steps")):
-            value = getattr(self, name)
-            if value and self.schedule != schedule:
-                shown = list(value) if isinstance(value, tuple) else value
+            if getattr(self, name) and self.schedule != schedule:
                 raise ValueError(
-                    f"`{name}`={shown} is for `schedule`={schedule} and does nothing under {self.schedule}; choose "
-                    "that schedule, or leave it out."
+                    f"`{name}`={getattr(self, name)} must be left out with `schedule`={self.schedule}, where it does "
+                    f"nothing. Choose `schedule`={schedule}, or leave it out."
                 )
         if self.schedule == "steps" and not self.milestones:
-            raise ValueError("`schedule`=steps needs `milestones`, the steps at which the rate falls; or use constant.")
+            raise ValueError("`milestones`=() must be the steps at which `schedule`=steps falls. Or use constant.")
 
     @classmethod
     def parsed(cls, values: Mapping[str, Any]) -> "OptimizerSettings":
@@ -93,9 +100,8 @@ class EmaSettings:
     decay: float = 0.999
     warmup: bool = True
 
-    def __post_init__(self):
-        if not 0 <= self.decay < 1:
-            raise ValueError(f"`decay`={self.decay} must be in [0, 1).")
+    def __post_init__(self) -> None:
+        check(self, decay=BELOW_ONE, warmup=FLAG)
 
 
 @dataclass(frozen=True)
@@ -105,8 +111,9 @@ class GuardSettings:
     Attributes:
         max_norm_ratio: Skip a step whose gradient norm is above this many times the running mean; None only skips
             non-finite ones.
-        max_loss_ratio: Likewise of any process's mean loss of a step; it varies with the drawn timesteps, so a small
-            batch needs a large ratio.
+        max_loss_ratio: Skip a step in which the mean loss of any process is above this many times the running mean;
+            None only skips non-finite ones. A loss varies with the drawn timesteps, so a small batch needs a large
+            ratio.
         max_skipped_in_a_row: Stop the run when more steps than this were skipped one after the other.
     """
 
@@ -114,16 +121,9 @@ class GuardSettings:
     max_loss_ratio: float | None = None
     max_skipped_in_a_row: int = 10
 
-    def __post_init__(self):
-        for name in ("max_norm_ratio", "max_loss_ratio"):
-            value = getattr(self, name)
-            if value is not None and not value > 1:
-                raise ValueError(
-                    f"`{name}`={value} must be above 1, as it is times the running mean; null only skips what is not "
-                    "finite."
-                )
-        if self.max_skipped_in_a_row < 0:
-            raise ValueError(f"`max_skipped_in_a_row`={self.max_skipped_in_a_row} must not be negative.")
+    def __post_init__(self) -> None:
+        ratio = optional(number(1.0, above_minimum=True))
+        check(self, max_norm_ratio=ratio, max_loss_ratio=ratio, max_skipped_in_a_row=whole(0))
 
 
 @dataclass(frozen=True)
@@ -175,66 +175,49 @@ class RunSettings:
     loggers: tuple[Literal["tensorboard", "wandb"], ...] = ()
     deterministic: bool = False
 
-    def __post_init__(self):
-        self._check_counts()
-        self._check_device()
-        self._check_strategy()
-        if self.evaluate_every < 0:
-            raise ValueError(f"`evaluate_every`={self.evaluate_every} must not be negative.")
-        if self.max_minutes is not None and not self.max_minutes > 0:
-            raise ValueError(f"`max_minutes`={self.max_minutes} must be positive; null is no limit.")
-        if any(step < 1 for step in self.keep_steps):
-            raise ValueError(f"`keep_steps`={list(self.keep_steps)} must be steps from 1 on.")
+    def __post_init__(self) -> None:
+        check(
+            self,
+            max_steps=whole(1),
+            max_minutes=optional(number(0.0, above_minimum=True)),
+            accumulate=whole(1),
+            global_batch=optional(whole(1)),
+            # Under 16-mixed the guard would judge scaled gradients, and the scaler end the run where it drops a step.
+            precision=Rule(
+                PRECISIONS.__contains__,
+                "bf16-mixed or 32-true: 16-mixed would scale the loss behind the guard's back, bf16-true or 16-true "
+                "would round the noise schedule",
+            ),
+            accelerator=choice(*ACCELERATORS),
+            devices=whole(1),
+            num_nodes=whole(1),
+            strategy=Rule(
+                STRATEGIES.__contains__,
+                f"{', '.join(STRATEGIES[:-1])} or {STRATEGIES[-1]}: guard, average and checkpoints need the trained "
+                "weights whole on each device",
+            ),
+            threads=optional(whole(1)),
+            log_every=whole(1),
+            evaluate_every=whole(0),
+            checkpoint_every=whole(1),
+            keep_checkpoints=whole(1),
+            keep_steps=some_of(whole(1), "steps from 1 up"),
+            loggers=some_of(choice("tensorboard", "wandb"), "a list of tensorboard and wandb"),
+            deterministic=FLAG,
+        )
+        if self.global_batch is not None and self.accumulate != 1:
+            raise ValueError(
+                f"`accumulate`={self.accumulate} must be left out beside `global_batch`={self.global_batch}, which "
+                "decides it. Leave one of them out."
+            )
 
     @property
     def zero_stage(self) -> int:
         """Stage of DeepSpeed's ZeRO: 1 or 2; 0 for other strategies."""
         return ZERO_STAGES.get(self.strategy, 0)
 
-    def _check_counts(self) -> None:
-        for name in (
-            "max_steps",
-            "accumulate",
-            "devices",
-            "num_nodes",
-            "log_every",
-            "checkpoint_every",
-            "keep_checkpoints",
-        ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}`={getattr(self, name)} must be at least 1.")
-        for name in ("threads", "global_batch"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"`{name}`={value} must be at least 1, or null.")
-        if self.global_batch is not None and self.accumulate != 1:
-            raise ValueError(
-                f"`accumulate`={self.accumulate} and `global_batch`={self.global_batch} are both given; the second "
-                "decides the first. Leave one out."
-            )
-
-    def _check_device(self) -> None:
-        if self.accelerator not in ACCELERATORS:
-            raise ValueError(f"`accelerator`={self.accelerator!r} is unknown; use {', '.join(ACCELERATORS)}.")
-        # Under 16-mixed the guard would judge scaled gradients, and the scaler would end the run where it drops a step.
-        if self.precision not in PRECISIONS:
-            raise ValueError(
-                f"`precision`={self.precision} is not supported; use bf16-mixed or 32-true: 16-mixed would scale the "
-                "loss behind the guard's back, bf16-true or 16-true would round the noise schedule."
-            )
-
-    def _check_strategy(self) -> None:
-        known = ("auto", "ddp", *ZERO_STAGES)
-        if self.strategy.startswith(("deepspeed", "fsdp")) and not self.zero_stage:
-            raise ValueError(
-                f"`strategy`={self.strategy} is not supported: guard, average and checkpoints need the trained weights "
-                f"whole on each device. Use ddp, or {' or '.join(ZERO_STAGES)}, which share out AdamW's state."
-            )
-        if self.strategy not in known:
-            raise ValueError(f"`strategy`={self.strategy!r} is unknown; use {', '.join(known)}.")
-
-    def unreached(self, optimizer: OptimizerSettings, adversary_start: int | None = None) -> Iterator[str]:
-        """Say what lies beyond the last step and will not happen, as in a short trial of a long plan, or by mistake.
+    def unreached_steps(self, optimizer: OptimizerSettings, adversary_start: int | None = None) -> Iterator[str]:
+        """Sentences on what lies beyond the last step, as in a short trial of a long plan, or by mistake.
 
         Args:
             optimizer: Its learning rate changes at steps.
@@ -266,13 +249,13 @@ class RunSettings:
         """
         if self.accelerator in ("gpu", "cuda", "mps") and not _has_gpu(self.accelerator):
             raise ValueError(
-                f"`accelerator`={self.accelerator}, but torch finds no such device here; use --run.accelerator cpu for "
-                "a trial, and --run.precision 32-true where the CPU is slow in bfloat16."
+                f"`accelerator`={self.accelerator} does not exist on this machine: torch finds no such device. Use "
+                "--run.accelerator cpu for a trial, and --run.precision 32-true where the CPU is slow in bfloat16."
             )
         if self.zero_stage and find_spec("deepspeed") is None:
             raise ValueError(
-                f"`strategy`={self.strategy} needs DeepSpeed, which is not installed: pip install "
-                "'seecoder[deepspeed]', or use ddp."
+                f"`strategy`={self.strategy} has no DeepSpeed here to work with. Install it (pip install "
+                "'seecoder[deepspeed]'), or use ddp."
             )
 
     def micro_batches(self, batch_size: int) -> int:
@@ -289,8 +272,8 @@ class RunSettings:
         at_once = batch_size * self.devices * self.num_nodes
         if self.global_batch % at_once:
             raise ValueError(
-                f"`global_batch`={self.global_batch} is no multiple of {at_once} samples at a time "
-                f"({self.num_nodes} nodes x {self.devices} devices x {batch_size}); change data.init_args.batch_size."
+                f"`global_batch`={self.global_batch} must be a multiple of {at_once}, the samples at a time "
+                f"({self.num_nodes} nodes x {self.devices} devices x {batch_size}). Change data.init_args.batch_size."
             )
         return self.global_batch // at_once
 

@@ -8,7 +8,7 @@ import torch
 import yaml
 
 from data.shards.reading.skips import NoReadableSample
-from train.cli import _complain, build_parser, main
+from train.cli import _print_error, build_parser, main
 from train.settings import RunSettings
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
@@ -56,7 +56,7 @@ BAD = [
     (["--run.precision", "bf16-true"], "precision"),
     (["--run.strategy", "deepspeed_stage_2_offload"], "deepspeed_stage_2_offload"),
     (["--run.strategy", "deepspeed_stage_3"], "deepspeed_stage_3"),
-    (["--run.precision", "16-mixed"], "use bf16-mixed or 32-true: 16-mixed would scale the loss"),
+    (["--run.precision", "16-mixed"], "must be bf16-mixed or 32-true: 16-mixed would scale the loss"),
     (["--stage.init_args.no_such_key", "3"], "no_such_key"),
     (["--stage.init_args.optimizer.lr", "high"], "lr"),
     (["--stage.init_args.optimizer.lr", "-1"], "lr"),
@@ -191,7 +191,7 @@ def test_what_a_reader_says_before_the_first_batch_is_one_line(settings, fit, mo
 
 def test_a_readers_traceback_is_left_out(capsys):
     wrapped = "Caught NoReadableSample in DataLoader worker process 0.\nOriginal Traceback\nx.NoReadableSample: gone"
-    assert _complain(NoReadableSample(wrapped), 1) == 1
+    assert _print_error(NoReadableSample(wrapped), 1) == 1
     assert capsys.readouterr().err == "python -m train: gone\n"
 
 

@@ -22,14 +22,13 @@ _CHARTS: tuple[tuple[str, tuple[str, ...], bool], ...] = (
     ("gradient norm before clipping", ("gradient_norm",), True),
     ("learning rate", ("learning_rate",), False),
     ("images a second", ("images_per_second",), False),
-    ("share of time that waits for data", ("data_wait",), False),
+    ("fraction of time that waits for data", ("data_wait",), False),
     ("skipped optimizer steps and unreadable samples", ("skipped_steps", "skipped_samples"), False),
 )
 _PREVIEWS = 4  # sheets that are shown: the last, and others evenly before it
 _LINES = 20  # of a list of faults
 _STYLE = """body{font:14px/1.45 system-ui,sans-serif;max-width:1120px;margin:24px auto;padding:0 16px;color:#222}
-svg{font:11px system-ui,sans-serif;fill:#444;background:#fafafa;margin:4px}
-.grid{stroke:#ddd}table{border-collapse:collapse}td,th{padding:2px 10px 2px 0;text-align:left;vertical-align:top}
+table{border-collapse:collapse}td,th{padding:2px 10px 2px 0;text-align:left;vertical-align:top}
 pre{background:#fafafa;padding:10px;overflow:auto}img{max-width:100%;image-rendering:auto}figure{margin:8px 0}
 figure.chart{display:inline-block;width:528px;vertical-align:top}.chart figcaption{font-weight:600;font-size:13px}"""
 
@@ -92,8 +91,8 @@ def _charts(folder: Path) -> Iterator[str]:
             yield line_chart(title, lines, logarithmic=logarithmic)
     preview = {name: line for name, line in metrics.items() if name.startswith("preview_")}
     if preview:
-        shares = {name.removeprefix("preview_"): line for name, line in preview.items()}
-        yield line_chart("reader's scores on the preview sheets (share of pictures that agree)", shares)
+        scores = {name.removeprefix("preview_"): line for name, line in preview.items()}
+        yield line_chart("reader's scores on the preview sheets (fraction of pictures that agree)", scores)
     for name in sorted(set(metrics) - drawn - set(preview)):
         yield line_chart(name, {name: metrics[name]})
 

@@ -42,7 +42,7 @@ class CheckpointSteps:
         keep: Steps at which there is one in any case.
     """
 
-    def __init__(self, every: int, keep: Collection[int] = ()):
+    def __init__(self, every: int, keep: Collection[int] = ()) -> None:
         self.every = every
         self.keep = frozenset(keep)
         self._is_owed = False

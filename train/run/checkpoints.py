@@ -1,7 +1,8 @@
 """Checkpoints that survive being killed: written beside, synced, renamed, and only trusted with a matching checksum.
 
-Lightning's own writer builds the file in the temporary folder of the machine and moves it, which is a copy when that
-is another file system, and never syncs it.
+Writer and rotation are ours: Lightning's writer builds the file in the temporary folder of the machine and moves it,
+which is a copy when that is another file system, and never syncs it; its `ModelCheckpoint` removes the old file before
+the new one is known to be whole.
 """
 
 import hashlib
@@ -55,7 +56,7 @@ class AtomicCheckpointIO(CheckpointIO):
         return torch.load(path, map_location="cpu", weights_only=True)
 
     def remove_checkpoint(self, path: str | os.PathLike) -> None:
-        """Remove the marker last, see above."""
+        """Remove the checkpoint, and last the file that vouches for it."""
         Path(path).unlink(missing_ok=True)
         marker_path(Path(path)).unlink(missing_ok=True)
 
@@ -82,7 +83,7 @@ def load_stage_weights(stage: nn.Module, source: Path) -> None:
 class _HashingFile:
     """What `torch.save` writes to: hashes on the way, and remembers the real error, which torch replaces by its own."""
 
-    def __init__(self, file: BinaryIO):
+    def __init__(self, file: BinaryIO) -> None:
         self.file = file
         self.digest = hashlib.sha256()
         self.error: OSError | None = None
@@ -134,7 +135,7 @@ class Checkpoints(StepCallback):
         steps: CheckpointSteps,
         keep: int,
         keep_best: str | None = None,
-    ):
+    ) -> None:
         self.writer = writer
         self.folder = folder
         self.steps = steps

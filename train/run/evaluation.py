@@ -24,7 +24,7 @@ class Evaluation(StepCallback):
 
     def __init__(
         self, folder: Path, recorder: Recorder, termination: Termination, every: int, checkpoints: CheckpointSteps
-    ):
+    ) -> None:
         self.folder = folder
         self.recorder = recorder
         self.termination = termination

@@ -1,4 +1,8 @@
-"""A bad gradient must not destroy a run."""
+"""A bad gradient must not destroy a run.
+
+Ours, because no trainer at hand skips a step after the gradient is known, in all processes alike, and counts it;
+Lightning's `detect_anomaly` only ends the run.
+"""
 
 import json
 import math
@@ -26,7 +30,7 @@ class Gradients:
         tensors: The gradients that this process holds; may be changed in place.
     """
 
-    def __init__(self, weights: Iterable[nn.Parameter]):
+    def __init__(self, weights: Iterable[nn.Parameter]) -> None:
         self.weights = list(weights)
         self.tensors = [weight.grad for weight in self.weights if weight.grad is not None]
 
@@ -48,7 +52,7 @@ class GradientGuard:
     decision. A skipped step leaves weights and AdamW's moments as they are.
     """
 
-    def __init__(self, settings: GuardSettings):
+    def __init__(self, settings: GuardSettings) -> None:
         self.settings = settings
         self.skipped = 0
         self.skipped_in_a_row = 0

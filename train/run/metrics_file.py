@@ -52,7 +52,7 @@ def best_of(path: Path, metric: str, steps: Collection[int]) -> tuple[int, float
 class MetricsFile:
     """Appends to `metrics.csv`; a continued run first cuts what an interrupted one wrote after its last checkpoint."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path) -> None:
         self.path = path
         self._unwritten: list[list[str]] = []  # what the disk had no place for
 

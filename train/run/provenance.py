@@ -33,7 +33,7 @@ class Provenance(StepCallback):
         has_begun: Whether a first batch came: what failed until then failed because of what the run was told.
     """
 
-    def __init__(self, folder: Path, config: Mapping[str, Any]):
+    def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
         self.folder, self.config = folder, config
         self.steps: CheckpointSteps | None = None
         self.has_begun = False

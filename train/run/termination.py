@@ -44,10 +44,10 @@ def leaving_on_signals() -> Iterator[None]:
 class Termination(StepCallback):
     """Turns the signals that schedulers warn with and a time budget into a stop after the present optimizer step.
 
-    Lightning's own handler broadcasts inside the signal handler, hangs when the signal reaches another process than the
-    first, and ends with exit code 0; under SLURM a second one answers SIGUSR1 with a checkpoint from the middle of a
-    step, and with a requeue that belongs to the launch file. Here a handler only sets a flag, which is combined over
-    processes between steps.
+    Ours, because Lightning's own handler broadcasts inside the signal handler, hangs when the signal reaches another
+    process than the first, and ends with exit code 0; under SLURM a second one answers SIGUSR1 with a checkpoint from
+    the middle of a step, and with a requeue that belongs to the launch file. Here a handler only sets a flag, which is
+    combined over processes between steps.
 
     Args:
         max_minutes: Also stop after this time; None for no limit.
@@ -55,7 +55,7 @@ class Termination(StepCallback):
             than 1 delays the save: steps of large models take half a minute, and schedulers wait a few minutes.
     """
 
-    def __init__(self, max_minutes: float | None = None, check_every: int = 1):
+    def __init__(self, max_minutes: float | None = None, check_every: int = 1) -> None:
         self.max_minutes = max_minutes
         self.check_every = check_every
         self.signaled = False
@@ -94,5 +94,5 @@ class Termination(StepCallback):
             signal.signal(*self._previous.popitem())
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Likewise."""
+        """Give the handlers back, also where training fails."""
         self.teardown(trainer, pl_module, "fit")

@@ -20,7 +20,7 @@ from train.settings import RunSettings
 class _Folder(Callback):
     """Makes the run's folder, and tells the stage's guard to note skipped steps there."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

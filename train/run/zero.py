@@ -1,7 +1,7 @@
 """DeepSpeed's ZeRO, stages 1 and 2, as a way to train that leaves everything else as it is under DDP.
 
 Rajbhandari et al., "ZeRO: Memory Optimizations Toward Training Trillion Parameter Models" (2020), section 5: each
-process keeps AdamW's state of one share of the trained weights (stage 1), and the gradients of that share alone
+process keeps AdamW's state of one part of the trained weights (stage 1), and the gradients of that part alone
 (stage 2). Weights stay whole, so averaging, evaluation and export do not differ.
 
 What DeepSpeed and Lightning would do by themselves, and what happens here:
@@ -62,18 +62,18 @@ def make_strategy(run: RunSettings, batch_size: int) -> tuple[DeepSpeedStrategy,
 
 
 class ZeroGradients(Gradients):
-    """A process's share of the gradients, averaged over processes.
+    """A process's part of the gradients, averaged over processes.
 
     Args:
         optimizer: DeepSpeed's, between the backward pass and its step.
     """
 
-    def __init__(self, optimizer: Any):
+    def __init__(self, optimizer: Any) -> None:
         self.weights = []
         self.tensors = [tensor for group in optimizer.averaged_gradients.values() for tensor in group]
 
     def norm(self) -> Tensor:
-        """Norm of all shares."""
+        """Norm of the parts of all processes."""
         squares = super().norm().square()
         distributed.all_reduce(squares)
         return squares.sqrt()
@@ -90,7 +90,7 @@ class ZeroPrecision(DeepSpeedPrecision):
         device: Type of the device.
     """
 
-    def __init__(self, device: str):
+    def __init__(self, device: str) -> None:
         super().__init__("32-true")
         self.device = device
 
@@ -116,14 +116,14 @@ class ZeroPrecision(DeepSpeedPrecision):
 class ZeroStrategy(DeepSpeedStrategy):
     """ZeRO with DDP's checkpoints."""
 
-    # The weights are whole, so they are saved and loaded, before DeepSpeed takes its shares, as by any other strategy.
+    # The weights are whole, so they are saved and loaded, before DeepSpeed takes its parts, as by any other strategy.
     save_checkpoint = Strategy.save_checkpoint
     load_checkpoint = Strategy.load_checkpoint
     load_model_state_dict = Strategy.load_model_state_dict
 
     @property
     def restore_checkpoint_after_setup(self) -> bool:
-        """No: see above."""
+        """No: weights are loaded before DeepSpeed takes its parts."""
         return False
 
     @property
@@ -156,7 +156,7 @@ class ZeroStrategy(DeepSpeedStrategy):
         return nullcontext()
 
     def gradients(self) -> ZeroGradients:
-        """This process's share of the gradients, between the backward pass and the optimizer's step."""
+        """This process's part of the gradients, between the backward pass and the optimizer's step."""
         return ZeroGradients(self.optimizers[0])
 
     def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
@@ -177,7 +177,7 @@ class ZeroStrategy(DeepSpeedStrategy):
         return {"state": states, "param_groups": [{**settings, "params": list(range(len(weights)))}]}
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
-        """Take this process's share of AdamW's state, from a checkpoint of any strategy and number of processes.
+        """Take this process's part of AdamW's state, from a checkpoint of any strategy and number of processes.
 
         Raises:
             WeightsError: The checkpoint's steps differ between weights.
@@ -214,7 +214,7 @@ class CpuZeroStrategy(ZeroStrategy):
         self.setup_distributed()
 
     def setup_distributed(self) -> None:
-        """Likewise without asking for the devices' numbers, which CPUs do not have."""
+        """Join the other processes without asking for the devices' numbers, which CPUs do not have."""
         import deepspeed
 
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # would be compiled first, for a minute

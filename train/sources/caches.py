@@ -14,7 +14,7 @@ class Cached:
     """One kind of thing that `python -m data.cache` lays beside pictures.
 
     Attributes:
-        there: Share of the samples that have it.
+        there: Fraction of the samples that have it.
         aside: Why the run takes none of it; empty where it does.
     """
 
@@ -23,10 +23,10 @@ class Cached:
 
     @property
     def used(self) -> float:
-        """Share of the samples for which the run need not compute it."""
+        """Fraction of the samples for which the run need not compute it."""
         return 0.0 if self.aside else self.there
 
-    def __str__(self):
+    def __str__(self) -> str:
         return f"{self.there:.0%}" + (f" (left aside: {self.aside})" if self.there and self.aside else "")
 
 
@@ -53,8 +53,8 @@ def find_caches(options: Mapping[str, Any], source: Mapping[str, Any], shards: S
     """
     sized = "`encoder_size` is set" if options.get("encoder_size") is not None else ""
     return Caches(
-        Cached(_share(shards, "moments", moments.MEMBER), _switch(source, "cached_moments")),
-        Cached(_share(shards, "maps", maps.MEMBER), _switch(source, "cached_maps") or sized),
+        Cached(_fraction(shards, "moments", moments.MEMBER), _switch(source, "cached_moments")),
+        Cached(_fraction(shards, "maps", maps.MEMBER), _switch(source, "cached_maps") or sized),
     )
 
 
@@ -62,8 +62,8 @@ def _switch(source: Mapping[str, Any], name: str) -> str:
     return "" if source.get(name, False) else f"`{name}` is false"
 
 
-def _share(shards: ShardSet | None, name: str, member: str) -> float:
-    """Share of samples by the manifests: they name a cache, and require it of no sample, because bad ones have none."""
+def _fraction(shards: ShardSet | None, name: str, member: str) -> float:
+    """Fraction of samples with a cache by the manifests, which require it of no sample, because bad ones have none."""
     if shards is None:
         return 0.0
     has = (row.shard.samples for row in shards.shards if name in row.settings or member in row.members)

@@ -10,6 +10,11 @@ from data.shards.shard_set import open_shards
 HELD_OUT_SEED = 1_000_003  # added to the seed: held-out scenes come from another stream
 
 
+def listed(places: str | list[str] | None) -> list[str]:
+    """Folders or URLs as a list, as a configuration gives one, several or none."""
+    return [] if places is None else list(places) if isinstance(places, list) else [places]
+
+
 def check_apart(training: Sequence[str], held_out: Sequence[str]) -> None:
     """Refuse shards that a run would both train on and evaluate with.
 
@@ -18,7 +23,7 @@ def check_apart(training: Sequence[str], held_out: Sequence[str]) -> None:
 
     Args:
         training: Folders or URLs of shards.
-        held_out: Likewise.
+        held_out: Folders or URLs of the shards for evaluation.
 
     Raises:
         ValueError: Some are the same.
@@ -28,8 +33,8 @@ def check_apart(training: Sequence[str], held_out: Sequence[str]) -> None:
         for mark in _marks(place):
             if mark in known:
                 raise ValueError(
-                    f"`held_out_shards`={redacted(place)} holds samples of `shards`={redacted(known[mark])}: the run "
-                    "would train on what it is evaluated with. Build held-out shards from other pictures."
+                    f"`held_out_shards`={redacted(place)} must hold other samples than `shards`={redacted(known[mark])}: "
+                    "the run would train on what it is evaluated with. Build held-out shards from other pictures."
                 )
 
 
@@ -44,21 +49,22 @@ def check_scenes(training: Sequence[str], seed: int) -> None:
         ValueError: They are scenes of this seed.
     """
     for place in training:
-        for row in _open(place).shards:
+        for row in _open_if_there(place).shards:
             if row.settings.get("kind") == "world" and row.settings.get("seed") == seed:
                 raise ValueError(
-                    f"`shards`={redacted(place)} holds scenes of seed {seed}, which the held-out scenes have. Build "
-                    "them with another --seed, or change data.init_args.seed."
+                    f"`shards`={redacted(place)} must hold other scenes than those of seed {seed}, which are held out. "
+                    "Build them with another --seed, or change data.init_args.seed."
                 )
 
 
-def _open(place: str) -> ShardSet:
+def _open_if_there(place: str) -> ShardSet:
+    """Shards of a folder; none where it does not exist, or lies on a server."""
     return open_shards(place) if Path(place).exists() else ShardSet(())
 
 
 def _marks(place: str) -> set[str]:
     """What two names of the same samples have in common."""
-    shards = _open(place)
+    shards = _open_if_there(place)
     if not shards.shards:
         return {redacted(folder_address(place, MANIFEST)).rstrip("/")}
     marks = {str(Path(row.location).resolve()) for row in shards.shards}

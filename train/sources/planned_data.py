@@ -9,7 +9,7 @@ from data.shards.manifest import ShardSet
 from data.shards.shard_set import open_shards
 from train.settings import RunSettings
 from train.sources.caches import find_caches
-from train.sources.held_out import check_apart
+from train.sources.held_out import check_apart, listed
 
 
 class Impossible(ValueError):
@@ -18,7 +18,7 @@ class Impossible(ValueError):
 
 def open_if_there(source: Mapping[str, Any]) -> ShardSet | None:
     """Open a run's shards; None where they lie on a server or are not built yet."""
-    given: list[str | Path] = [*_places(source)]
+    given: list[str | Path] = [*listed(source.get("shards"))]
     if not given or not all(Path(place).exists() for place in given):
         return None
     return open_shards(given)
@@ -39,11 +39,11 @@ def say_held_out(class_path: str, source: Mapping[str, Any]) -> Iterator[str]:
     check_reading(*settings, held_out_shards=places, held_out_world=source["held_out_world"])
     if places is None:
         return
-    listed = places if isinstance(places, list) else [places]
-    check_apart([*_places(source)], listed)
-    missing = [place for place in listed if "://" not in place and not Path(place).exists()]
+    held_out = listed(places)
+    check_apart(listed(source.get("shards")), held_out)
+    missing = [place for place in held_out if "://" not in place and not Path(place).exists()]
     note = f"; {', '.join(missing)} not built yet, and `fit` will want it" if missing else ""
-    yield f"held out {source['held_out']} samples of {', '.join(redacted(place) for place in listed)}{note}"
+    yield f"held out {source['held_out']} samples of {', '.join(redacted(place) for place in held_out)}{note}"
 
 
 def say_shards(
@@ -65,7 +65,7 @@ def say_shards(
     who = f"{readers} readers ({processes} processes x {workers})"
     if shards is None:
         raw = "; estimates assume raw pictures, neither latents nor maps cached" if options is not None else ""
-        named = ", ".join(redacted(place) for place in _places(source))
+        named = ", ".join(redacted(place) for place in listed(places))
         yield f"data     {named}: not looked at; {who} need at least {readers} shards{raw}"
         return
     counts = shards.counts
@@ -85,8 +85,3 @@ def say_shards(
         f"data     {sum(counts):,} samples in {len(counts):,} shards: {len(counts) / readers:.1f} for each of {who}, "
         f"{min(window, len(counts))} open at a time; {run.max_steps * samples_a_step / sum(counts):.2f} epochs{cached}"
     )
-
-
-def _places(source: Mapping[str, Any]) -> list[str]:
-    places = source.get("shards")
-    return [] if places is None else [*places] if isinstance(places, list) else [str(places)]

@@ -14,7 +14,8 @@ from data.shards.https.fetcher import Fetcher
 from data.shards.reading.shard_loader import ShardLoader
 from data.shards.reading.square_image import SquareImage, Transform
 from data.shards.shard_set import open_shards
-from train.sources.held_out import HELD_OUT_SEED, check_apart, check_scenes
+from seecoder.checks import number, require, whole
+from train.sources.held_out import HELD_OUT_SEED, check_apart, check_scenes, listed
 from train.sources.stage_data import StageData
 
 
@@ -23,8 +24,8 @@ class ShardPictures(StageData):
 
     A batch is a dict: `pixels` (N, 3, S, S) uint8 and `keys` (N, 2) epoch and sample number. Where shards hold latent
     moments, also `latent_mean` and `latent_std` (N, C, h, w) float16 and, unless all samples have them, `cached`: a
-    list of N that says which. Likewise `map_0`, `map_1`, ... (N, C, h, w) float16 and `maps_cached` where shards hold
-    backbone maps. Cached and raw shards are taken alike and may be mixed.
+    list of N that says which. Where shards hold backbone maps, also `map_0`, `map_1`, ... (N, C, h, w) float16 and, on
+    the same terms, `maps_cached`. Cached and raw shards are taken alike and may be mixed.
 
     Args:
         batch_size: Samples of one micro-batch of one process.
@@ -34,7 +35,7 @@ class ShardPictures(StageData):
         flip: Mirror half of the samples.
         num_workers: Reading processes of each training process.
         window: Shards whose samples are mixed with each other.
-        ceiling: Share of unreadable samples above which the run stops.
+        ceiling: Fraction of unreadable samples above which the run stops.
         cache: Folder into which https shards are fetched.
         cached_moments: Use latent moments that `python -m data.cache` laid beside the pictures.
         cached_maps: Use backbone maps that it laid there.
@@ -61,14 +62,13 @@ class ShardPictures(StageData):
         held_out: int = 64,
         held_out_world: bool = False,
         seed: int = 0,
-    ):
+    ) -> None:
         super().__init__(batch_size, seed)
         check_reading(num_workers, window, ceiling, held_out, held_out_shards, held_out_world)
-        self.places = shards if isinstance(shards, list) else [shards]
+        self.places = listed(shards)
         if cache is None:
-            for places in (self.places, _listed(held_out_shards)):  # a missing folder is said before anything is loaded
-                if places:
-                    open_shards([*places])
+            for places in filter(None, (self.places, listed(held_out_shards))):
+                open_shards([*places])  # a missing folder is refused before anything is loaded
         self.transform = SquareImage(image_size, crop=crop, flip=flip, seed=seed)
         self.num_workers, self.window, self.ceiling, self.cache = num_workers, window, ceiling, cache
         self.cached_moments, self.cached_maps = cached_moments, cached_maps
@@ -76,7 +76,7 @@ class ShardPictures(StageData):
         if held_out_world:
             check_scenes(self.places, seed + HELD_OUT_SEED)
         elif held_out_shards is not None:
-            check_apart(self.places, _listed(held_out_shards))
+            check_apart(self.places, listed(held_out_shards))
         self.num_held_out, self.held_out_world = held_out, held_out_world
 
     def setup(self, stage: str) -> None:
@@ -93,10 +93,15 @@ class ShardPictures(StageData):
 
     def _read_held_out(self, places: str | list[str]) -> Tensor:
         transform = SquareImage(self.transform.size)
-        given: list[str | Path] = [*_listed(places)]
-        size = min(self.num_held_out, 16)
         loader = ShardLoader(
-            given, transform, size, rank=0, world_size=1, shuffle=False, endless=False, cache=self.cache
+            [*listed(places)],
+            transform,
+            min(self.num_held_out, 16),
+            rank=0,
+            world_size=1,
+            shuffle=False,
+            endless=False,
+            cache=self.cache,
         )
         pixels = []
         for batch in loader:
@@ -139,7 +144,7 @@ class ShardPictures(StageData):
         if source is not None:
             check_moments(loader.dataset.reader.shards, self.transform, source)
         loader.seek(where.samples_before(self.batch_size))
-        return _Keyed(loader)
+        return _KeyedBatches(loader)
 
     def _moments_source(self) -> MomentsSource | None:
         """What moments must be of, or None for a stage that takes none."""
@@ -168,29 +173,26 @@ def check_reading(
     held_out_shards: str | list[str] | None,
     held_out_world: bool,
 ) -> None:
-    """Refuse arguments of `ShardPictures` that no shards could make right.
+    """Refuse arguments of `ShardPictures` that no shards could make right; a plan asks before there are any.
 
     Raises:
         ValueError: With name and value.
     """
-    for name, value, least in (("num_workers", num_workers, 0), ("window", window, 1), ("held_out", held_out, 0)):
-        if value < least:
-            raise ValueError(f"`{name}`={value} must be at least {least}.")
-    if not 0 <= ceiling <= 1:
-        raise ValueError(f"`ceiling`={ceiling} must be a share in [0, 1], such as 0.01 for one sample in a hundred.")
+    require("num_workers", num_workers, whole(0))
+    require("window", window, whole(1))
+    require("ceiling", ceiling, number(0.0, 1.0))
+    require("held_out", held_out, whole(0))
     if held_out_world and held_out_shards is not None:
-        places = ", ".join(redacted(place) for place in _listed(held_out_shards))
-        raise ValueError(f"`held_out_shards`={places} and `held_out_world` are both given; leave one out.")
+        places = ", ".join(redacted(place) for place in listed(held_out_shards))
+        raise ValueError(
+            f"`held_out_shards`={places} must be left out with `held_out_world`=true. Leave one of them out."
+        )
 
 
-def _listed(places: str | list[str] | None) -> list[str]:
-    return [] if places is None else list(places) if isinstance(places, list) else [places]
-
-
-class _Keyed:
+class _KeyedBatches:
     """A shard loader whose batches name their samples as the noise wants it; Lightning sees no state to save."""
 
-    def __init__(self, loader: ShardLoader):
+    def __init__(self, loader: ShardLoader) -> None:
         self.loader = loader
 
     def __len__(self) -> int:
@@ -199,17 +201,16 @@ class _Keyed:
     def __iter__(self) -> Iterator[dict[str, Any]]:
         for batch in self.loader:
             keys = torch.stack([batch["epoch"], batch["sample_id"]], dim=1)
-            moments = _cached(batch, CACHED, [MEAN, STD])
-            maps = _cached(
-                batch, MAPS_CACHED, [map_column(level) for level in range(len(batch)) if map_column(level) in batch]
-            )
+            moments = _cached_columns(batch, CACHED, [MEAN, STD])
+            levels = [map_column(level) for level in range(len(batch)) if map_column(level) in batch]
+            maps = _cached_columns(batch, MAPS_CACHED, levels)
             yield {"pixels": batch["pixels"], "keys": keys} | moments | maps
 
 
-def _cached(batch: dict[str, Any], flag: str, names: list[str]) -> dict[str, Any]:
+def _cached_columns(batch: dict[str, Any], flag: str, names: list[str]) -> dict[str, Any]:
     """Columns that at least one sample has; with the flag unless all have them."""
-    there = batch.get(flag, ())
-    if not any(there):
+    has = batch.get(flag, ())
+    if not any(has):
         return {}
     columns = {name: batch[name] for name in names}
-    return columns if all(there) else columns | {flag: there}
+    return columns if all(has) else columns | {flag: has}

@@ -14,6 +14,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
 from data.shards.plan import derive_seed
+from seecoder.checks import require, whole
 
 
 @dataclass(frozen=True)
@@ -108,8 +109,7 @@ class StageData(LightningDataModule):
 
     def __init__(self, batch_size: int, seed: int = 0) -> None:
         super().__init__()
-        if batch_size < 1:
-            raise ValueError(f"`batch_size`={batch_size} must be at least 1.")
+        require("batch_size", batch_size, whole(1))
         self.batch_size = batch_size
         self.seed = seed
 

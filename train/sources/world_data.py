@@ -9,6 +9,7 @@ from torch import Tensor
 
 from data.world.render import render
 from data.world.scenes import Scenes, sample_scenes
+from seecoder.checks import require, whole
 from train.sources.held_out import HELD_OUT_SEED
 from train.sources.stage_data import Shuffle, StageData, StepStream
 
@@ -28,10 +29,10 @@ class WorldPictures(StageData):
 
     def __init__(
         self, batch_size: int, pool_size: int = 40960, held_out: int = 256, image_size: int = 64, seed: int = 0
-    ):
+    ) -> None:
         super().__init__(batch_size, seed)
-        if pool_size < 1 or held_out < 1:
-            raise ValueError(f"`pool_size`={pool_size} and `held_out`={held_out} must be at least 1.")
+        require("pool_size", pool_size, whole(1))
+        require("held_out", held_out, whole(1))
         self.pool_size = pool_size
         self.num_held_out = held_out
         self.image_size = image_size

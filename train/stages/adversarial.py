@@ -13,6 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from seecoder.checks import Rule, check, number, whole
+from train.settings import BETAS
+
 
 @dataclass(frozen=True)
 class AdversarialSettings:
@@ -34,12 +37,10 @@ class AdversarialSettings:
     lr: float = 1e-3
     betas: tuple[float, float] = (0.5, 0.9)
 
-    def __post_init__(self):
-        if self.weight < 0 or self.start_step < 0 or self.layers < 1 or self.channels % 8:
-            raise ValueError(
-                f"`adversarial`: weight={self.weight} and start_step={self.start_step} must not be negative, "
-                f"layers={self.layers} must be at least 1, channels={self.channels} a multiple of 8."
-            )
+    def __post_init__(self) -> None:
+        channels = Rule(lambda value: whole(8).accepts(value) and value % 8 == 0, "a multiple of 8")
+        check(self, weight=number(0.0), start_step=whole(0), channels=channels, layers=whole(1), lr=number(0.0))
+        check(self, betas=BETAS)
 
 
 class PatchDiscriminator(nn.Sequential):
@@ -50,7 +51,7 @@ class PatchDiscriminator(nn.Sequential):
         layers: Halvings of height and width.
     """
 
-    def __init__(self, channels: int = 32, layers: int = 2):
+    def __init__(self, channels: int = 32, layers: int = 2) -> None:
         widths = [channels * min(2**level, 8) for level in range(layers + 1)]
         parts: list[nn.Module] = [nn.Conv2d(3, channels, 4, 2, 1), nn.LeakyReLU(0.2)]
         for level, (before, after) in enumerate(pairwise(widths), start=1):
@@ -69,7 +70,7 @@ class Adversary:
         settings: Weight, start, optimizer.
     """
 
-    def __init__(self, discriminator: nn.Module, settings: AdversarialSettings):
+    def __init__(self, discriminator: nn.Module, settings: AdversarialSettings) -> None:
         self.settings = settings
         self.discriminator = discriminator.requires_grad_(False)
         self.optimizer = torch.optim.AdamW(discriminator.parameters(), lr=settings.lr, betas=settings.betas)

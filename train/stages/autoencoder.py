@@ -76,7 +76,7 @@ class AutoencoderStage(Stage):
         ema: EmaSettings | None = None,
         guard: GuardSettings | None = None,
         seed: int = 0,
-    ):
+    ) -> None:
         super().__init__(optimizer, ema, guard, seed)
         levels = len(block_out_channels)
         with torch.random.fork_rng(devices=[]):
@@ -199,16 +199,17 @@ def mean_psnr(vae: Any, pixels: Tensor, batch_size: int = 64) -> float:
 
 @torch.no_grad()
 def latent_std(vae: Any, pixels: Tensor, batch_size: int = 64) -> float:
-    """Standard deviation of sampled latents over all elements; 1 / this is `scaling_factor` (section G)."""
+    """Standard deviation of sampled latents over all elements; 1 / this is `scaling_factor`.
+
+    Source: Rombach et al. (2022), appendix G.
+    """
     count, total, squares = 0, 0.0, 0.0
     for part in chunks(len(pixels), batch_size):
         posterior = vae.encode(to_model_range(pixels[part]).to(vae.device)).latent_dist
         mean, variance = posterior.mean.double(), posterior.var.double()
         count += mean.numel()
         total += float(mean.sum())
-        squares += float(
-            (mean.square() + variance).sum()
-        )  # the expectation over the posterior, without drawing from it
+        squares += float((mean.square() + variance).sum())  # expected over the posterior, without drawing from it
     return (squares / count - (total / count) ** 2) ** 0.5
 
 

@@ -33,7 +33,7 @@ class AttributeHeads(nn.Module):
         coarsest_size: Height and width of the coarsest map.
     """
 
-    def __init__(self, channels: tuple[int, ...], coarsest_size: int):
+    def __init__(self, channels: tuple[int, ...], coarsest_size: int) -> None:
         super().__init__()
         self.attributes = nn.ModuleDict(
             {name: nn.Linear(sum(channels), len(names)) for name, names in ATTRIBUTES.items()}
@@ -75,7 +75,7 @@ class BackboneStage(Stage):
         ema: EmaSettings | None = None,
         guard: GuardSettings | None = None,
         seed: int = 0,
-    ):
+    ) -> None:
         super().__init__(optimizer, ema, guard, seed)
         self.backbone_name, self.backbone_args = backbone, dict(backbone_args or {})
         with torch.random.fork_rng(devices=[]):

@@ -9,8 +9,8 @@ from torch.nn.functional import normalize
 
 from data.shards.caching.moments import MEAN, STD
 from train.sources.world_data import chunks
+from train.stages.noise import held_out_keys
 
-HELD_OUT_EPOCH = -1  # held-out samples always get the noise of this epoch, so that evaluations are paired
 _Condition = tuple[Tensor, Tensor | None]  # context and pooled vector
 
 
@@ -78,7 +78,7 @@ def _conditions(stage: Any, parts: Sequence[slice], encoded: Sequence[_Condition
 def _sums(stage: Any, part: slice, conditions: dict[str, _Condition]) -> dict[str, float]:
     """Losses of a part's pictures, added up, by what the UNet was given; with the same noise for all."""
     batch: dict[str, Any] = {"pixels": stage.data.held_out_pixels[part].to(stage.device)}
-    numbers = torch.arange(part.start, part.stop)
-    keys = torch.stack([torch.full_like(numbers, HELD_OUT_EPOCH), numbers], dim=1)
     batch[MEAN], batch[STD] = stage.moments(batch)
-    return {name: float(stage.errors(batch, keys, *given)[0].sum()) for name, given in conditions.items()}
+    keys = held_out_keys(part)
+    times = stage.uniform_timesteps(keys)
+    return {name: float(stage.errors(batch, keys, times, *given).sum()) for name, given in conditions.items()}

@@ -21,14 +21,12 @@ from seecoder.weights.atomic import atomic_directory
 from train.run.checkpoints import load_stage_weights
 from train.settings import EmaSettings, GuardSettings, OptimizerSettings
 from train.sources.world_data import chunks, scenes_from_dict, scenes_to_dict
-from train.stages.noise import normal, timesteps, uniform
+from train.stages.denoising import DenoisingStage
+from train.stages.noise import held_out_keys, uniform
 from train.stages.noise_schedule import STABLE_DIFFUSION_SCHEDULE, NoiseSchedule
-from train.stages.stage import Stage
-
-NUM_LEVELS = 4  # the log shows the loss in this many equal ranges of timesteps
 
 
-class WorldDiffusionStage(Stage):
+class WorldDiffusionStage(DenoisingStage):
     """Trains a `UNet2DConditionModel` and the world's conditioner on cached latents; exports a diffusers folder.
 
     Args:
@@ -69,7 +67,7 @@ class WorldDiffusionStage(Stage):
         ema: EmaSettings | None = None,
         guard: GuardSettings | None = None,
         seed: int = 0,
-    ):
+    ) -> None:
         super().__init__(optimizer, ema, guard, seed)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -101,25 +99,19 @@ class WorldDiffusionStage(Stage):
         """Weighted mean square of one micro-batch."""
         keys = batch["keys"]
         keep = kept_tokens(uniform(self.seed, "drop", keys, len(TOKENS) + 1), self.drop_token, self.drop_all)
-        errors, times = self._errors(batch, keys, keep)
-        for level in range(NUM_LEVELS):
-            chosen = errors[(times * NUM_LEVELS // self.schedule.num_timesteps) == level]
-            if len(chosen):
-                self.record(f"loss_level_{level + 1}", chosen.mean())
-        return (errors * self.schedule.min_snr_weights(times, self.min_snr_gamma)).mean()
+        times = self.uniform_timesteps(keys)
+        errors = self._errors(batch, keys, times, keep)
+        self.record_levels(errors, times)
+        return (errors * self.schedule.min_snr_weights(times, self.min_snr_gamma).to(errors.device)).mean()
 
-    def _errors(self, batch: dict[str, Any], keys: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Mean square error of each sample, and the timesteps."""
-        mean, std = batch["mean"].float(), batch["std"].float()
-        shape = mean.shape[1:]
-        latents = mean + std * normal(self.seed, "posterior", keys, shape).to(mean.device)
-        noise = normal(self.seed, "noise", keys, shape).to(mean.device)
-        times = timesteps(self.seed, keys, self.schedule.num_timesteps).to(mean.device)
-        noisy = self.schedule.add_noise(latents, noise, times).contiguous(memory_format=torch.channels_last)
+    def _errors(self, batch: dict[str, Any], keys: Tensor, times: Tensor, keep: Tensor | None) -> Tensor:
+        """Mean square error of each sample; `keep` (N, tokens) says which tokens it is given, None gives all."""
         context = self.conditioner(scenes_from_dict(batch["scenes"]), keep)
-        output = self.unet(noisy, times, encoder_hidden_states=context).sample.float()
-        target = self.schedule.target(latents, noise, times)
-        return (output - target).square().flatten(1).mean(1), times
+
+        def predict(noisy: Tensor, times: Tensor) -> Tensor:
+            return self.unet(noisy, times, encoder_hidden_states=context).sample
+
+        return self.prediction_errors((batch["mean"].float(), batch["std"].float()), keys, times, predict)
 
     def evaluate(self) -> dict[str, float]:
         """Loss on held-out scenes with always the same noise, with all tokens and with none."""
@@ -130,12 +122,11 @@ class WorldDiffusionStage(Stage):
             scenes = data.held_out_scenes[part]
             batch = {"mean": data.held_out_mean[part], "std": data.held_out_std[part], "scenes": scenes_to_dict(scenes)}
             batch = move_data_to_device(batch, self.device)
-            numbers = torch.arange(part.start, part.stop)
-            keys = torch.stack([torch.full_like(numbers, -1), numbers], dim=1)
+            keys = held_out_keys(part)
+            times = self.uniform_timesteps(keys)
             nothing = torch.zeros(len(scenes), len(TOKENS), dtype=torch.bool)
             for name, keep in zip(totals, (None, nothing), strict=True):
-                errors, _ = self._errors(batch, keys, keep)
-                totals[name] += float(errors.sum())
+                totals[name] += float(self._errors(batch, keys, times, keep).sum())
         return {name: total / count for name, total in totals.items()}
 
     def export(self, folder: Path) -> None:

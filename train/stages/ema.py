@@ -1,6 +1,7 @@
 """Exponential moving average of trained weights only.
 
-Lightning's own average deep-copies the whole module, frozen UNet included, and loses its weights under DeepSpeed.
+Ours, because Lightning's own average deep-copies the whole module, frozen UNet included, and loses its weights under
+DeepSpeed.
 """
 
 from collections.abc import Iterable, Iterator
@@ -20,7 +21,7 @@ class Ema:
         settings: Decay and its warm-up.
     """
 
-    def __init__(self, named_parameters: Iterable[tuple[str, nn.Parameter]], settings: EmaSettings):
+    def __init__(self, named_parameters: Iterable[tuple[str, nn.Parameter]], settings: EmaSettings) -> None:
         self.settings = settings
         self.updates = 0
         self.parameters = dict(named_parameters)

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from seecoder.checks import optional, require, whole
 from seecoder.encoder.model import SeeCoder
 from seecoder.export.trained_part import BACKBONE_PREFIX, read_trained
 from seecoder.weights.safetensors_files import read_safetensors
@@ -81,8 +82,7 @@ def check_encoder_size(size: int | None) -> None:
     Raises:
         ValueError: They are below 32 pixels.
     """
-    if size is not None and size < 32:
-        raise ValueError(f"`encoder_size`={size} must be at least 32 pixels; null is the latents' size.")
+    require("encoder_size", size, optional(whole(32)))
 
 
 def seeded_encoder(config: dict[str, Any], seed: int, position_gain: float = 0.0) -> SeeCoder:

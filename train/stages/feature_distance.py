@@ -23,7 +23,7 @@ class PerceptualDistance(nn.Module):
         network: Maps (N, 3, H, W) in [0, 1] to a list of maps. It is frozen.
     """
 
-    def __init__(self, network: nn.Module):
+    def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network.eval().requires_grad_(False)
 

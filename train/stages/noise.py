@@ -11,6 +11,8 @@ from torch import Tensor
 
 from data.shards.plan import derive_seed
 
+HELD_OUT_EPOCH = -1  # held-out samples always get the noise of this epoch, so that evaluations are paired
+
 
 def normal(seed: int, purpose: str, keys: Tensor, shape: Sequence[int]) -> Tensor:
     """Standard normal noise, one independent draw for each sample.
@@ -44,3 +46,9 @@ def timesteps(seed: int, keys: Tensor, num_timesteps: int) -> Tensor:
     """Uniform training timesteps; (N, 2) keys -> (N,) int64 in [0, num_timesteps)."""
     draws = uniform(seed, "timestep", keys, 1)[:, 0].double()
     return (draws * num_timesteps).long().clamp_(max=num_timesteps - 1)
+
+
+def held_out_keys(part: slice, epoch: int = HELD_OUT_EPOCH) -> Tensor:
+    """Keys of held-out samples, which belong to no epoch of the training: (N, 2) int64 for a slice of N samples."""
+    numbers = torch.arange(part.start, part.stop)
+    return torch.stack([torch.full_like(numbers, epoch), numbers], dim=1)

@@ -1,7 +1,7 @@
-"""The forward process in float32, from the base model's own scheduler config.
+"""The forward process in float32, by the base model's own scheduler.
 
-bf16 has 733 distinct values for the 1,000 of the schedule and turns timestep 999 into 1000, so nothing here is ever
-less than float32 and int64.
+bfloat16 has 733 distinct values for the 1,000 of the schedule and turns timestep 999 into 1000. So the schedule is no
+buffer of a module, which a cast of the module would round; it is float32 always, and timesteps are int64.
 """
 
 from collections.abc import Mapping
@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 from diffusers import DDIMScheduler
-from torch import Tensor, nn
+from torch import Tensor
 
 from seecoder.base_model.facts import prediction_type
+from seecoder.checks import number, optional, require
 
 PREDICTIONS = ("epsilon", "v_prediction")
 
@@ -29,52 +30,53 @@ STABLE_DIFFUSION_SCHEDULE: Mapping[str, Any] = {
 }
 
 
-class NoiseSchedule(nn.Module):
-    """Noisy latents and training targets.
+class NoiseSchedule:
+    """Noisy latents, training targets, and what each timestep counts.
 
     Args:
         scheduler_config: Config of the base model's diffusers scheduler; its schedule and `prediction_type` are used.
+
+    Attributes:
+        prediction: What the UNet says: "epsilon" or "v_prediction".
+        num_timesteps: Timesteps of the schedule.
+        alphas_cumprod: (num_timesteps,) float32 on the CPU: what is left of the signal's variance, "alpha bar".
 
     Raises:
         ValueError: The base predicts neither noise nor velocity.
     """
 
-    def __init__(self, scheduler_config: Mapping[str, Any]):
-        super().__init__()
-        scheduler: Any = DDIMScheduler.from_config(dict(scheduler_config))
-        self.prediction = prediction_type(scheduler)
+    def __init__(self, scheduler_config: Mapping[str, Any]) -> None:
+        self.scheduler: Any = DDIMScheduler.from_config(dict(scheduler_config))
+        self.prediction = prediction_type(self.scheduler)
         if self.prediction not in PREDICTIONS:
             raise ValueError(
-                f"`prediction_type`={self.prediction!r} of the base is not trained with; accepted: {PREDICTIONS}."
+                f"`prediction_type`={self.prediction!r} of the base must be one of {', '.join(PREDICTIONS)}. Use "
+                "another base."
             )
-        self.num_timesteps = int(scheduler.config["num_train_timesteps"])
-        self.register_buffer("alphas_cumprod", scheduler.alphas_cumprod.float(), persistent=False)
-        self.alphas_cumprod: Tensor
-
-    def signal_and_noise(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
-        """sqrt(abar) and sqrt(1 - abar) of (N,) int64 timesteps, as (N, 1, 1, 1) float32.
-
-        Raises:
-            TypeError: The schedule or the timesteps were cast.
-        """
-        if self.alphas_cumprod.dtype != torch.float32 or timesteps.dtype != torch.int64:
-            raise TypeError(
-                f"schedule is {self.alphas_cumprod.dtype}, timesteps are {timesteps.dtype}; need float32 and int64."
-            )
-        abar = self.alphas_cumprod[timesteps].view(-1, 1, 1, 1)
-        return abar.sqrt(), (1 - abar).sqrt()
+        self.num_timesteps = int(self.scheduler.config["num_train_timesteps"])
+        self.alphas_cumprod: Tensor = self.scheduler.alphas_cumprod
 
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """x_t = sqrt(abar) x_0 + sqrt(1 - abar) eps (Ho et al. 2020, eq. 4); float32."""
-        signal, level = self.signal_and_noise(timesteps)
-        return signal * latents.float() + level * noise.float()
+        """x_t = sqrt(abar) x0 + sqrt(1 - abar) eps (Ho et al. 2020, eq. 4); float32.
+
+        Args:
+            latents: (N, C, h, w) clean latents.
+            noise: The same shape.
+            timesteps: (N,) int64.
+        """
+        self._check_dtypes(timesteps)
+        return self.scheduler.add_noise(latents.float(), noise.float(), timesteps)
 
     def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """What the UNet should say: eps, or v = sqrt(abar) eps - sqrt(1 - abar) x_0 (Salimans, Ho 2022, app. D)."""
+        """What the UNet should say: eps, or v = sqrt(abar) eps - sqrt(1 - abar) x0 (Salimans, Ho 2022, app. D)."""
+        self._check_dtypes(timesteps)
         if self.prediction == "epsilon":
             return noise.float()
-        signal, level = self.signal_and_noise(timesteps)
-        return signal * noise.float() - level * latents.float()
+        return self.scheduler.get_velocity(latents.float(), noise.float(), timesteps)
+
+    def _check_dtypes(self, timesteps: Tensor) -> None:
+        found = (self.scheduler.alphas_cumprod.dtype, timesteps.dtype)
+        assert found == (torch.float32, torch.int64), f"schedule and timesteps are {found}; need float32 and int64."
 
     @staticmethod
     def check_gamma(gamma: float | None) -> None:
@@ -83,11 +85,18 @@ class NoiseSchedule(nn.Module):
         Raises:
             ValueError: It is not above 0.
         """
-        if gamma is not None and not gamma > 0:
-            raise ValueError(f"`min_snr_gamma`={gamma} must be above 0; null is the plain mean square.")
+        require("min_snr_gamma", gamma, optional(number(0.0, above_minimum=True)))
 
     def min_snr_weights(self, timesteps: Tensor, gamma: float | None) -> Tensor:
-        """Weights min(SNR, gamma) / SNR for noise, / (SNR + 1) for velocity (Hang et al. 2023); ones without gamma."""
+        """Weights min(SNR, gamma) / SNR for noise, / (SNR + 1) for velocity (Hang et al. 2023); ones without gamma.
+
+        Args:
+            timesteps: (N,) int64 on the CPU.
+            gamma: Largest signal-to-noise ratio that counts in full, or None.
+
+        Returns:
+            (N,) float32 on the CPU.
+        """
         if gamma is None:
             return torch.ones_like(timesteps, dtype=torch.float32)
         abar = self.alphas_cumprod[timesteps]
@@ -105,10 +114,9 @@ class NoiseSchedule(nn.Module):
             gamma: That of `min_snr_weights`.
 
         Returns:
-            (N,) int64 timesteps, and () float32, the mean of w: the weight of every loss.
+            (N,) int64 timesteps, and () float32, the mean of w: the weight of every loss; both on the CPU.
         """
-        device = self.alphas_cumprod.device
-        weights = self.min_snr_weights(torch.arange(self.num_timesteps, device=device), gamma)
-        bounds = weights.double().cpu().cumsum(0)  # on the CPU: the same timesteps on every device
+        weights = self.min_snr_weights(torch.arange(self.num_timesteps), gamma)
+        bounds = weights.double().cumsum(0)
         times = torch.searchsorted(bounds, draws.to(bounds) * bounds[-1], right=True)
-        return times.clamp_(max=self.num_timesteps - 1).to(device), weights.mean()
+        return times.clamp_(max=self.num_timesteps - 1), weights.mean()

@@ -6,16 +6,16 @@ from typing import Any
 
 import torch
 from diffusers import DDIMScheduler
-from PIL import Image
 from torch import Tensor
 
 from seecoder.base_model.added_conditions import added_conditions
 from seecoder.base_model.facts import pixels_per_cell
 from seecoder.base_model.latents import decode_pixels
-from seecoder.weights.atomic import atomic_path
-from train.stages.noise import normal
-
-_GAP = 4  # pixels between pictures
+from seecoder.checks import check, number, whole
+from seecoder.images.loading import save_image, to_pil
+from seecoder.images.sheet import contact_sheet
+from seecoder.sampling.engine import sample
+from train.stages.noise import held_out_keys, normal
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,9 @@ class Preview:
     steps: int = 25
     guidance_scale: float = 3.0
 
+    def __post_init__(self) -> None:
+        check(self, pictures=whole(1), rows=whole(1), steps=whole(1), guidance_scale=number())
+
 
 def write_sheet(stage: Any, pixels: Tensor, context: Tensor, pooled: Tensor | None, path: Path) -> Tensor:
     """Sample variations with a `SeeCoderStage`'s base and write the sheet as PNG.
@@ -48,19 +51,57 @@ def write_sheet(stage: Any, pixels: Tensor, context: Tensor, pooled: Tensor | No
     Returns:
         (rows * N, 3, H, W) in [0, 1]: the variations, row by row.
     """
-    rows, variations = [pixels.cpu()], []
-    for row in range(stage.preview.rows):
-        keys = torch.stack([torch.full((len(pixels),), -2 - row), torch.arange(len(pixels))], dim=1)
-        pictures = sample(stage, context, pooled, keys, pixels.shape[-2], pixels.shape[-1])
-        variations.append(pictures.cpu())
-        rows.append((pictures * 255).round().to(torch.uint8).cpu())
-    columns = [torch.nn.functional.pad(picture, (0, _GAP, 0, _GAP), value=255) for picture in torch.cat(rows)]
-    lines = [torch.cat(columns[start : start + len(pixels)], dim=2) for start in range(0, len(columns), len(pixels))]
-    sheet = torch.cat(lines, dim=1)
+    variations = [sample_row(stage, row, context, pooled, *pixels.shape[-2:]) for row in range(stage.preview.rows)]
+    rows = [pixels.cpu() / 255, *variations]
     path.parent.mkdir(exist_ok=True)
-    with atomic_path(path) as temporary:
-        Image.fromarray(sheet.permute(1, 2, 0).numpy()).save(temporary, format="PNG")
+    sheet = contact_sheet([[to_pil(image) for image in row] for row in rows], cell=max(pixels.shape[-2:]))
+    save_image(sheet, path)
     return torch.cat(variations)
+
+
+@torch.no_grad()
+def sample_row(stage: Any, row: int, context: Tensor, pooled: Tensor | None, height: int, width: int) -> Tensor:
+    """Sample one variation of each context, with plain DDIM and guidance.
+
+    Args:
+        stage: Holds UNet, autoencoder, scheduler config and settings.
+        row: Number of the row, from 0; each has its own start noise.
+        context: (N, tokens, width).
+        pooled: (N, pooled_dim) or None.
+        height: Of the images, in pixels.
+        width: Of the images, in pixels.
+
+    Returns:
+        (N, 3, height, width) in [0, 1], on the CPU.
+    """
+    count, dtype = len(context), stage.unet.dtype
+    factor = pixels_per_cell(stage.vae)
+    shape = (stage.unet.config["in_channels"], height // factor, width // factor)
+    keys = held_out_keys(slice(0, count), epoch=-2 - row)  # noise of no training sample and no evaluation
+
+    def added(view: Any, branch: str, latent_size: Any) -> dict[str, Any]:
+        """What an SDXL base reads beside the context; the zero context has a zero vector."""
+        if pooled is None:
+            return {}
+        own = pooled if branch == "positive" else torch.zeros_like(pooled)
+        return added_conditions(own.to(dtype), (height, width), (0, 0), (height, width))
+
+    def predict(latents: Tensor, timestep: Tensor, context: Tensor, **conditions: Any) -> Tensor:
+        return stage.unet(latents, timestep, encoder_hidden_states=context, **conditions).sample
+
+    latents = sample(
+        predict,
+        DDIMScheduler.from_config(dict(stage.scheduler_config)),
+        latent_shape=(count, *shape),
+        native_size=shape[1:],
+        context=context.to(dtype),
+        negative_context=torch.zeros_like(context, dtype=dtype),
+        num_inference_steps=stage.preview.steps,
+        guidance_scale=stage.preview.guidance_scale,
+        latents=normal(stage.seed, "preview", keys, shape).to(context.device),
+        added_conditions=added,
+    )
+    return decode_pixels(stage.vae, latents).cpu()
 
 
 def score_previews(pictures: Tensor, scenes: Any) -> dict[str, float]:
@@ -71,7 +112,7 @@ def score_previews(pictures: Tensor, scenes: Any) -> dict[str, float]:
         scenes: The N scenes of the inputs.
 
     Returns:
-        Shares of pictures with one object, and with the input's attributes, as `preview_count`, `preview_shape`, ...
+        Fraction of pictures with one object, and with the input's attributes, as `preview_count`, `preview_shape`, ...
     """
     from data.world.reader.readings import agreement, read
     from scripts.evaluation.counts import ATTRIBUTES, truth
@@ -79,33 +120,3 @@ def score_previews(pictures: Tensor, scenes: Any) -> dict[str, float]:
     rows = len(pictures) // len(scenes)
     right = agreement(read(pictures), {name: values.repeat(rows) for name, values in truth(scenes).items()})
     return {f"preview_{name}": float(right[name].mean()) for name in ("count", *ATTRIBUTES, "all")}
-
-
-@torch.no_grad()
-def sample(stage: Any, context: Tensor, pooled: Tensor | None, keys: Tensor, height: int, width: int) -> Tensor:
-    """Plain DDIM with guidance; start noise by key; (N, 3, H, W) in [0, 1].
-
-    Args:
-        stage: Holds UNet, autoencoder, scheduler config and settings.
-        context: (N, tokens, width).
-        pooled: (N, pooled_dim) or None.
-        keys: (N, 2) of the start noise.
-        height: Of the pictures, in pixels.
-        width: Of the pictures, in pixels.
-    """
-    scheduler: Any = DDIMScheduler.from_config(dict(stage.scheduler_config))
-    scheduler.set_timesteps(stage.preview.steps, device=context.device)
-    factor = pixels_per_cell(stage.vae)
-    shape = (stage.unet.config["in_channels"], height // factor, width // factor)
-    latents = normal(stage.seed, "preview", keys, shape).to(context.device)
-    dtype, scale = stage.unet.dtype, stage.preview.guidance_scale
-    both = torch.cat([torch.zeros_like(context), context]).to(dtype)
-    extra: dict[str, Any] = {}
-    if pooled is not None:
-        pooled = torch.cat([torch.zeros_like(pooled), pooled]).to(dtype)
-        extra = added_conditions(pooled, (height, width), (0, 0), (height, width))
-    for time in scheduler.timesteps:
-        inputs = torch.cat([latents, latents]).to(dtype)
-        none, own = stage.unet(inputs, time, encoder_hidden_states=both, **extra).sample.float().chunk(2)
-        latents = scheduler.step(none + scale * (own - none), time, latents).prev_sample
-    return decode_pixels(stage.vae, latents)

@@ -5,6 +5,7 @@ is encoded twice: by the autoencoder, whose latent is noised, and by SeeCoder, w
 tell the noise. Backbone, autoencoder and UNet are frozen; the gradient passes through the UNet into the context.
 """
 
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,25 +18,24 @@ from data.shards.caching.moments import CACHED, MEAN, STD, MomentsSource, encode
 from seecoder.base_model.added_conditions import added_conditions
 from seecoder.base_model.facts import check_widths
 from seecoder.base_model.loading import load_config, load_frozen
+from seecoder.checks import choice, require
 from seecoder.weights.atomic import atomic_directory
 from seecoder.weights.digests import tensors_sha256
-from train.settings import EmaSettings, GuardSettings, OptimizerSettings
+from train.settings import BELOW_ONE, EmaSettings, GuardSettings, OptimizerSettings
 from train.stages.context_gaps import held_out_figures
+from train.stages.denoising import DenoisingStage
 from train.stages.encoder_weights import (
     check_encoder_size,
     describe_encoder,
     load_trained,
     seeded_encoder,
 )
-from train.stages.noise import normal, timesteps, uniform
+from train.stages.noise import uniform
 from train.stages.noise_schedule import NoiseSchedule
 from train.stages.previews import Preview, score_previews, write_sheet
-from train.stages.stage import Stage
-
-NUM_LEVELS = 4  # the log shows the loss in this many equal ranges of timesteps
 
 
-class SeeCoderStage(Stage):
+class SeeCoderStage(DenoisingStage):
     """Trains the decoder and the query transformer of a `SeeCoder`.
 
     Args:
@@ -53,8 +53,8 @@ class SeeCoderStage(Stage):
             no trained parameter; so the default is off.
         min_snr_gamma: Weigh the loss by min-SNR; None is the plain mean square.
         timestep_sampling: "uniform", and every loss is multiplied by its weight; or "weighted": timesteps are drawn as
-            often as they weigh, which is the same gradient with less noise;
-            `loss_level_*` in the log are then means over these.
+            often as they weigh, which is the same gradient with less noise; `loss_level_*` in the log are then means
+            over these.
         gradient_checkpointing: Parts that recompute activations in the backward pass, to save memory; "auto": as few as
             the device's memory allows, which `python -m train` finds out before it makes the stage.
         compiled: Parts that `torch.compile` makes faster after some minutes of work at the first step; for pictures of
@@ -91,16 +91,16 @@ class SeeCoderStage(Stage):
         ema: EmaSettings | None = None,
         guard: GuardSettings | None = None,
         seed: int = 0,
-    ):
+    ) -> None:
         super().__init__(optimizer, ema, guard, seed)
-        if not 0 <= context_dropout < 1:
-            raise ValueError(f"`context_dropout`={context_dropout} must be a probability below 1.")
+        require("context_dropout", context_dropout, BELOW_ONE)
+        require("timestep_sampling", timestep_sampling, choice("uniform", "weighted"))
         NoiseSchedule.check_gamma(min_snr_gamma)
         check_encoder_size(encoder_size)
         if gradient_checkpointing == "auto":
             raise ValueError(
-                "`gradient_checkpointing`=auto is chosen by `python -m train fit`; name the parts: (), "
-                '("encoder",) or ("encoder", "unet").'
+                "`gradient_checkpointing`='auto' must be names of parts here: only `python -m train fit` chooses them. "
+                'Give (), ("encoder",) or ("encoder", "unet").'
             )
         self.vae, self.unet = load_frozen(base, "vae", vae_dtype), load_frozen(base, "unet", frozen_dtype)
         self.scheduler_config = load_config(base, "scheduler")
@@ -117,8 +117,6 @@ class SeeCoderStage(Stage):
             {"decoder": self.encoder.decoder, "unet": self.unet}[name].compile(dynamic=False)
         self.base_source, self.encoder_size = base, encoder_size
         self.context_dropout, self.min_snr_gamma = context_dropout, min_snr_gamma
-        if timestep_sampling not in ("uniform", "weighted"):
-            raise ValueError(f'`timestep_sampling`={timestep_sampling!r} is unknown; use "uniform" or "weighted".')
         self.timestep_sampling = timestep_sampling
         self.preview, self.export_encoder = preview, export_encoder
 
@@ -143,19 +141,16 @@ class SeeCoderStage(Stage):
             kept = uniform(self.seed, "context_dropout", keys, 1) >= self.context_dropout
             context = context * kept.to(context).unsqueeze(-1)
         times, weights = self.draw_timesteps(keys)
-        errors, times = self.errors(batch, keys, context, pooled, times)
-        for level in range(NUM_LEVELS):
-            chosen = (times * NUM_LEVELS // self.schedule.num_timesteps) == level
-            if chosen.any():
-                self.record(f"loss_level_{level + 1}", errors[chosen].mean())
+        errors = self.errors(batch, keys, times, context, pooled)
+        self.record_levels(errors, times)
         return (errors * weights.to(errors.device)).mean()
 
     def draw_timesteps(self, keys: Tensor) -> tuple[Tensor, Tensor]:
-        """Timesteps of the samples' own, and what their losses count."""
+        """Timesteps of the samples' own, (N,) int64, and what their losses count, (N,) or (); on the CPU."""
         if self.timestep_sampling == "weighted":
             draws = uniform(self.seed, "timestep", keys, 1)[:, 0].double()
             return self.schedule.weighted_timesteps(draws, self.min_snr_gamma)
-        times = timesteps(self.seed, keys, self.schedule.num_timesteps).to(self.schedule.alphas_cumprod.device)
+        times = self.uniform_timesteps(keys)
         return times, self.schedule.min_snr_weights(times, self.min_snr_gamma)
 
     def encode(self, batch: dict[str, Any], keys: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -191,31 +186,17 @@ class SeeCoderStage(Stage):
         return None if self.encoder_size is not None else MapsSource.of(self.encoder, size)
 
     def errors(
-        self,
-        batch: dict[str, Any],
-        keys: Tensor,
-        context: Tensor,
-        pooled: Tensor | None,
-        times: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Mean square error of each sample for a context, and the timesteps; noise depends on the keys alone.
-
-        Timesteps that are not given are the keys' uniform ones.
-        """
-        mean, std = self.moments(batch)
-        shape, device = mean.shape[1:], mean.device
-        latents = mean + std * normal(self.seed, "posterior", keys, shape).to(device)
-        noise = normal(self.seed, "noise", keys, shape).to(device)
-        if times is None:
-            times = timesteps(self.seed, keys, self.schedule.num_timesteps)
-        times = times.to(device)
-        noisy = self.schedule.add_noise(latents, noise, times).contiguous(memory_format=torch.channels_last)
+        self, batch: dict[str, Any], keys: Tensor, times: Tensor, context: Tensor, pooled: Tensor | None
+    ) -> Tensor:
+        """Mean square error of each sample, (N,), for a context and a pooled vector."""
         dtype = self.unet.dtype
         size = batch["pixels"].shape[-2:]  # of pictures that are neither cut nor scaled for an SDXL base
         extra = {} if pooled is None else added_conditions(pooled.to(dtype), size, (0, 0), size)
-        output = self.unet(noisy.to(dtype), times, encoder_hidden_states=context.to(dtype), **extra).sample.float()
-        target = self.schedule.target(latents, noise, times)
-        return (output - target).square().flatten(1).mean(1), times
+
+        def predict(noisy: Tensor, times: Tensor) -> Tensor:
+            return self.unet(noisy.to(dtype), times, encoder_hidden_states=context.to(dtype), **extra).sample
+
+        return self.prediction_errors(self.moments(batch), keys, times, predict)
 
     def moments(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Posterior of the latent: from the batch where it was cached, by the autoencoder where it was not."""
@@ -239,19 +220,15 @@ class SeeCoderStage(Stage):
         """Held-out loss, and what each picture's own context has to do with it: see `held_out_figures`."""
         return held_out_figures(self)
 
-    @property
+    @cached_property
     def conditioner(self) -> Any:
-        """The world's conditioner, if the base has one."""
-        if "_conditioner" not in self.__dict__:
-            folder = Path(self.base_source) / "conditioner"
-            found = None
-            if folder.is_dir():
-                from data.world.pretrained import load_conditioner
+        """The world's conditioner, if the base has one; no submodule: it is neither trained nor saved."""
+        if not (Path(self.base_source) / "conditioner").is_dir():
+            return None
+        from data.world.pretrained import load_conditioner
 
-                loaded: Any = load_conditioner(self.base_source)
-                found = loaded.requires_grad_(False).to(self.device)
-            self.__dict__["_conditioner"] = found  # past nn.Module: it is not part of what is trained or saved
-        return self.__dict__["_conditioner"]
+        loaded: Any = load_conditioner(self.base_source)
+        return loaded.requires_grad_(False).to(self.device)
 
     # Checkpoints and exports ------------------------------------------------------------------------------------------
 

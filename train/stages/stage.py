@@ -35,16 +35,14 @@ class Stage(LightningModule):
         ema: EmaSettings | None = None,
         guard: GuardSettings | None = None,
         seed: int = 0,
-    ):
+    ) -> None:
         super().__init__()
         self.optimizer_settings = optimizer
         self.ema_settings = ema
         self.seed = seed
         self.guard = GradientGuard(guard or GuardSettings())
         self.ema: Ema | None = None
-        self.strict_loading = (
-            False  # frozen weights are not in checkpoints; `on_load_checkpoint` compares the others itself
-        )
+        self.strict_loading = False  # checkpoints lack frozen weights; `on_load_checkpoint` compares the others itself
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
 
@@ -114,8 +112,8 @@ class Stage(LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Clip, or throw a bad step away."""
-        share = getattr(self.trainer.strategy, "gradients", None)  # DeepSpeed leaves each process a share of them
-        gradients = share() if share else Gradients(weight for _, weight in self.trained_parameters())
+        part = getattr(self.trainer.strategy, "gradients", None)  # DeepSpeed leaves each process a part of them
+        gradients = part() if part else Gradients(weight for _, weight in self.trained_parameters())
         norm = self.guard.check(gradients, self.global_step, self.optimizer_settings.clip_norm)
         self.record("gradient_norm", norm)
 

@@ -76,7 +76,7 @@ def test_the_encoder_may_see_another_size(settings):
         context = small.encode(batch, None)[0]
         assert torch.equal(context, whole.encoder(shrunk))
         assert not torch.equal(context, whole.encode(batch, None)[0])
-        assert small.errors(batch, batch["keys"], context, None)[0].shape == (4,)
+        assert small.errors(batch, batch["keys"], small.uniform_timesteps(batch["keys"]), context, None).shape == (4,)
     assert small.moments(batch)[0].shape[-2:] == (16, 16)
 
 

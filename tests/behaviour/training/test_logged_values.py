@@ -11,8 +11,9 @@ import train.run.evaluation
 import train.run.recorder
 from train.run.metrics_file import read_metrics
 from train.settings import OptimizerSettings
-from train.sources.shard_data import _Keyed
-from train.stages.seecoder import NUM_LEVELS, SeeCoderStage
+from train.sources.shard_data import _KeyedBatches
+from train.stages.denoising import NUM_LEVELS
+from train.stages.seecoder import SeeCoderStage
 
 NONE_HELD_OUT = {"data.init_args.held_out": 0, "data.init_args.held_out_world": False}
 
@@ -34,7 +35,7 @@ def levels(settings: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
             steps = torch.tensor(times)
             weights = torch.full((len(times),), 3.0)
             monkeypatch.setattr(stage, "draw_timesteps", lambda keys, steps=steps, weights=weights: (steps, weights))
-            given = torch.tensor(errors), steps
+            given = torch.tensor(errors)
             monkeypatch.setattr(stage, "errors", lambda *_, given=given: given)
             pixels = torch.zeros(len(times), 3, 32, 32, dtype=torch.uint8)
             losses.append(float(stage.loss({"pixels": pixels, "keys": torch.zeros(len(times), 2, dtype=torch.int64)})))
@@ -69,7 +70,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Any:
     now = SimpleNamespace(seconds=1000.0)
     for module in (train.run.recorder, train.run.evaluation):
         monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now.seconds))
-    read, loss, evaluate = _Keyed.__iter__, SeeCoderStage.loss, SeeCoderStage.evaluate
+    read, loss, evaluate = _KeyedBatches.__iter__, SeeCoderStage.loss, SeeCoderStage.evaluate
 
     def slow_read(self: Any) -> Any:
         for batch in read(self):
@@ -84,7 +85,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Any:
         now.seconds += 100
         return evaluate(self)
 
-    monkeypatch.setattr(_Keyed, "__iter__", slow_read)
+    monkeypatch.setattr(_KeyedBatches, "__iter__", slow_read)
     monkeypatch.setattr(SeeCoderStage, "loss", slow_loss)
     monkeypatch.setattr(SeeCoderStage, "evaluate", slow_evaluate)
     return now

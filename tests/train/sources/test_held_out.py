@@ -15,7 +15,7 @@ import torch
 from data.build import main as build_shards
 from data.cache import main as cache
 from train.sources.held_out import HELD_OUT_SEED, check_apart
-from train.stages.context_gaps import HELD_OUT_EPOCH
+from train.stages.noise import HELD_OUT_EPOCH
 from train.stages.seecoder import SeeCoderStage
 
 EPOCH = {"data.init_args.batch_size": 8, "run.max_steps": 3, "run.evaluate_every": 1, "run.checkpoint_every": 100}
@@ -86,7 +86,7 @@ def test_the_same_samples_are_refused(settings, fit, shards, cached, held_out_sh
     changes = {"data.init_args.shards": training, "data.init_args.held_out_shards": held_out}
     assert fit(settings(**changes, **{"data.init_args.held_out_world": False})) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "holds samples of" in line
+    assert "must hold other samples than" in line
     assert "other pictures" in line
     assert not (tmp_path / "run").exists()
 
@@ -94,14 +94,14 @@ def test_the_same_samples_are_refused(settings, fit, shards, cached, held_out_sh
 def test_two_caches_of_the_same_shards_are_the_same(base, shards, cached, tmp_path):
     other = tmp_path / "other"
     assert cache([str(shards), str(other), "--base", str(base), "--size", "16", "--device", "cpu"]) == 0
-    with pytest.raises(ValueError, match="holds samples of"):
+    with pytest.raises(ValueError, match="must hold other samples than"):
         check_apart([str(cached)], [str(other)])
 
 
 def test_urls_are_compared_by_name_and_others_are_accepted(shards, held_out_shards):
     url = "https://example.org/shards"
     check_apart([url, str(shards)], [f"{url}-2", str(held_out_shards)])
-    with pytest.raises(ValueError, match="holds samples of"):
+    with pytest.raises(ValueError, match="must hold other samples than"):
         check_apart([url], [f"{url}/manifest.json"])
 
 
@@ -109,12 +109,12 @@ def test_names_and_counts_alone_make_no_shards_the_same(tmp_path, picture_shards
     """Folders of other tools have no manifest, and all of them number their shards from 0."""
     train, held_out = picture_shards("train", 1), picture_shards("held_out", 2)
     check_apart([str(train)], [str(held_out)])
-    with pytest.raises(ValueError, match="holds samples of"):
+    with pytest.raises(ValueError, match="must hold other samples than"):
         check_apart([str(train)], [str(train)])
 
 
 def test_no_message_shows_a_password_and_servers_are_the_same_with_and_without():
-    with pytest.raises(ValueError, match="holds samples of") as error:
+    with pytest.raises(ValueError, match="must hold other samples than") as error:
         check_apart(["https://u:secret@example.org/x/"], ["https://example.org/x/manifest.json?t=1"])
     assert "secret" not in str(error.value)
 

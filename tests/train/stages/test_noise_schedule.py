@@ -36,7 +36,8 @@ def test_target_and_noisy_latent_give_back_latent_and_noise(prediction):
     times = torch.arange(16) * 62
     process = schedule(prediction)
     noisy, target = process.add_noise(latents, noise, times), process.target(latents, noise, times)
-    signal, level = (value.double() for value in process.signal_and_noise(times))
+    abar = process.alphas_cumprod[times].double().view(-1, 1, 1, 1)
+    signal, level = abar.sqrt(), (1 - abar).sqrt()
     if prediction == "epsilon":
         assert torch.equal(target, noise)
         return
@@ -44,28 +45,35 @@ def test_target_and_noisy_latent_give_back_latent_and_noise(prediction):
     assert torch.allclose(level * noisy + signal * target, noise.double(), atol=1e-5)
 
 
-def test_agrees_with_diffusers():
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_noise_and_targets_are_those_of_the_equations(prediction):
+    """Ho et al. 2020, eq. 4; Salimans and Ho 2022, appendix D; to the last bit of float32."""
     torch.manual_seed(0)
-    latents, noise = torch.randn(2, 8, 4, 4, 4).unbind(0)
-    times = torch.tensor([0, 1, 250, 256, 257, 500, 998, 999])
-    for prediction in ("epsilon", "v_prediction"):
-        reference = DDIMScheduler.from_config({**STABLE_DIFFUSION_SCHEDULE, "prediction_type": prediction})
-        ours = schedule(prediction)
-        assert torch.allclose(
-            ours.add_noise(latents, noise, times), reference.add_noise(latents, noise, times), atol=1e-6
-        )
-        velocity = reference.get_velocity(latents, noise, times)
-        if prediction == "v_prediction":
-            assert torch.allclose(ours.target(latents, noise, times), velocity, atol=1e-6)
+    latents, noise = torch.randn(2, 1000, 4, 4, 4).unbind(0)
+    times = torch.arange(1000)
+    process = schedule(prediction)
+    signal, level = (part.view(-1, 1, 1, 1).sqrt() for part in (process.alphas_cumprod, 1 - process.alphas_cumprod))
+    assert torch.equal(process.add_noise(latents, noise, times), signal * latents + level * noise)
+    expected = noise if prediction == "epsilon" else signal * noise - level * latents
+    assert torch.equal(process.target(latents, noise, times), expected)
 
 
-def test_a_cast_schedule_is_refused():
-    broken = schedule().to(torch.bfloat16)
+def test_a_cast_of_the_module_around_it_leaves_the_schedule_in_float32():
+    module = torch.nn.Module()
+    module.schedule = schedule()
+    module.to(torch.bfloat16)
+    assert module.schedule.alphas_cumprod.dtype == module.schedule.scheduler.alphas_cumprod.dtype == torch.float32
+
+
+def test_a_rounded_schedule_and_rounded_timesteps_are_refused():
     latents = torch.randn(1, 4, 2, 2)
-    with pytest.raises(TypeError, match="bfloat16"):
+    broken = schedule()
+    broken.scheduler.alphas_cumprod = broken.scheduler.alphas_cumprod.bfloat16()
+    with pytest.raises(AssertionError, match="bfloat16"):
         broken.add_noise(latents, latents, torch.tensor([3]))
-    with pytest.raises(TypeError, match="float32"):
-        schedule().add_noise(latents, latents, torch.tensor([3.0]))
+    for method in ("add_noise", "target"):
+        with pytest.raises(AssertionError, match="need float32 and int64"):
+            getattr(schedule(), method)(latents, latents, torch.tensor([3.0]))
 
 
 def test_half_precision_latents_are_noised_in_float32():

@@ -229,9 +229,9 @@ def test_context_dropout_zeroes_whole_contexts(stage, monkeypatch):
     monkeypatch.setattr(
         trained,
         "errors",
-        lambda batch, keys, context, *rest: (
+        lambda batch, keys, times, context, pooled: (
             seen.append(context.detach()),
-            original(batch, keys, context, *rest),
+            original(batch, keys, times, context, pooled),
         )[1],
     )
     trained.loss(batch_of(16))
@@ -254,8 +254,7 @@ def test_drawing_timesteps_by_their_weights_is_the_same_loss_on_average_with_les
     assert torch.equal(weights, trained.schedule.min_snr_weights(torch.arange(1000), 0.2).mean())
     batch = batch_of(4)
     times, weights = trained.draw_timesteps(batch["keys"])
-    errors, seen = trained.errors(batch, batch["keys"], trained.encode(batch, None)[0], None, times)
-    assert torch.equal(seen, times)
+    errors = trained.errors(batch, batch["keys"], times, trained.encode(batch, None)[0], None)
     assert torch.allclose(trained.loss(batch), (errors * weights).mean(), atol=1e-6)
 
 
@@ -278,8 +277,9 @@ def test_own_context_beats_a_shuffled_one_after_overfitting(stage):
     trained.eval()
     with torch.no_grad():
         context, pooled = trained.encode(batch, None)
-        own, _ = trained.errors(batch, batch["keys"], context, pooled)
-        shuffled, _ = trained.errors(batch, batch["keys"], context.roll(1, 0), pooled)
+        times = trained.uniform_timesteps(batch["keys"])
+        own = trained.errors(batch, batch["keys"], times, context, pooled)
+        shuffled = trained.errors(batch, batch["keys"], times, context.roll(1, 0), pooled)
     assert last < first
     assert float((shuffled - own).mean()) > 1e-4
 
@@ -291,9 +291,9 @@ def test_every_held_out_picture_gets_anothers_context_however_many_go_at_once(st
     pixels = batch_of(count)["pixels"]
     seen, errors = [], trained.errors
 
-    def spy(batch, keys, context, pooled):
+    def spy(batch, keys, times, context, pooled):
         seen.append((keys, context))
-        return errors(batch, keys, context, pooled)
+        return errors(batch, keys, times, context, pooled)
 
     def evaluate(size: int) -> dict[str, float]:
         data = SimpleNamespace(held_out_pixels=pixels, held_out_scenes=None, batch_size=size)
@@ -388,7 +388,8 @@ def test_gradients_of_a_batch_are_the_mean_of_its_samples_in_float64(stage):
         for rows in parts:
             context = trained.encoder.encode_maps([level[rows] for level in maps], None).context
             own = {"pixels": batch["pixels"][rows], "latent_mean": mean[rows], "latent_std": std[rows]}
-            (trained.errors(own, batch["keys"][rows], context, None)[0].sum() / 4).backward()
+            keys = batch["keys"][rows]
+            (trained.errors(own, keys, trained.uniform_timesteps(keys), context, None).sum() / 4).backward()
         found = [weight.grad for weight in trained.encoder.parameters() if weight.grad is not None]
         return torch.cat([gradient.flatten() for gradient in found])
 
