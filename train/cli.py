@@ -26,7 +26,8 @@ def build_parser() -> ArgumentParser:
     from train.stages.stage import Stage
 
     accept_old_class_paths()
-    parser = ArgumentParser(prog="python -m train", exit_on_error=False, description="Train a stage; see configs/.")
+    about_all = "Train a stage; see configs/."
+    parser = ArgumentParser(prog="python -m train", exit_on_error=False, description=about_all, parser_mode=YAML_MODE)
     commands = parser.add_subcommands(dest="command")
     about = {
         "fit": "Train, or continue a training. With --plan: only say what would happen, like the command `plan`.",

@@ -5,10 +5,11 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from html import escape
+from typing import Any
 
 _MAX_POINTS = 600  # of a line; more are averaged in groups
 # Text stays text and is never read as a formula; the same lines give the same file.
-_STYLE = {"svg.fonttype": "none", "svg.hashsalt": "report", "text.parse_math": False, "font.size": 8}
+_STYLE: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "report", "text.parse_math": False, "font.size": 8}
 
 Line = Sequence[tuple[float, float]]
 

@@ -14,11 +14,9 @@ from typing import Any, BinaryIO
 import torch
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import Trainer
-from torch import nn
 
-from seecoder.export.run_folder import BEST, is_complete, list_checkpoints, marker_path, newest_checkpoint
+from seecoder.export.run_folder import BEST, is_complete, list_checkpoints, marker_path
 from seecoder.weights.atomic import atomic_path, remove_left_behind
-from seecoder.weights.strict_loading import load_strict
 from train.run.callbacks import CheckpointSteps, StepCallback
 from train.run.metrics_file import best_of, read_metrics
 
@@ -59,25 +57,6 @@ class AtomicCheckpointIO(CheckpointIO):
         """Remove the checkpoint, and last the file that vouches for it."""
         Path(path).unlink(missing_ok=True)
         marker_path(Path(path)).unlink(missing_ok=True)
-
-
-def load_stage_weights(stage: nn.Module, source: Path) -> None:
-    """Start a stage from another run's weights: averages where there are, with everything else as in the checkpoint.
-
-    Args:
-        stage: What is filled.
-        source: A checkpoint, or a run's folder, whose newest complete one is taken.
-
-    Raises:
-        FileNotFoundError: There is none.
-        WeightsError: Names or shapes differ.
-    """
-    path = newest_checkpoint(source) if source.is_dir() else source
-    if path is None or not path.is_file():
-        raise FileNotFoundError(f"`init_from`={source} is no checkpoint and no folder with a complete one.")
-    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    tensors = {**checkpoint["state_dict"], **checkpoint.get("ema", {}).get("averages", {})}
-    load_strict(stage, tensors, source=str(path))
 
 
 class _HashingFile:

@@ -33,8 +33,9 @@ def check_apart(training: Sequence[str], held_out: Sequence[str]) -> None:
         for mark in _marks(place):
             if mark in known:
                 raise ValueError(
-                    f"`held_out_shards`={redacted(place)} must hold other samples than `shards`={redacted(known[mark])}: "
-                    "the run would train on what it is evaluated with. Build held-out shards from other pictures."
+                    f"`held_out_shards`={redacted(place)} must hold other samples than "
+                    f"`shards`={redacted(known[mark])}: the run would train on what it is evaluated with. Build "
+                    "held-out shards from other pictures."
                 )
 
 

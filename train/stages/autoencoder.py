@@ -22,7 +22,7 @@ from train.sources.world_data import chunks, to_model_range
 from train.stages.adversarial import AdversarialSettings, Adversary, PatchDiscriminator
 from train.stages.feature_distance import PerceptualDistance, load_network
 from train.stages.noise import normal
-from train.stages.stage import Stage
+from train.stages.stage import Stage, save_half
 
 
 @dataclass(frozen=True)
@@ -169,8 +169,9 @@ class AutoencoderStage(Stage):
     def export(self, folder: Path) -> None:
         """Write `vae/` in half precision, and check that it reads back the same."""
         pixels = self.data.held_out_pixels
-        factor = 1 / latent_std(self.vae, pixels)
-        save_autoencoder(self.vae, factor, folder / "vae")
+        factor = round(1 / latent_std(self.vae, pixels), 5)
+        with atomic_directory(folder / "vae", overwrite=True) as temporary:
+            save_half(self.vae, temporary, scaling_factor=factor)
         check_autoencoder(self.vae, pixels, folder / "vae")
 
 
@@ -211,16 +212,6 @@ def latent_std(vae: Any, pixels: Tensor, batch_size: int = 64) -> float:
         total += float(mean.sum())
         squares += float((mean.square() + variance).sum())  # expected over the posterior, without drawing from it
     return (squares / count - (total / count) ** 2) ** 0.5
-
-
-def save_autoencoder(vae: Any, scaling_factor: float, folder: Path) -> None:
-    """Write a half-precision copy with its scaling factor, atomically."""
-    copy: Any = AutoencoderKL.from_config(vae.config)
-    # Not through `from_config`: it puts every value that was a default back to the default.
-    copy.register_to_config(scaling_factor=round(scaling_factor, 5))
-    copy.load_state_dict(vae.state_dict())
-    with atomic_directory(folder, overwrite=True) as temporary:
-        copy.half().save_pretrained(temporary)
 
 
 @torch.no_grad()

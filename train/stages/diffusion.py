@@ -18,12 +18,12 @@ from torch import Tensor
 
 from data.world.conditioner import TOKENS, WorldConditioner
 from seecoder.weights.atomic import atomic_directory
-from train.run.checkpoints import load_stage_weights
 from train.settings import EmaSettings, GuardSettings, OptimizerSettings
 from train.sources.world_data import chunks, scenes_from_dict, scenes_to_dict
 from train.stages.denoising import DenoisingStage
 from train.stages.noise import held_out_keys, uniform
 from train.stages.noise_schedule import STABLE_DIFFUSION_SCHEDULE, NoiseSchedule
+from train.stages.stage import load_stage_weights, save_half
 
 
 class WorldDiffusionStage(DenoisingStage):
@@ -143,14 +143,6 @@ class WorldDiffusionStage(DenoisingStage):
 def kept_tokens(draws: Tensor, drop_token: float, drop_all: float) -> Tensor:
     """Which tokens stay: (N, T + 1) uniform numbers -> (N, T) bool; the last number decides on all of a sample."""
     return (draws[:, :-1] >= drop_token) & (draws[:, -1:] >= drop_all)
-
-
-def save_half(module: Any, folder: Path) -> None:
-    """Write a half-precision copy of a diffusers model; the module itself is not touched."""
-    with torch.random.fork_rng(devices=[]):
-        copy = type(module).from_config(module.config)
-    copy.load_state_dict(module.state_dict())
-    copy.half().save_pretrained(folder)
 
 
 def model_index() -> dict[str, Any]:

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from seecoder.weights.safetensors_files import WeightsError, read_safetensors
+from seecoder.weights.safetensors_files import read_safetensors
+from seecoder.weights.strict_loading import load_strict
 
 
 class PerceptualDistance(nn.Module):
@@ -59,12 +60,5 @@ def load_network(folder: str | Path) -> nn.Module:
             raise FileNotFoundError(f"`perceptual_network`={folder} has no {name}; train one with world_backbone.yaml.")
     config = json.loads((folder / "config.json").read_text())
     network: Any = timm.create_model(config["backbone"], features_only=True, **config["backbone_args"])
-    tensors = {key: value.float() if value.is_floating_point() else value for key, value in _tensors(folder).items()}
-    if set(tensors) != set(network.state_dict()):
-        raise WeightsError(f"{folder} does not hold the weights of its own config.json; train it again.")
-    network.load_state_dict(tensors)
+    load_strict(network, read_safetensors(folder / "model.safetensors")[0], source=str(folder))
     return network
-
-
-def _tensors(folder: Path) -> dict[str, Tensor]:
-    return read_safetensors(folder / "model.safetensors")[0]

@@ -115,8 +115,8 @@ def score_previews(pictures: Tensor, scenes: Any) -> dict[str, float]:
         Fraction of pictures with one object, and with the input's attributes, as `preview_count`, `preview_shape`, ...
     """
     from data.world.reader.readings import agreement, read
-    from scripts.evaluation.counts import ATTRIBUTES, truth
+    from train.stages.backbone import ATTRIBUTES
 
     rows = len(pictures) // len(scenes)
-    right = agreement(read(pictures), {name: values.repeat(rows) for name, values in truth(scenes).items()})
+    right = agreement(read(pictures), {name: getattr(scenes, name).repeat(rows) for name in ATTRIBUTES})
     return {f"preview_{name}": float(right[name].mean()) for name in ("count", *ATTRIBUTES, "all")}

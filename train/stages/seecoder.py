@@ -5,6 +5,7 @@ is encoded twice: by the autoencoder, whose latent is noised, and by SeeCoder, w
 tell the noise. Backbone, autoencoder and UNet are frozen; the gradient passes through the UNet into the context.
 """
 
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -173,13 +174,8 @@ class SeeCoderStage(DenoisingStage):
     def maps(self, batch: dict[str, Any], pixels: Tensor) -> list[Tensor]:
         """Maps of the backbone: from the batch where they were cached, by the backbone where they were not."""
         levels = range(len(self.encoder.backbone.channels))
-        maps = [batch[map_column(level)] for level in levels if map_column(level) in batch]
-        absent = [row for row, cached in enumerate(batch.get(MAPS_CACHED, ())) if not cached]
-        if absent:
-            rows = torch.tensor(absent, device=pixels.device)
-            own = self.encoder.compute_maps(pixels[rows])
-            maps = [level.float().index_copy(0, rows, made.float()) for level, made in zip(maps, own, strict=True)]
-        return maps
+        cached = [batch[map_column(level)] for level in levels if map_column(level) in batch]
+        return _completed(cached, batch.get(MAPS_CACHED, ()), lambda rows: self.encoder.compute_maps(pixels[rows]))
 
     def maps_source(self, size: int) -> MapsSource | None:
         """What cached maps must be of; None if the encoder sees pictures at another size."""
@@ -202,12 +198,11 @@ class SeeCoderStage(DenoisingStage):
         """Posterior of the latent: from the batch where it was cached, by the autoencoder where it was not."""
         if MEAN not in batch:
             return encode_moments(self.vae, batch["pixels"].float() / 255)
-        mean, std = batch[MEAN].float(), batch[STD].float()
-        absent = [row for row, cached in enumerate(batch.get(CACHED, ())) if not cached]
-        if absent:
-            rows = torch.tensor(absent, device=mean.device)
-            own_mean, own_std = encode_moments(self.vae, batch["pixels"][rows].float() / 255)
-            mean, std = mean.index_copy(0, rows, own_mean), std.index_copy(0, rows, own_std)
+
+        def compute(rows: Tensor) -> tuple[Tensor, Tensor]:
+            return encode_moments(self.vae, batch["pixels"][rows].float() / 255)
+
+        mean, std = _completed([batch[MEAN].float(), batch[STD].float()], batch.get(CACHED, ()), compute)
         return mean, std
 
     def moments_source(self, size: int) -> MomentsSource:
@@ -254,3 +249,22 @@ class SeeCoderStage(DenoisingStage):
             if data.held_out_scenes is not None and self.conditioner is not None:
                 return score_previews(pictures, data.held_out_scenes[: len(pixels)])
         return {}
+
+
+def _completed(
+    columns: list[Tensor], flags: Sequence[bool], compute: Callable[[Tensor], Sequence[Tensor]]
+) -> list[Tensor]:
+    """Columns of a batch whose samples are not all cached.
+
+    Args:
+        columns: What was cached, one row for each sample; rows of other samples hold anything.
+        flags: Whether each sample was; empty where all were.
+        compute: Makes the columns of the samples with these row numbers.
+    """
+    absent = [row for row, is_cached in enumerate(flags) if not is_cached]
+    if not absent:
+        return columns
+    rows = torch.tensor(absent, device=columns[0].device)
+    return [
+        column.float().index_copy(0, rows, made.float()) for column, made in zip(columns, compute(rows), strict=True)
+    ]

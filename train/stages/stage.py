@@ -1,5 +1,6 @@
 """What all trainings share: optimizer, rate by step, averaging, guard, and checkpoints without frozen weights."""
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -10,7 +11,9 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from data.shards.plan import derive_seed
+from seecoder.export.run_folder import newest_checkpoint
 from seecoder.weights.safetensors_files import WeightsError
+from seecoder.weights.strict_loading import load_strict
 from train.run.guards import GradientGuard, Gradients
 from train.settings import EmaSettings, GuardSettings, OptimizerSettings
 from train.stages.ema import Ema
@@ -190,3 +193,37 @@ class Stage(LightningModule):
             for module, mode in modes.items():
                 module.training = mode
             torch.set_rng_state(random_state)
+
+
+def load_stage_weights(stage: Stage, source: Path) -> None:
+    """Start a stage from another run's weights: averages where there are, with everything else as in the checkpoint.
+
+    Args:
+        stage: What is filled.
+        source: A checkpoint, or a run's folder, whose newest complete one is taken.
+
+    Raises:
+        FileNotFoundError: There is none.
+        WeightsError: Names or shapes differ.
+    """
+    path = newest_checkpoint(source) if source.is_dir() else source
+    if path is None or not path.is_file():
+        raise FileNotFoundError(
+            f"`init_from`={source} has no complete checkpoint; give a checkpoint, or the folder of a run that has one."
+        )
+    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    tensors = {**checkpoint["state_dict"], **checkpoint.get("ema", {}).get("averages", {})}
+    load_strict(stage, tensors, source=str(path))
+
+
+def save_half(model: Any, folder: Path, **config: Any) -> None:
+    """Write a half-precision copy of a diffusers model; the model itself is not touched.
+
+    Args:
+        model: The model.
+        folder: Where its configuration and weights go.
+        config: Values of the configuration that the copy has in place of the model's.
+    """
+    half = copy.deepcopy(model).to(memory_format=torch.contiguous_format).half()
+    half.register_to_config(**config)
+    half.save_pretrained(folder)

@@ -144,7 +144,7 @@ def test_shards_of_the_held_out_scenes_are_refused(settings, fit, tmp_path, caps
     capsys.readouterr()
     assert fit(settings(**{"data.init_args.shards": str(folder)})) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert f"scenes of seed {HELD_OUT_SEED}" in line
+    assert f"must hold other scenes than those of seed {HELD_OUT_SEED}" in line
     more = {"data.init_args.seed": 1, "run.max_steps": 1, "data.init_args.shards": str(folder)}
     assert fit(settings(**more)) == 0
 

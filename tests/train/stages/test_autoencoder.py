@@ -12,8 +12,8 @@ from train.stages.autoencoder import (
     latent_std,
     mean_psnr,
     reconstruction_terms,
-    save_autoencoder,
 )
+from train.stages.stage import save_half
 
 SIZES = {"block_out_channels": (8, 8, 8), "norm_num_groups": 4}
 
@@ -126,12 +126,12 @@ def test_a_broken_export_is_noticed(tmp_path):
     stage = AutoencoderStage(OptimizerSettings(), **SIZES)
     pixels = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
     factor = 1 / latent_std(stage.vae, pixels)
-    save_autoencoder(stage.vae, factor, tmp_path / "vae")
+    save_half(stage.vae, tmp_path / "vae", scaling_factor=factor)
     check_autoencoder(stage.vae, pixels, tmp_path / "vae")
-    save_autoencoder(stage.vae, 1.1 * factor, tmp_path / "vae")
+    save_half(stage.vae, tmp_path / "vae", scaling_factor=1.1 * factor)
     with pytest.raises(RuntimeError, match=r"standard deviation of 1\.1"):
         check_autoencoder(stage.vae, pixels, tmp_path / "vae")
-    save_autoencoder(stage.vae, factor, tmp_path / "vae")
+    save_half(stage.vae, tmp_path / "vae", scaling_factor=factor)
     with torch.no_grad():
         stage.vae.decoder.conv_out.bias.add_(0.2)
     with pytest.raises(RuntimeError, match="differs"):

@@ -1,32 +1,12 @@
 import hashlib
-from types import SimpleNamespace
 
 import pytest
 import torch
 
 from seecoder import SeeCoder
 from seecoder.export.trained_part import read_trained
-from train.settings import EmaSettings, OptimizerSettings
-from train.stages.context_gaps import token_similarity
-from train.stages.encoder_weights import load_trained
-from train.stages.seecoder import SeeCoderStage
-
-
-@pytest.fixture
-def stage(settings):
-    def make(**changes) -> SeeCoderStage:
-        values = settings()["stage"]["init_args"]
-        encoder = {**values.pop("encoder"), **changes.pop("encoder", {})}
-        values.pop("optimizer")
-        return SeeCoderStage(OptimizerSettings(lr=1e-3), encoder=encoder, **{**values, **changes})
-
-    return make
-
-
-def batch_of(count: int = 4, size: int = 32) -> dict:
-    generator = torch.Generator().manual_seed(1)
-    pixels = torch.randint(0, 256, (count, 3, size, size), generator=generator, dtype=torch.uint8)
-    return {"pixels": pixels, "keys": torch.stack([torch.zeros(count, dtype=torch.long), torch.arange(count)], dim=1)}
+from tests.fixtures.training import batch_of
+from train.settings import EmaSettings
 
 
 def digest(module) -> str:
@@ -37,7 +17,8 @@ def digest(module) -> str:
 
 
 def frozen_digests(stage) -> list[str]:
-    return [digest(module) for module in (stage.vae, stage.unet, stage.encoder.backbone, stage.schedule)]
+    schedule = hashlib.sha256(stage.schedule.alphas_cumprod.numpy().tobytes()).hexdigest()
+    return [schedule, *(digest(module) for module in (stage.vae, stage.unet, stage.encoder.backbone))]
 
 
 def step(stage, optimizer, batch) -> float:
@@ -258,13 +239,6 @@ def test_drawing_timesteps_by_their_weights_is_the_same_loss_on_average_with_les
     assert torch.allclose(trained.loss(batch), (errors * weights).mean(), atol=1e-6)
 
 
-def test_token_similarity_tells_one_repeated_token_from_many():
-    tokens = torch.randn(3, 1, 8, generator=torch.Generator().manual_seed(0))
-    assert token_similarity(3 * tokens.expand(3, 5, 8)) == pytest.approx(1, abs=1e-6)
-    assert token_similarity(torch.eye(8)[None, :5]) == pytest.approx(0, abs=1e-6)
-    assert token_similarity(torch.tensor([[[1.0, 0.0], [-2.0, 0.0]]])) == pytest.approx(-1, abs=1e-6)
-
-
 def test_own_context_beats_a_shuffled_one_after_overfitting(stage):
     trained = stage(encoder={"decoder_dropout": 0.0, "num_local_queries": 4}).train()
     batch = batch_of(8)
@@ -282,45 +256,6 @@ def test_own_context_beats_a_shuffled_one_after_overfitting(stage):
         shuffled = trained.errors(batch, batch["keys"], times, context.roll(1, 0), pooled)
     assert last < first
     assert float((shuffled - own).mean()) > 1e-4
-
-
-@torch.no_grad()
-@pytest.mark.parametrize(("count", "at_once"), [(5, 1), (5, 2), (5, 4), (5, 8), (2, 1)])
-def test_every_held_out_picture_gets_anothers_context_however_many_go_at_once(stage, monkeypatch, count, at_once):
-    trained = stage(encoder={"decoder_dropout": 0.0}).eval()
-    pixels = batch_of(count)["pixels"]
-    seen, errors = [], trained.errors
-
-    def spy(batch, keys, times, context, pooled):
-        seen.append((keys, context))
-        return errors(batch, keys, times, context, pooled)
-
-    def evaluate(size: int) -> dict[str, float]:
-        data = SimpleNamespace(held_out_pixels=pixels, held_out_scenes=None, batch_size=size)
-        monkeypatch.setattr(SeeCoderStage, "data", data)
-        return trained.evaluate()
-
-    monkeypatch.setattr(trained, "errors", spy)
-    figures = evaluate(at_once)
-    own, shuffled, none = (torch.cat([context for _, context in seen[kind::3]]) for kind in range(3))
-    assert torch.equal(shuffled, torch.stack([own[number - 1] for number in range(count)]))
-    assert not any(torch.equal(one, other) for one, other in zip(own, shuffled, strict=True))
-    assert not none.any()
-    assert all(torch.equal(keys, seen[3 * (number // 3)][0]) for number, (keys, _) in enumerate(seen))  # paired noise
-    assert abs(figures["gap_shuffled"]) > 1e-5
-    assert figures == evaluate(at_once)
-    whole = evaluate(count)
-    rounding = 1e-6 * whole["held_out_loss"]  # of the losses, whose differences the gaps are
-    assert all(figures[name] == pytest.approx(whole[name], abs=rounding) for name in ("gap_shuffled", "gap_none"))
-
-
-@torch.no_grad()
-def test_a_single_held_out_picture_has_no_shuffled_context(stage, monkeypatch, capsys):
-    trained = stage().eval()
-    data = SimpleNamespace(held_out_pixels=batch_of(1)["pixels"], held_out_scenes=None, batch_size=2)
-    monkeypatch.setattr(SeeCoderStage, "data", data)
-    assert trained.evaluate().keys() == {"held_out_loss", "gap_none", "token_similarity"}
-    assert "gap_shuffled is left out" in capsys.readouterr().out
 
 
 def test_bf16_parts_track_float32(stage):
@@ -349,30 +284,6 @@ def test_checkpoint_holds_trained_weights_only_and_exports(settings, fit, load, 
     fresh.load_backbone_weights(source)
     backbone = {name: value for name, value in fresh.state_dict().items() if name.startswith("backbone.")}
     assert all(torch.equal(exported[name], value) for name, value in backbone.items())
-
-
-def test_a_new_stage_starts_from_weights_with_a_fresh_optimizer(settings, fit, load, stage, tmp_path):
-    assert fit(settings(**{"run.max_steps": 2})) == 0
-    run = tmp_path / "run"
-    aware = stage(encoder={"position_aware": True}, init_from=str(run))
-    trained = read_trained(run)
-    state = aware.encoder.state_dict()
-    assert all(torch.equal(state[name], value) for name, value in trained.ema.items())
-    changes = {"run.folder": str(tmp_path / "aware"), "run.max_steps": 1, "stage.init_args.init_from": str(run)}
-    assert fit(settings(**changes, **{"stage.init_args.encoder.position_aware": True})) == 0
-    checkpoint = load(tmp_path / "aware" / "step-00000001.ckpt")
-    moments = checkpoint["optimizer_states"][0]["state"]
-    assert {int(state["step"]) for state in moments.values()} == {1}
-
-
-def test_weights_of_other_sizes_are_refused(stage, settings, fit, tmp_path, capsys):
-    assert fit(settings(**{"run.max_steps": 1})) == 0
-    changes = {"stage.init_args.init_from": str(tmp_path / "run"), "stage.init_args.encoder.query_ffn_dim": 64}
-    assert fit(settings(**changes, **{"run.folder": str(tmp_path / "other")})) == 2
-    assert "does not fit" in capsys.readouterr().err
-    encoder = stage(encoder={"query_layers": 4}).encoder
-    with pytest.raises(RuntimeError, match="does not fit"):
-        load_trained(encoder, str(tmp_path / "run"))
 
 
 def test_gradients_of_a_batch_are_the_mean_of_its_samples_in_float64(stage):

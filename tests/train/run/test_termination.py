@@ -1,0 +1,60 @@
+import os
+import signal
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from train.run.termination import Termination, ToldToStop, leaving_on_signals
+
+
+def trainer() -> Any:
+    connector = SimpleNamespace(register_signal_handlers=None)
+    return SimpleNamespace(_signal_connector=connector, world_size=1, should_stop=False)
+
+
+STAGE: Any = SimpleNamespace(device=torch.device("cpu"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_stops_after_the_present_step_and_handlers_come_back(number):
+    before = signal.getsignal(number)
+    termination, given = Termination(), trainer()
+    termination.setup(given, STAGE, "fit")
+    termination.on_start(given, STAGE)
+    termination.on_step(given, STAGE, 1)
+    assert not given.should_stop
+    os.kill(os.getpid(), number)
+    assert not given.should_stop, "only a flag is set"
+    termination.on_step(given, STAGE, 2)
+    assert given.should_stop
+    assert termination.stopped_by_signal
+    termination.on_exception(given, STAGE, RuntimeError())
+    assert signal.getsignal(number) == before
+
+
+def test_a_time_budget_stops_without_a_signal(monkeypatch):
+    now = SimpleNamespace(seconds=0.0)
+    monkeypatch.setattr("train.run.termination.time", SimpleNamespace(monotonic=lambda: now.seconds))
+    termination, given = Termination(max_minutes=2.0), trainer()
+    termination.on_start(given, STAGE)
+    for now.seconds, expected in ((120.0, False), (121.0, True)):
+        termination.on_step(given, STAGE, 1)
+        assert given.should_stop is expected
+    assert not termination.stopped_by_signal
+
+
+def test_it_looks_only_every_few_steps():
+    termination, given = Termination(check_every=3), trainer()
+    termination.signaled = True
+    for step, expected in ((1, False), (2, False), (3, True)):
+        termination.on_step(given, STAGE, step)
+        assert given.should_stop is expected
+
+
+def test_before_training_listens_a_signal_leaves_the_block():
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(ToldToStop), leaving_on_signals():
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) == before

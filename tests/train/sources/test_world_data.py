@@ -1,0 +1,52 @@
+import pytest
+import torch
+
+from data.world.scenes import sample_scenes
+from train.sources.world_data import (
+    WorldPictures,
+    chunks,
+    draw_bytes,
+    scenes_from_dict,
+    scenes_to_dict,
+    to_model_range,
+)
+
+
+def test_a_batch_has_the_pictures_and_scenes_that_its_keys_name():
+    data = WorldPictures(batch_size=2, pool_size=5, held_out=2, image_size=16, seed=4)
+    data.setup("fit")
+    keys = torch.tensor([[0, 3], [1, 0]])
+    batch = data.batch(keys)
+    assert torch.equal(batch["keys"], keys)
+    scenes = scenes_from_dict(batch["scenes"])
+    assert torch.equal(batch["pixels"], draw_bytes(scenes, 16))
+    assert torch.equal(scenes.shape, sample_scenes(5, 4).shape[[3, 0]])
+
+
+def test_held_out_scenes_are_no_scenes_of_the_pool():
+    data = WorldPictures(batch_size=2, pool_size=4, held_out=4, image_size=16)
+    data.setup("fit")
+    assert not torch.equal(data.held_out_scenes.center_x, data.scenes.center_x)
+
+
+@pytest.mark.parametrize("name", ["pool_size", "held_out", "batch_size"])
+def test_impossible_sizes_are_refused(name):
+    with pytest.raises(ValueError, match=f"`{name}`=0"):
+        WorldPictures(**{"batch_size": 2, name: 0})
+
+
+def test_drawing_in_parts_is_drawing_at_once(monkeypatch):
+    scenes = sample_scenes(5, 0)
+    whole = draw_bytes(scenes, 8)
+    monkeypatch.setattr(type(scenes), "split", lambda self, size: [self[slice(0, 2)], self[slice(2, 5)]])
+    assert torch.equal(draw_bytes(scenes, 8), whole)
+    assert torch.equal(scenes_from_dict(scenes_to_dict(scenes)).hue, scenes.hue)
+
+
+def test_bytes_become_the_range_of_autoencoders():
+    assert to_model_range(torch.tensor([0, 255], dtype=torch.uint8)).tolist() == [-1, 1]
+
+
+def test_chunks_cover_all_once():
+    assert [list(range(7))[part] for part in chunks(7, 3)] == [[0, 1, 2], [3, 4, 5], [6]]
+    assert chunks(0, 3) == []
