@@ -74,8 +74,8 @@ class Variations:
         autoencoder_memory: float = AUTOENCODER_MEMORY,
     ) -> None:
         require("max_side", max_side, whole(1))
-        self._pipe = pipe
-        self._max_side = max_side
+        self.pipe = pipe
+        self.max_side = max_side
         self._folder = folder
         self._image_size = image_size
         self._autoencoder_memory = autoencoder_memory
@@ -124,8 +124,8 @@ class Variations:
             raise ValueError(f"Upload 1 to {MAX_PICTURES} pictures.")
         if not 1 <= count <= MAX_RESULTS or not 0 <= seed <= MAX_SEED:
             raise ValueError(f"Ask for 1 to {MAX_RESULTS} results and a seed from 0 to {MAX_SEED}.")
-        if max(height, width) > self._max_side:
-            raise ValueError(f"Height and width may be {self._max_side} pixels at most.")
+        if max(height, width) > self.max_side:
+            raise ValueError(f"Height and width may be {self.max_side} pixels at most.")
         settings = {
             "height": height,
             "width": width,
@@ -150,7 +150,7 @@ class Variations:
         methods = None if method == "plain" else build_methods(method)
         gallery: list[tuple[str, str]] = []
         notes: list[str] = []
-        contexts = [self._pipe.context_arguments([entry], self._image_size) for entry in entries]
+        contexts = [self.pipe.context_arguments([entry], self._image_size) for entry in entries]
         jobs = [(index, context, seed) for index, context in enumerate(contexts) for seed in seeds]
         for done, (index, context, seed) in enumerate(jobs):
             caption = f"picture {index + 1}, seed {seed}"
@@ -162,7 +162,7 @@ class Variations:
             def keep(pipe: Any, stage: Any, images: Any, caption: str = caption) -> None:
                 gallery.append((self._saved(images[0]), f"{caption}, after {stage.stage}"))
 
-            output: Any = self._pipe(
+            output: Any = self.pipe(
                 **context,
                 method=methods,
                 generator=torch.Generator().manual_seed(seed),
@@ -182,22 +182,11 @@ class Variations:
         return str(path)
 
 
-def build(
-    pipe: SeeCoderPipeline | SeeCoderXLPipeline,
-    *,
-    max_side: int = 2048,
-    folder: Path,
-    image_size: int | None = ENCODED_SIZE,
-    autoencoder_memory: float = AUTOENCODER_MEMORY,
-) -> Any:
+def build(vary: Variations) -> Any:
     """Build the page.
 
     Args:
-        pipe: A pipeline with an encoder, on its device.
-        max_side: Largest height and width that can be asked for, in pixels.
-        folder: Where results are kept while the app runs.
-        image_size: Pictures of more pixels than a square of this side are reduced before they are encoded.
-        autoencoder_memory: GiB that the autoencoder may take; what takes more is done in tiles.
+        vary: What the button does.
 
     Returns:
         A `gradio.Blocks`.
@@ -206,11 +195,10 @@ def build(
         ImportError: Gradio is not installed.
     """
     gradio = require_gradio()
-    cell = pipe.vae_scale_factor
-    native = [side * cell for side in native_size(pipe.unet)]
+    cell, max_side = vary.pipe.vae_scale_factor, vary.max_side
+    native = [side * cell for side in native_size(vary.pipe.unet)]
     # Panoramas have other sizes and other needs; the command makes them.
     names = ["plain", *(name for name in METHODS if name != "syncdiffusion")]
-    vary = Variations(pipe, max_side, folder, image_size, autoencoder_memory)
     progress_bar = gradio.Progress()  # gradio finds it as the default of an argument
 
     def answer(
@@ -285,7 +273,5 @@ def serve(
         raise ValueError(f"`{forbidden[0]}` is not open to change: the app is for this machine only.")
     pipe.set_progress_bar_config(disable=True)
     with tempfile.TemporaryDirectory(prefix="seecoder-") as folder:
-        page = build(
-            pipe, max_side=max_side, folder=Path(folder), image_size=image_size, autoencoder_memory=autoencoder_memory
-        )
+        page = build(Variations(pipe, max_side, Path(folder), image_size, autoencoder_memory))
         return page.launch(server_port=port, **LAUNCH_OPTIONS, **options)

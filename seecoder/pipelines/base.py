@@ -1,7 +1,6 @@
 """What the pipelines for Stable Diffusion and SDXL share: their parts, and how these are loaded and saved."""
 
 import os
-from collections.abc import Sequence
 from typing import Any, ClassVar, Self
 
 import torch
@@ -9,11 +8,11 @@ from diffusers import AutoencoderKL, ControlNetModel, DiffusionPipeline, Schedul
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.pipelines.pipeline_utils import StableDiffusionMixin
 
-from seecoder.base_model.facts import check_widths, pixels_per_cell
+from seecoder.base_model.facts import check_widths, is_sdxl, pixels_per_cell
 from seecoder.base_model.loading import load_config, load_part
 from seecoder.encoder.model import SeeCoder
 from seecoder.images.loading import ENCODED_SIZE
-from seecoder.pipelines.conditioning import Conditioning
+from seecoder.pipelines.conditioning import Conditioning, encode_pictures
 from seecoder.pipelines.inputs import CALLBACK_TENSORS, Pictures, Request
 from seecoder.sampling.conditions import AddedConditions
 from seecoder.sampling.views import Size
@@ -207,34 +206,20 @@ class ContextPipeline(DiffusionPipeline, StableDiffusionMixin):
         """Encode pictures once, for many calls: `pipe(**pipe.context_arguments("cat.jpg"), generator=...)`.
 
         Args:
-            image: As for `encode_context`: one picture, a list of them, or sets that together make one context.
+            image: One picture (path, bytes, PIL image, array or tensor); a list of pictures, each its own context; or,
+                in place of a picture, an inner list or an `ImageSet` of pictures that together make one context.
             image_size: Pictures of more pixels than a square of this side are reduced to as many; None keeps them.
 
         Returns:
             `context` (N, T, D), and for SDXL `pooled_context` (N, P).
         """
-        encoded = self.encode_context(image, image_size=image_size)
-        if isinstance(encoded, tuple):
-            return {"context": encoded[0], "pooled_context": encoded[1]}
-        return {"context": encoded}
+        context, pooled = encode_pictures(self.encoder, image, None, self._execution_device, image_size)
+        given = {"context": context}
+        if pooled is not None and is_sdxl(self.unet):
+            given["pooled_context"] = pooled
+        return given
 
     # ------------------------------------------------------------------------------ where the two pipelines differ
-
-    def encode_context(
-        self, image: Pictures, context_weights: Sequence[float] | None = None, image_size: int | None = ENCODED_SIZE
-    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-        """Encode pictures once, to use them often.
-
-        Args:
-            image: One picture (path, bytes, PIL image, array or tensor); a list of pictures, each its own context; or,
-                in place of a picture, an inner list or an `ImageSet` of pictures that together make one context.
-            context_weights: One number >= 0 for every picture of an inner list.
-            image_size: Pictures of more pixels than a square of this side are reduced to as many; None keeps them.
-
-        Returns:
-            Context (N, T, D), for SDXL with pooled vectors (N, P).
-        """
-        raise NotImplementedError
 
     def check_unet(self) -> None:
         """Refuse a UNet of another family.

@@ -123,7 +123,7 @@ def test_files_that_are_not_its_own_are_not_given_out(pipe, tmp_path):
 
     secret = tmp_path / "secret.txt"
     secret.write_text("not for you")
-    page = build(pipe, max_side=64, folder=tmp_path)
+    page = build(Variations(pipe, 64, tmp_path))
     with TestClient(App.create_app(page)) as client:
         assert client.get("/config").status_code == 200
         for path in (secret, "/etc/passwd", "../../../../etc/passwd", "..%2f..%2f..%2fetc%2fpasswd"):
@@ -132,7 +132,7 @@ def test_files_that_are_not_its_own_are_not_given_out(pipe, tmp_path):
 
 def test_the_page_calls_the_button_and_shows_errors(pipe, files, tmp_path):
     gradio = pytest.importorskip("gradio")
-    page = build(pipe, max_side=64, folder=tmp_path)
+    page = build(Variations(pipe, 64, tmp_path))
     (function,) = page.fns.values()
 
     def press(seed=7, randomise=False, count=1):
