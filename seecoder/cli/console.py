@@ -14,8 +14,8 @@ def safe_name(text: str, limit: int = 40) -> str:
     """Make a piece of a file name out of anything.
 
     Args:
-        text: such as the name of an input picture.
-        limit: longest result.
+        text: Such as the name of an input picture.
+        limit: Longest result.
 
     Returns:
         1 to `limit` characters out of A-Z, a-z, 0-9, hyphen and underscore.
@@ -28,12 +28,12 @@ def check_new(paths: list[Path], overwrite: bool) -> None:
     """Refuse to write over existing files, before anything is computed.
 
     Args:
-        paths: what will be written.
-        overwrite: whether the user allowed it.
+        paths: What will be written.
+        overwrite: Whether the user allowed it.
 
     Raises:
-        FileExistsError: one of them exists.
-        NotADirectoryError: a folder on the way is a file.
+        FileExistsError: One of them exists.
+        NotADirectoryError: A folder on the way is a file.
     """
     for path in paths:
         if path.exists() and not overwrite:

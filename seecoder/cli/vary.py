@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from seecoder.checks import require, whole
 from seecoder.cli.console import check_new, safe_name, say
 from seecoder.cli.opening import THUMBNAIL_SIDE, load_pipeline, open_pictures, saved_contexts
 from seecoder.cli.options import add_base_options, add_image_size, add_sampling_options, pipeline_arguments
@@ -99,8 +100,6 @@ def seeds_of(first: list[int], count: int | None) -> list[int]:
     Raises:
         ValueError: A seed or a count out of range, or several seeds and a count that contradicts them.
     """
-    from seecoder.checks import require, whole
-
     for number in first:
         require("--seed", number, whole(0, _SEEDS - 1))
     if count is None:
@@ -136,9 +135,7 @@ def make(arguments: argparse.Namespace, methods: "list[Method] | None", *, comma
     opened = open_pictures(arguments)
     jobs = _jobs(arguments, saved_contexts(arguments.encoder), opened)
     out = Path(arguments.out)
-    files = [
-        [out / f"{index + 1:04d}-{job.name}-seed{number}.png" for number in seeds] for index, job in enumerate(jobs)
-    ]
+    files = [[out / f"{place:04d}-{job.name}-seed{seed}.png" for seed in seeds] for place, job in enumerate(jobs, 1)]
     sheet = sheet_path(arguments.sheet, out)
     old_previews = [path for row in files for file in row for path in out.glob(f"{glob.escape(file.stem)}-stage*.png")]
     check_new(
