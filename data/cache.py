@@ -13,28 +13,28 @@ One process uses one device. To use several, give each a folder of shards of its
 the same command goes on where it stopped.
 """
 
-import argparse
 import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import yaml
+from jsonargparse import ArgumentParser, Namespace
 from tqdm import tqdm
 
-from data.shards.building.shard_build import REPORT, claimed_folder, run_build
+from data.command import make_parser, run_command
+from data.shards.building.claim import claimed_folder
+from data.shards.building.shard_build import REPORT, run_build
 from data.shards.caching.cached_samples import CacheBuild, CachedSamples, Extra, Moments
 from data.shards.caching.maps import Maps, MapsSource
 from data.shards.caching.moments import MomentsSource
-from data.shards.manifest import check_location
 from data.shards.reading.square_image import SquareImage
-from data.shards.shard_set import open_shards
+from data.shards.shard_set import check_location, open_shards
 from seecoder.base_model.loading import load_frozen
 from seecoder.encoder.model import SeeCoder
 
-_DTYPES = ("float32", "bfloat16")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -46,53 +46,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         Exit code: 0; 2 for bad input, with one line on stderr; 130 when interrupted.
     """
-    options = _parser().parse_args(arguments)
-    try:
-        return _cache(options)
-    except KeyboardInterrupt:
-        print("\nstopped; run the same command again to go on", file=sys.stderr)
-        return 130
-    except (ValueError, TypeError, OSError, RuntimeError) as error:
-        if options.debug:
-            raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+    return run_command(_parser(), _cache, arguments)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m data.cache", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("shards", type=Path, metavar="SHARDS", help="folder of shards")
-    parser.add_argument("out", type=Path, metavar="OUT", help="folder for the copies with moments")
-    parser.add_argument("--base", required=True, help="base model in diffusers' form: folder, or owner/name")
-    parser.add_argument("--size", type=int, default=512, help="side of the training pictures in pixels (512)")
-    parser.add_argument("--flip", action="store_true", help="also of mirrored pictures, for a training that flips")
-    parser.add_argument("--dtype", choices=_DTYPES, default="float32", help="`vae_dtype` of the training (float32)")
-    parser.add_argument("--maps", type=Path, metavar="CONFIG", help="also backbone maps, for this training")
-    parser.add_argument("--batch-size", type=int, default=8, help="pictures encoded at once (8)")
-    parser.add_argument("--device", help="where to encode (a GPU if there is one)")
-    parser.add_argument("--threads", type=int, default=2, help="pictures decoded at the same time (2)")
+def _parser() -> ArgumentParser:
+    parser = make_parser("python -m data.cache", __doc__)
+    parser.add_argument("shards", type=Path, metavar="SHARDS", help="Folder of shards.")
+    parser.add_argument("out", type=Path, metavar="OUT", help="Folder for the copies with moments.")
+    parser.add_argument("--base", required=True, help="Base model in diffusers' form: folder, or owner/name.")
+    parser.add_argument("--size", type=int, default=512, help="Side of the training pictures in pixels.")
+    parser.add_argument("--flip", action="store_true", help="Also of mirrored pictures, for a training that flips.")
     parser.add_argument(
-        "--max-bad-rate", type=float, default=0.01, help="share of bad samples that is tolerated (0.01)"
+        "--dtype", type=Literal["float32", "bfloat16"], default="float32", help="`vae_dtype` of the training."
     )
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.add_argument("--maps", type=Path | None, metavar="CONFIG", help="Also backbone maps, for this training.")
+    parser.add_argument("--batch-size", type=int, default=8, help="Pictures encoded at once.")
+    parser.add_argument("--device", help="Where to encode; a GPU if there is one.")
+    parser.add_argument("--threads", type=int, default=2, help="Pictures decoded at the same time.")
+    parser.add_argument("--max-bad-rate", type=float, default=0.01, help="Fraction of bad samples that is tolerated.")
     return parser
 
 
-def _cache(options: argparse.Namespace) -> int:
-    for name in ("batch_size", "threads"):
-        if getattr(options, name) < 1:
-            raise ValueError(f"`{name}`={getattr(options, name)} must be at least 1.")
+def _cache(options: Namespace) -> None:
     _check_folders(options.shards, options.out)
     shards = open_shards(options.shards)
     vae = load_autoencoder(options.base, options.dtype, options.device)
-    moments = Moments(vae, MomentsSource.of(vae, options.size), options.flip)
+    moments = Moments(vae, MomentsSource.from_vae(vae, options.size), options.flip)
     extras: list[Extra] = [moments]
     values = 2 * math.prod(moments.source.shape)
     if options.maps is not None:
         encoder = load_backbone(options.maps, vae.device)
-        maps = Maps(encoder, MapsSource.of(encoder, options.size), options.flip)
+        maps = Maps(encoder, MapsSource.from_encoder(encoder, options.size), options.flip)
         extras.append(maps)
         values += sum(map(math.prod, maps.source.shapes))
     source = CachedSamples(shards, SquareImage(options.size), tuple(extras), options.batch_size, options.threads)
@@ -116,7 +100,6 @@ def _cache(options: argparse.Namespace) -> int:
     if progress.bad:
         reasons = ", ".join(f"{count} x {reason}" for reason, count in progress.bad.most_common())
         print(f"{progress.bad.total():,} bad samples have no moments ({reasons}); see {options.out / REPORT}")
-    return 0
 
 
 def _check_folders(shards: Path, out: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from data.shards.index import read_headers, write_index
-from data.shards.manifest import MANIFEST, MOST_SAMPLES, Manifest, Shard, write_manifest
+from data.shards.manifest import MANIFEST, MAX_SAMPLES, Manifest, Shard, write_manifest
 from seecoder.weights.digests import file_sha256
 
 logger = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ def _successes(shard: Path) -> int | None:
         count = json.loads(shard.with_name(shard.stem + "_stats.json").read_bytes())["successes"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
-    return count if type(count) is int and 0 <= count <= MOST_SAMPLES else None
+    return count if type(count) is int and 0 <= count <= MAX_SAMPLES else None
 
 
 def make_manifest(folder: Path) -> Manifest:

@@ -10,12 +10,14 @@ together. A reader therefore has at most `window` shards open at a time, and mix
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from seecoder.checks import check, require, some_of, whole
 
 _CACHED_EPOCHS = 2  # a batch may straddle two
 _CACHED_BLOCKS = 4
@@ -56,21 +58,6 @@ class Place(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Cursor:
-    """How far a run has read, in samples of all ranks together.
-
-    Attributes:
-        epoch: Epoch of the next sample.
-        samples_consumed: Samples of that epoch already consumed.
-        plan_hash: `Plan.digest` of the plan that this was counted in.
-    """
-
-    epoch: int
-    samples_consumed: int
-    plan_hash: str
-
-
-@dataclass(frozen=True)
 class _Epoch:
     shards: NDArray[np.int64]  # permuted shard numbers
     starts: NDArray[np.int64]  # (shards + 1,) where each begins in the epoch
@@ -84,24 +71,19 @@ class Plan:
         seed: Seed of the order.
         window: Shards whose samples are mixed with each other.
         shuffle: False keeps the manifest's order in every epoch (evaluation).
-        identity: Fingerprint of the data itself; part of `digest`, so that a cursor is refused on other data.
 
     Raises:
         ValueError: There are no samples, a count is negative, or `window` is below 1.
     """
 
-    def __init__(
-        self, samples: Sequence[int], *, seed: int = 0, window: int = 8, shuffle: bool = True, identity: str = ""
-    ):
-        if window < 1:
-            raise ValueError(f"`window`={window} must be at least 1 shard.")
-        if any(count < 0 for count in samples):
-            raise ValueError("`samples` holds a negative count; the manifest is damaged.")
+    def __init__(self, samples: Sequence[int], *, seed: int = 0, window: int = 8, shuffle: bool = True) -> None:
+        self.seed, self.window, self.shuffle = seed, window, shuffle
+        check(self, window=whole(1))
+        require("samples", list(samples), some_of(whole(0), "a list of counts from 0 up"))
         self.counts = np.asarray(samples, dtype=np.int64)
         self.samples = int(self.counts.sum())
         if self.samples == 0:
             raise ValueError(f"The {len(samples)} shards hold no samples at all.")
-        self.seed, self.window, self.shuffle, self.identity = seed, window, shuffle, identity
         self.offsets = np.concatenate([[0], np.cumsum(self.counts)])  # sample_id of each shard's first sample
         self._epochs: dict[int, _Epoch] = {}
         self._blocks: dict[tuple[int, int], NDArray[np.int64]] = {}
@@ -112,14 +94,6 @@ class Plan:
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_epochs": {}, "_blocks": {}}  # workers rebuild these in milliseconds
-
-    @property
-    def digest(self) -> str:
-        """Fingerprint of everything that the order depends on."""
-        text = repr(
-            (1, self.seed, self.window if self.shuffle else 0, self.shuffle, self.identity, self.counts.tolist())
-        )
-        return hashlib.sha256(text.encode()).hexdigest()[:32]
 
     def place(self, position: int) -> Place:
         """Look up a position of the endless sequence.
@@ -169,26 +143,6 @@ class Plan:
         if block >= blocks:
             order, block = self._epoch(epoch + block // blocks), block % blocks
         return order.shards[block * self.window : (block + 1) * self.window].tolist()
-
-    def cursor(self, position: int) -> Cursor:
-        """Describe a position by epoch and samples consumed in it."""
-        return Cursor(*divmod(position, self.samples), self.digest)
-
-    def position(self, cursor: Cursor | Mapping[str, Any]) -> int:
-        """Turn a cursor back into a position.
-
-        Raises:
-            ValueError: The cursor was counted in another plan: other shards, seed or window.
-        """
-        if not isinstance(cursor, Cursor):
-            cursor = Cursor(cursor["epoch"], cursor["samples_consumed"], cursor["plan_hash"])
-        if cursor.plan_hash != self.digest:
-            raise ValueError(
-                f"The cursor (epoch {cursor.epoch}, {cursor.samples_consumed} samples) belongs to other data: its plan "
-                f"is {cursor.plan_hash}, this one is {self.digest}. Use the shards, `seed` and `window` of the run "
-                "that saved it, or begin a new run."
-            )
-        return cursor.epoch * self.samples + cursor.samples_consumed
 
     def _epoch(self, epoch: int) -> _Epoch:
         if epoch not in self._epochs:

@@ -1,14 +1,59 @@
-"""From what a user names (folders, manifests, https URLs) to a set of shards."""
+"""The shards that a run reads: from the folders, manifests and https URLs that a user names to one set."""
 
-from collections.abc import Sequence
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
-from data.shards.https.addresses import folder_address, redacted
+from data.shards.https.addresses import file_address, folder_address, redacted
 from data.shards.https.fetcher import Fetcher
 from data.shards.img2dataset import count_samples
-from data.shards.manifest import MANIFEST, LocatedShard, ShardSet, check_location, join, locate, read_manifest
+from data.shards.manifest import MANIFEST, Manifest, Shard, read_manifest
 
 UNFINISHED = "build.json"  # lies in the folder of a build until its manifest is written
+
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
+
+
+@dataclass(frozen=True)
+class LocatedShard:
+    """A shard of the manifest together with where it lies, what its samples must hold and how it was made."""
+
+    shard: Shard
+    location: Path | str
+    members: tuple[str, ...]
+    settings: Mapping[str, Any] = field(default_factory=dict, compare=False)
+
+    @property
+    def label(self) -> str:
+        """The location for messages, without what it may hold of passwords."""
+        return redacted(self.location)
+
+
+@dataclass(frozen=True)
+class ShardSet:
+    """The shards that one run reads, from one place or several."""
+
+    shards: tuple[LocatedShard, ...]
+
+    @property
+    def counts(self) -> list[int]:
+        """Samples of each shard."""
+        return [located.shard.samples for located in self.shards]
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of what the shards hold, wherever they lie: data that were moved keep their cursor."""
+        rows = [(row.shard.name, row.shard.samples, row.shard.sha256) for row in self.shards]
+        return hashlib.sha256(repr(rows).encode()).hexdigest()
+
+    @property
+    def is_hashed(self) -> bool:
+        """Whether the fingerprint is one of bytes: shards without a manifest have names and counts alone."""
+        return bool(self.shards) and all(row.shard.sha256 for row in self.shards)
 
 
 def open_shards(places: str | Path | Sequence[str | Path], fetcher: Fetcher | None = None) -> ShardSet:
@@ -26,22 +71,64 @@ def open_shards(places: str | Path | Sequence[str | Path], fetcher: Fetcher | No
     """
     if isinstance(places, str | Path):
         places = [places]
-    return join([_shards_of(check_location(place), fetcher) for place in places])
+    shards = tuple(shard for place in places for shard in _located_shards(check_location(place), fetcher))
+    if not shards:
+        raise ValueError("No shards were found. Make some with `python -m data.build`.")
+    return ShardSet(shards)
 
 
-def _shards_of(place: Path | str, fetcher: Fetcher | None) -> list[LocatedShard]:
+def _located_shards(place: Path | str, fetcher: Fetcher | None) -> list[LocatedShard]:
     if isinstance(place, str):
         if fetcher is None:
             raise ValueError(f"`{redacted(place)}` is a URL: give a `cache` folder into which its shards are fetched.")
-        return locate(folder_address(place, MANIFEST), fetcher.manifest(place))
+        return _locate(folder_address(place, MANIFEST), fetcher.manifest(place))
     if place.is_file():
         if place.name != MANIFEST:
             raise ValueError(f"`{place}` is a file. Give its folder, or a {MANIFEST}.")
         place = place.parent
     if (place / MANIFEST).exists():
-        return locate(place, read_manifest(place))
+        return _locate(place, read_manifest(place))
     if (place / UNFINISHED).exists():
         raise ValueError(
             f"`{place}` is an unfinished build. Run its `python -m data.build` command again to finish it."
         )
-    return locate(place, count_samples(place))
+    return _locate(place, count_samples(place))
+
+
+def _locate(place: Path | str, manifest: Manifest) -> list[LocatedShard]:
+    """Join a manifest with the folder or URL that holds its shards."""
+    return [
+        LocatedShard(
+            shard,
+            place / shard.name if isinstance(place, Path) else file_address(place, shard.name),
+            manifest.members,
+            manifest.settings,
+        )
+        for shard in manifest.shards
+    ]
+
+
+def check_location(location: str | Path) -> Path | str:
+    """Let only local paths and https URLs through.
+
+    webdataset would run `pipe:` as a shell command and hand other schemes to other programs, so nothing of that kind
+    gets as far as webdataset.
+
+    Returns:
+        A `Path`, or the URL as it was given.
+
+    Raises:
+        ValueError: The location has any other scheme.
+        FileNotFoundError: The local path does not exist.
+    """
+    text = str(location)
+    if isinstance(location, str) and _SCHEME.match(text):
+        if urlsplit(text).scheme.lower() == "https" and urlsplit(text).hostname:
+            return text
+        raise ValueError(
+            f"`{redacted(text)}` is neither a local path nor an https:// URL; nothing else is opened. For a file whose "
+            "name holds a colon, write ./ before it."
+        )
+    if not Path(text).exists():
+        raise FileNotFoundError(f"`{text}` does not exist. Give a folder of shards, made by `python -m data.build`.")
+    return Path(text)

@@ -19,14 +19,15 @@ from PIL import Image
 
 from data import build
 from data.shards.building import shard_build
-from data.shards.building.image_files import ImageFiles, WorldScenes, find_image_files, read_image_list
-from data.shards.building.shard_build import Build, claimed_folder, run_build
+from data.shards.building.claim import claimed_folder
+from data.shards.building.image_files import ImageFiles, find_image_files, read_image_list
+from data.shards.building.shard_build import Build, run_build
+from data.shards.building.world_scenes import WorldScenes
 from data.shards.manifest import read_manifest
 from data.shards.reading.shard_loader import ShardLoader
 from data.shards.reading.shard_reader import ShardReader
 from data.shards.reading.square_image import SquareImage
 from data.shards.shard_set import open_shards
-from data.shards.world import scenes_of
 from data.world.render import render
 from data.world.scenes import sample_scenes
 
@@ -160,12 +161,9 @@ def test_world_shards_hold_what_was_drawn(tmp_path: Path):
     assert torch.equal(torch.cat([batch["pixels"] for batch in batches]), drawn)
     attributes = [row for batch in batches for row in batch["attributes"]]
     assert [row["shape"] for row in attributes] == [scenes.describe(index)["shape"] for index in range(20)]
-    again = scenes_of(attributes)
-    assert all(torch.equal(getattr(again, name), getattr(scenes, name)) for name in vars(scenes))
-    with pytest.raises(ValueError, match="not a sample of the world"):
-        scenes_of([{"source": "a.png"}])
-    with pytest.raises(ValueError, match="empty"):
-        scenes_of([])
+    for row, described in enumerate(attributes):  # seed and number are enough to draw a scene again
+        again = sample_scenes(1, described["seed"], described["number"])
+        assert all(torch.equal(getattr(again, name)[0], getattr(scenes, name)[row]) for name in vars(scenes))
 
 
 @pytest.fixture
@@ -220,7 +218,7 @@ def test_a_shard_of_bad_pictures_only_is_left_out(tmp_path: Path):
 
 
 def test_early_stop_above_the_rate_does_not_read_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(shard_build, "_GRACE", 4)
+    monkeypatch.setattr(shard_build, "_MIN_SOURCES", 4)
     folder = tmp_path / "in"
     folder.mkdir()
     for number in range(20):
@@ -474,5 +472,5 @@ def test_a_list_may_name_files_that_are_gone(tmp_path: Path):
     save(tmp_path / "a.png")
     (tmp_path / "list").write_text("a.png\ngone.png\n")
     paths = read_image_list(tmp_path / "list")
-    source = ImageFiles.of(paths, [path.name for path in paths], None, "jpeg", 95, 10**6)
+    source = ImageFiles.from_paths(paths, [path.name for path in paths], None, "jpeg", 95, 10**6)
     assert [bool(item.reason) for item in source.samples(0, 2)] == [False, True]

@@ -62,7 +62,7 @@ def members(folder: Path) -> Iterator[dict[str, bytes]]:
 
 def source(base: Path) -> tuple[Any, MomentsSource]:
     vae = cache.load_autoencoder(str(base), "float32", "cpu")
-    return vae, MomentsSource.of(vae, SIZE)
+    return vae, MomentsSource.from_vae(vae, SIZE)
 
 
 def test_every_sample_is_copied_and_gets_its_moments(base, run, make_shards, tmp_path, capsys):

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from data.shards.manifest import ShardSet
+from data.shards.shard_set import ShardSet
 from seecoder.base_model.facts import check_widths
 from train.estimate.costs import Costs, count_costs
 from train.estimate.hardware import GIB, Cluster, Hardware

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from data.shards.manifest import ShardSet
+from data.shards.shard_set import ShardSet
 from train.estimate.costs import Costs
 from train.estimate.hardware import Cluster, Hardware
 from train.estimate.known_bases import base_sizes

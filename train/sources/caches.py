@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from data.shards.caching import maps, moments
-from data.shards.manifest import LocatedShard, ShardSet
 from data.shards.reading.square_image import SquareImage
+from data.shards.shard_set import LocatedShard, ShardSet
 
 
 @dataclass(frozen=True)

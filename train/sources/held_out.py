@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data.shards.https.addresses import folder_address, redacted
-from data.shards.manifest import MANIFEST, ShardSet
-from data.shards.shard_set import open_shards
+from data.shards.manifest import MANIFEST
+from data.shards.shard_set import ShardSet, open_shards
 
 HELD_OUT_SEED = 1_000_003  # added to the seed: held-out scenes come from another stream
 

@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from data.shards.https.addresses import redacted
-from data.shards.manifest import ShardSet
-from data.shards.shard_set import open_shards
+from data.shards.shard_set import ShardSet, open_shards
 from train.settings import RunSettings
 from train.sources.caches import find_caches
 from train.sources.held_out import check_apart, listed

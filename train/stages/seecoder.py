@@ -179,7 +179,7 @@ class SeeCoderStage(DenoisingStage):
 
     def maps_source(self, size: int) -> MapsSource | None:
         """What cached maps must be of; None if the encoder sees pictures at another size."""
-        return None if self.encoder_size is not None else MapsSource.of(self.encoder, size)
+        return None if self.encoder_size is not None else MapsSource.from_encoder(self.encoder, size)
 
     def errors(
         self, batch: dict[str, Any], keys: Tensor, times: Tensor, context: Tensor, pooled: Tensor | None
@@ -207,7 +207,7 @@ class SeeCoderStage(DenoisingStage):
 
     def moments_source(self, size: int) -> MomentsSource:
         """What cached moments of square pictures must be of, to be those that `moments` would compute."""
-        return MomentsSource.of(self.vae, size)
+        return MomentsSource.from_vae(self.vae, size)
 
     # Evaluation -------------------------------------------------------------------------------------------------------
 

@@ -1,63 +1,19 @@
-"""What shards are built from: picture files, or scenes of the world."""
+"""Shards of image files: found below a folder or named in a list, kept byte by byte or scaled down."""
 
 import hashlib
-import io
-import json
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 from PIL import Image
 
-from data.world.render import render
-from data.world.scenes import sample_scenes
+from data.shards.building.sources import Item, encode_image, encode_json
+from seecoder.checks import check, optional, whole
 from seecoder.images.loading import ImageError, load_image, to_pil
 
-PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif")
-_SCENES_AT_ONCE = 256
-
-
-class Item(NamedTuple):
-    """One sample, or why there is none.
-
-    Attributes:
-        name: Where it comes from.
-        key: Its key in the shard.
-        members: Bytes by extension; empty for a bad source.
-        reason: Why the source is bad; "" for a good one.
-    """
-
-    name: str
-    key: str
-    members: Mapping[str, bytes]
-    reason: str = ""
-
-
-class Source(Protocol):
-    """Where samples come from; picklable, and the same sample for the same number every time."""
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """All that the samples depend on, in plain values: another build with equal settings gives equal bytes."""
-        ...
-
-    @property
-    def members(self) -> tuple[str, ...]:
-        """Kinds of member that every sample has."""
-        ...
-
-    @property
-    def sizes(self) -> list[int] | None:
-        """Bytes of each source, where known."""
-        ...
-
-    def __len__(self) -> int: ...
-
-    def samples(self, start: int, stop: int) -> Iterator[Item]:
-        """Make samples `start` to `stop - 1`."""
-        ...
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif")
 
 
 @dataclass(frozen=True)
@@ -86,8 +42,11 @@ class ImageFiles:
     file_sizes: tuple[int, ...]
     digest: str
 
+    def __post_init__(self) -> None:
+        check(self, size=optional(whole(1)), quality=whole(1, 100), max_pixels=whole(1))
+
     @staticmethod
-    def of(
+    def from_paths(
         paths: list[Path], names: list[str], size: int | None, encode: str, quality: int, max_pixels: int
     ) -> "ImageFiles":
         """Take stock of the files; files that do not exist are kept and will be counted as bad."""
@@ -107,7 +66,7 @@ class ImageFiles:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """See `Source`."""
+        """All that the samples depend on, the files by a digest of their names, sizes and times."""
         size = "keep" if self.size is None else self.size
         encoding = {"size": size, "encode": self.encode, "quality": self.quality, "max_pixels": self.max_pixels}
         return {"kind": "pictures", "count": len(self), "sources_sha256": self.digest} | encoding
@@ -139,82 +98,22 @@ class ImageFiles:
                 yield Item(name, key, members)
 
     def _members(self, path: Path, name: str) -> dict[str, bytes]:
-        picture = to_pil(load_image(path, max_pixels=self.max_pixels))
+        image = to_pil(load_image(path, max_pixels=self.max_pixels))
         content = path.read_bytes()
-        width, height = picture.size
+        width, height = image.size
         kind = _kind(content)
         scaled = self.size is not None and min(width, height) > self.size
         if scaled:
-            picture = picture.resize(_scaled(width, height, self.size or 0), Image.Resampling.LANCZOS)
+            image = image.resize(_scaled(width, height, self.size or 0), Image.Resampling.LANCZOS)
         if scaled or kind is None:
-            kind, content = {"jpeg": "jpg"}.get(self.encode, self.encode), self._encoded(picture)
-        about = {"source": name, "height": picture.height, "width": picture.width}
+            kind, content = {"jpeg": "jpg"}.get(self.encode, self.encode), self._encoded(image)
+        about = {"source": name, "height": image.height, "width": image.width}
         about |= {"original_height": height, "original_width": width} if scaled else {}
-        return {kind: content, "json": _json(about)}
+        return {kind: content, "json": encode_json(about)}
 
-    def _encoded(self, picture: Image.Image) -> bytes:
-        if self.encode == "png":
-            return _encoded(picture, "PNG")
-        return _encoded(picture, self.encode.upper(), quality=self.quality)
-
-
-@dataclass(frozen=True)
-class WorldScenes:
-    """Pictures of the world, as PNG, with their attributes.
-
-    The JSON holds what `Scenes.describe` says, and `seed` and `number`, from which `data.shards.world` makes the
-    scene again.
-
-    Attributes:
-        count: How many.
-        seed: Seed of the scenes.
-        size: Height and width in pixels.
-        start: Number of the first scene, so that further shards of one seed can be made.
-    """
-
-    count: int
-    seed: int
-    size: int
-    start: int = 0
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """See `Source`."""
-        return {"kind": "world"} | asdict(self)
-
-    @property
-    def members(self) -> tuple[str, ...]:
-        """Picture and attributes."""
-        return ("json", "png")
-
-    @property
-    def sizes(self) -> None:
-        """Unknown before they are drawn."""
-        return None
-
-    def __len__(self) -> int:
-        return self.count
-
-    def samples(self, start: int, stop: int) -> Iterator[Item]:
-        """Draw scenes."""
-        for first in range(start, stop, _SCENES_AT_ONCE):
-            scenes = sample_scenes(min(_SCENES_AT_ONCE, stop - first), self.seed, self.start + first)
-            for row, pixels in enumerate(render(scenes, self.size)):
-                number = self.start + first + row
-                about = scenes.describe(row) | {"seed": self.seed, "number": number, "size": self.size}
-                yield Item(
-                    f"scene {number}", f"{number:09d}", {"png": _encoded(to_pil(pixels), "PNG"), "json": _json(about)}
-                )
-
-
-def _json(content: Mapping[str, Any]) -> bytes:
-    return json.dumps(content, ensure_ascii=True).encode("ascii")
-
-
-def _encoded(picture: Image.Image, encoding: str, **options: int) -> bytes:
-    with io.BytesIO() as stream:
-        picture.save(stream, encoding, **options)
-        return stream.getvalue()
+    def _encoded(self, image: Image.Image) -> bytes:
+        options = {} if self.encode == "png" else {"quality": self.quality}
+        return encode_image(image, self.encode.upper(), **options)
 
 
 def _kind(content: bytes) -> str | None:
@@ -245,14 +144,14 @@ def find_image_files(folder: Path) -> tuple[list[Path], int]:
         raise FileNotFoundError(f"`{folder}` does not exist.")
     if not folder.is_dir():
         raise NotADirectoryError(f"`{folder}` is a file. For a list of pictures use `python -m data.build list`.")
-    pictures, others = [], 0
+    images, others = [], 0
     for parent, _, names in os.walk(folder):
         for name in names:
-            if name.lower().endswith(PICTURE_SUFFIXES):
-                pictures.append(Path(parent, name))
+            if name.lower().endswith(IMAGE_SUFFIXES):
+                images.append(Path(parent, name))
             else:
                 others += 1
-    return sorted(pictures, key=lambda path: os.fsencode(path.relative_to(folder).as_posix())), others
+    return sorted(images, key=lambda path: os.fsencode(path.relative_to(folder).as_posix())), others
 
 
 def read_image_list(file: Path) -> list[Path]:

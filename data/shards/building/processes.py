@@ -2,14 +2,14 @@
 
 import contextlib
 import multiprocessing
-import os
 import signal
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from typing import Any, TypeVar
 
 import torch
+
+from data.shards.reading.signals import end_with_parent
 
 Task = TypeVar("Task", bound=tuple[Any, ...])
 Result = TypeVar("Result")
@@ -68,15 +68,7 @@ def _prepare(work: Callable[..., Any], subject: Any) -> None:
     _work, _subject = work, subject
     torch.set_num_threads(1)  # the processes are the parallelism
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent sees to the end
-    threading.Thread(target=_follow_parent, daemon=True).start()
-
-
-def _follow_parent() -> None:
-    """End with the parent, even if it is killed; a worker would otherwise wait for work for ever."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+    end_with_parent()
 
 
 def _run(*task: Any) -> Any:

@@ -19,12 +19,13 @@ import torch
 from torch import Tensor
 
 from data.shards import index as shard_index
-from data.shards.building.image_files import Item
 from data.shards.building.shard_build import Build
+from data.shards.building.sources import Item
 from data.shards.caching.moments import MEMBER, MomentsSource, encode_moments, pack_moments
-from data.shards.manifest import IMAGE_MEMBERS, LocatedShard, ShardSet
+from data.shards.manifest import IMAGE_MEMBERS
 from data.shards.reading.shard_reader import BadSample, ShardReader
 from data.shards.reading.square_image import SquareImage
+from data.shards.shard_set import LocatedShard, ShardSet
 from seecoder.images.loading import ImageError
 
 LOST = "lost"  # the only member of a sample that was lost: it holds the reason

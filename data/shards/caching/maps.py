@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from data.shards.caching.tensor_members import get_tensor, pack_tensors, unpack_tensors
-from data.shards.manifest import ShardSet
 from data.shards.reading.square_image import SquareImage, Transform
+from data.shards.shard_set import ShardSet
 from seecoder import SeeCoder
 from seecoder.weights.digests import tensors_sha256
 from seecoder.weights.safetensors_files import WeightsError
@@ -46,7 +46,7 @@ class MapsSource:
     crop: str = "center"
 
     @staticmethod
-    def of(encoder: SeeCoder, size: int) -> "MapsSource":
+    def from_encoder(encoder: SeeCoder, size: int) -> "MapsSource":
         """Describe the backbone of an encoder for square pictures of `size` pixels."""
         backbone = encoder.backbone
         weights = {key: value.float() for key, value in backbone.state_dict().items()}

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from data.shards.caching.tensor_members import get_tensor, pack_tensors, unpack_tensors
-from data.shards.manifest import ShardSet
 from data.shards.reading.square_image import SquareImage
+from data.shards.shard_set import ShardSet
 from seecoder.base_model.facts import pixels_per_cell
 from seecoder.base_model.latents import encode_posterior
 from seecoder.weights.digests import tensors_sha256
@@ -69,7 +69,7 @@ class MomentsSource:
     crop: str = "center"
 
     @staticmethod
-    def of(vae: Any, size: int) -> "MomentsSource":
+    def from_vae(vae: Any, size: int) -> "MomentsSource":
         """Describe an autoencoder of diffusers for square pictures of `size` pixels.
 
         Raises:

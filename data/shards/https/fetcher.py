@@ -4,9 +4,7 @@ Fetching whole shards keeps the order exact (a stream could only be shuffled wit
 checked before anything is used, and asks a server for few large files instead of many small ones.
 """
 
-import contextlib
 import email.utils
-import fcntl
 import hashlib
 import logging
 import os
@@ -19,6 +17,8 @@ from pathlib import Path
 from typing import TypeVar
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
+
+from filelock import FileLock
 
 from data.shards.https.addresses import file_address, folder_address, open_url, redacted
 from data.shards.manifest import MANIFEST, Manifest, Shard
@@ -43,7 +43,7 @@ class GivenUp(Exception):
         error: What the last attempt ended with.
     """
 
-    def __init__(self, attempts: int, error: Exception):
+    def __init__(self, attempts: int, error: Exception) -> None:
         super().__init__(attempts, error)
         self.attempts, self.error = attempts, error
 
@@ -57,7 +57,7 @@ class Fetcher:
         limit: Bytes that fetched shards may take in all; the ones unused for longest go first.
         attempts: How often a shard is tried before it is given up for `patience` seconds; once, where a shard of the
             same server was just given up: a dead server must not hold up every shard for all its attempts.
-        back_off: Seconds before the second attempt, doubled for each further one. A random share of up to a half is
+        back_off: Seconds before the second attempt, doubled for each further one. A random fraction of up to a half is
             left away, so that machines that were turned away together do not come back together.
         longest_pause: Seconds that a pause lasts at most, whatever the server asks for with `Retry-After`.
         timeout: Seconds without an answer after which an attempt has failed.
@@ -83,7 +83,7 @@ class Fetcher:
         """
         address = file_address(folder_address(url, MANIFEST), MANIFEST)
         try:
-            text = self._insist(address, lambda: self._read(address))
+            text = self._retry(address, lambda: self._read(address))
         except GivenUp as trouble:
             attempts = f"{trouble.attempts} attempt{'s' * (trouble.attempts != 1)}"
             raise FileNotFoundError(
@@ -101,7 +101,7 @@ class Fetcher:
         # Shards of different places may share a name; the digest of the address keeps them apart.
         target = self.folder / f"{hashlib.sha256(url.encode()).hexdigest()[:16]}-{shard.name}"
         failed = target.with_name(target.name + ".failed")
-        with _lock(target.with_name(target.name + ".lock")):  # one reader fetches, the others wait and find it here
+        with FileLock(target.with_name(target.name + ".lock")):  # one reader fetches, the others wait and find it here
             if target.exists() and (shard.bytes is None or target.stat().st_size == shard.bytes):
                 os.utime(target)
                 return target
@@ -109,7 +109,7 @@ class Fetcher:
                 return None
             down = self.folder / f"{hashlib.sha256(urlsplit(url).netloc.encode()).hexdigest()[:16]}.down"
             try:
-                self._insist(url, lambda: self._download(url, shard, target), 1 if self._is_fresh(down) else None)
+                self._retry(url, lambda: self._download(url, shard, target), 1 if self._is_fresh(down) else None)
             except GivenUp as trouble:
                 failed.touch()
                 if _is_of_server(trouble.error):
@@ -127,13 +127,13 @@ class Fetcher:
         except FileNotFoundError:  # also where another reader removes it just now
             return False
 
-    def _insist(self, url: str, action: Callable[[], Result], attempts: int | None = None) -> Result:
+    def _retry(self, url: str, action: Callable[[], Result], attempts: int | None = None) -> Result:
         """Try until it succeeds, by default `self.attempts` times.
 
         Raises:
             GivenUp: It was tried often enough, or failed for good.
         """
-        attempt, most = 0, self.attempts if attempts is None else attempts
+        attempt, max_attempts = 0, self.attempts if attempts is None else attempts
         while True:
             attempt += 1
             try:
@@ -141,7 +141,7 @@ class Fetcher:
             except (OSError, HTTPException) as error:
                 if isinstance(error, HTTPError) and error.fp is not None:
                     error.close()  # it holds the connection
-                if attempt >= most or not _is_passing(error):
+                if attempt >= max_attempts or not _is_passing(error):
                     logger.warning("`%s` could not be fetched (%s): given up", redacted(url), error)
                     raise GivenUp(attempt, error) from error
                 pause = self._pause(attempt, error)
@@ -151,7 +151,7 @@ class Fetcher:
     def _pause(self, attempt: int, error: Exception) -> float:
         """Seconds to wait after a failed attempt, counted from 1: never less than after the one before."""
         own = self.back_off * 2 ** (attempt - 1) * _jitter.uniform(0.5, 1.0)
-        return min(max(own, _asked_for(error)), self.longest_pause)
+        return min(max(own, _retry_after(error)), self.longest_pause)
 
     def _receive(self, url: str) -> Iterator[bytes]:
         """Yield what a server sends, piece by piece.
@@ -216,13 +216,13 @@ def _is_of_server(error: Exception) -> bool:
     return isinstance(error, URLError | TimeoutError | ConnectionError | HTTPException)
 
 
-def _asked_for(error: Exception) -> float:
+def _retry_after(error: Exception) -> float:
     """Seconds that a server asks to be left alone, 0 if it does not say."""
-    asked = error.headers.get("Retry-After", "") if isinstance(error, HTTPError) and error.headers else ""
-    if asked.strip().isdecimal():
-        return float(asked)
+    value = error.headers.get("Retry-After", "") if isinstance(error, HTTPError) and error.headers else ""
+    if value.strip().isdecimal():
+        return float(value)
     try:
-        return max(0.0, email.utils.parsedate_to_datetime(asked).timestamp() - time.time())
+        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
     except (ValueError, OverflowError):  # neither a number nor a date
         return 0.0
 
@@ -234,11 +234,3 @@ def _stat(path: Path) -> tuple[float, int]:
     except OSError:
         return 0.0, 0
     return status.st_mtime, status.st_size
-
-
-@contextlib.contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """Hold a file lock; the system gives it back if the holder is killed."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

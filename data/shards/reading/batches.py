@@ -10,11 +10,11 @@ import torch
 from torch.utils.data import Dataset
 
 from data.shards.https.fetcher import Fetcher
-from data.shards.manifest import ShardSet
 from data.shards.plan import Plan
 from data.shards.reading.shard_reader import BadSample, ShardReader
 from data.shards.reading.skips import NoReadableSample, Skip, reason_category
 from data.shards.reading.square_image import Transform, UnusableSample
+from data.shards.shard_set import ShardSet
 from seecoder.images.loading import ImageError
 
 SKIPS = "_skips"  # travels from the worker to the loader inside the batch, and is taken out there

@@ -4,8 +4,8 @@ import threading
 from queue import SimpleQueue
 
 from data.shards.https.fetcher import Fetcher
-from data.shards.manifest import ShardSet
 from data.shards.plan import Plan
+from data.shards.shard_set import ShardSet
 
 
 class Prefetcher:

@@ -36,7 +36,7 @@ def _as_it_is(batch: dict[str, Any]) -> dict[str, Any]:
 
 
 class ShardLoader:
-    """Reads shards in passes of a fixed number of batches; can be saved, continued and continued by other world sizes.
+    """Reads shards in passes of a fixed number of batches, from any step on and with any number of processes.
 
     Micro-batch `m` of the sequence holds positions `[m * world_size * batch_size, (m + 1) * world_size *
     batch_size)`, of which rank `r` reads the `r`-th part. An optimizer step over `accumulate` micro-batches thus sees
@@ -96,13 +96,11 @@ class ShardLoader:
         fetcher = Fetcher(Path(cache)) if isinstance(cache, str | Path) else cache
         shards = open_shards(places, fetcher)
         _check_readers(len(shards.shards), world_size, num_workers)
-        self.plan = Plan(shards.counts, seed=seed, window=window, shuffle=shuffle, identity=shards.fingerprint)
+        self.plan = Plan(shards.counts, seed=seed, window=window, shuffle=shuffle)
         self.batch_size, self.rank, self.world_size, self.endless = batch_size, rank, world_size, endless
         self.skips = SkipLog(ceiling, report)
         self.batches = self._pass_length(accumulate) if batches is None else batches
         self._position = 0  # of the sequence, all ranks together; where the next batch begins
-        self._into_pass = 0  # positions of the current pass that are behind us
-        self._resuming = False  # whether `_into_pass` comes from a saved state and the pass goes on from there
         self._starts = _Starts()
         self.dataset = ShardBatches(shards, self.plan, transform, batch_size, fetcher, endless)
         self._prefetcher = Prefetcher(self.plan, shards, fetcher) if fetcher is not None else None
@@ -118,11 +116,6 @@ class ShardLoader:
         """Return the batches of a whole pass; finite, because Lightning prefetches one batch too many from others."""
         return self.batches
 
-    @property
-    def samples_consumed(self) -> int:
-        """Samples that all ranks together have been given so far, over all epochs."""
-        return self._position
-
     def seek(self, samples_consumed: int) -> None:
         """Begin the next pass where this many samples of all ranks were consumed: `step * global_batch_size`.
 
@@ -131,50 +124,25 @@ class ShardLoader:
         """
         if samples_consumed < 0:
             raise ValueError(f"`samples_consumed`={samples_consumed} must not be negative.")
-        self._position, self._into_pass, self._resuming = samples_consumed, 0, False
+        self._position = samples_consumed
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """Read the rest of the current pass, or a whole new one."""
+        """Read one pass; a pass that was left early counts as ended where it was left."""
         # Being a generator, nothing of this happens before the first batch is asked for: Lightning makes iterators that
         # it does not use.
         stride = self.batch_size * self.world_size
         if not self.endless:
-            self._position = self._into_pass = 0
-        if not self._resuming:  # also where the last pass was left early: what it did not read comes now
-            self._into_pass = 0
-        done = self._into_pass // stride % self.batches
+            self._position = 0
         first = self._position + self.rank * self.batch_size
-        self._starts.positions = range(first, first + (self.batches - done) * stride, stride)
+        self._starts.positions = range(first, first + self.batches * stride, stride)
         with signals_held_back() if self._loader.num_workers else nullcontext():
             batches = iter(self._loader)
         for batch in batches:
-            self._resuming = False
             self._position += stride
-            self._into_pass += stride
             self.skips.add(self.batch_size, batch.pop(SKIPS))
             if self._prefetcher is not None:
                 self._prefetcher.look_ahead(self._position)
             yield batch
-
-    def state_dict(self) -> dict[str, Any]:
-        """Say where all ranks are, after the batches handed out so far; the same on every rank."""
-        cursor = self.plan.cursor(self._position)
-        return {
-            "epoch": cursor.epoch,
-            "samples_consumed": cursor.samples_consumed,
-            "plan_hash": cursor.plan_hash,
-            "samples_into_pass": self._into_pass,
-        }
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue from a `state_dict`, of any rank and any world size.
-
-        Raises:
-            ValueError: It belongs to other shards, another seed or another window.
-        """
-        self._position = self.plan.position(state_dict)
-        self._into_pass = state_dict["samples_into_pass"]
-        self._resuming = True
 
     def close(self) -> None:
         """Stop the workers."""

@@ -10,7 +10,8 @@ from typing import Any
 from data.shards import index as shard_index
 from data.shards.https.fetcher import UNREACHABLE, Fetcher
 from data.shards.index import ShardIndex
-from data.shards.manifest import IMAGE_MEMBERS, LocatedShard, ShardSet
+from data.shards.manifest import IMAGE_MEMBERS
+from data.shards.shard_set import LocatedShard, ShardSet
 
 NO_PICTURE, INCOMPLETE, OVERSIZED = "no picture", "incomplete sample", "oversized member"
 UNREADABLE = "unreadable shard"

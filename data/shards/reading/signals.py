@@ -34,20 +34,25 @@ def signals_held_back() -> Iterator[None]:
 
 def obey_parent_alone(_: int = 0) -> None:
     """In a process that was started so: end when the parent says so or ends, and pass over what others say."""
+    end_with_parent()
     parent = parent_process()
-    if parent is None:
-        return
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-    if hasattr(signal, "sigwaitinfo"):  # macOS has none: there SIGTERM waits for good
-        threading.Thread(target=_wait_for, args=(parent.pid,), daemon=True).start()
+    if parent is not None and hasattr(signal, "sigwaitinfo"):  # macOS has none: there SIGTERM waits for good
+        threading.Thread(target=_wait_for_sigterm_of, args=(parent.pid,), daemon=True).start()
 
 
-def _end_with(parent: Any) -> None:
+def end_with_parent() -> None:
+    """End this process as soon as its parent ends, even if that is killed; nothing in a process without a parent."""
+    parent = parent_process()
+    if parent is not None:
+        threading.Thread(target=_exit_after, args=(parent,), daemon=True).start()
+
+
+def _exit_after(parent: Any) -> None:
     parent.join()
     os._exit(1)
 
 
-def _wait_for(parent: int) -> None:
+def _wait_for_sigterm_of(parent: int) -> None:
     while signal.sigwaitinfo(_TERM).si_pid != parent:
         pass
     os._exit(0)

@@ -1,6 +1,5 @@
 """What could not be read: counted by reason, named once, logged sparingly, and a reason to stop if it is too much."""
 
-import fcntl
 import json
 import logging
 import re
@@ -9,11 +8,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from filelock import FileLock
+
+from seecoder.checks import check, number
+
 logger = logging.getLogger(__name__)
 
 LOG_EVERY = 1000
 RECENT = 10_000  # samples over which the rate is taken, so that a long good past does not hide a dead disk
-GRACE = 1000  # a rate over fewer samples than this says little; it is taken as if there had been this many
+MIN_SEEN = 1000  # a rate over fewer samples than this says little; it is taken as if there had been this many
 _MOST_NAMES = 1_000_000
 _QUOTED = re.compile(r"""(?<!\w)b?(["'])(?:\\.|(?!\1).)*\1(?!\w)""")  # as Python shows bytes and texts of a file
 
@@ -51,7 +54,7 @@ class SkipLog:
     """Counts skipped samples in the main process, whichever worker met them.
 
     Args:
-        ceiling: Largest tolerated share of skipped samples among the last `RECENT`, in [0, 1].
+        ceiling: Largest tolerated fraction of skipped samples among the last `RECENT`, in [0, 1].
         report: File to which every named fault is appended as a line of JSON, unless another process or an earlier
             start has named it there already; None keeps the log only.
 
@@ -64,12 +67,9 @@ class SkipLog:
         ValueError: `ceiling` is outside [0, 1].
     """
 
-    def __init__(self, ceiling: float = 0.01, report: str | Path | None = None):
-        if not 0 <= ceiling <= 1:
-            raise ValueError(
-                f"`ceiling`={ceiling} must be a share in [0, 1], such as 0.01 for one sample in a hundred."
-            )
+    def __init__(self, ceiling: float = 0.01, report: str | Path | None = None) -> None:
         self.ceiling = ceiling
+        check(self, ceiling=number(0, 1))
         self.report = Path(report) if report is not None else None
         self.counts: Counter[str] = Counter()
         self.seen = 0
@@ -90,7 +90,7 @@ class SkipLog:
             skips: Those that could not be read.
 
         Raises:
-            TooManySkipped: The share of skipped samples is above the ceiling.
+            TooManySkipped: The fraction of skipped samples is above the ceiling.
         """
         self.seen += seen
         new = [skip for skip in skips if self._is_new(skip)]
@@ -117,11 +117,11 @@ class SkipLog:
             old_seen, old_skipped = self._recent.popleft()
             self._recent_seen -= old_seen
             self._recent_skipped -= old_skipped
-        if self._recent_skipped > self.ceiling * max(self._recent_seen, GRACE):
+        if self._recent_skipped > self.ceiling * max(self._recent_seen, MIN_SEEN):
             raise TooManySkipped(
                 f"{self._recent_skipped} of the last {self._recent_seen} samples could not be read, above the ceiling "
-                f"of {self.ceiling:.2%} (of at least {GRACE}). In all: {self.summary()}. Repair the data, or raise the "
-                "ceiling."
+                f"of {self.ceiling:.2%} (of at least {MIN_SEEN}). In all: {self.summary()}. Repair the data, or raise "
+                "the ceiling."
             )
 
     def summary(self) -> str:
@@ -133,8 +133,8 @@ class SkipLog:
 def _append(report: Path, skips: Sequence[Skip]) -> None:
     """Name faults that no other process of the run has named; a full disk costs the lines, not the run."""
     try:
-        with report.open("a+", encoding="utf-8") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)  # given back when the file is closed
+        lock = FileLock(report.with_name(f".{report.name}.lock"))
+        with lock, report.open("a+", encoding="utf-8") as file:
             file.seek(0)
             known = {_name_of(line) for line in file}
             file.writelines(json.dumps(skip._asdict()) + "\n" for skip in skips if skip.name not in known)

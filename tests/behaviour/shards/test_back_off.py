@@ -165,7 +165,7 @@ def test_pauses_have_an_upper_limit_and_differ_between_readers(pauses: list[floa
 
     for _ in range(40):
         with pytest.raises(fetching.GivenUp):
-            fetcher._insist("https://host/a.tar", fail)
+            fetcher._retry("https://host/a.tar", fail)
     runs = [pauses[start : start + 11] for start in range(0, len(pauses), 11)]
     assert len(runs) == 40
     for attempt, column in enumerate(zip(*runs, strict=True)):

@@ -48,14 +48,16 @@ def summarise(name: str, column: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def moments_source() -> MomentsSource:
-    return MomentsSource.of(AutoencoderKL.from_pretrained(MADE_BEFORE / "cache_models", subfolder="vae").eval(), 16)
+    return MomentsSource.from_vae(
+        AutoencoderKL.from_pretrained(MADE_BEFORE / "cache_models", subfolder="vae").eval(), 16
+    )
 
 
 @pytest.fixture(scope="module")
 def maps_source() -> MapsSource:
     encoder = SeeCoder(**BACKBONE, context_dim=32)
     encoder.load_backbone_weights(str(MADE_BEFORE / "cache_models" / "backbone"))
-    return MapsSource.of(encoder.eval(), 16)
+    return MapsSource.from_encoder(encoder.eval(), 16)
 
 
 @pytest.mark.parametrize("name", ["shards", "cached"])

@@ -5,18 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from data.shards.manifest import (
-    LocatedShard,
-    Manifest,
-    Shard,
-    ShardSet,
-    check_location,
-    join,
-    locate,
-    read_manifest,
-    write_manifest,
-)
-from data.shards.shard_set import open_shards
+from data.shards.manifest import Manifest, Shard, join, locate, read_manifest, write_manifest
+from data.shards.shard_set import LocatedShard, ShardSet, check_location, open_shards
 
 SHARDS = (Shard("00000.tar", 3, 10240, "0" * 64), Shard("00001.tar", 4, 20480, "1" * 64))
 

@@ -20,10 +20,10 @@ from data.shards.caching.maps import (
     has_maps,
     map_column,
 )
-from data.shards.manifest import LocatedShard, Shard, ShardSet
+from data.shards.manifest import Shard
 from data.shards.reading.shard_reader import ShardReader
 from data.shards.reading.square_image import SquareImage, UnusableSample
-from data.shards.shard_set import open_shards
+from data.shards.shard_set import LocatedShard, ShardSet, open_shards
 from seecoder import SeeCoder
 from seecoder.weights.safetensors_files import WeightsError, write_safetensors
 
@@ -65,15 +65,15 @@ def test_context_of_maps_is_the_context_of_the_picture(changes: dict[str, Any]):
 
 def test_the_digest_covers_backbone_and_pixels_and_nothing_else():
     encoder = tiny_encoder()
-    source = MapsSource.of(encoder, SIZE)
-    assert MapsSource.of(tiny_encoder(query_layers=4), SIZE).backbone != ""
+    source = MapsSource.from_encoder(encoder, SIZE)
+    assert MapsSource.from_encoder(tiny_encoder(query_layers=4), SIZE).backbone != ""
     with torch.no_grad():
         encoder.query_transformer.queries.add_(1)
-        assert MapsSource.of(encoder, SIZE) == source
+        assert MapsSource.from_encoder(encoder, SIZE) == source
         next(encoder.backbone.parameters()).view(-1)[0].add_(1)
-    assert MapsSource.of(encoder, SIZE).backbone != source.backbone
-    assert MapsSource.of(tiny_encoder(image_mean=(0.5, 0.4, 0.2)), SIZE).backbone != source.backbone
-    assert MapsSource.of(tiny_encoder(), 2 * SIZE).digest != source.digest
+    assert MapsSource.from_encoder(encoder, SIZE).backbone != source.backbone
+    assert MapsSource.from_encoder(tiny_encoder(image_mean=(0.5, 0.4, 0.2)), SIZE).backbone != source.backbone
+    assert MapsSource.from_encoder(tiny_encoder(), 2 * SIZE).digest != source.digest
     assert len(source.shapes) == 3
 
 
@@ -103,7 +103,7 @@ def cached(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 def test_cached_maps_are_those_of_the_picture(cached: tuple[Path, Path]):
     encoder = cache.load_backbone(cached[0], torch.device("cpu"))
-    source, picture = MapsSource.of(encoder, SIZE), SquareImage(SIZE, flip=True)
+    source, picture = MapsSource.from_encoder(encoder, SIZE), SquareImage(SIZE, flip=True)
     shards = open_shards(cached[1])
     assert has_maps(shards)
     check_maps(shards, picture, source)
@@ -121,7 +121,7 @@ def test_cached_maps_are_those_of_the_picture(cached: tuple[Path, Path]):
 
 
 def test_maps_that_do_not_belong_are_refused(cached: tuple[Path, Path], make_picture: Callable[..., bytes]):
-    source = MapsSource.of(cache.load_backbone(cached[0], torch.device("cpu")), SIZE)
+    source = MapsSource.from_encoder(cache.load_backbone(cached[0], torch.device("cpu")), SIZE)
     other, picture = replace(source, backbone="b" * 64), SquareImage(SIZE)
     shards = open_shards(cached[1])
     sample = ShardReader(shards, {MEMBER}).read(0, 0)

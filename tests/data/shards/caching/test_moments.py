@@ -22,8 +22,9 @@ from data.shards.caching.moments import (
     pack_moments,
     unpack_moments,
 )
-from data.shards.manifest import LocatedShard, Shard, ShardSet
+from data.shards.manifest import Shard
 from data.shards.reading.square_image import SquareImage, UnusableSample
+from data.shards.shard_set import LocatedShard, ShardSet
 from seecoder.weights.safetensors_files import WeightsError
 
 SOURCE = MomentsSource("a" * 64, "float32", 8, (4, 2, 2))
@@ -67,9 +68,9 @@ def test_every_attribute_changes_the_digest():
     ]
     assert len({SOURCE.digest, *(other.digest for other in others)}) == 5
     vae = tiny_vae()
-    assert MomentsSource.of(vae, 8).shape == tuple(encode_moments(vae, torch.rand(1, 3, 8, 8))[0].shape[1:])
+    assert MomentsSource.from_vae(vae, 8).shape == tuple(encode_moments(vae, torch.rand(1, 3, 8, 8))[0].shape[1:])
     with pytest.raises(ValueError, match="multiple of 2"):
-        MomentsSource.of(vae, 9)
+        MomentsSource.from_vae(vae, 9)
 
 
 def test_moments_are_those_of_the_scaled_and_shifted_latent():

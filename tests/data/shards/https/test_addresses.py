@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 
 from data.shards.https.addresses import file_address, folder_address, redacted, without_secrets
-from data.shards.manifest import check_location
-from data.shards.shard_set import open_shards
+from data.shards.shard_set import check_location, open_shards
 
 
 @pytest.mark.parametrize(

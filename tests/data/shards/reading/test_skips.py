@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from data.shards.reading.skips import GRACE, LOG_EVERY, RECENT, Skip, SkipLog, reason_category
+from data.shards.reading.skips import LOG_EVERY, MIN_SEEN, RECENT, Skip, SkipLog, reason_category
 
 
 def skips(count: int, reason: str = "bad", start: int = 0) -> list[Skip]:
@@ -40,7 +40,7 @@ def test_log_shows_the_first_and_every_thousandth_of_each_kind(caplog: pytest.Lo
 
 def test_ceiling_stops_with_numbers():
     log = SkipLog(0.01)
-    log.add(GRACE, skips(GRACE // 100))  # exactly at the ceiling
+    log.add(MIN_SEEN, skips(MIN_SEEN // 100))  # exactly at the ceiling
     with pytest.raises(RuntimeError, match=r"11 of the last 1001 samples.*ceiling of 1\.00%.*11 bad"):
         log.add(1, skips(1))
 

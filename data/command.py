@@ -1,0 +1,57 @@
+"""What the commands of `data` have in common: help as it is written, errors in one line, exit codes."""
+
+import sys
+from argparse import SUPPRESS, Action, RawDescriptionHelpFormatter
+from collections.abc import Callable, Sequence
+
+from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace
+
+
+class _HelpFormatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
+    """Shows defaults of options that have one, and leaves the lines of the description as they are."""
+
+    def _get_help_string(self, action: Action) -> str:
+        # jsonargparse would add Python's names of types, which say little to who types a command.
+        has_default = isinstance(action.default, int | float | str) and action.default not in (False, SUPPRESS)
+        return f"{action.help} (default: {action.default})" if has_default else str(action.help)
+
+
+def make_parser(program: str = "", description: str | None = None) -> ArgumentParser:
+    """Make a parser that raises in place of leaving the program.
+
+    Args:
+        program: How the command is called, such as "python -m data.build"; empty for the parser of a subcommand.
+        description: Text above the options, shown line by line.
+    """
+    name = {"prog": program} if program else {}
+    parser = ArgumentParser(**name, description=description, formatter_class=_HelpFormatter, exit_on_error=False)
+    parser.add_argument("--debug", action="store_true", help="Show the traceback of an error.")
+    return parser
+
+
+def run_command(parser: ArgumentParser, action: Callable[[Namespace], None], arguments: Sequence[str] | None) -> int:
+    """Parse the arguments of a command and run it.
+
+    Args:
+        parser: From `make_parser`.
+        action: Does the work. It gets the options; those of a subcommand without the rest, and with its name under
+            `command`.
+        arguments: The command line without the program; `sys.argv` when not given.
+
+    Returns:
+        Exit code: 0; 2 for bad input, with one line on stderr; 130 when interrupted.
+    """
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    try:
+        options = parser.parse_args(arguments)
+        command = options.get("command")
+        action(options if command is None else Namespace(**vars(options[command]), command=command))
+    except KeyboardInterrupt:
+        print("\nstopped; run the same command again to go on", file=sys.stderr)
+        return 130
+    except (ArgumentError, ValueError, TypeError, OSError, RuntimeError) as error:
+        if "--debug" in arguments:
+            raise
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0

@@ -1,0 +1,68 @@
+"""One build at a time in a folder, and always the same build."""
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from data.shards.building.shard_build import Build
+from data.shards.manifest import MANIFEST, read_manifest
+from data.shards.shard_set import UNFINISHED
+from seecoder.weights.atomic import atomic_path
+
+_LOCK = ".build.lock"  # lies in the folder while a build works there, or after one was killed
+
+
+@contextlib.contextmanager
+def claimed_folder(build: Build) -> Iterator[None]:
+    """Make the folder, or see that it belongs to the same build, and keep other builds out of it.
+
+    Raises:
+        FileExistsError: The folder holds something else, or another process is building there.
+    """
+    build.folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(build.folder / _LOCK, timeout=0)
+    try:
+        lock.acquire()  # given back by the system if we are killed
+    except Timeout:
+        raise FileExistsError(f"Another process is building in `{build.folder}` right now. Wait for it.") from None
+    try:
+        _check_folder(build)
+        for left_behind in build.folder.glob("*.partial"):
+            left_behind.unlink(missing_ok=True)
+        yield
+    finally:
+        (build.folder / _LOCK).unlink(missing_ok=True)
+        lock.release()
+
+
+def _check_folder(build: Build) -> None:
+    state = build.folder / UNFINISHED
+    if (build.folder / MANIFEST).exists():
+        _compare(build, read_manifest(build.folder).settings)
+    elif state.exists():
+        _compare(build, json.loads(state.read_text(encoding="utf-8")))
+    elif any(build.folder.glob("*.tar")):
+        raise FileExistsError(f"`{build.folder}` holds .tar files of unknown origin. Choose an empty or new folder.")
+    else:
+        with atomic_path(state) as partial:
+            partial.write_text(json.dumps(build.settings, indent=1) + "\n", encoding="utf-8")
+
+
+def _compare(build: Build, found: Mapping[str, Any]) -> None:
+    was, now = dict(_flat(found)), dict(_flat(build.settings))
+    different = [name for name in sorted(now.keys() | was.keys()) if now.get(name) != was.get(name)]
+    if different:
+        changes = ", ".join(f"{name}: {was.get(name)} there, {now.get(name)} now" for name in different)
+        raise FileExistsError(f"`{build.folder}` holds another build ({changes}). Choose another folder, or remove it.")
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted names and values of nested settings."""
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
