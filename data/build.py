@@ -48,17 +48,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return run_command(_parser(), lambda options: actions[options.command](options), arguments)
 
 
-def byte_size(text: str) -> int:
-    """Read a size with a unit, such as 500M (10^6 bytes each), 1G or 1GiB (2^30 bytes)."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?I?)B?", text.strip().upper())
+def byte_size(text: str | int) -> int:
+    """Read a size with a unit, such as 500M (10^6 bytes each), 1G or 1GiB (2^30 bytes); a number is kept."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?I?)B?", str(text).strip().upper())
     if match is None or match[2] not in _UNITS:
         raise ArgumentTypeError(f"{text!r} is not a size such as 500M, 1G or 1GiB")
     return int(float(match[1]) * _UNITS[match[2]])
 
 
-def image_size(text: str) -> int | str:
-    """Read a number of pixels, or the word `keep`."""
-    if text != "keep" and not text.isdecimal():
+def image_size(text: str | int) -> int | str:
+    """Read a number of pixels, or the word `keep`; a number is kept."""
+    if text != "keep" and not str(text).isdecimal():
         raise ArgumentTypeError(f"{text!r} is neither `keep` nor a number of pixels")
     return text if text == "keep" else int(text)
 

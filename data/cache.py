@@ -27,14 +27,13 @@ from tqdm import tqdm
 from data.command import make_parser, run_command
 from data.shards.building.claim import claimed_folder
 from data.shards.building.shard_build import REPORT, run_build
-from data.shards.caching.cached_samples import CacheBuild, CachedSamples, Extra, Moments
+from data.shards.caching.cached_samples import CacheBuild, CachedSamples, Extra
 from data.shards.caching.maps import Maps, MapsSource
-from data.shards.caching.moments import MomentsSource
+from data.shards.caching.moments import Moments, MomentsSource
 from data.shards.reading.square_image import SquareImage
 from data.shards.shard_set import check_location, open_shards
 from seecoder.base_model.loading import load_frozen
 from seecoder.encoder.model import SeeCoder
-
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

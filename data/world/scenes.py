@@ -90,10 +90,6 @@ class Scenes:
         for start in range(0, len(self), size):
             yield self[start : start + size]
 
-    def replace(self, **changes: Tensor) -> "Scenes":
-        """Return a copy with some attributes changed."""
-        return Scenes(**({field.name: getattr(self, field.name) for field in fields(self)} | changes))
-
     def describe(self, index: int) -> dict[str, Any]:
         """Name the attributes of one scene, ready for JSON."""
         return {

@@ -10,6 +10,7 @@ import argparse
 import json
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -54,7 +55,7 @@ def scatter(count: int, side: int, gap: float, rng: np.random.Generator) -> Scen
         else:
             return None
     center = torch.tensor(places).view(-1, 3).float()
-    return scenes.replace(radius=radius, center_y=center[:, 0], center_x=center[:, 1])
+    return replace(scenes, radius=radius, center_y=center[:, 0], center_x=center[:, 1])
 
 
 def composed_row(side: int, most: int, gap: float, count: int, seed: int) -> dict[str, object]:

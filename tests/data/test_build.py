@@ -384,19 +384,41 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert sorted(tmp_path.rglob("*")) == before, "nothing was written"
 
 
-@pytest.mark.parametrize("arguments", [["--shard-size", "big"], ["--size", "0"], ["--size", "x"], ["--quality", "0"]])
-def test_bad_options_exit_with_2(arguments: list[str], pictures: Path, tmp_path: Path):
-    with pytest.raises(SystemExit) as caught:
-        build.main(["folder", str(pictures), str(tmp_path / "out"), *arguments])
-    assert caught.value.code == 2
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--shard-size", "big"], "'big' is not a size such as 500M"),
+        (["--shard-size", "0"], "`shard_bytes`=0"),
+        (["--size", "0"], "`size`=0"),
+        (["--size", "x"], "'x' is neither `keep` nor a number of pixels"),
+        (["--quality", "0"], "`quality`=0"),
+        (["--quality", "101"], "`quality`=101"),
+        (["--max-pixels", "0"], "`max_pixels`=0"),
+        (["--encode", "bmp"], "jpeg"),
+        (["--workers", "many"], "many"),
+    ],
+)
+def test_bad_options_are_one_line_and_leave_nothing(
+    arguments: list[str], message: str, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert build.main(["folder", str(pictures), str(tmp_path / "out"), *arguments]) == 2
+    errors = capsys.readouterr().err.strip().splitlines()
+    assert len(errors) == 1
+    assert message in errors[0]
     assert not (tmp_path / "out").exists()
+
+
+def test_a_size_may_be_pixels_or_keep(pictures: Path, tmp_path: Path):
+    for size, expected in (("keep", "keep"), ("16", 16)):
+        assert build.main(["folder", str(pictures), str(tmp_path / size), "--size", size]) == 0
+        assert read_manifest(tmp_path / size).settings["size"] == expected
 
 
 @pytest.mark.parametrize(
     ("text", "expected"), [("500", 500), ("1K", 1000), ("2MB", 2_000_000), ("1.5G", 1_500_000_000), ("1GiB", 2**30)]
 )
 def test_sizes_have_units(text: str, expected: int):
-    assert build._bytes(text) == expected
+    assert build.byte_size(text) == expected
 
 
 def test_verify_finds_every_kind_of_change(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

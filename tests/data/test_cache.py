@@ -13,8 +13,9 @@ from diffusers import AutoencoderKL
 from data import cache
 from data.shards.building import shard_build
 from data.shards.building.writing import write_shard
-from data.shards.caching import cached_samples
-from data.shards.caching.moments import MEMBER, MomentsSource, WithMoments, encode_moments, unpack_moments
+from data.shards.caching import cached_samples, moments
+from data.shards.caching.moments import FORMAT, MEMBER, MomentsSource, WithMoments, encode_moments
+from data.shards.caching.tensor_members import unpack_tensors
 from data.shards.manifest import Manifest, read_manifest, write_manifest
 from data.shards.reading.shard_loader import ShardLoader
 from data.shards.reading.shard_reader import ShardReader
@@ -75,7 +76,7 @@ def test_every_sample_is_copied_and_gets_its_moments(base, run, make_shards, tmp
     for before, after in zip(members(raw), members(out), strict=True):
         content = after.pop(MEMBER)
         assert after == before
-        digest, tensors = unpack_moments(content)
+        digest, tensors = unpack_tensors(content, FORMAT)
         assert digest == about.digest
         pixels = SquareImage(SIZE)(before, 0, 0)["pixels"][None].float() / 255
         for prefix, picture in (("", pixels), ("flipped_", pixels.flip(3))):
@@ -140,7 +141,7 @@ def test_values_beyond_half_precision_leave_the_sample_raw(base, run, make_shard
         mean[1] = 1e5
         return mean, std
 
-    monkeypatch.setattr(cached_samples, "encode_moments", huge)
+    monkeypatch.setattr(moments, "encode_moments", huge)
     assert run(raw, out, "--max-bad-rate", "0.5") == 0
     assert cached_samples.NOT_FINITE in capsys.readouterr().out
     assert [MEMBER in row for row in members(out)] == [True, False, True]
@@ -157,7 +158,7 @@ def test_a_stopped_build_goes_on_and_ends_with_the_same_bytes(run, make_shards, 
             raise KeyboardInterrupt
         return encode_moments(*arguments)
 
-    monkeypatch.setattr(cached_samples, "encode_moments", failing)
+    monkeypatch.setattr(moments, "encode_moments", failing)
     assert run(raw, stopped) == 130
     assert not (stopped / "manifest.json").exists()
     assert not list(stopped.glob("*.partial"))

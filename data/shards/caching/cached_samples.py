@@ -21,11 +21,11 @@ from torch import Tensor
 from data.shards import index as shard_index
 from data.shards.building.shard_build import Build
 from data.shards.building.sources import Item
-from data.shards.caching.moments import MEMBER, MomentsSource, encode_moments, pack_moments
 from data.shards.manifest import IMAGE_MEMBERS
 from data.shards.reading.shard_reader import BadSample, ShardReader
 from data.shards.reading.square_image import SquareImage
 from data.shards.shard_set import LocatedShard, ShardSet
+from seecoder.checks import check, whole
 from seecoder.images.loading import ImageError
 
 LOST = "lost"  # the only member of a sample that was lost: it holds the reason
@@ -53,54 +53,6 @@ class Extra(Protocol):
 
 
 @dataclass(frozen=True)
-class Moments:
-    """Latent moments by a frozen autoencoder.
-
-    Attributes:
-        vae: The autoencoder, on the device where it shall compute.
-        source: Its description.
-        flip: Also of the mirrored pictures.
-    """
-
-    vae: Any
-    source: MomentsSource
-    flip: bool = False
-    member: str = MEMBER
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """See `Extra`."""
-        about = self.source
-        return {
-            "moments": {
-                "digest": about.digest,
-                "autoencoder": about.autoencoder,
-                "dtype": about.dtype,
-                "size": about.size,
-                "shape": list(about.shape),
-                "crop": about.crop,
-                "flipped": self.flip,
-            }
-        }
-
-    def __call__(self, pixels: Tensor) -> list[bytes | None]:
-        """See `Extra`."""
-        inputs = pixels.to(self.vae.device).float() / 255
-        columns = dict(zip(("mean", "std"), self._halves(inputs), strict=True))
-        if self.flip:  # convolutions are not symmetric: mirrored moments are not the moments of the mirrored picture
-            columns |= dict(zip(("flipped_mean", "flipped_std"), self._halves(inputs.flip(3)), strict=True))
-        rows = ({name: column[row] for name, column in columns.items()} for row in range(len(pixels)))
-        return [pack_moments(row, self.source) if all(map(_is_finite, row.values())) else None for row in rows]
-
-    def _halves(self, inputs: Tensor) -> list[Tensor]:
-        return [part.half().cpu().contiguous() for part in encode_moments(self.vae, inputs)]
-
-
-def _is_finite(tensor: Tensor) -> bool:
-    return bool(torch.isfinite(tensor).all())
-
-
-@dataclass(frozen=True)
 class _Row:
     """A sample as it was read: its square if it can be used, its members as they are, and what is wrong with it."""
 
@@ -115,7 +67,7 @@ class CachedSamples:
 
     Attributes:
         shards: The original shards.
-        picture: How training cuts the square.
+        square: How training cuts its pictures.
         extras: What is computed of it.
         batch_size: Pictures computed at once. Batches never straddle shards, so that a shard's bytes do not depend on
             where an interrupted build goes on.
@@ -123,16 +75,19 @@ class CachedSamples:
     """
 
     shards: ShardSet
-    picture: SquareImage
+    square: SquareImage
     extras: tuple[Extra, ...]
     batch_size: int = 8
     threads: int = 1
 
+    def __post_init__(self) -> None:
+        check(self, batch_size=whole(1), threads=whole(1))
+
     @property
     def settings(self) -> dict[str, Any]:
-        """See `Source`."""
-        of = "shards_sha256" if self.shards.is_hashed else "shards_named"
-        about: dict[str, Any] = {"kind": "cache", of: self.shards.fingerprint}
+        """All that the samples depend on: the original shards, the extras, and how many are computed at once."""
+        key = "shards_sha256" if self.shards.is_hashed else "shards_named"
+        about: dict[str, Any] = {"kind": "cache", key: self.shards.fingerprint}
         for extra in self.extras:
             about |= extra.settings
         return about | {"batch_size": self.batch_size}
@@ -158,9 +113,9 @@ class CachedSamples:
         if stop > borders[number + 1]:
             raise ValueError(f"`start`={start}, `stop`={stop}: samples of more than one shard.")
         shard = _ShardCopy(located, {extra.member for extra in self.extras})
-        with ThreadPoolExecutor(max(1, self.threads)) as pool:
+        with ThreadPoolExecutor(self.threads) as pool:
             numbers = range(first, first + stop - start)
-            for part, rows in _ahead(pool, self._read(shard), _cut(numbers, self.batch_size)):
+            for part, rows in _ahead(pool, self._read(shard), _chunks(numbers, self.batch_size)):
                 yield from self._finish(shard, part, rows)
 
     def _read(self, shard: "_ShardCopy") -> Callable[[int], _Row]:
@@ -171,7 +126,7 @@ class CachedSamples:
                 return _Row(None, {LOST: error.reason.encode()}, error.reason)
             try:
                 # A centre crop is the same for every epoch and sample.
-                return _Row(self.picture(members, 0, 0)["pixels"], members)
+                return _Row(self.square(members, 0, 0)["pixels"], members)
             except ImageError as error:
                 return _Row(None, members, error.reason)
 
@@ -194,7 +149,7 @@ class CachedSamples:
 class _ShardCopy:
     """Reads whole samples of one shard, and gives each a key of its own."""
 
-    def __init__(self, located: LocatedShard, left_out: set[str]):
+    def __init__(self, located: LocatedShard, left_out: set[str]) -> None:
         self.name = located.shard.name
         samples = []
         if isinstance(located.location, Path):
@@ -217,7 +172,7 @@ class _ShardCopy:
             return self._reader.read(0, number)
 
 
-def _cut(numbers: range, size: int) -> Iterator[range]:
+def _chunks(numbers: range, size: int) -> Iterator[range]:
     for start in range(0, len(numbers), size):
         yield numbers[start : start + size]
 

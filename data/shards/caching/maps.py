@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data.shards.caching.tensor_members import get_tensor, pack_tensors, unpack_tensors
+from data.shards.caching.tensor_members import get_tensor, pack_rows, unpack_tensors
 from data.shards.reading.square_image import SquareImage, Transform
 from data.shards.shard_set import ShardSet
 from seecoder import SeeCoder
@@ -85,28 +85,22 @@ class Maps:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """See `Extra`."""
+        """Entry `maps` of the manifest: all that they depend on beside the picture."""
         about = asdict(self.source) | {"shapes": [list(shape) for shape in self.source.shapes]}
         return {"maps": {"digest": self.source.digest, **about, "flipped": self.flip}}
 
     def __call__(self, pixels: Tensor) -> list[bytes | None]:
-        """See `Extra`."""
+        """Make the members of (N, 3, size, size) uint8 pictures; None where the result is not finite."""
         inputs = pixels.to(next(self.encoder.backbone.parameters()).device).float() / 255
         columns = self._columns("", inputs)
         if self.flip:
             columns |= self._columns("flipped_", inputs.flip(3))
-        rows = ({name: value[row] for name, value in columns.items()} for row in range(len(pixels)))
-        return [
-            pack_tensors(row, _FORMAT, self.source.digest)
-            if all(bool(torch.isfinite(value).all()) for value in row.values())
-            else None
-            for row in rows
-        ]
+        return pack_rows(columns, _FORMAT, self.source.digest)
 
     @torch.no_grad()
     def _columns(self, prefix: str, inputs: Tensor) -> dict[str, Tensor]:
         maps = self.encoder.compute_maps(inputs)
-        return {prefix + map_column(level): value.half().cpu().contiguous() for level, value in enumerate(maps)}
+        return {prefix + map_column(level): value.half() for level, value in enumerate(maps)}
 
 
 @dataclass(frozen=True)
@@ -126,7 +120,7 @@ class WithMaps:
     picture: SquareImage
     source: MapsSource
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if (self.picture.size, self.picture.crop) != (self.source.size, self.source.crop):
             raise ValueError(
                 f"`size`={self.picture.size}, `crop`={self.picture.crop!r}: maps of {self.source.size} pixels, "
@@ -139,7 +133,7 @@ class WithMaps:
         return self.inner.members | {MEMBER}
 
     def __call__(self, sample: Mapping[str, bytes], epoch: int, sample_id: int) -> dict[str, Any]:
-        """See `Transform`.
+        """Make an example with the cached tensors, or with zeros where the sample has none.
 
         Raises:
             WeightsError: The maps are of another source.

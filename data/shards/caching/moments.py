@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data.shards.caching.tensor_members import get_tensor, pack_tensors, unpack_tensors
+from data.shards.caching.tensor_members import get_tensor, pack_rows, unpack_tensors
 from data.shards.reading.square_image import SquareImage
 from data.shards.shard_set import ShardSet
 from seecoder.base_model.facts import pixels_per_cell
@@ -31,7 +31,7 @@ MEMBER = "moments.safetensors"
 MEAN, STD = "latent_mean", "latent_std"  # columns of a batch, (N, C, h, w)
 CACHED = "cached"  # column of a batch, a list: whether the row's moments are there; False: zeros stand for them
 
-_FORMAT = "seecoder.moments.1"
+FORMAT = "seecoder.moments.1"
 _ENCODER_PARTS = ("encoder.", "quant_conv.")
 # Only what the encoder depends on: autoencoders that differ in their decoders alone share their moments.
 _ENCODER_CONFIG = (
@@ -84,7 +84,7 @@ class MomentsSource:
     @property
     def digest(self) -> str:
         """64 hexadecimal digits that stand for all attributes."""
-        return hashlib.sha256(json.dumps([_FORMAT, asdict(self)], sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps([FORMAT, asdict(self)], sort_keys=True).encode()).hexdigest()
 
     def describe(self) -> str:
         """Say it in a few words, with the first digits of the hashes."""
@@ -114,21 +114,36 @@ def encode_moments(vae: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
     return encode_posterior(vae, (pixels * 2 - 1).to(vae.dtype).contiguous(memory_format=torch.channels_last))
 
 
-def pack_moments(moments: Mapping[str, Tensor], source: MomentsSource) -> bytes:
-    """Make the member of one sample: `mean`, `std` and maybe `flipped_mean`, `flipped_std`, each (C, h, w) float16."""
-    return pack_tensors(moments, _FORMAT, source.digest)
+@dataclass(frozen=True)
+class Moments:
+    """An `Extra`: latent moments by a frozen autoencoder.
 
-
-def unpack_moments(content: bytes) -> tuple[str, dict[str, Tensor]]:
-    """Read the member of one sample.
-
-    Returns:
-        Digest of the source, and the tensors.
-
-    Raises:
-        UnusableSample: It is damaged, or something else.
+    Attributes:
+        vae: The autoencoder, on the device where it shall compute.
+        source: Its description.
+        flip: Also of the mirrored pictures.
     """
-    return unpack_tensors(content, _FORMAT)
+
+    vae: Any
+    source: MomentsSource
+    flip: bool = False
+    member: str = MEMBER
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Entry `moments` of the manifest: all that they depend on beside the picture."""
+        about = asdict(self.source) | {"shape": list(self.source.shape)}
+        return {"moments": {"digest": self.source.digest, **about, "flipped": self.flip}}
+
+    def __call__(self, pixels: Tensor) -> list[bytes | None]:
+        """Make the members of (N, 3, size, size) uint8 pictures; None where the result is not finite."""
+        inputs = pixels.to(self.vae.device).float() / 255
+        mean, std = encode_moments(self.vae, inputs)
+        columns = {"mean": mean.half(), "std": std.half()}
+        if self.flip:  # convolutions are not symmetric: mirrored moments are not the moments of the mirrored picture
+            mean, std = encode_moments(self.vae, inputs.flip(3))
+            columns |= {"flipped_mean": mean.half(), "flipped_std": std.half()}
+        return pack_rows(columns, FORMAT, self.source.digest)
 
 
 @dataclass(frozen=True)
@@ -146,7 +161,7 @@ class WithMoments:
     picture: SquareImage
     source: MomentsSource
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if (self.picture.size, self.picture.crop) != (self.source.size, self.source.crop):
             raise ValueError(
                 f"`size`={self.picture.size}, `crop`={self.picture.crop!r}: moments of {self.source.size} pixels, "
@@ -159,7 +174,7 @@ class WithMoments:
         return self.picture.members | {MEMBER}
 
     def __call__(self, sample: Mapping[str, bytes], epoch: int, sample_id: int) -> dict[str, Any]:
-        """See `Transform`.
+        """Make an example with the cached tensors, or with zeros where the sample has none.
 
         Raises:
             WeightsError: The moments are of another source; this is no fault of a sample, so it ends the run.
@@ -168,7 +183,7 @@ class WithMoments:
         if MEMBER not in sample:
             empty = torch.zeros(self.source.shape, dtype=torch.float16)
             return example | {MEAN: empty, STD: empty, CACHED: False}
-        digest, tensors = unpack_moments(sample[MEMBER])
+        digest, tensors = unpack_tensors(sample[MEMBER], FORMAT)
         if digest != self.source.digest:
             raise WeightsError(_mismatch(f"Sample {sample_id}", digest[:16], self.source))
         prefix = "flipped_" if self.picture.is_flipped(epoch, sample_id) else ""

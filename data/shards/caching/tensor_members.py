@@ -21,6 +21,25 @@ def pack_tensors(tensors: Mapping[str, Tensor], form: str, digest: str) -> bytes
     return save(dict(tensors), {form: digest})  # one entry: the order of several would be random
 
 
+def pack_rows(columns: Mapping[str, Tensor], form: str, digest: str) -> list[bytes | None]:
+    """Make the members of a batch.
+
+    Args:
+        columns: Tensors of N rows.
+        form: Name and version of the format.
+        digest: Of all that the tensors depend on beside the picture.
+
+    Returns:
+        N members; None where a row has a value that is not finite.
+    """
+    columns = {name: column.cpu().contiguous() for name, column in columns.items()}
+    rows = ({name: column[row] for name, column in columns.items()} for row in range(len(next(iter(columns.values())))))
+    return [
+        pack_tensors(row, form, digest) if all(bool(value.isfinite().all()) for value in row.values()) else None
+        for row in rows
+    ]
+
+
 def unpack_tensors(content: bytes, form: str) -> tuple[str, dict[str, Tensor]]:
     """Read a member.
 

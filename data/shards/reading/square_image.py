@@ -73,7 +73,7 @@ class SquareImage:
     max_pixels: int = 25_000_000
     attributes: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.size < 1:
             raise ValueError(f"`size`={self.size} must be at least 1 pixel.")
         if self.crop not in ("center", "random"):
@@ -85,7 +85,7 @@ class SquareImage:
         return frozenset({"json"} if self.attributes else ())
 
     def __call__(self, sample: Mapping[str, bytes], epoch: int, sample_id: int) -> dict[str, Any]:
-        """See `Transform`."""
+        """Make an example: `pixels`, and `attributes` if wanted."""
         kind = next(kind for kind in IMAGE_MEMBERS if kind in sample)
         pixels = load_image(sample[kind], max_pixels=self.max_pixels)
         example: dict[str, Any] = {"pixels": self._square(pixels, epoch, sample_id)}

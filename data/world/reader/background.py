@@ -5,8 +5,8 @@ from scipy import ndimage
 
 from data.world.reader.segmentation import Image, Mask
 
-_LEAST_CONTRAST = 0.10  # of value between sky and ground; below there is no horizon to see
-_LEAST_RUN = 0.04  # of the height; a thinner band of ground is grain
+_MIN_CONTRAST = 0.10  # of value between sky and ground; below there is no horizon to see
+_MIN_RUN = 0.04  # of the height; a thinner band of ground is grain
 
 
 def count_horizons(image: Image, object_mask: Mask) -> float:
@@ -22,11 +22,11 @@ def count_horizons(image: Image, object_mask: Mask) -> float:
     if free.sum() < 0.05 * free.size:
         return 0.0
     low, high = np.percentile(value[free], [8, 92])
-    if high - low < _LEAST_CONTRAST:
+    if high - low < _MIN_CONTRAST:
         return 0.0
     smooth = ndimage.uniform_filter1d(_fill_down(value, free), max(1, round(height * 0.03)), axis=0, mode="nearest")
     ground = smooth < (low + high) / 2
-    run = max(2, round(height * _LEAST_RUN))
+    run = max(2, round(height * _MIN_RUN))
     ground = ndimage.binary_opening(
         np.pad(ground, ((run, run), (0, 0)), mode="edge"), np.ones((run, 1), dtype=np.bool_)
     )[run:-run]

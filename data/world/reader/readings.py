@@ -1,8 +1,8 @@
 """The reader: says from pixels alone what a picture of the world shows. Deterministic, nothing in it is learned.
 
 It turns opinions about pictures into counts: does a variation keep its input's hue? how many objects does a sampler
-make at four times the training size? Every picture size is read; sizes of regions are judged both relative to the frame
-(is this one big object?) and in pixels of the base's native size (did a copy of the object appear?).
+make at four times the training size? Every picture size is read; sizes of regions are judged in pixels of the
+base's native size, so that a copy of the object counts however large the picture is.
 """
 
 from collections.abc import Iterable
@@ -15,7 +15,6 @@ from torch import Tensor
 from data.world.reader.attributes import background_hue, object_hue, shape_fit, texture
 from data.world.reader.background import count_horizons
 from data.world.reader.segmentation import NATIVE_SIDE, OBJECT_AREA, SPECK_AREA, Image, Region, regions, saturated_mask
-from data.world.scenes import BACKGROUNDS, HUES, SHAPES, TEXTURES
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,6 @@ class ReadObject:
         hue: Index into `HUES`.
         texture: Index into `TEXTURES`.
         box: (top, left, bottom, right) as fractions of the picture's height and width.
-        area: Fraction of the picture's area.
     """
 
     shape: int
@@ -36,16 +34,6 @@ class ReadObject:
     hue: int
     texture: int
     box: tuple[float, float, float, float]
-    area: float
-
-    def describe(self) -> dict[str, str | float]:
-        """Name the attributes."""
-        return {
-            "shape": SHAPES[self.shape],
-            "hue": HUES[self.hue],
-            "texture": TEXTURES[self.texture],
-            "fit": round(self.fit, 3),
-        }
 
 
 @dataclass(frozen=True)
@@ -56,16 +44,12 @@ class Reading:
         objects: Regions of at least a quarter of the smallest object *of the native size, in pixels*, largest first. A
             copy of the object that a sampler drew at native size counts at any picture size.
         num_specks: Saturated regions below that size.
-        num_large_objects: Regions of at least a quarter of the smallest object *relative to the frame*.
-        num_small_regions: Saturated regions below that size.
         background: Index into `BACKGROUNDS`.
         num_horizons: Mean number of ground bands per column.
     """
 
     objects: tuple[ReadObject, ...]
     num_specks: int
-    num_large_objects: int
-    num_small_regions: int
     background: int
     num_horizons: float
 
@@ -78,16 +62,6 @@ class Reading:
     def main(self) -> ReadObject | None:
         """The largest object, if there is any."""
         return self.objects[0] if self.objects else None
-
-    def describe(self) -> dict[str, object]:
-        """Name what was read, ready for JSON."""
-        return {
-            "num_objects": self.num_objects,
-            "num_specks": self.num_specks,
-            "objects": [item.describe() for item in self.objects],
-            "background": BACKGROUNDS[self.background],
-            "num_horizons": round(self.num_horizons, 2),
-        }
 
 
 def read(pixels: Tensor | Iterable[Tensor]) -> list[Reading]:
@@ -102,37 +76,32 @@ def read(pixels: Tensor | Iterable[Tensor]) -> list[Reading]:
     Raises:
         ValueError: A picture has another shape, is smaller, or holds values that are not finite.
     """
-    return [_read_one(_checked(picture)) for picture in pixels]
+    return [_read_one(_checked(image)) for image in pixels]
 
 
-def _checked(picture: Tensor) -> Image:
-    if picture.ndim != 3 or picture.shape[0] != 3 or min(picture.shape[1:]) < 16:
-        raise ValueError(f"a picture has shape {tuple(picture.shape)}; (3, H, W) with H, W >= 16 is needed.")
-    if not torch.isfinite(picture).all():
+def _checked(image: Tensor) -> Image:
+    if image.ndim != 3 or image.shape[0] != 3 or min(image.shape[1:]) < 16:
+        raise ValueError(f"a picture has shape {tuple(image.shape)}; (3, H, W) with H, W >= 16 is needed.")
+    if not torch.isfinite(image).all():
         raise ValueError("a picture holds values that are not finite.")
-    return picture.detach().float().clamp(0, 1).cpu().numpy()
+    return image.detach().float().clamp(0, 1).cpu().numpy()
 
 
 def _read_one(image: Image) -> Reading:
     mask = saturated_mask(image)
     found = regions(image, mask)
-    frame = mask.size
-    native = min(NATIVE_SIDE, *mask.shape) ** 2
-    least_native, least_frame = OBJECT_AREA * native, OBJECT_AREA * min(mask.shape) ** 2
+    min_area = OBJECT_AREA * min(NATIVE_SIDE, *mask.shape) ** 2
     counted = [region for region in found if region.area >= SPECK_AREA]
-    large = sum(region.area >= least_frame for region in counted)
-    objects = [region for region in counted if region.area >= least_native]
+    objects = [region for region in counted if region.area >= min_area]
     return Reading(
-        objects=tuple(_read_object(image, region, frame) for region in objects),
+        objects=tuple(_read_object(image, region) for region in objects),
         num_specks=len(counted) - len(objects),
-        num_large_objects=large,
-        num_small_regions=len(counted) - large,
         background=background_hue(image, mask),
         num_horizons=count_horizons(image, mask),
     )
 
 
-def _read_object(image: Image, region: Region, frame: int) -> ReadObject:
+def _read_object(image: Image, region: Region) -> ReadObject:
     shape, fit = shape_fit(region)
     rows, columns = region.box
     height, width = image.shape[1:]
@@ -142,7 +111,6 @@ def _read_object(image: Image, region: Region, frame: int) -> ReadObject:
         hue=object_hue(image, region),
         texture=texture(image, region),
         box=(rows.start / height, columns.start / width, rows.stop / height, columns.stop / width),
-        area=region.area / frame,
     )
 
 

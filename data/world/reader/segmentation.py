@@ -69,14 +69,14 @@ def regions(image: Image, mask: Mask) -> list[Region]:
     return sorted(found, key=lambda region: -region.area)
 
 
-def _split_by_hue(image: Image, mask: Mask, box: tuple[slice, slice], least: float) -> list[Region]:
-    """Part a region at every hue that fills at least `least` pixels by itself."""
+def _split_by_hue(image: Image, mask: Mask, box: tuple[slice, slice], min_pixels: float) -> list[Region]:
+    """Part a region at every hue that fills at least `min_pixels` pixels by itself."""
     area = int(mask.sum())
     whole = [Region(mask, box, area)]
-    if area < 2 * least:
+    if area < 2 * min_pixels:
         return whole
     hue = hue_degrees(image)
-    peaks = _hue_peaks(hue[mask], least)
+    peaks = _hue_peaks(hue[mask], min_pixels)
     if len(peaks) < 2:
         return whole
     distance = np.abs((hue[None] - np.asarray(peaks)[:, None, None] + 180) % 360 - 180)
@@ -86,7 +86,7 @@ def _split_by_hue(image: Image, mask: Mask, box: tuple[slice, slice], least: flo
         labels, count = ndimage.label(ndimage.binary_opening(mask & (nearest == index), _CROSS), _CROSS)
         for label, inner in enumerate(ndimage.find_objects(labels, count), start=1):
             own = labels[inner] == label
-            if own.sum() >= least:
+            if own.sum() >= min_pixels:
                 rows, columns = (
                     slice(outer.start + part.start, outer.start + part.stop)
                     for outer, part in zip(box, inner, strict=True)
@@ -95,14 +95,14 @@ def _split_by_hue(image: Image, mask: Mask, box: tuple[slice, slice], least: flo
     return parts if len(parts) > 1 else whole
 
 
-def _hue_peaks(hues: Image, least: float) -> list[float]:
-    """Local maxima of the smoothed circular hue histogram that hold at least `least` pixels within 20 degrees."""
+def _hue_peaks(hues: Image, min_pixels: float) -> list[float]:
+    """Local maxima of the smoothed circular hue histogram that hold at least `min_pixels` pixels within 20 degrees."""
     counts = np.bincount((hues * (_HUE_BINS / 360)).astype(int) % _HUE_BINS, minlength=_HUE_BINS).astype(float)
     smooth = ndimage.uniform_filter1d(counts, 5, mode="wrap") * 5  # pixels within +-25 degrees
     order = np.argsort(-smooth, kind="stable")
     peaks: list[int] = []
     for index in order:
-        if smooth[index] < least:
+        if smooth[index] < min_pixels:
             break
         if all(min((index - peak) % _HUE_BINS, (peak - index) % _HUE_BINS) >= 4 for peak in peaks):
             peaks.append(int(index))

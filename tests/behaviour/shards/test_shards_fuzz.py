@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from data.shards.building.writing import write_shard
-from data.shards.caching.moments import MEMBER, MomentsSource, WithMoments, pack_moments
+from data.shards.caching.moments import FORMAT, MEMBER, MomentsSource, WithMoments
+from data.shards.caching.tensor_members import pack_tensors
 from data.shards.index import index_path
 from data.shards.manifest import MANIFEST, Manifest, write_manifest
 from data.shards.reading.shard_loader import ShardLoader
@@ -38,7 +39,11 @@ def files(tmp_path: Path, make_picture: Callable[..., bytes]) -> dict[str, bytes
     def sample(number: int) -> tuple[str, dict[str, bytes]]:
         moments = {name: torch.full(SOURCE.shape, float(number), dtype=torch.half) for name in ("mean", "std")}
         about = json.dumps({"number": number}).encode()
-        return f"{number:06d}", {"png": make_picture(number), "json": about, MEMBER: pack_moments(moments, SOURCE)}
+        return f"{number:06d}", {
+            "png": make_picture(number),
+            "json": about,
+            MEMBER: pack_tensors(moments, FORMAT, SOURCE.digest),
+        }
 
     starts = [sum(COUNTS[:shard]) for shard in range(3)]
     shards = [
@@ -183,7 +188,7 @@ def test_mutated_members_cost_their_samples_at_most(
     tmp_path: Path, files: dict[str, bytes], make_picture: Callable[..., bytes]
 ):
     moments = {name: torch.zeros(SOURCE.shape, dtype=torch.half) for name in ("mean", "std")}
-    healthy = {"png": make_picture(5), "json": b'{"number": 5}', MEMBER: pack_moments(moments, SOURCE)}
+    healthy = {"png": make_picture(5), "json": b'{"number": 5}', MEMBER: pack_tensors(moments, FORMAT, SOURCE.digest)}
     for case in range(40):
         generator = random.Random(f"member {case}")
         samples = []

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import torch
 
 from data.world.conditioner import TOKENS, WorldConditioner
@@ -20,9 +22,9 @@ def test_dropped_tokens_are_zero_and_the_rest_stays():
 def test_each_token_sees_its_own_attribute_only():
     torch.manual_seed(0)
     conditioner, scenes = WorldConditioner(context_dim=32), sample_scenes(1, seed=0)
-    changed = conditioner(scenes.replace(hue=(scenes.hue + 1) % 8)) != conditioner(scenes)
+    changed = conditioner(replace(scenes, hue=(scenes.hue + 1) % 8)) != conditioner(scenes)
     assert changed.any(-1).tolist() == [[False, True, False, False, False]]
-    moved = conditioner(scenes.replace(center_x=scenes.center_x + 0.05)) != conditioner(scenes)
+    moved = conditioner(replace(scenes, center_x=scenes.center_x + 0.05)) != conditioner(scenes)
     assert moved.any(-1).tolist() == [[False, False, False, False, True]]
 
 

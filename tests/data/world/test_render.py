@@ -1,4 +1,5 @@
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -44,7 +45,7 @@ def test_wide_pictures_keep_the_proportions():
 def test_object_and_background_are_told_apart_by_saturation():
     scenes = sample_scenes(300, seed=6)
     pictures = render(scenes, 64).numpy()
-    outside = render(scenes.replace(center_x=torch.full((300,), 5.0)), 64).numpy()
+    outside = render(replace(scenes, center_x=torch.full((300,), 5.0)), 64).numpy()
     assert max(chroma(picture).max() for picture in outside) < 0.27
     assert min(chroma(picture).max() for picture in pictures) > 0.6
 
@@ -68,8 +69,11 @@ def test_signed_distance_is_a_distance(name):
 
 
 def test_compose_places_every_object():
-    objects = sample_scenes(2, seed=9).replace(
-        radius=torch.tensor([0.12, 0.12]), center_x=torch.tensor([0.25, 0.75]), center_y=torch.tensor([0.5, 0.5])
+    objects = replace(
+        sample_scenes(2, seed=9),
+        radius=torch.tensor([0.12, 0.12]),
+        center_x=torch.tensor([0.25, 0.75]),
+        center_y=torch.tensor([0.5, 0.5]),
     )
     picture = compose(sample_scenes(1, seed=1), objects, 128).numpy()
     saturated = chroma(picture) > 0.3

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -48,8 +50,10 @@ def test_an_object_across_the_seam_counts_once():
 
 
 def test_different_backgrounds_spread():
-    scenes = sample_scenes(4, 1).replace(
-        background_degrees=torch.tensor([0.0, 90.0, 180.0, 270.0]), background_saturation=torch.full((4,), 0.2)
+    scenes = replace(
+        sample_scenes(4, 1),
+        background_degrees=torch.tensor([0.0, 90.0, 180.0, 270.0]),
+        background_saturation=torch.full((4,), 0.2),
     )
     panorama = torch.cat(list(render(scenes, 64)), dim=-1)
     assert judged_panoramas(panorama[None])["hue_spread"] == pytest.approx(120, abs=8)

@@ -11,6 +11,7 @@ from diffusers import AutoencoderKL
 
 from data.shards.caching.moments import (
     CACHED,
+    FORMAT,
     MEAN,
     MEMBER,
     STD,
@@ -19,9 +20,8 @@ from data.shards.caching.moments import (
     autoencoder_sha256,
     check_moments,
     encode_moments,
-    pack_moments,
-    unpack_moments,
 )
+from data.shards.caching.tensor_members import pack_tensors, unpack_tensors
 from data.shards.manifest import Shard
 from data.shards.reading.square_image import SquareImage, UnusableSample
 from data.shards.shard_set import LocatedShard, ShardSet
@@ -83,11 +83,11 @@ def test_moments_are_those_of_the_scaled_and_shifted_latent():
 
 
 def test_pack_and_unpack():
-    content = pack_moments(moments(), SOURCE)
-    digest, tensors = unpack_moments(content)
+    content = pack_tensors(moments(), FORMAT, SOURCE.digest)
+    digest, tensors = unpack_tensors(content, FORMAT)
     assert digest == SOURCE.digest
     assert all(torch.equal(tensors[name], value) for name, value in moments().items())
-    assert content == pack_moments(moments(), SOURCE)
+    assert content == pack_tensors(moments(), FORMAT, SOURCE.digest)
 
 
 @pytest.mark.parametrize(
@@ -97,13 +97,13 @@ def test_pack_and_unpack():
         b"\xff" * 8,
         (2).to_bytes(8, "little") + b"[]",
         (2).to_bytes(8, "little") + b"{}",
-        pack_moments(moments(), SOURCE)[:-1],
-        pack_moments(moments(), SOURCE).replace(b"seecoder.moments.1", b"seecoder.moments.9"),
+        pack_tensors(moments(), FORMAT, SOURCE.digest)[:-1],
+        pack_tensors(moments(), FORMAT, SOURCE.digest).replace(b"seecoder.moments.1", b"seecoder.moments.9"),
     ],
 )
 def test_damaged_moments_are_a_bad_sample(content: bytes, make_picture: Callable[..., bytes]):
     with pytest.raises(UnusableSample):
-        unpack_moments(content)
+        unpack_tensors(content, FORMAT)
     with pytest.raises(UnusableSample) as caught:
         WithMoments(SquareImage(8), SOURCE)({"png": make_picture(1), MEMBER: content}, 0, 0)
     assert caught.value.reason == "bad moments"
@@ -111,14 +111,14 @@ def test_damaged_moments_are_a_bad_sample(content: bytes, make_picture: Callable
 
 @pytest.mark.parametrize("change", [lambda value: value.float(), lambda value: value[:2]])
 def test_moments_of_another_form_are_a_bad_sample(change: Any, make_picture: Callable[..., bytes]):
-    content = pack_moments({name: change(value) for name, value in moments().items()}, SOURCE)
+    content = pack_tensors({name: change(value) for name, value in moments().items()}, FORMAT, SOURCE.digest)
     with pytest.raises(UnusableSample, match="lack `mean`"):
         WithMoments(SquareImage(8), SOURCE)({"png": make_picture(1), MEMBER: content}, 0, 0)
 
 
 def test_flipped_moments_go_with_flipped_pictures(make_picture: Callable[..., bytes]):
     picture = SquareImage(8, flip=True)
-    sample = {"png": make_picture(1), MEMBER: pack_moments(moments(flipped=True), SOURCE)}
+    sample = {"png": make_picture(1), MEMBER: pack_tensors(moments(flipped=True), FORMAT, SOURCE.digest)}
     seen = set()
     for epoch in range(12):
         example = WithMoments(picture, SOURCE)(sample, epoch, 5)
@@ -129,7 +129,7 @@ def test_flipped_moments_go_with_flipped_pictures(make_picture: Callable[..., by
         assert example[STD].unique().tolist() == [3.0 if flipped else 1.0]
         assert torch.equal(example["pixels"], picture(sample, epoch, 5)["pixels"])
     assert seen == {True, False}
-    only = {"png": make_picture(1), MEMBER: pack_moments(moments(), SOURCE)}
+    only = {"png": make_picture(1), MEMBER: pack_tensors(moments(), FORMAT, SOURCE.digest)}
     epoch = next(epoch for epoch in range(12) if picture.is_flipped(epoch, 5))
     with pytest.raises(WeightsError, match="--flip"):
         WithMoments(picture, SOURCE)(only, epoch, 5)
@@ -144,7 +144,9 @@ def test_a_raw_sample_says_so(make_picture: Callable[..., bytes]):
 def test_moments_of_another_source_end_the_run_and_both_are_named(make_picture: Callable[..., bytes]):
     other = replace(SOURCE, autoencoder="b" * 64)
     with pytest.raises(WeightsError) as caught:
-        WithMoments(SquareImage(8), SOURCE)({"png": make_picture(1), MEMBER: pack_moments(moments(), other)}, 0, 0)
+        WithMoments(SquareImage(8), SOURCE)(
+            {"png": make_picture(1), MEMBER: pack_tensors(moments(), FORMAT, other.digest)}, 0, 0
+        )
     assert other.digest[:16] in str(caught.value)
     assert SOURCE.digest[:16] in str(caught.value)
 

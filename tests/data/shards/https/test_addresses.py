@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 
 from data.shards.https.addresses import file_address, folder_address, redacted, without_secrets
-from data.shards.shard_set import check_location, open_shards
 
 
 @pytest.mark.parametrize(
@@ -36,16 +35,6 @@ def test_files_lie_below_their_folder(address: str, folder: str, file: str | Non
 )
 def test_only_what_is_no_secret_is_shown(location: str | Path, expected: str):
     assert redacted(location) == expected
-
-
-def test_refusals_keep_the_secret():
-    for refuse in (check_location, open_shards):
-        with pytest.raises(ValueError, match="`ftp://host/a` is neither") as caught:
-            refuse("ftp://me:secret@host/a?token=secret")
-        assert "secret" not in str(caught.value)
-    with pytest.raises(ValueError, match="give a `cache` folder") as caught:
-        open_shards("https://me:secret@host/a")
-    assert "secret" not in str(caught.value)
 
 
 def test_a_configuration_is_kept_without_secrets():

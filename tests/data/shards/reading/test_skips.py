@@ -96,7 +96,8 @@ def test_processes_and_starts_name_each_fault_once(tmp_path: Path):
 
 
 def test_a_full_disk_costs_the_names_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture):
-    log = SkipLog(1.0, tmp_path / "no such folder" / "unreadable.txt")
+    (tmp_path / "no folder").write_text("so that nothing can be written below it")
+    log = SkipLog(1.0, tmp_path / "no folder" / "unreadable.txt")
     log.add(4, [Skip(0, "picture", "shard-0", "not an image")])
     assert log.skipped == 1
     assert "1 faults are not in" in caplog.text

@@ -1,0 +1,93 @@
+"""From places to shards: nothing but local paths and https gets in."""
+
+from pathlib import Path
+
+import pytest
+
+from data.shards.https.fetcher import Fetcher
+from data.shards.manifest import Manifest, Shard, write_manifest
+from data.shards.shard_set import LocatedShard, ShardSet, check_location, open_shards
+
+SHARDS = (Shard("00000.tar", 3, 10240, "0" * 64), Shard("00001.tar", 4, 20480, "1" * 64))
+
+
+@pytest.mark.parametrize(
+    "location",
+    [
+        "pipe:touch /tmp/owned",
+        "PIPE:cat x",
+        "http://host/shards",
+        "file:///etc",
+        "s3://bucket/a",
+        "gs://bucket/a",
+        "hdfs://a",
+        "ftp://host/a",
+        "https://",
+        "https:relative",
+        "javascript:1",
+    ],
+)
+def test_other_schemes_are_refused(location: str):
+    with pytest.raises(ValueError, match="neither a local path nor an https"):
+        check_location(location)
+    with pytest.raises(ValueError, match="neither a local path nor an https"):
+        open_shards([location])
+
+
+def test_local_paths_and_https_pass(tmp_path: Path):
+    assert check_location(tmp_path) == tmp_path
+    assert check_location(str(tmp_path)) == tmp_path
+    assert check_location("https://host/a") == "https://host/a"
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        check_location(tmp_path / "none")
+
+
+def test_shards_of_an_address_lie_below_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    fetcher = Fetcher(tmp_path)
+    monkeypatch.setattr(Fetcher, "manifest", lambda self, url: Manifest(SHARDS))
+    for address in ("https://host/a", "https://host/a/", "https://host/a/manifest.json"):
+        assert [row.location for row in open_shards(address, fetcher).shards] == [
+            "https://host/a/00000.tar",
+            "https://host/a/00001.tar",
+        ]
+    write_manifest(tmp_path, Manifest(SHARDS))
+    assert [row.location for row in open_shards(tmp_path).shards] == [tmp_path / "00000.tar", tmp_path / "00001.tar"]
+
+
+def test_fingerprint_is_of_contents_not_of_places():
+    def fingerprint(folder: str, shard: Shard) -> str:
+        return ShardSet((LocatedShard(shard, Path(folder) / shard.name, ()),)).fingerprint
+
+    assert fingerprint("/a", SHARDS[0]) == fingerprint("/b", SHARDS[0])
+    assert fingerprint("/a", SHARDS[0]) != fingerprint("/a", SHARDS[1])
+    assert fingerprint("/a", Shard("a.tar", 1, 5, "0" * 64)) != fingerprint("/a", Shard("a.tar", 1, 5, "1" * 64))
+
+
+def test_no_shards_at_all_is_an_error(tmp_path: Path):
+    with pytest.raises(ValueError, match="No shards"):
+        open_shards([])
+    with pytest.raises(FileNotFoundError, match=r"holds no \.tar files"):
+        open_shards(tmp_path)
+
+
+def test_an_unfinished_build_is_not_read(tmp_path: Path):
+    (tmp_path / "build.json").write_text("{}")
+    (tmp_path / "00000.tar").write_bytes(b"")
+    with pytest.raises(ValueError, match="unfinished build"):
+        open_shards(tmp_path)
+
+
+def test_several_places_are_laid_end_to_end(make_shards):
+    places = [make_shards([2, 3], "a"), make_shards([4], "b")]
+    assert open_shards(places).counts == [2, 3, 4]
+    assert open_shards(places[0] / "manifest.json").counts == [2, 3]
+
+
+def test_refusals_keep_the_secret():
+    for refuse in (check_location, open_shards):
+        with pytest.raises(ValueError, match="`ftp://host/a` is neither") as caught:
+            refuse("ftp://me:secret@host/a?token=secret")
+        assert "secret" not in str(caught.value)
+    with pytest.raises(ValueError, match="give a `cache` folder") as caught:
+        open_shards("https://me:secret@host/a")
+    assert "secret" not in str(caught.value)
