@@ -16,15 +16,14 @@ class _HelpFormatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
         return f"{action.help} (default: {action.default})" if has_default else str(action.help)
 
 
-def make_parser(program: str = "", description: str | None = None) -> ArgumentParser:
+def make_parser(program: str | None = None, description: str | None = None) -> ArgumentParser:
     """Make a parser that raises in place of leaving the program.
 
     Args:
-        program: How the command is called, such as "python -m data.build"; empty for the parser of a subcommand.
+        program: How the command is called, such as "python -m data.build"; None for the parser of a subcommand.
         description: Text above the options, shown line by line.
     """
-    name = {"prog": program} if program else {}
-    parser = ArgumentParser(**name, description=description, formatter_class=_HelpFormatter, exit_on_error=False)
+    parser = ArgumentParser(prog=program, description=description, formatter_class=_HelpFormatter, exit_on_error=False)
     parser.add_argument("--debug", action="store_true", help="Show the traceback of an error.")
     return parser
 
