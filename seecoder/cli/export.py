@@ -73,28 +73,24 @@ def run(arguments: argparse.Namespace) -> None:
         size=(arguments.size[0], arguments.size[1]) if arguments.size else DEFAULT_ONNX_SIZE,
         overwrite=arguments.overwrite,
     )
-    say(
-        f"wrote {report.path}: {report.num_tensors} tensors, {report.num_parameters:,} parameters; the contexts of one "
-        f"picture "
-        f"differ by {report.difference:.3g}"
-    )
+    say(f"wrote {report.summary}; the contexts of one picture differ by {report.difference:.3g}")
 
 
 def open_encoder(source: str, backbone: str | None, *, use_ema: bool) -> tuple[Any, dict[str, str]]:
     """Open a training checkpoint, or an encoder that is complete already.
 
     Args:
-        source: the file or folder.
-        backbone: where the backbone of a checkpoint is, or None.
-        use_ema: take the running average of a checkpoint.
+        source: The file or folder.
+        backbone: Where the backbone of a checkpoint is, or None.
+        use_ema: Take the running average of a checkpoint.
 
     Returns:
         The encoder, and facts for its model card.
 
     Raises:
-        FileNotFoundError: nothing is there.
-        WeightsError: what is there does not fit.
-        ValueError: a backbone for an encoder that has one.
+        FileNotFoundError: Nothing is there.
+        WeightsError: What is there does not fit.
+        ValueError: A backbone for an encoder that has one.
     """
     from seecoder.cli.opening import load_encoder_or_context
     from seecoder.export.exporting import build_encoder
@@ -104,10 +100,8 @@ def open_encoder(source: str, backbone: str | None, *, use_ema: bool) -> tuple[A
     if not is_complete_encoder(path):
         trained = read_trained(path)
         averaged = "the running average of the weights" if use_ema and trained.ema else "the last weights"
-        say(
-            f"{path}: {len(trained.trainable)} trained tensors, taking {averaged}; backbone "
-            f"{backbone or trained.backbone_source}"
-        )
+        found = f"{len(trained.trainable)} trained tensors"
+        say(f"{path}: {found}, taking {averaged}; backbone {backbone or trained.backbone_source}")
         return build_encoder(trained, use_ema=use_ema, backbone=backbone), {"weights": averaged}
     if backbone is not None:
         raise ValueError(f"`--backbone` has no effect: `{path}` is a complete encoder.")
@@ -121,18 +115,8 @@ def is_complete_encoder(path: Path) -> bool:
     """Say whether a path is an encoder of ours or in the released layout, rather than what training left.
 
     Args:
-        path: a file or folder.
+        path: A file or folder.
     """
-    if path.is_dir():
-        return (path / "config.json").is_file()
-    if path.suffix != ".safetensors" or not path.is_file():
-        return False
-    from safetensors import safe_open
+    from seecoder.encoder.official import is_official_file
 
-    from seecoder.encoder.official import PREFIX
-
-    try:
-        with safe_open(path, "pt") as file:
-            return any(key.startswith(PREFIX) for key in file.keys())  # noqa: SIM118 - not a dictionary
-    except Exception:
-        return False
+    return (path / "config.json").is_file() or is_official_file(path)

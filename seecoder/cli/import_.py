@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace) -> None:
     say(f"{path}: {variant}, {str(encoder.dtype).removeprefix('torch.')}")
     facts = CardFacts(license=arguments.license, notes={"imported from": path.name})
     report = export_encoder(encoder, arguments.out, "hub", facts=facts, overwrite=arguments.overwrite)
-    say(f"wrote {report.path}: {report.num_tensors} tensors, {report.num_parameters:,} parameters")
+    say(f"wrote {report.summary}")
 
 
 def _read_config(path: str | None) -> dict[str, Any]:

@@ -14,8 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-__all__ = ["Attention", "CheckpointedModule", "FeedForward"]
-
 
 class CheckpointedModule(nn.Module):
     """A module whose parts can be recomputed in the backward pass instead of being kept.
@@ -43,9 +41,9 @@ class Attention(nn.Module):
     """Multi-head attention with biases, as in `torch.nn.MultiheadAttention(batch_first=True)`.
 
     Args:
-        dim: width of the tokens, a multiple of `num_heads`.
-        num_heads: number of heads.
-        dropout: probability with which an attention weight is dropped in training.
+        dim: Width of the tokens, a multiple of `num_heads`.
+        num_heads: Number of heads.
+        dropout: Probability with which an attention weight is dropped in training.
     """
 
     def __init__(self, dim: int, num_heads: int, dropout: float = 0.0) -> None:
@@ -102,9 +100,9 @@ class FeedForward(nn.Module):
     """Two linear layers with a ReLU between them.
 
     Args:
-        dim: width of the tokens.
-        hidden_dim: width between the two layers.
-        dropout: probability after the ReLU, in training.
+        dim: Width of the tokens.
+        hidden_dim: Width between the two layers.
+        dropout: Probability after the ReLU, in training.
     """
 
     def __init__(self, dim: int, hidden_dim: int, dropout: float = 0.0) -> None:

@@ -4,7 +4,6 @@ A context is what the encoder makes of a picture, (1, T, D) tokens that take the
 comes from the learned query i whatever the picture, so contexts of different pictures can be averaged slot by slot.
 """
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,9 +12,7 @@ from typing import Any, Literal
 
 import torch
 
-from seecoder.weights.safetensors_files import WeightsError, read_safetensors, write_safetensors
-
-__all__ = ["COMBINATIONS", "ImageSet", "SavedContext", "combine_contexts", "load_context", "save_context"]
+from seecoder.weights.safetensors_files import WeightsError, read_header, read_safetensors, write_safetensors
 
 COMBINATIONS = ("average", "concatenate")
 _FORMAT = "seecoder.context"
@@ -26,8 +23,8 @@ class ImageSet:
     """Several pictures that together make ONE context.
 
     Attributes:
-        images: the pictures, each anything that `seecoder.load_image` takes.
-        weights: one number >= 0 a picture; they are divided by their sum. None counts all pictures alike.
+        images: The pictures, each anything that `seecoder.load_image` takes.
+        weights: One number >= 0 a picture; they are divided by their sum. None counts all pictures alike.
         combine: "average" takes the weighted mean token by token (the length of the context stays the same);
             "concatenate" puts the tokens side by side, so that attention chooses among the pictures at every place.
     """
@@ -44,7 +41,7 @@ class SavedContext:
     Attributes:
         context: (N, T, D), one row a context.
         pooled: (N, P) pooled vectors for SDXL, or None.
-        metadata: the strings kept in the file's header.
+        metadata: The strings kept in the file's header.
     """
 
     context: torch.Tensor
@@ -60,15 +57,15 @@ def combine_contexts(
     """Make one context of several.
 
     Args:
-        contexts: tensors of one shape, (1, T, D) tokens or (1, P) pooled vectors.
-        weights: one number >= 0 a context, divided by their sum; None counts all alike.
-        combine: see `ImageSet`. "concatenate" takes no weights: attention does the weighing there.
+        contexts: Tensors of one shape, (1, T, D) tokens or (1, P) pooled vectors.
+        weights: One number >= 0 a context, divided by their sum; None counts all alike.
+        combine: See `ImageSet`. "concatenate" takes no weights: attention does the weighing there.
 
     Returns:
         (1, T, D) for "average", (1, K * T, D) for K concatenated contexts, in the dtype of the first.
 
     Raises:
-        ValueError: no context, unlike shapes, or weights that cannot be used.
+        ValueError: No context, unlike shapes, or weights that cannot be used.
     """
     if not contexts:
         raise ValueError("`contexts` is empty; give at least one.")
@@ -92,13 +89,13 @@ def normalise_weights(weights: Sequence[float] | None, count: int) -> list[float
 
     Args:
         weights: `count` numbers >= 0, not all zero; None for equal shares.
-        count: number of pictures.
+        count: Number of pictures.
 
     Returns:
         `count` shares in [0, 1].
 
     Raises:
-        ValueError: wrong count, a negative or non-finite weight, or a sum of zero.
+        ValueError: Wrong count, a negative or non-finite weight, or a sum of zero.
     """
     if weights is None:
         return [1.0 / count] * count
@@ -119,13 +116,13 @@ def save_context(
     """Write contexts to a safetensors file, whole or not at all.
 
     Args:
-        path: the file to write, ending in .safetensors.
+        path: The file to write, ending in .safetensors.
         context: (N, T, D) or (T, D).
         pooled: (N, P) pooled vectors, for SDXL.
-        metadata: strings to keep in the header (sources, encoder, ...).
+        metadata: Strings to keep in the header (sources, encoder, ...).
 
     Raises:
-        ValueError: a context of another rank, or a pooled tensor of another length.
+        ValueError: A context of another rank, or a pooled tensor of another length.
     """
     context = context[None] if context.ndim == 2 else context
     if context.ndim != 3:
@@ -142,14 +139,14 @@ def load_context(path: str | Path) -> SavedContext:
     """Read a file that `save_context` (or `seecoder encode`) wrote.
 
     Args:
-        path: the safetensors file.
+        path: The safetensors file.
 
     Returns:
         The contexts, in the dtype in which they were saved.
 
     Raises:
-        FileNotFoundError: no such file.
-        WeightsError: a safetensors file that holds something else.
+        FileNotFoundError: No such file.
+        WeightsError: A safetensors file that holds something else.
     """
     tensors, metadata = read_safetensors(Path(path))
     if metadata.get("format") != _FORMAT or "context" not in tensors:
@@ -163,17 +160,12 @@ def is_context_file(path: str | Path) -> bool:
     """Say whether a path is a file of cached contexts, from its header alone.
 
     Args:
-        path: any path; one that does not exist, or is no safetensors file, is simply not a context file.
+        path: Any path; one that does not exist, or is no safetensors file, is simply not a context file.
     """
     file = Path(path)
     if not file.is_file() or file.suffix != ".safetensors":
         return False
-    with file.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        if not 0 < length < 100_000_000:
-            return False
-        try:
-            header = json.loads(stream.read(length))
-        except (ValueError, RecursionError):
-            return False
-    return isinstance(header, dict) and header.get("__metadata__", {}).get("format") == _FORMAT
+    try:
+        return read_header(file)[1].get("format") == _FORMAT
+    except WeightsError:
+        return False

@@ -1,7 +1,7 @@
 """SeeCoder: a picture becomes the tokens that take the place of a prompt's embedding.
 
 "Prompt-Free Diffusion: Taking 'Text' out of Text-to-Image Diffusion Models", arXiv 2305.16223, Sec. 3.2; reference
-implementation at SHI-Labs/Prompt-Free-Diffusion@f4295fc. Three parts, each in `seecoder.modules`:
+implementation at SHI-Labs/Prompt-Free-Diffusion@f4295fc. Three parts, each in a module of its own:
 
     pixels -> backbone -> maps of three resolutions -> decoder -> maps of one width -> query transformer -> context
 
@@ -9,8 +9,10 @@ What differs from the reference: any timm pyramid can be the backbone; the decod
 `Decoder`); the jitter of the positional encoding is an argument instead of a draw from NumPy's global state.
 """
 
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self
 
 import torch
@@ -19,17 +21,31 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.utils.outputs import BaseOutput
 from torch import nn
 
+from seecoder.checks import number, optional, require, some_of, whole
+from seecoder.encoder.backbones.pretrained_weights import BackboneCoverage, load_pretrained
 from seecoder.encoder.backbones.pyramid import PlainBackbone, PyramidBackbone, SimpleFeaturePyramid, build_backbone
 from seecoder.encoder.backbones.swin import SwinBackbone
-from seecoder.encoder.files import EncoderFiles
+from seecoder.encoder.inputs import check_pixels, check_position_jitter, standardise
+from seecoder.encoder.official import load_official, released_backbone, to_official
 from seecoder.encoder.pixel_decoder import Decoder, DecoderAttention
 from seecoder.encoder.query_transformer import QueryTransformer
+from seecoder.encoder.saved_folders import check_savable, load_folder
+from seecoder.weights.safetensors_files import write_safetensors
 
-__all__ = ["MIN_SIDE", "SeeCoder", "SeeCoderOutput"]
-
-MIN_SIDE = 32  # pixels; the coarsest map of the backbone would be empty below
 _NUM_LEVELS = 3  # the decoder reads the last three maps of the backbone
-_EMBEDDINGS = ("level_embedding", "queries", "query_positions")
+_RULES = {
+    "context_dim": whole(1),
+    "num_heads": whole(1),
+    "decoder_layers": whole(0),
+    "query_layers": whole(1),
+    "num_global_queries": whole(0),
+    "num_local_queries": whole(1),
+    "pooled_dim": optional(whole(1)),
+    "image_mean": some_of(number(), "three numbers, one a colour channel", minimum=3, maximum=3),
+    "image_std": some_of(
+        number(0, above_minimum=True), "three numbers above zero, one a colour channel", minimum=3, maximum=3
+    ),
+}
 
 
 @dataclass
@@ -45,7 +61,7 @@ class SeeCoderOutput(BaseOutput):
     pooled: torch.Tensor | None = None
 
 
-class SeeCoder(EncoderFiles, ModelMixin, ConfigMixin):
+class SeeCoder(ModelMixin, ConfigMixin):
     """The image-context encoder.
 
     `encoder(pixels)` maps (B, 3, H, W) in [0, 1] to a context (B, 148, 768) at the default sizes, for any H and W from
@@ -59,38 +75,39 @@ class SeeCoder(EncoderFiles, ModelMixin, ConfigMixin):
     that change (the default from the second size on) works out windows symbolically, which takes many minutes.
 
     Args:
-        backbone: a model name of timm: a Swin (exact against the published encoder), any other pyramid, or a plain ViT.
-        backbone_args: overrides for timm's constructor, e.g. `embed_dim`, `depths`, `num_heads`, `window_size` of a
+        backbone: A model name of timm: a Swin (exact against the published encoder), any other pyramid, or a plain ViT.
+        backbone_args: Overrides for timm's constructor, e.g. `embed_dim`, `depths`, `num_heads`, `window_size` of a
             Swin.
-        context_dim: width of decoder, queries and context; the `cross_attention_dim` of the UNet.
-        num_heads: heads of every attention outside the backbone.
-        decoder_layers: transformer layers of the decoder.
-        decoder_ffn_dim: hidden width of their feed-forward parts.
-        decoder_dropout: dropout probability of the decoder, in training.
+        context_dim: Width of decoder, queries and context; the `cross_attention_dim` of the UNet.
+        num_heads: Heads of every attention outside the backbone.
+        decoder_layers: Transformer layers of the decoder.
+        decoder_ffn_dim: Hidden width of their feed-forward parts.
+        decoder_dropout: Dropout probability of the decoder, in training.
         decoder_attention: "spatial", over positions as in the paper, or "released", as in the released code at one
             picture.
-        query_layers: blocks of the query transformer.
-        query_ffn_dim: hidden width of their feed-forward parts.
-        num_global_queries: queries that see the picture only through the local ones; they come first in the context.
-        num_local_queries: queries that read the maps.
-        position_aware: add a positional encoding to the maps' keys (SeeCoder-PA).
-        pooled_dim: width of the pooled vector that SDXL wants beside the context (1280), a linear map of the mean
+        query_layers: Blocks of the query transformer.
+        query_ffn_dim: Hidden width of their feed-forward parts.
+        num_global_queries: Queries that see the picture only through the local ones; they come first in the context.
+        num_local_queries: Queries that read the maps.
+        position_aware: Add a positional encoding to the maps' keys (SeeCoder-PA).
+        pooled_dim: Width of the pooled vector that SDXL wants beside the context (1280), a linear map of the mean
             global query; None for none.
-        image_mean: subtracted from the pixels, per channel. The default (with `image_std`) leaves pixels as they are,
+        image_mean: Subtracted from the pixels, per channel. The default (with `image_std`) leaves pixels as they are,
             which is what the released weights expect. For ImageNet's statistics: (0.485, 0.456, 0.406).
-        image_std: what the pixels are divided by, per channel. For ImageNet's statistics: (0.229, 0.224, 0.225).
+        image_std: What the pixels are divided by, per channel. For ImageNet's statistics: (0.229, 0.224, 0.225).
 
     Raises:
-        ValueError: an argument that does not fit the others.
+        ValueError: An argument is out of its range, or does not fit the others.
     """
 
-    __module__ = "seecoder.encoder"
+    __module__ = "seecoder.encoder"  # saved pipelines name the class by this path
 
     _supports_gradient_checkpointing = True
 
     backbone: SwinBackbone | PyramidBackbone | PlainBackbone
     decoder: Decoder
     query_transformer: QueryTransformer
+    _official_metadata: Mapping[str, str] = {}  # the header of the released file that was read
 
     @register_to_config
     def __init__(
@@ -113,14 +130,13 @@ class SeeCoder(EncoderFiles, ModelMixin, ConfigMixin):
         image_std: Sequence[float] = (1.0, 1.0, 1.0),
     ) -> None:
         super().__init__()
-        _check_sizes(context_dim, num_heads, num_global_queries, num_local_queries, pooled_dim)
-        if query_layers < 1 or decoder_layers < 0:
-            raise ValueError(
-                f"`query_layers`={query_layers}, `decoder_layers`={decoder_layers}: at least 1 and 0 are needed."
-            )
-        self._mean, self._std = _channel_values("image_mean", image_mean), _channel_values("image_std", image_std)
-        if not all(value > 0 for value in self._std):
-            raise ValueError(f"`image_std`={tuple(image_std)} must be above zero.")
+        for name, rule in _RULES.items():
+            require(name, self.config[name], rule, owner="SeeCoder")
+        if context_dim % num_heads:
+            raise ValueError(f"`context_dim`={context_dim} must be a multiple of `num_heads`={num_heads}.")
+        if pooled_dim and not num_global_queries:
+            raise ValueError(f"`num_global_queries`=0 must be from 1 up with `pooled_dim`={pooled_dim}.")
+        self._mean, self._std = tuple(map(float, image_mean)), tuple(map(float, image_std))
         self.backbone = build_backbone(backbone, backbone_args)
         channels = self.backbone.channels
         self.feature_pyramid: SimpleFeaturePyramid | None = None
@@ -162,14 +178,14 @@ class SeeCoder(EncoderFiles, ModelMixin, ConfigMixin):
 
         Args:
             pixels: (B, 3, H, W), floating point in [0, 1], H and W at least 32; cast to the encoder's dtype.
-            position_jitter: offsets from `draw_position_jitter`, for training a position-aware encoder; None for none.
+            position_jitter: Offsets from `draw_position_jitter`, for training a position-aware encoder; None for none.
 
         Returns:
             (B, num_global_queries + num_local_queries, context_dim).
 
         Raises:
             TypeError: `pixels` are integers.
-            ValueError: a shape that cannot be encoded, or jitter for an encoder without positions.
+            ValueError: A shape that cannot be encoded, or jitter for an encoder without positions.
         """
         return self.encode(pixels, position_jitter).context
 
@@ -177,37 +193,42 @@ class SeeCoder(EncoderFiles, ModelMixin, ConfigMixin):
         """Encode pictures as contexts and, if the encoder has `pooled_dim`, pooled vectors.
 
         Args:
-            pixels: as for `forward`.
-            position_jitter: as for `forward`.
+            pixels: As for `forward`.
+            position_jitter: As for `forward`.
 
         Returns:
             Context and pooled vector.
 
         Raises:
             TypeError: `pixels` are integers.
-            ValueError: a shape that cannot be encoded, or jitter for an encoder without positions.
+            ValueError: A shape that cannot be encoded, or jitter for an encoder without positions.
         """
-        self._check_input(pixels, position_jitter)
+        check_pixels(pixels)
+        if position_jitter is not None:
+            position_aware = self.query_transformer.position_encoding is not None
+            check_position_jitter(position_jitter, self._num_levels, len(pixels), position_aware=position_aware)
         return self.encode_maps(self.compute_maps(pixels), position_jitter)
 
     def compute_maps(self, pixels: torch.Tensor) -> list[torch.Tensor]:
         """Run the backbone: the first half of `encode`, the one that training can keep.
 
         Args:
-            pixels: as for `forward`, not checked.
+            pixels: As for `forward`, not checked.
 
         Returns:
             Maps (B, C, h, w) that `encode_maps` reads, finest first, in the backbone's dtype.
         """
-        maps = list(self.backbone(self._normalise(pixels)))
+        # Standardised in the precision given, then cast.
+        pixels = standardise(pixels, self._mean, self._std).to(next(self.backbone.parameters()).dtype)
+        maps = list(self.backbone(pixels))
         return maps if self.feature_pyramid is not None else maps[-self._num_levels :]
 
     def encode_maps(self, maps: Sequence[torch.Tensor], position_jitter: torch.Tensor | None = None) -> SeeCoderOutput:
         """Decode and query the backbone's maps: the second half of `encode`.
 
         Args:
-            maps: as `compute_maps` returns them.
-            position_jitter: as for `forward`, not checked.
+            maps: As `compute_maps` returns them.
+            position_jitter: As for `forward`, not checked.
 
         Returns:
             Context and pooled vector.
@@ -228,8 +249,8 @@ class SeeCoder(EncoderFiles, ModelMixin, ConfigMixin):
         """Draw the offsets that training adds to the positions: uniform in [-0.5, 0.5] cells, one pair a level.
 
         Args:
-            generator: a CPU generator, so that the draw is the trainer's to repeat.
-            batch_size: one set of offsets a picture; None for one set for the whole batch, as in the published code.
+            generator: A CPU generator, so that the draw is the trainer's to repeat.
+            batch_size: One set of offsets a picture; None for one set for the whole batch, as in the published code.
 
         Returns:
             (L, 2) or (batch_size, L, 2) on the CPU, or None if the encoder is not position-aware.
@@ -238,35 +259,6 @@ class SeeCoder(EncoderFiles, ModelMixin, ConfigMixin):
             return None
         shape = (self._num_levels, 2) if batch_size is None else (batch_size, self._num_levels, 2)
         return torch.rand(shape, generator=generator) - 0.5
-
-    def _normalise(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Standardise in the precision given, then cast to the backbone's dtype."""
-        if any(self._mean) or any(value != 1 for value in self._std):
-            channels = [
-                (pixels[:, i] - mean) / std for i, (mean, std) in enumerate(zip(self._mean, self._std, strict=True))
-            ]
-            pixels = torch.stack(channels, dim=1)
-        return pixels.to(next(self.backbone.parameters()).dtype)
-
-    def _check_input(self, pixels: torch.Tensor, position_jitter: torch.Tensor | None) -> None:
-        if pixels.ndim != 4 or pixels.shape[1] != 3:
-            raise ValueError(f"`pixels` has shape {tuple(pixels.shape)}; expected (B, 3, H, W).")
-        if not pixels.is_floating_point():
-            raise TypeError(
-                f"`pixels` has dtype {pixels.dtype}; expected floating point in [0, 1]. Divide bytes by 255."
-            )
-        if min(pixels.shape[-2:]) < MIN_SIDE:
-            height, width = pixels.shape[-2:]
-            raise ValueError(
-                f"`pixels` are {height}x{width}; both sides must be at least {MIN_SIDE} pixels. Enlarge them."
-            )
-        if position_jitter is None:
-            return
-        if self.query_transformer.position_encoding is None:
-            raise ValueError("`position_jitter` has no effect on an encoder with position_aware=False; leave it out.")
-        expected = {(self._num_levels, 2), (pixels.shape[0], self._num_levels, 2)}
-        if tuple(position_jitter.shape) not in expected:
-            raise ValueError(f"`position_jitter` has shape {tuple(position_jitter.shape)}; expected one of {expected}.")
 
     # ---------------------------------------------------------------------------------------------------- training
 
@@ -306,35 +298,92 @@ class SeeCoder(EncoderFiles, ModelMixin, ConfigMixin):
         """List the parameters for an optimiser; all in one group they are the published recipe."""
         return [parameter for _, parameter in self.trainable_named_parameters()]
 
-    def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
-        """Split the trainable parameters for an optimiser with weight decay.
+    # ------------------------------------------------------------------------------------------------------- files
+
+    def load_backbone_weights(self, source: str | Path | Mapping[str, object]) -> BackboneCoverage:
+        """Fill the backbone with pretrained weights, for training from scratch.
 
         Args:
-            weight_decay: for matrices and convolutions; biases, norms, queries and embeddings get none.
+            source: A safetensors file or a folder with one, "timm:NAME" (fetched by timm), or the tensors themselves:
+                as timm saves them (`timm.create_model(name, pretrained=True).state_dict()`), as Microsoft's Swin files
+                hold them (under "model"), with transformers' names, or a backbone of ours.
 
         Returns:
-            Two groups as `torch.optim` takes them.
+            Which keys were filled, which not, and which entries of the source were not needed.
+
+        Raises:
+            WeightsError: Any weight of the backbone is left uncovered, except a Swin's output norms (no pretrained file
+                has them; they stay as they are), or shapes differ. Nothing is loaded then.
         """
-        decayed, kept = [], []
-        for name, parameter in self.trainable_named_parameters():
-            is_matrix = parameter.ndim > 1 and not name.endswith((*_EMBEDDINGS, "relative_position_bias_table"))
-            (decayed if is_matrix else kept).append(parameter)
-        return [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
+        return load_pretrained(self.backbone, source, name=self.config["backbone"])
 
+    @classmethod
+    def from_official(cls, source: str | Path | Mapping[str, torch.Tensor], **config: Any) -> Self:
+        """Load an encoder in the layout of the released files; plain or position-aware is read off the keys.
 
-def _check_sizes(dim: int, heads: int, num_global: int, num_local: int, pooled_dim: int | None) -> None:
-    if heads < 1 or dim % heads:
-        raise ValueError(f"`context_dim`={dim} is not a multiple of `num_heads`={heads}.")
-    if num_local < 1 or num_global < 0:
-        raise ValueError(
-            f"`num_local_queries`={num_local}, `num_global_queries`={num_global}: at least 1 and 0 are needed; local "
-            "queries are the ones that see the picture."
-        )
-    if pooled_dim is not None and (pooled_dim < 1 or num_global < 1):
-        raise ValueError(f"`pooled_dim`={pooled_dim} needs at least one global query and must be positive.")
+        Args:
+            source: A safetensors file, or its tensors.
+            **config: Constructor arguments for other sizes than the released one. `decoder_attention` is "released"
+                unless given.
 
+        Returns:
+            The encoder, in eval mode and in the floating-point dtype of the tensors (the widest, should they differ).
 
-def _channel_values(name: str, values: Sequence[float]) -> tuple[float, ...]:
-    if len(values) != 3:
-        raise ValueError(f"`{name}`={tuple(values)} has {len(values)} values; expected three, one a colour channel.")
-    return tuple(float(value) for value in values)
+        Raises:
+            WeightsError: Keys are missing or unexpected, or shapes differ.
+            ValueError: `position_aware` contradicts the keys, or the sizes are none of a released file.
+        """
+        encoder, encoder._official_metadata = load_official(cls, source, config)
+        return encoder
+
+    def save_official(self, path: str | Path) -> None:
+        """Write the encoder in the layout of the released files, whole or not at all.
+
+        A file that `from_official` read comes back byte for byte, its header included.
+
+        Args:
+            path: The safetensors file to write.
+
+        Raises:
+            ValueError: The encoder has parts that the layout has no place for: another backbone than a Swin of four
+                stages, a pooled projection, pixel statistics.
+        """
+        backbone = released_backbone(self.backbone, self.config)
+        write_safetensors(path, to_official(self.state_dict(), backbone), self._official_metadata)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str] | None, **kwargs: Any) -> Any:
+        """Load a folder or Hub repository that `save_pretrained` wrote, strictly.
+
+        Args:
+            pretrained_model_name_or_path: Folder, or name of a repository on the Hub.
+            **kwargs: Those of `diffusers.ModelMixin.from_pretrained` (`dtype`, `subfolder`, `revision`, `token`, ...).
+                Only safetensors are read.
+
+        Returns:
+            The encoder in eval mode; with `output_loading_info=True`, a pair of it and diffusers' report.
+
+        Raises:
+            WeightsError: Weights are missing, unexpected or of another shape. diffusers alone would only log them.
+            ValueError: `use_safetensors=False`.
+        """
+        wants_report = kwargs.pop("output_loading_info", False)
+        encoder, report = load_folder(super().from_pretrained, str(pretrained_model_name_or_path), **kwargs)
+        return (encoder, report) if wants_report else encoder
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
+        """Write configuration and weights to a folder for `from_pretrained`.
+
+        Args:
+            save_directory: The folder; created if it does not exist.
+            *args: Those of `diffusers.ModelMixin.save_pretrained`, in its order.
+            **kwargs: The same by name (`variant`, `max_shard_size`, `push_to_hub`, ...).
+
+        Raises:
+            ValueError: `safe_serialization=False`.
+            WeightsError: A weight has no values (it is on the meta device).
+            NotADirectoryError: `save_directory` is a file.
+        """
+        positional = dict(zip(("is_main_process", "save_function", "safe_serialization"), args, strict=False))
+        check_savable(self, save_directory, {**positional, **kwargs})
+        super().save_pretrained(save_directory, *args, **kwargs)

@@ -7,17 +7,20 @@ from the window.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 
 from seecoder.encoder.backbones.swin import SwinBackbone
-from seecoder.weights.safetensors_files import WeightsError
-
-__all__ = ["PREFIX", "from_official", "is_position_aware", "to_official"]
+from seecoder.weights.safetensors_files import WeightsError, read_header, read_safetensors
+from seecoder.weights.strict_loading import check_fit, load_strict
 
 PREFIX = "ctx.image."
 _INDEX = "relative_position_index"
+_STAGES = 4  # of the Swin in the released files
 
 # (pattern in our layout, replacement); the first that matches a key is the only one applied to it.
 _FINEST = 3  # the decoder's finest level is called res3
@@ -54,22 +57,88 @@ _FUSED = re.compile(r"(self_attn|multihead_attn)\.(query|key|value)\.(weight|bia
 _FUSED_PARTS = ("query", "key", "value")  # the order of the rows of in_proj
 
 
+def is_official_file(path: str | Path) -> bool:
+    """Whether a path is a safetensors file in the released layout, from its header alone."""
+    file = Path(path)
+    if file.suffix != ".safetensors" or not file.is_file():
+        return False
+    try:
+        return any(key.startswith(PREFIX) for key in read_header(file)[0])
+    except WeightsError:
+        return False
+
+
 def is_position_aware(keys: Iterable[str]) -> bool:
     """Whether released keys are those of SeeCoder-PA: only it has a positional encoding."""
     return any(key.startswith(f"{PREFIX}qtransformer.pe_layer.") for key in keys)
+
+
+def load_official(
+    build: Callable[..., Any], source: str | Path | Mapping[str, torch.Tensor], config: Mapping[str, Any]
+) -> tuple[Any, dict[str, str]]:
+    """Build an encoder and fill it from the released layout.
+
+    Args:
+        build: The class `SeeCoder`, or one derived from it.
+        source: A safetensors file, or its tensors.
+        config: Arguments for `build` that differ from the released encoder's.
+
+    Returns:
+        The encoder in eval mode, in the widest dtype of the tensors, and the metadata of the file.
+
+    Raises:
+        WeightsError: Keys are missing or unexpected, or shapes differ.
+        ValueError: `position_aware` contradicts the keys, or the sizes are none of a released file.
+    """
+    if isinstance(source, Mapping):
+        label, tensors, metadata = "source", dict(source), {}
+    else:
+        label, (tensors, metadata) = str(source), read_safetensors(source)
+    position_aware = is_position_aware(tensors)
+    wanted = config.get("position_aware", position_aware)
+    if wanted != position_aware:
+        raise ValueError(f"`position_aware`={wanted} must be {position_aware}, as the keys of `{label}` are.")
+    encoder = build(**{"decoder_attention": "released", **config, "position_aware": position_aware})
+    backbone = released_backbone(encoder.backbone, encoder.config)
+    # Not diffusers' `to`: it warns of modules in float32, which look after themselves here.
+    nn.Module.to(encoder, _widest_dtype(tensors, label))
+    load_strict(encoder, from_official(tensors, encoder.state_dict(), backbone, source=label), source=label)
+    return encoder.eval(), metadata
+
+
+def released_backbone(backbone: nn.Module, config: Mapping[str, Any]) -> SwinBackbone:
+    """Check that an encoder can be told in the released layout.
+
+    Args:
+        backbone: The encoder's backbone.
+        config: The encoder's configuration.
+
+    Returns:
+        The backbone.
+
+    Raises:
+        ValueError: It is no Swin of four stages, or the encoder has parts that the layout has no place for.
+    """
+    if not isinstance(backbone, SwinBackbone) or len(backbone.channels) != _STAGES:
+        raise ValueError(f"`backbone`={config['backbone']!r} must be a Swin of four stages, as in the released layout.")
+    if config["pooled_dim"]:
+        raise ValueError(f"`pooled_dim`={config['pooled_dim']} has no place in the released layout; it must be None.")
+    if any(config["image_mean"]) or any(value != 1 for value in config["image_std"]):
+        raise ValueError("`image_mean` and `image_std` have no place in the released layout; they must be 0 and 1.")
+    return backbone
 
 
 def key_map(keys: Iterable[str]) -> dict[str, tuple[str, ...]]:
     """Name the released key of every key of ours.
 
     Args:
-        keys: keys of our state dict.
+        keys: Keys of our state dict.
 
     Returns:
         Released key -> the one key of ours that it holds, or the three (query, key, value) whose rows it stacks.
 
     Raises:
-        ValueError: a key has no place in the released layout.
+        ValueError: A key has no place in the released layout.
     """
     mapping: dict[str, tuple[str, ...]] = {}
     for key in keys:
@@ -89,15 +158,15 @@ def to_official(state: Mapping[str, torch.Tensor], backbone: SwinBackbone) -> di
     """Rename a state dict to the released layout.
 
     Args:
-        state: state dict of an encoder on a Swin.
-        backbone: its backbone, for the index tables.
+        state: State dict of an encoder on a Swin.
+        backbone: Its backbone, for the index tables.
 
     Returns:
         Tensors under the released keys. The positional encoding takes the dtype of the queries (it is kept in float32
         inside).
 
     Raises:
-        ValueError: the encoder has parts that the released layout has no place for.
+        ValueError: The encoder has parts that the released layout has no place for.
     """
     tensors = {}
     for released, ours in key_map(state).items():
@@ -114,28 +183,43 @@ def from_official(
     """Rename tensors in the released layout to ours, refusing anything that does not fit exactly.
 
     Args:
-        tensors: tensors under the released keys.
-        state: state dict of the encoder to be filled, for names and shapes.
-        backbone: its backbone, for the index tables.
-        source: how to call the tensors in errors.
+        tensors: Tensors under the released keys.
+        state: State dict of the encoder to be filled, for names and shapes.
+        backbone: Its backbone, for the index tables.
+        source: How to call the tensors in errors.
 
     Returns:
         Tensors under the keys of `state`.
 
     Raises:
-        WeightsError: keys are missing or unexpected, shapes differ, or an index table belongs to other windows.
+        WeightsError: Keys are missing or unexpected, shapes differ, or an index table belongs to other windows.
     """
-    mapping, tables = key_map(state), _index_tables(backbone)
-    expected = {released: _stacked_shape([state[key] for key in ours]) for released, ours in mapping.items()}
-    expected |= {key: tuple(table.shape) for key, table in tables.items()}
-    _check_keys(tensors, expected, source)
-    for key, table in tables.items():
+    expected = to_official(state, backbone)
+    variant = "position-aware (SeeCoder-PA)" if is_position_aware(tensors) else "plain (SeeCoder)"
+    hint = (
+        f"The file looks like the {variant} variant with {len(tensors)} tensors; {len(expected)} are expected. "
+        "An encoder of another size needs its sizes as arguments."
+    )
+    check_fit(tensors, expected, source=source, target="SeeCoder", hint=hint)
+    for key, table in _index_tables(backbone).items():
         if not torch.equal(tensors[key].cpu(), table.cpu()):
             raise WeightsError(f"`{source}` holds another `{key}` than windows of its size have; the file is damaged.")
     renamed = {}
-    for released, ours in mapping.items():
+    for released, ours in key_map(state).items():
         renamed.update(zip(ours, tensors[released].chunk(len(ours)), strict=True))
     return renamed
+
+
+def _widest_dtype(tensors: Mapping[str, torch.Tensor], source: str) -> torch.dtype:
+    """The floating-point dtype of tensors; the widest, should they differ.
+
+    Raises:
+        WeightsError: None of them is floating point.
+    """
+    dtypes = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
+    if not dtypes:
+        raise WeightsError(f"`{source}` holds no weights of an encoder; expected keys that begin with `{PREFIX}`.")
+    return max(dtypes, key=lambda dtype: dtype.itemsize)
 
 
 def _rename(key: str) -> str:
@@ -148,30 +232,3 @@ def _rename(key: str) -> str:
 
 def _index_tables(backbone: SwinBackbone) -> dict[str, torch.Tensor]:
     return {f"{PREFIX}imencoder.{name}": buffer for name, buffer in backbone.named_buffers() if name.endswith(_INDEX)}
-
-
-def _stacked_shape(parts: list[torch.Tensor]) -> tuple[int, ...]:
-    return (sum(part.shape[0] for part in parts), *parts[0].shape[1:])
-
-
-def _check_keys(tensors: Mapping[str, torch.Tensor], expected: Mapping[str, tuple[int, ...]], source: str) -> None:
-    """Raise on the first kind of difference, with the count and the first three names."""
-    variant = "position-aware (SeeCoder-PA)" if is_position_aware(tensors) else "plain (SeeCoder)"
-    looks = f"The file looks like the {variant} variant with {len(tensors)} tensors; {len(expected)} are expected."
-    missing = sorted(set(expected) - set(tensors))
-    unexpected = sorted(set(tensors) - set(expected))
-    misshaped = sorted(key for key in set(expected) & set(tensors) if tuple(tensors[key].shape) != expected[key])
-    if missing:
-        raise WeightsError(
-            f"{len(missing)} weights are missing from `{source}` (first: {', '.join(missing[:3])}). {looks}"
-        )
-    if unexpected:
-        raise WeightsError(
-            f"{len(unexpected)} weights in `{source}` are unexpected (first: {', '.join(unexpected[:3])}). {looks}"
-        )
-    if misshaped:
-        shown = ", ".join(f"{key} {tuple(tensors[key].shape)} for {expected[key]}" for key in misshaped[:3])
-        raise WeightsError(
-            f"{len(misshaped)} weights in `{source}` have another shape (first: {shown}). An encoder of another size "
-            "needs its sizes as arguments."
-        )

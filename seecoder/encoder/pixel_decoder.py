@@ -13,8 +13,6 @@ from torch import nn
 
 from seecoder.encoder.attention import Attention, CheckpointedModule, FeedForward
 
-__all__ = ["Decoder", "DecoderAttention", "DecoderLayer"]
-
 DecoderAttention = Literal["spatial", "released"]
 
 
@@ -22,11 +20,11 @@ class DecoderLayer(nn.Module):
     """One post-norm transformer layer over the positions of all levels.
 
     Args:
-        dim: width of the tokens.
-        num_heads: heads of the attention.
-        ffn_dim: hidden width of the feed-forward part.
-        dropout: in the attention weights, after the attention, inside and after the feed-forward part.
-        attention: see `Decoder`.
+        dim: Width of the tokens.
+        num_heads: Heads of the attention.
+        ffn_dim: Hidden width of the feed-forward part.
+        dropout: In the attention weights, after the attention, inside and after the feed-forward part.
+        attention: See `Decoder`.
     """
 
     def __init__(self, dim: int, num_heads: int, ffn_dim: int, dropout: float, attention: DecoderAttention) -> None:
@@ -82,12 +80,12 @@ class Decoder(CheckpointedModule):
       listed by `idle_parameters`.
 
     Args:
-        in_channels: channels of each level, finest level first.
-        dim: width of the tokens and of the maps that come out.
-        num_heads: heads of the attention.
-        num_layers: number of transformer layers.
-        ffn_dim: hidden width of their feed-forward part.
-        dropout: probability, in training.
+        in_channels: Channels of each level, finest level first.
+        dim: Width of the tokens and of the maps that come out.
+        num_heads: Heads of the attention.
+        num_layers: Number of transformer layers.
+        ffn_dim: Hidden width of their feed-forward part.
+        dropout: Probability, in training.
         attention: "spatial" or "released".
 
     Raises:

@@ -13,8 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-__all__ = ["PositionalEncoding", "position_features"]
-
 
 def position_features(
     height: int,
@@ -30,11 +28,11 @@ def position_features(
     half the short side, the highest that the cells can carry.
 
     Args:
-        height: rows of the map.
-        width: columns of the map.
-        num_frequencies: frequencies per axis.
+        height: Rows of the map.
+        width: Columns of the map.
+        num_frequencies: Frequencies per axis.
         jitter: (..., 2) offsets (vertical, horizontal) in cells, in [-0.5, 0.5]; None for none.
-        device: where to compute.
+        device: Where to compute.
 
     Returns:
         (..., height, width, 4 * num_frequencies) in float32: sin and cos of the rows, then sin and cos of the columns.
@@ -60,8 +58,8 @@ class PositionalEncoding(nn.Module):
     The last weight starts at zero: a position-aware encoder begins as the encoder without positions.
 
     Args:
-        dim: width of the encoding.
-        num_frequencies: frequencies per axis.
+        dim: Width of the encoding.
+        num_frequencies: Frequencies per axis.
     """
 
     def __init__(self, dim: int, num_frequencies: int = 20) -> None:
@@ -79,8 +77,8 @@ class PositionalEncoding(nn.Module):
         """Encode the cells of a map of `height` x `width`.
 
         Args:
-            height: rows of the map.
-            width: columns of the map.
+            height: Rows of the map.
+            width: Columns of the map.
             jitter: (2,) or (B, 2) offsets (vertical, horizontal) in cells, in [-0.5, 0.5]; None for none.
 
         Returns:

@@ -12,8 +12,6 @@ from torch import nn
 from seecoder.encoder.attention import Attention, CheckpointedModule, FeedForward
 from seecoder.encoder.positional_encoding import PositionalEncoding
 
-__all__ = ["QueryBlock", "QueryTransformer"]
-
 INITIAL_BRANCH = 0.1  # of what self-attention and feed-forward parts add to a query, relative to Xavier's size
 
 
@@ -21,9 +19,9 @@ class QueryBlock(nn.Module):
     """Local queries read one level, then all queries talk to each other, then the feed-forward part; all post-norm.
 
     Args:
-        dim: width of queries and features.
-        num_heads: heads of both attentions.
-        ffn_dim: hidden width of the feed-forward part.
+        dim: Width of queries and features.
+        num_heads: Heads of both attentions.
+        ffn_dim: Hidden width of the feed-forward part.
     """
 
     def __init__(self, dim: int, num_heads: int, ffn_dim: int) -> None:
@@ -56,7 +54,7 @@ class QueryBlock(nn.Module):
             query_positions: (Q, dim), added wherever queries serve as query or key of an attention, never to values.
             features: (B, N, dim), one level's positions.
             feature_positions: (N, dim) or (B, N, dim), added to the keys alone; None for none.
-            num_global: how many queries never look at the features themselves.
+            num_global: How many queries never look at the features themselves.
 
         Returns:
             (B, Q, dim).
@@ -76,14 +74,14 @@ class QueryTransformer(CheckpointedModule):
     """Learned queries that read the levels in turn, finest first: block i reads level i mod (number of levels).
 
     Args:
-        num_levels: number of levels.
-        dim: width of levels, queries and context.
-        num_heads: heads of the attentions.
-        num_layers: number of blocks.
-        ffn_dim: hidden width of their feed-forward parts.
-        num_global: queries that see the picture only through the local ones.
-        num_local: queries that read the levels.
-        position_aware: add a positional encoding to the keys of the levels (SeeCoder-PA).
+        num_levels: Number of levels.
+        dim: Width of levels, queries and context.
+        num_heads: Heads of the attentions.
+        num_layers: Number of blocks.
+        ffn_dim: Hidden width of their feed-forward parts.
+        num_global: Queries that see the picture only through the local ones.
+        num_local: Queries that read the levels.
+        position_aware: Add a positional encoding to the keys of the levels (SeeCoder-PA).
     """
 
     def __init__(

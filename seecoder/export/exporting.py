@@ -1,13 +1,13 @@
 """Give an encoder away: as a folder for diffusers, in the layout of the released files, or as ONNX.
 
 A training checkpoint holds the trained part only; `build_encoder` joins it with its backbone. Every export is complete,
-and checks itself before it appears under its name: one picture is encoded by the encoder at hand and by what was
-written, and if the two differ nothing is left behind.
+and checks itself before it appears under its name: the weights of what was written are compared bit by bit, one picture
+is encoded by it and by the encoder at hand, and if the two differ nothing is left behind.
 """
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -19,13 +19,14 @@ from seecoder.export.model_card import CardFacts, model_card
 from seecoder.export.trained_part import BACKBONE_PREFIX, TrainedEncoder
 from seecoder.weights.atomic import atomic_directory, atomic_path
 from seecoder.weights.digests import tensors_sha256
-from seecoder.weights.safetensors_files import WeightsError, read_safetensors
+from seecoder.weights.safetensors_files import WeightsError, read_header
 from seecoder.weights.strict_loading import load_strict
 
-__all__ = ["DEFAULT_ONNX_SIZE", "ExportReport", "Format", "build_encoder", "export_encoder", "probe"]
-
 Format = Literal["hub", "official", "onnx"]
-_ONNX_TOLERANCE = 1e-3  # of contexts whose standard deviation is about 1; another runtime sums in another order
+# How far contexts, whose standard deviation is about 1, may lie apart. Equal weights read from a file lie elsewhere in
+# memory, which changes the last bits of a product; another runtime or device sums in another order.
+_ROUNDING = 100  # times the precision of the dtype
+_FOREIGN_TOLERANCE = 1e-3
 DEFAULT_ONNX_SIZE = (512, 512)
 
 
@@ -34,36 +35,39 @@ class ExportReport:
     """What was written.
 
     Attributes:
-        path: the file or folder.
-        format: "hub", "official" or "onnx".
-        num_tensors: tensors that were written (the released layout fuses some, and has index tables).
-        num_parameters: their entries, index tables not counted.
-        difference: largest absolute difference between the two contexts of the check.
+        path: The file or folder.
+        num_tensors: Tensors that were written (the released layout fuses some, and has index tables).
+        num_parameters: Their entries, index tables not counted.
+        difference: Largest absolute difference between the two contexts of the check.
     """
 
     path: Path
-    format: Format
     num_tensors: int
     num_parameters: int
     difference: float
+
+    @property
+    def summary(self) -> str:
+        """What was written, in words."""
+        return f"{self.path}: {self.num_tensors} tensors, {self.num_parameters:,} parameters"
 
 
 def build_encoder(trained: TrainedEncoder, *, use_ema: bool = True, backbone: str | Path | None = None) -> SeeCoder:
     """Join the trained part of an encoder with the frozen backbone that it was trained on.
 
     Args:
-        trained: from `read_trained`.
-        use_ema: take the running average of the weights where there is one.
-        backbone: where the backbone is now, if not where training found it; the same kinds as
+        trained: From `read_trained`.
+        use_ema: Take the running average of the weights where there is one.
+        backbone: Where the backbone is now, if not where training found it; the same kinds as
             `TrainedEncoder.backbone_source`.
 
     Returns:
         The complete encoder, float32, in evaluation mode.
 
     Raises:
-        FileNotFoundError: the backbone is not there.
-        WeightsError: tensors are missing or left over, or the backbone is another one than in training.
-        ValueError: the checkpoint does not say where its backbone is, and `backbone` was not given.
+        FileNotFoundError: The backbone is not there.
+        WeightsError: Tensors are missing or left over, or the backbone is another one than in training.
+        ValueError: The checkpoint does not say where its backbone is, and `backbone` was not given.
     """
     encoder = SeeCoder(**trained.config)
     source = str(backbone or trained.backbone_source)
@@ -77,8 +81,7 @@ def build_encoder(trained: TrainedEncoder, *, use_ema: bool = True, backbone: st
     digest = tensors_sha256(encoder.backbone.state_dict())
     if trained.backbone_sha256 and digest != trained.backbone_sha256:
         raise WeightsError(
-            f"the backbone in `{source}` is not the one that the encoder was trained on (sha256 {digest[:12]}... "
-            f"instead of "
+            f"`backbone`={source} is not the one that the encoder was trained on (sha256 {digest[:12]}... instead of "
             f"{trained.backbone_sha256[:12]}...). Name the right one with `--backbone`."
         )
     tensors = {**trained.trainable, **((trained.ema or {}) if use_ema else {})}
@@ -89,12 +92,12 @@ def build_encoder(trained: TrainedEncoder, *, use_ema: bool = True, backbone: st
     return encoder.eval()
 
 
-def probe(height: int = 72, width: int = 100) -> torch.Tensor:
+def probe_picture(height: int = 72, width: int = 100) -> torch.Tensor:
     """Make the picture of the self-check: ramps and stripes with some noise, the same every time.
 
     Args:
-        height: in pixels; the default is no multiple of any backbone's patch, on purpose.
-        width: in pixels.
+        height: In pixels; the default is no multiple of any backbone's patch, on purpose.
+        width: In pixels.
 
     Returns:
         (1, 3, height, width) float32 in [0, 1].
@@ -118,71 +121,60 @@ def export_encoder(
     """Write a complete encoder, and check what was written.
 
     Args:
-        encoder: the encoder, with all its weights.
-        out: the folder ("hub", "onnx") or the safetensors file ("official") to write.
+        encoder: The encoder, with all its weights.
+        out: The folder ("hub", "onnx") or the safetensors file ("official") to write.
         format: "hub" for `SeeCoder.from_pretrained`, "official" for the released key layout, "onnx" for other runtimes.
-        facts: what the model card says besides what can be read off the encoder.
+        facts: What the model card says besides what can be read off the encoder.
         size: (height, width) of the pictures that the ONNX graph takes.
-        overwrite: replace what is there.
+        overwrite: Replace what is there.
 
     Returns:
         What was written, and how well it agrees.
 
     Raises:
-        FileExistsError: something is there and `overwrite` is off.
-        ValueError: an unknown format, or an encoder that the format has no place for.
-        WeightsError: what was written does not give the same context; nothing is left of it.
+        FileExistsError: Something is there and `overwrite` is off.
+        ValueError: An unknown format, or an encoder that the format has no place for.
+        WeightsError: What was written does not give the same context; nothing is left of it.
     """
     if format not in get_args(Format):
-        raise ValueError(f"`format`={format!r} is unknown; use one of {', '.join(get_args(Format))}.")
+        raise ValueError(f"`format`={format!r} must be one of {', '.join(get_args(Format))}.")
     path = Path(out)
     path.parent.mkdir(parents=True, exist_ok=True)
     encoder = encoder.eval()
     num_tensors = len(encoder.state_dict())
     if format == "official":
         difference = _export_official(encoder, path, overwrite)
-        num_tensors = len(read_safetensors(path)[0])
+        num_tensors = len(read_header(path)[0])
     else:
-        write = _write_hub if format == "hub" else _write_onnx
         with atomic_directory(path, overwrite=overwrite) as folder:
-            difference = write(encoder, folder, size)
+            difference = _write_hub(encoder, folder) if format == "hub" else _write_onnx(encoder, folder, size)
             card = folder / "README.md"
             card.write_text(model_card(encoder, format, facts or CardFacts(), size), encoding="utf-8")
             for file in folder.iterdir():
                 shutil.copymode(card, file)  # the safetensors library lets only the owner read
-    return ExportReport(path, format, num_tensors, count_parameters(encoder.state_dict()), difference)
-
-
-def count_parameters(tensors: Mapping[str, torch.Tensor]) -> int:
-    """Count the entries of all floating-point tensors.
-
-    Args:
-        tensors: a state dict.
-    """
-    return sum(tensor.numel() for tensor in tensors.values() if tensor.is_floating_point())
+    num_parameters = sum(tensor.numel() for tensor in encoder.state_dict().values() if tensor.is_floating_point())
+    return ExportReport(path, num_tensors, num_parameters, difference)
 
 
 def _export_official(encoder: SeeCoder, path: Path, overwrite: bool) -> float:
     if path.suffix != ".safetensors":
         raise ValueError(f"`out`={path} must end in .safetensors for the released layout.")
     if path.exists() and not overwrite:
-        raise FileExistsError(f"`{path}` exists; choose another name, or use --overwrite.")
-    config = {key: value for key, value in encoder.config.items() if not key.startswith("_")}
+        raise FileExistsError(f"`out`={path} exists; choose another name, or use --overwrite.")
     with atomic_path(path) as temporary:
         encoder.save_official(temporary)
-        return _difference(encoder, SeeCoder.from_official(temporary, **config).encode, exact=True)
+        return _compare_weights(encoder, SeeCoder.from_official(temporary, **_config_of(encoder)))
 
 
-def _write_hub(encoder: SeeCoder, folder: Path, size: tuple[int, int]) -> float:
+def _write_hub(encoder: SeeCoder, folder: Path) -> float:
     encoder.save_pretrained(folder)
-    written = SeeCoder.from_pretrained(folder, dtype=encoder.dtype)
-    return _difference(encoder, written.encode, exact=True)
+    return _compare_weights(encoder, SeeCoder.from_pretrained(folder, dtype=encoder.dtype))
 
 
 def _write_onnx(encoder: SeeCoder, folder: Path, size: tuple[int, int]) -> float:
     from seecoder.export.onnx_graph import onnx_encoder, write_onnx
 
-    config = {key: value for key, value in encoder.config.items() if not key.startswith("_")}
+    config = _config_of(encoder)
     whole = SeeCoder(**config)
     tensors = {
         key: value.float() if value.is_floating_point() else value for key, value in encoder.state_dict().items()
@@ -191,28 +183,52 @@ def _write_onnx(encoder: SeeCoder, folder: Path, size: tuple[int, int]) -> float
     whole = whole.eval()
     write_onnx(whole, folder, size)
     (folder / "config.json").write_text(json.dumps(config, indent=2, default=list) + "\n", encoding="utf-8")
-    return _difference(whole, onnx_encoder(folder), exact=False, picture=probe(*size))
+    return _compare_outputs(whole, onnx_encoder(folder), probe_picture(*size), _FOREIGN_TOLERANCE)
+
+
+def _config_of(encoder: SeeCoder) -> dict[str, Any]:
+    return {key: value for key, value in encoder.config.items() if not key.startswith("_")}
+
+
+def _compare_weights(encoder: SeeCoder, written: SeeCoder) -> float:
+    """Compare the weights of both encoders bit by bit, and what they make of one picture.
+
+    Returns:
+        The largest difference of their contexts.
+
+    Raises:
+        WeightsError: They differ.
+    """
+    ours, theirs = encoder.state_dict(), written.state_dict()
+    for key, value in ours.items():
+        if value.dtype != theirs[key].dtype or not torch.equal(value.cpu(), theirs[key]):
+            raise WeightsError(
+                f"the export does not check out: `{key}` differs from the encoder's. Nothing was written."
+            )
+    tolerance = _ROUNDING * torch.finfo(encoder.dtype).eps
+    if encoder.device.type != "cpu":
+        tolerance = max(tolerance, _FOREIGN_TOLERANCE)
+    return _compare_outputs(encoder, written.encode, probe_picture(), tolerance)
 
 
 @torch.no_grad()
-def _difference(
-    encoder: SeeCoder, written: Callable[[torch.Tensor], Any], *, exact: bool, picture: torch.Tensor | None = None
+def _compare_outputs(
+    encoder: SeeCoder, written: Callable[[torch.Tensor], Any], pixels: torch.Tensor, tolerance: float
 ) -> float:
     """Encode one picture both ways.
 
+    Returns:
+        The largest difference of the contexts and pooled vectors.
+
     Raises:
-        WeightsError: the contexts (or pooled vectors) differ by more than the format allows.
+        WeightsError: It is above the tolerance.
     """
-    pixels = probe() if picture is None else picture
-    device = next(encoder.parameters()).device
-    ours, theirs = encoder.encode(pixels.to(device)), written(pixels)
+    ours, theirs = encoder.encode(pixels.to(encoder.device)), written(pixels)
     pairs = [(ours.context, theirs.context)] + ([] if ours.pooled is None else [(ours.pooled, theirs.pooled)])
     difference = max(float((one.float().cpu() - other.float().cpu()).abs().max()) for one, other in pairs)
-    allowed = 0.0 if exact and device.type == "cpu" else _ONNX_TOLERANCE
-    if not difference <= allowed:
+    if not difference <= tolerance:
         raise WeightsError(
             f"the export does not check out: its context of the same picture differs by {difference:.3g} (allowed: "
-            f"{allowed:g}). "
-            "Nothing was written."
+            f"{tolerance:g}). Nothing was written."
         )
     return difference

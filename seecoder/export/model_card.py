@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["CardFacts", "model_card"]
+from huggingface_hub import ModelCardData
 
 _FAMILIES = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 2048: "Stable Diffusion XL"}
 
@@ -14,10 +14,10 @@ class CardFacts:
     """What cannot be read off the weights.
 
     Attributes:
-        license: an identifier that the Hub knows; "other" if nothing else was said.
-        base_model: the Hub name of the base that the encoder was trained with, or "".
-        name: the title.
-        notes: further facts, such as steps and seed, shown as a table.
+        license: An identifier that the Hub knows; "other" if nothing else was said.
+        base_model: The Hub name of the base that the encoder was trained with, or "".
+        name: The title.
+        notes: Further facts, such as which weights were taken, shown as a table.
     """
 
     license: str = "other"
@@ -30,9 +30,9 @@ def model_card(encoder: Any, format: str, facts: CardFacts, size: tuple[int, int
     """Write the card.
 
     Args:
-        encoder: a `SeeCoder`.
+        encoder: A `SeeCoder`.
         format: "hub" or "onnx".
-        facts: what is known besides.
+        facts: What is known besides.
         size: (height, width) of the pictures of an ONNX graph.
 
     Returns:
@@ -54,18 +54,21 @@ def model_card(encoder: Any, format: str, facts: CardFacts, size: tuple[int, int
     table = "\n".join(f"| {name} | {_cell(value)} |" for name, value in rows.items())
     return (
         f"{_header(facts)}\n# {_line(facts.name)}\n\n"
-        f"An image-context encoder (SeeCoder, [Prompt-Free Diffusion](https://arxiv.org/abs/2305.16223)): it turns a "
-        f"picture into the\n"
+        "An image-context encoder (SeeCoder, [Prompt-Free Diffusion](https://arxiv.org/abs/2305.16223)): it turns a "
+        "picture into the\n"
         f"tokens that take the place of a prompt's embedding.\n\n| | |\n|---|---|\n{table}\n\n{usage}"
     )
 
 
 def _header(facts: CardFacts) -> str:
-    lines = [f"license: {_yaml(facts.license)}", "library_name: diffusers", "pipeline_tag: image-to-image"]
-    if facts.base_model:
-        lines.append(f"base_model: {_yaml(facts.base_model)}")
-    lines.append("tags:\n- seecoder\n- image-variation\n- prompt-free-diffusion\n- stable-diffusion")
-    return "---\n" + "\n".join(lines) + "\n---\n"
+    data = ModelCardData(
+        license=_line(facts.license),
+        library_name="diffusers",
+        pipeline_tag="image-to-image",
+        base_model=facts.base_model or None,
+        tags=["seecoder", "image-variation", "prompt-free-diffusion", "stable-diffusion"],
+    )
+    return f"---\n{data.to_yaml()}\n---\n"
 
 
 def _hub_usage(is_xl: bool) -> str:
@@ -83,7 +86,7 @@ def _hub_usage(is_xl: bool) -> str:
 def _onnx_usage(size: tuple[int, int]) -> str:
     return (
         f"`encoder.onnx` takes `pixels`, (1, 3, {size[0]}, {size[1]}) float32 in [0, 1], and gives `context`. The "
-        f"context goes to the UNet as\n"
+        "context goes to the UNet as\n"
         "`encoder_hidden_states`; unconditional is the zero context.\n"
     )
 
@@ -94,11 +97,3 @@ def _line(text: str) -> str:
 
 def _cell(text: str) -> str:
     return _line(str(text)).replace("|", "\\|")
-
-
-def _yaml(text: str) -> str:
-    """Quote what could be anything else than a plain word to a YAML reader."""
-    plain = _line(text)
-    if plain and all(letter.isalnum() or letter in "-._/" for letter in plain):
-        return plain
-    return '"' + plain.replace("\\", "\\\\").replace('"', '\\"') + '"'

@@ -8,8 +8,6 @@ from torch import nn
 
 from seecoder.encoder.model import SeeCoder, SeeCoderOutput
 
-__all__ = ["FILE_NAME", "onnx_encoder", "write_onnx"]
-
 FILE_NAME = "encoder.onnx"
 _OPSET = 18
 
@@ -33,12 +31,12 @@ def write_onnx(encoder: SeeCoder, folder: Path, size: tuple[int, int]) -> None:
     3, H, W) float32 in [0, 1] -> `context` (1, T, D), and `pooled` (1, P) if the encoder has it.
 
     Args:
-        encoder: in float32, on the CPU.
-        folder: gets `encoder.onnx`, and `encoder.onnx.data` with the weights.
+        encoder: In float32, on the CPU.
+        folder: Gets `encoder.onnx`, and `encoder.onnx.data` with the weights.
         size: (height, width) of the pictures.
 
     Raises:
-        ImportError: the extra `onnx` is not installed.
+        ImportError: The extra `onnx` is not installed.
     """
     _require("onnx", "onnxscript")
     names = ["context", "pooled"] if encoder.config["pooled_dim"] else ["context"]
@@ -59,13 +57,13 @@ def onnx_encoder(folder: Path) -> Callable[[torch.Tensor], SeeCoderOutput]:
     """Open a graph with onnxruntime.
 
     Args:
-        folder: what `write_onnx` filled.
+        folder: What `write_onnx` filled.
 
     Returns:
         Pixels (1, 3, H, W) -> contexts, as `SeeCoder.encode`.
 
     Raises:
-        ImportError: the extra `onnx` is not installed.
+        ImportError: The extra `onnx` is not installed.
     """
     _require("onnxruntime")
     import onnxruntime

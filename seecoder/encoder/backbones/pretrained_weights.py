@@ -16,16 +16,17 @@ from pathlib import Path
 
 import timm
 import torch
+from torch import nn
 
 from seecoder.weights.safetensors_files import read_safetensors
-
-__all__ = ["BackboneCoverage", "match_backbone_weights", "read_backbone", "unwrap"]
+from seecoder.weights.strict_loading import load_strict, refuse_differences
 
 _TIMM = "timm:"
 _IN_ENCODERS = ("backbone.", "ctx.image.imencoder.")
 
 _PREFIXES = ("module.", "ctx.image.imencoder.", "imencoder.", "backbone.")
 _RECOMPUTED = ("relative_position_index", "attn_mask")  # buffers that follow from the window alone
+# A Swin's output norms start at one and zero; no pretrained file has them.
 _OUTPUT_NORM = re.compile(r"norm\d+\.(weight|bias)")
 
 # transformers' Swin, version 5 and version 4 names, in the order in which they are applied.
@@ -55,9 +56,9 @@ class BackboneCoverage:
     """What a file of pretrained weights covers.
 
     Attributes:
-        loaded: keys of the backbone that it fills.
-        missing: keys of the backbone that it does not: at most the Swin's output norms, which no pretrained file has.
-        unused: keys of the file that the backbone has no place for (classifier, final norm).
+        loaded: Keys of the backbone that it fills.
+        missing: Keys of the backbone that it does not: at most the Swin's output norms, which no pretrained file has.
+        unused: Keys of the file that the backbone has no place for (classifier, final norm).
     """
 
     loaded: tuple[str, ...]
@@ -65,19 +66,49 @@ class BackboneCoverage:
     unused: tuple[str, ...]
 
 
-def read_backbone(source: str | Path) -> dict[str, torch.Tensor]:
+def load_pretrained(backbone: nn.Module, source: str | Path | Mapping[str, object], *, name: str) -> BackboneCoverage:
+    """Fill a backbone with pretrained weights of any of the origins in this module's header.
+
+    Args:
+        backbone: What is filled.
+        source: A safetensors file or a folder with one, "timm:NAME", or tensors by name.
+        name: The backbone's model name, for the message.
+
+    Returns:
+        Which keys were filled, which not, and which entries of the source were not needed.
+
+    Raises:
+        WeightsError: Any weight but a Swin's output norms is left uncovered, or shapes differ. Nothing is loaded then.
+    """
+    if isinstance(source, str | Path):
+        label, tensors = str(source), _read(source)
+    else:
+        label, tensors = "source", _unwrap(source)
+    state = backbone.state_dict()
+    matched, coverage = match_backbone_weights(state, tensors)
+    uncovered = [key for key in coverage.missing if _OUTPUT_NORM.fullmatch(key) is None]
+    if uncovered:
+        hint = f"Take weights of {name}."
+        refuse_differences(
+            missing=uncovered, unexpected=coverage.unused, source=label, target="the backbone", hint=hint
+        )
+    load_strict(backbone, {**{key: state[key] for key in coverage.missing}, **matched}, source=label)
+    return coverage
+
+
+def _read(source: str | Path) -> dict[str, torch.Tensor]:
     """Read pretrained weights by their name.
 
     Args:
-        source: a safetensors file, or a folder with one: a backbone, a saved or a released encoder; or "timm:NAME" for
+        source: A safetensors file, or a folder with one: a backbone, a saved or a released encoder; or "timm:NAME" for
             timm's pretrained weights.
 
     Returns:
         The tensors; of a whole encoder, those of its backbone.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        WeightsError: it is no safetensors file.
+        FileNotFoundError: There is no such file.
+        WeightsError: It is no safetensors file.
     """
     if str(source).startswith(_TIMM):
         return timm.create_model(str(source).removeprefix(_TIMM), pretrained=True).state_dict()
@@ -88,17 +119,17 @@ def read_backbone(source: str | Path) -> dict[str, torch.Tensor]:
             raise FileNotFoundError(f"`{file}` holds {len(files)} safetensors files; name the one with the backbone.")
         file = files[0]
     if not file.is_file():
-        raise FileNotFoundError(f"the backbone `{file}` is not there; it is to be a safetensors file, or a folder.")
+        raise FileNotFoundError(f"the backbone `{file}` does not exist; give a safetensors file, or a folder with one.")
     tensors = read_safetensors(file)[0]
     inner = {key: value for key, value in tensors.items() if key.startswith(_IN_ENCODERS)}
     return inner or tensors
 
 
-def unwrap(source: Mapping[str, object]) -> dict[str, torch.Tensor]:
+def _unwrap(source: Mapping[str, object]) -> dict[str, torch.Tensor]:
     """Take the tensors out of the dictionaries that training codes put around them ("model", "state_dict").
 
     Raises:
-        TypeError: what remains holds something else than tensors.
+        TypeError: What remains holds something else than tensors.
     """
     for key in ("model", "state_dict"):
         inner = source.get(key)
@@ -116,8 +147,8 @@ def match_backbone_weights(
     """Find the tensors of `source` that belong to the keys of `target`.
 
     Args:
-        target: state dict of a backbone.
-        source: tensors of one of the origins in this module's header.
+        target: State dict of a backbone.
+        source: Tensors of one of the origins in this module's header.
 
     Returns:
         The tensors under the keys of `target`, and what was covered. Shapes are not compared.
@@ -138,11 +169,6 @@ def match_backbone_weights(
             matched[fitting] = value
     missing = tuple(sorted(set(target) - set(matched)))
     return matched, BackboneCoverage(tuple(sorted(matched)), missing, tuple(sorted(unused)))
-
-
-def is_output_norm(key: str) -> bool:
-    """Whether `key` belongs to one of the Swin's output norms, which start at one and zero if a file lacks them."""
-    return _OUTPUT_NORM.fullmatch(key) is not None
 
 
 def _strip(key: str) -> str:

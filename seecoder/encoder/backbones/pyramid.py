@@ -18,8 +18,6 @@ from torch import nn
 
 from seecoder.encoder.backbones.swin import SwinBackbone, pad_to_multiple
 
-__all__ = ["Backbone", "PlainBackbone", "PyramidBackbone", "SimpleFeaturePyramid", "build_backbone"]
-
 # Modules of timm whose models have one resolution throughout and take pictures of any size when told to.
 _PLAIN_MODULES = {"vision_transformer", "deit", "eva"}
 _ANY_SIZE = {"dynamic_img_size": True, "dynamic_img_pad": True}
@@ -45,11 +43,11 @@ class PyramidBackbone(nn.Module):
     """A timm pyramid, as `features_only` gives it.
 
     Args:
-        name: timm's model name.
-        overrides: arguments for timm, `out_indices` among them.
+        name: A model name of timm.
+        overrides: Arguments for timm, `out_indices` among them.
 
     Raises:
-        ValueError: the model has no pyramid.
+        ValueError: The model has no pyramid.
     """
 
     is_plain = False
@@ -86,8 +84,8 @@ class PlainBackbone(nn.Module):
     Position embeddings are resampled to the picture, which is padded to whole patches.
 
     Args:
-        name: timm's model name.
-        overrides: arguments for timm.
+        name: A model name of timm.
+        overrides: Arguments for timm.
     """
 
     is_plain = True
@@ -119,7 +117,7 @@ class SimpleFeaturePyramid(nn.Module):
         for it.
 
     Args:
-        channels: channels of the ViT's map.
+        channels: Channels of the ViT's map.
     """
 
     def __init__(self, channels: int) -> None:
@@ -137,11 +135,11 @@ def build_backbone(name: str, overrides: Mapping[str, Any] | None) -> SwinBackbo
     """Build a backbone with random weights; nothing is downloaded.
 
     Args:
-        name: a model name of timm, with or without a weight tag (`timm.list_models()`).
-        overrides: arguments for timm's constructor that differ from the model's own.
+        name: A model name of timm, with or without a weight tag (`timm.list_models()`).
+        overrides: Arguments for timm's constructor that differ from the model's own.
 
     Raises:
-        ValueError: timm does not know the name, `pretrained` was given, or the model has no maps to offer.
+        ValueError: Timm does not know the name, `pretrained` was given, or the model has no maps to offer.
     """
     overrides = dict(overrides or {})
     if "pretrained" in overrides:

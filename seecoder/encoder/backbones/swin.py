@@ -24,8 +24,6 @@ from torch import nn
 
 from seecoder.encoder.attention import CheckpointedModule
 
-__all__ = ["SwinBackbone", "pad_to_multiple", "shift_masks"]
-
 # What makes timm build the windows of the published encoder; any other value would change the function silently.
 _FIXED = {"always_partition": True, "strict_img_size": False, "num_classes": 0}
 _MASKED = -100.0  # added to the logit of a pair that the shift brought together from two sides of the map
@@ -37,8 +35,8 @@ def shift_masks(window: tuple[int, int], shift: tuple[int, int]) -> torch.Tensor
     That makes four kinds of window whatever the size of the map, so that the masks can be computed once.
 
     Args:
-        window: height and width of a window, in cells.
-        shift: cells by which the map was rolled up and left.
+        window: Height and width of a window, in cells.
+        shift: Cells by which the map was rolled up and left.
 
     Returns:
         (4, N, N) for N = height * width of the window, 0 or -100, to be added to the logits; index 2 * (bottom row of
@@ -59,17 +57,17 @@ class SwinBackbone(CheckpointedModule):
     """A timm Swin (`swin_*`, `swin_s3_*`) as the published encoder runs it.
 
     Args:
-        name: timm's model name.
-        overrides: arguments for timm's `SwinTransformer` (`embed_dim`, `depths`, `num_heads`, `window_size`, ...).
+        name: A model name of timm.
+        overrides: Arguments for timm's `SwinTransformer` (`embed_dim`, `depths`, `num_heads`, `window_size`, ...).
             Stochastic depth is off unless `drop_path_rate` is given: a frozen backbone must not depend on the training
             flag.
 
     Attributes:
-        channels: channels of each map, finest first.
-        strides: pixels per cell of each map.
+        channels: Channels of each map, finest first.
+        strides: Pixels per cell of each map.
 
     Raises:
-        ValueError: an override that would change the function (`always_partition`, `strict_img_size`, `num_classes`).
+        ValueError: An override that would change the function (`always_partition`, `strict_img_size`, `num_classes`).
     """
 
     is_plain = False

@@ -57,7 +57,7 @@ def test_export_changes_the_form_of_a_complete_encoder(encoder_folder, tmp_path,
     ("options", "message"),
     [
         (["--size", "64", "64"], "no effect without `--format onnx`"),
-        (["--backbone", "gone.safetensors"], "is not there"),
+        (["--backbone", "gone.safetensors"], "does not exist"),
     ],
 )
 def test_bad_exports_write_nothing(checkpoint, options, message, tmp_path, capsys):
