@@ -14,19 +14,18 @@ measured until then counts. Results are written after each part. Exits with 1 if
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from scripts.benchmarks.goals import Verdict, exit_code, memory_verdicts, training_verdicts
+from scripts.results import markdown, versions, write_json
 from seecoder.weights.atomic import atomic_path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -89,21 +88,6 @@ def toy_part(name: str) -> dict[str, Any]:
     return findings.found
 
 
-def machine() -> dict[str, str]:
-    """What the figures were measured on."""
-    import torch
-
-    names = ("torch", "diffusers", "timm", "lightning")
-    about = {"python": platform.python_version()}
-    for name in names:
-        try:
-            about[name] = version(name)
-        except PackageNotFoundError:
-            about[name] = "none"
-    about["gpu"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
-    return about
-
-
 def verdicts(parts: Mapping[str, Any]) -> list[Verdict]:
     """Whether what was measured meets the goals."""
     training, found = parts.get("training", {}), []
@@ -125,17 +109,10 @@ def report(result: Mapping[str, Any]) -> str:
         rows = part.get("rows") or [dict.fromkeys(columns, NOT_MEASURED)]
         problem = f"; {part['problem']}" if "problem" in part else ""
         took = f" ({part['took']:g} s{problem})" if "took" in part else ""
-        lines += [f"**{name}**{took}", "", "| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
-        lines += ["| " + " | ".join(_cell(row.get(column)) for column in columns) + " |" for row in rows]
-        lines += ["", *(f"{key}: {_cell(value)}" for key, value in part.get("notes", {}).items()), ""]
+        lines += [f"**{name}**{took}", "", markdown(rows, columns), ""]
+        lines += [f"{key}: {value}" for key, value in part.get("notes", {}).items()] + [""]
     found = [str(verdict) for verdict in verdicts(result.get("parts", {}))]
     return "\n".join([*lines, *(f"- {verdict}" for verdict in found or [f"Goals: {NOT_MEASURED}."])])
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return ""
-    return f"{value:,.3g}" if isinstance(value, float) else str(value)
 
 
 def render(result: Mapping[str, Any], readme: Path) -> None:
@@ -154,13 +131,16 @@ def render(result: Mapping[str, Any], readme: Path) -> None:
 
 def measure(out: Path, parts: list[str], smoke: bool) -> int:
     """Run the parts one after the other, and write what is known after each."""
-    result: dict[str, Any] = {"about": machine(), "smoke": smoke, "parts": {}}
+    import torch
+
+    about = versions("torch", "diffusers", "timm", "lightning")
+    about["gpu"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    result: dict[str, Any] = {"about": about, "smoke": smoke, "parts": {}}
     for name in parts:
         print(f"{name}: at most {BUDGETS[name]} s ...", file=sys.stderr, flush=True)
         result["parts"][name] = toy_part(name) if smoke else run_part(name, BUDGETS[name])
         result["verdicts"] = [str(verdict) for verdict in verdicts(result["parts"])]
-        with atomic_path(out) as path:
-            path.write_text(json.dumps(result, indent=1) + "\n")
+        write_json(out, result)
     print(report(result))
     problems = [name for name, part in result["parts"].items() if "problem" in part]
     return 1 if problems else exit_code(verdicts(result["parts"]))
@@ -182,7 +162,6 @@ def main() -> int:
     if not options.smoke and not torch.cuda.is_available():
         print("gpu.py: there is no CUDA device here; `--smoke` runs everything at toy size.", file=sys.stderr)
         return 2
-    options.out.parent.mkdir(parents=True, exist_ok=True)
     return measure(options.out, options.parts, options.smoke)
 
 

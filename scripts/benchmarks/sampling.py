@@ -10,13 +10,10 @@
 
 import argparse
 import gc
-import json
-import platform
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +23,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from scripts.benchmarks.goals import OVERHEAD_FRACTION
 from scripts.benchmarks.random_networks import autoencoder, small_unet, stable_diffusion_scheduler
+from scripts.results import markdown, versions, write_json
 from seecoder import SeeCoderPipeline
 from seecoder.sampling import DemoFusion, HiDiffusion, MultiDiffusion, RectifiedHR, ScaleCrafter, SyncDiffusion, sample
 from seecoder.sampling.methods.perceptual import pyramid_distance
 from seecoder.sampling.methods.scalecrafter.layer_settings import PUBLISHED
-from seecoder.weights.atomic import atomic_path
 
 NATIVE = 128  # SDXL's side in cells
 STEPS = 50  # that the arithmetic is for
@@ -87,12 +84,7 @@ def live_bytes() -> int:
     return sum(storages.values())
 
 
-def unet_of_three_levels() -> Any:
-    """A UNet whose layers methods can patch; the counting network is called in its place."""
-    return small_unet((8, 8, 8), side=NATIVE, groups=4)
-
-
-def run(network: Any, method: Any, side: int, **options: Any) -> torch.Tensor:
+def run(network: Any, method: Any, side: int, steps: int = STEPS, **options: Any) -> torch.Tensor:
     """One run at `side` cells, guided, from a fixed seed."""
     context = torch.zeros(1, 4, 128)
     return sample(
@@ -102,7 +94,7 @@ def run(network: Any, method: Any, side: int, **options: Any) -> torch.Tensor:
         native_size=(NATIVE, NATIVE),
         context=context,
         negative_context=context,
-        num_inference_steps=STEPS,
+        num_inference_steps=steps,
         guidance_scale=5.0,
         generator=torch.Generator().manual_seed(0),
         method=method,
@@ -112,7 +104,7 @@ def run(network: Any, method: Any, side: int, **options: Any) -> torch.Tensor:
 
 def evaluations() -> list[dict[str, Any]]:
     """Counted and computed evaluations of every method."""
-    unet, rows = unet_of_three_levels(), []
+    unet, rows = small_unet((8, 8, 8), side=NATIVE, groups=4), []  # methods patch it; the counting network is called
     for name, make, at_2048, at_4096 in ARITHMETIC:
         for scale, expected in ((2, at_2048), (4, at_4096)):
             network = Network()
@@ -220,24 +212,9 @@ def memory() -> list[dict[str, Any]]:
         before = live_bytes()
         method = MultiDiffusion(stride=stride)
         views = len(method.views((NATIVE, NATIVE), (4 * NATIVE, 4 * NATIVE)))
-        _few_steps(network, method)
+        run(network, method, 4 * NATIVE, steps=2)  # enough to see what is held
         rows.append({"views": views, "mebibytes": (network.peak - before) / 2**20, "batch": network.largest_batch})
     return rows
-
-
-def _few_steps(network: Network, method: Any) -> None:
-    """Two steps at 4096 pixels are enough to see what is held."""
-    context = torch.zeros(1, 4, 128)
-    sample(
-        network,
-        stable_diffusion_scheduler(),
-        latent_shape=(1, 4, 4 * NATIVE, 4 * NATIVE),
-        native_size=(NATIVE, NATIVE),
-        context=context,
-        num_inference_steps=2,
-        generator=torch.Generator().manual_seed(0),
-        method=method,
-    )
 
 
 def shortfalls(found: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
@@ -254,41 +231,23 @@ def shortfalls(found: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
         yield f"memory grows with the number of views: {min(held):.1f} to {max(held):.1f} MiB"
 
 
-def printed(title: str, rows: list[dict[str, Any]]) -> None:
-    """One table on standard output."""
-    print(f"\n{title}")
-    names = list(rows[0])
-    print(" | ".join(names))
-    for row in rows:
-        values = [row.get(name, "") for name in names]
-        print(" | ".join(f"{value:.3f}" if isinstance(value, float) else str(value) for value in values))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="JSON file for the numbers (default: only printed)")
     parser.add_argument("--steps", type=int, default=6, help="steps of the CPU's overhead runs (default: %(default)s)")
-    parser.add_argument("--parts", default="evaluations,overhead,memory", help="(default: %(default)s)")
-    options = parser.parse_args()
     parts: dict[str, Callable[[], list[dict[str, Any]]]] = {
         "evaluations": evaluations,
         "overhead": lambda: overhead(options.steps),
         "memory": memory,
     }
-    wanted = [name.strip() for name in options.parts.split(",")]
-    unknown = [name for name in wanted if name not in parts]
-    if unknown:
-        print(f"`--parts` {unknown[0]!r} is unknown; choose from {', '.join(parts)}.", file=sys.stderr)
-        raise SystemExit(2)
-    about = {name: version(name) for name in ("torch", "diffusers")}
-    about |= {"python": platform.python_version(), "threads": torch.get_num_threads()}
+    parser.add_argument("--parts", nargs="+", choices=list(parts), default=list(parts), help="(default: all)")
+    options = parser.parse_args()
     found: dict[str, Any] = {}
-    for name in wanted:
+    for name in options.parts:
         found[name] = parts[name]()
-        printed(name, found[name])
-        if options.out is not None:  # after each part: what is measured is not lost with what comes after it
-            with atomic_path(options.out) as path:
-                path.write_text(json.dumps({"about": about} | found, indent=1) + "\n")
+        print(f"\n{name}\n\n{markdown(found[name])}")
+        about = versions("torch", "diffusers") | {"threads": torch.get_num_threads()}
+        write_json(options.out, {"about": about} | found)
     missed = list(shortfalls(found))
     print("", *missed, sep="\n")
     raise SystemExit(1 if missed else 0)

@@ -1,9 +1,9 @@
 """What the training benchmark trains and reads: the world, and Stable Diffusion 1.5's shapes with random weights."""
 
 import io
+import itertools
 import statistics
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from data.shards.reading.shard_reader import ShardReader
 from data.shards.reading.square_image import SquareImage
 from data.shards.shard_set import open_shards
 from scripts.benchmarks.random_networks import autoencoder, stable_diffusion_scheduler, unet
+from scripts.benchmarks.timed_network import median_seconds
 from scripts.benchmarks.training_levers import Workload
 from seecoder.images.loading import load_image
 from train.estimate.known_bases import base_sizes
@@ -65,7 +66,6 @@ def world_workload(folder: Path, base: Path | None = None) -> Workload:
         f"The world, {size} x {size}, on the CPU ({torch.get_num_threads()} threads)",
         *(where, stage["encoder"], size, (batch // 2, batch), raw, cached, device),
         workers=1,
-        kept=True,
     )
 
 
@@ -139,7 +139,7 @@ def _random_workload(
     options = ("--size", str(side), "--device", device.type, "--batch-size", "16")
     _quietly(cache, str(raw), str(cached), "--base", str(base), *options)
     workers = 8 if device.type == "cuda" else 0
-    return Workload(name, base, encoder, side, batches, raw, cached, device, workers=workers, kept=False)
+    return Workload(name, base, encoder, side, batches, raw, cached, device, workers=workers)
 
 
 def write_pictures(folder: Path, shards: int, count: int) -> None:
@@ -164,43 +164,36 @@ def _jpeg(seed: int) -> bytes:
         return stream.getvalue()
 
 
-def loader_speed(folder: Path, seconds: float = 6.0) -> dict[str, Any]:
-    """Read JPEG of 512 x 512 pixels on one core, as a worker of the loader does, and time its parts."""
+def loader_speed(folder: Path, repetitions: int = 30) -> dict[str, Any]:
+    """Read JPEG of 512 x 512 pixels on one core, as a worker of the loader does, and time its parts.
+
+    Args:
+        folder: Where shards are written.
+        repetitions: Of each part, whose median counts; the first one does not.
+
+    Returns:
+        `per_second`, `kilobytes` of a picture, and `milliseconds` by part.
+    """
     write_pictures(folder / "loader", shards=4, count=32)
     shards = open_shards(folder / "loader")
-    transform, plan = SquareImage(SIDE), Plan(shards.counts)
+    transform, plan, cpu = SquareImage(SIDE), Plan(shards.counts), torch.device("cpu")
     batches, reader = ShardBatches(shards, plan, transform, 16), ShardReader(shards)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         samples = [reader.read(plan.place(position).shard, plan.place(position).number) for position in range(64)]
-        parts = {
+        parts: dict[str, Callable[[int], Any]] = {
             "reading bytes": lambda row: reader.read(plan.place(row).shard, plan.place(row).number),
             "JPEG to floats (load_image)": lambda row: load_image(samples[row]["jpg"]),
             "JPEG to a uint8 square (whole transform)": lambda row: transform(samples[row], 0, row),
         }
-        times = {name: _median_ms(part, seconds / 8) for name, part in parts.items()}
-        speeds = list(_speeds(batches, seconds / 2))
+        rows, positions = itertools.cycle(range(64)), itertools.count(step=batches.batch_size)
+        times = {
+            name: 1000 * median_seconds(lambda part=part: part(next(rows)), cpu, repetitions)
+            for name, part in parts.items()
+        }
+        batch = median_seconds(lambda: batches[next(positions)], cpu, repetitions)
     finally:
         torch.set_num_threads(threads)
     size = statistics.mean(len(sample["jpg"]) for sample in samples) / 1000
-    return {"per_second": statistics.median(speeds), "kilobytes": size, "milliseconds": times}
-
-
-def _median_ms(part: Callable[[int], Any], seconds: float) -> float:
-    times, end, row = [], time.perf_counter() + seconds, 0
-    while time.perf_counter() < end or len(times) < 5:
-        start = time.perf_counter()
-        part(row % 64)
-        times.append(1000 * (time.perf_counter() - start))
-        row += 1
-    return statistics.median(times)
-
-
-def _speeds(batches: ShardBatches, seconds: float) -> Iterator[float]:
-    end, position = time.perf_counter() + seconds, 0
-    while time.perf_counter() < end or position < 3 * batches.batch_size:
-        start = time.perf_counter()
-        batches[position]
-        position += batches.batch_size
-        yield batches.batch_size / (time.perf_counter() - start)
+    return {"per_second": batches.batch_size / batch, "kilobytes": size, "milliseconds": times}

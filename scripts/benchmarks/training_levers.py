@@ -20,6 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from data.shards.caching.moments import CACHED, MEAN, STD, WithMoments
 from data.shards.reading.shard_loader import ShardLoader
 from data.shards.reading.square_image import SquareImage, Transform
+from scripts.benchmarks.timed_network import median_seconds, synchronise
 from train.estimate.costs import count_costs
 from train.estimate.known_bases import base_sizes
 from train.run.cpu_attention import float32_attention
@@ -73,7 +74,6 @@ class Workload:
         cached: The same with moments.
         device: Where it runs.
         workers: Reading processes when loading ahead.
-        kept: Loops stay in memory between their turns.
     """
 
     name: str
@@ -85,29 +85,19 @@ class Workload:
     cached: Path
     device: torch.device
     workers: int
-    kept: bool
 
     @property
     def naive(self) -> Levers:
         """Where levers start from: on a GPU nobody trains without autocast."""
         return Levers(autocast=self.device.type == "cuda")
 
-    def variants(self, without: set[str], leave_one_out: bool = False) -> dict[str, Levers]:
-        """The naive loop, each lever alone, and all that are for speed.
-
-        Args:
-            without: Levers that are not measured.
-            leave_one_out: Also all but one.
-        """
+    def variants(self) -> dict[str, Levers]:
+        """The naive loop, each lever alone, and all that are for speed."""
         naive = self.naive
-        names = [field.name for field in fields(Levers) if field.name not in without and not getattr(naive, field.name)]
+        names = [field.name for field in fields(Levers) if not getattr(naive, field.name)]
+        alone = {NAMES[name]: replace(naive, **{name: True}) for name in names}
         fast = [name for name in names if name not in FOR_MEMORY]
-        everything = replace(naive, **dict.fromkeys(fast, True))
-        rows = {NAIVE: naive} | {NAMES[name]: replace(naive, **{name: True}) for name in names}
-        rows[ALL] = everything
-        if leave_one_out:
-            rows |= {f"all but: {NAMES[name]}": replace(everything, **{name: False}) for name in fast}
-        return rows
+        return {NAIVE: naive} | alone | {ALL: replace(naive, **dict.fromkeys(fast, True))}
 
     def flops(self, levers: Levers) -> int:
         """Operations that one picture needs; what a loop does beyond that counts for nothing."""
@@ -115,28 +105,6 @@ class Workload:
         if sizes is None:
             raise RuntimeError(f"{self.base} has no sizes.")
         return count_costs(self.encoder, sizes, self.size, cached_latents=levers.cached).total_flops
-
-
-@dataclass(frozen=True)
-class Turn:
-    """What a few steps took.
-
-    Attributes:
-        seconds: In all.
-        waited: Seconds of waiting for input.
-        pictures: How many.
-        processor: Seconds of processor time; far below `seconds` times threads on a machine that does something else.
-    """
-
-    seconds: float
-    waited: float
-    pictures: int
-    processor: float
-
-    @property
-    def speed(self) -> float:
-        """Pictures a second."""
-        return self.pictures / self.seconds
 
 
 class Loop:
@@ -203,19 +171,14 @@ class Loop:
             }
             yield moved | {"keys": keys}
 
-    def turn(self, steps: int) -> Turn:
-        """Train a few steps; each waits for the device, so that waiting for input is not hidden in its queue."""
-        waited = 0.0
-        self._wait()
-        start, processor = time.perf_counter(), time.process_time()
+    def turn(self, steps: int) -> float:
+        """Train a few steps, and give pictures a second; waiting for input counts, as it does in a training."""
+        synchronise(self.work.device)
+        start = time.perf_counter()
         for _ in range(steps):
-            waiting = time.perf_counter()
-            batch = next(self.batches)
-            waited += time.perf_counter() - waiting
-            self._step(batch)
-            self._wait()
-        spent = time.process_time() - processor
-        return Turn(time.perf_counter() - start, waited, steps * self.batch_size, spent)
+            self._step(next(self.batches))
+        synchronise(self.work.device)
+        return steps * self.batch_size / (time.perf_counter() - start)
 
     def _step(self, batch: dict[str, Any]) -> None:
         with ExitStack() as stack:
@@ -230,10 +193,6 @@ class Loop:
             self.first_loss = float(loss.detach())
         self.optimizer.step()
         self.stage.zero_grad(set_to_none=True)
-
-    def _wait(self) -> None:
-        if self.work.device.type == "cuda":
-            torch.cuda.synchronize()
 
     def memory(self) -> float:
         """Bytes for one picture: on a GPU the peak of a step less what lies there anyway, else what backward keeps."""
@@ -291,16 +250,8 @@ def measured_peak(device: torch.device, side: int | None = None) -> float:
         side: Of the matrices; None for what fills the device.
     """
     side = side or (8192 if device.type == "cuda" else 1536)
-    best = 0.0
+    best = math.inf
     for dtype in (torch.float32, torch.bfloat16):
         one, two = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-        fastest = math.inf
-        for _ in range(6):
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            start = time.perf_counter()
-            product = one @ two
-            float(product[0, 0])  # waits for the device
-            fastest = min(fastest, time.perf_counter() - start)
-        best = max(best, 2 * side**3 / fastest)
-    return best
+        best = min(best, median_seconds(lambda one=one, two=two: one @ two, device, 6))
+    return 2 * side**3 / best

@@ -68,8 +68,7 @@ def sample_pictures(
                 num_inference_steps=sampling.steps,
                 guidance_scale=sampling.guidance_scale,
                 generator=generators,
-                output_type="pt",
-                **options,
+                **{"output_type": "pt", **options},
             ).images
         )
         if progress is not None:

@@ -8,7 +8,6 @@ start noise:
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ from scripts.evaluation.counts import (
     read_rates,
     sample_pictures,
 )
+from scripts.results import write_json
 from seecoder import SeeCoder, SeeCoderPipeline
 from seecoder.weights.atomic import atomic_path
 
@@ -90,8 +90,7 @@ def main() -> None:
     with atomic_path(options.out / "table.md") as path:
         path.write_text(table + "\n")
     settings = {"count": options.count, "seed": options.seed, "steps": options.steps, "guidance": options.guidance}
-    with atomic_path(options.out / "table.json") as path:
-        path.write_text(json.dumps({"settings": settings, "rows": result["rows"]}, indent=1) + "\n")
+    write_json(options.out / "table.json", {"settings": settings, "rows": result["rows"]})
     print(table)
 
 

@@ -135,21 +135,9 @@ def _reconstructed(vae: Any, pixels: Tensor) -> Tensor:
 
 def _enlarged(pipeline: Any, context: Tensor, sampling: Sampling, size: tuple[int, int]) -> Tensor:
     """Native samples whose latents are enlarged bicubically: the baseline that has one object and no detail."""
-    latents, cell = [], pipeline.vae_scale_factor
-    native = replace(sampling, height=None, width=None)
-    for start in range(0, len(context), sampling.batch_size):
-        part = context[start : start + sampling.batch_size]
-        generators = [torch.Generator().manual_seed(native.seed + start + index) for index in range(len(part))]
-        latents.append(
-            pipeline(
-                context=part,
-                num_inference_steps=native.steps,
-                guidance_scale=native.guidance_scale,
-                generator=generators,
-                output_type="latent",
-            ).images
-        )
-    large = resized(torch.cat(latents).float(), (size[0] // cell, size[1] // cell))
+    native, cell = replace(sampling, height=None, width=None), pipeline.vae_scale_factor
+    latents = sample_pictures(pipeline, context, native, output_type="latent")
+    large = resized(latents.float(), (size[0] // cell, size[1] // cell))
     return torch.cat([decode_pixels(pipeline.vae, part) for part in large.split(sampling.batch_size)])
 
 

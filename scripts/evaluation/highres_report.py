@@ -10,7 +10,7 @@ from typing import Any
 from filelock import FileLock
 
 from scripts.evaluation.highres import Factor, Row
-from seecoder.weights.atomic import atomic_path
+from scripts.results import write_json
 
 PERCENT = ("count", "shape", "hue", "texture", "background", "all")
 COLUMNS = {
@@ -121,8 +121,7 @@ class Report:
             self._write()
 
     def _write(self) -> None:
-        with atomic_path(self.path) as path:
-            path.write_text(json.dumps(self.content, indent=1) + "\n")
+        write_json(self.path, self.content)
 
     def markdown(self, rows: Sequence[Row]) -> str:
         """All cells as tables, one for each size."""

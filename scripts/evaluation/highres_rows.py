@@ -7,7 +7,6 @@ the largest.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from scripts.evaluation.highres import Factor, Row
@@ -67,49 +66,20 @@ ABLATIONS: tuple[Row, ...] = (
 )
 
 
-CANDIDATES: tuple[Row, ...] = (
-    *(
-        _row(f"ScaleCrafter + RectifiedHR at {share}", ScaleCrafter(), RectifiedHR(switch_at=share), factors=SQUARE)
-        for share in ((0.4, 0.7), (0.5, 0.75), (0.6, 0.8), (0.7, 0.85), (0.8, 0.9), (0.85, 0.95))
-    ),
-    _row(
-        "DemoFusion, windows without context, latents, exponents 3, 1",
-        replace(BLIND_WINDOWS, resize_in="latents", cosine_scale_1=3.0, cosine_scale_2=1.0),
-        factors=SQUARE,
-    ),
-    *(
-        _row(
-            f"DemoFusion, windows without context, exponents {first:g}, {second:g}",
-            replace(BLIND_WINDOWS, cosine_scale_1=first, cosine_scale_2=second),
-            factors=SQUARE,
-        )
-        for first, second in ((3.0, 1.0), (3.0, 0.5), (1.0, 0.5), (1.0, 1.0))
-    ),
-    *(
-        _row(
-            f"DemoFusion, dilated sampling only, pixels, exponent {first:g}",
-            DemoFusion(cosine_scale_1=first, use_windows=False, resize_in="pixels"),
-            factors=SQUARE,
-        )
-        for first in (1.0, 3.0)
-    ),
-)
-
-
-def chosen(names: Sequence[str], rows: Sequence[Row] = ROWS + ABLATIONS + CANDIDATES) -> list[Row]:
+def chosen(names: Sequence[str]) -> list[Row]:
     """Rows by name, in the order of the table.
 
     Args:
-        names: Labels in any case; none is the methods alone, "ablations" and "candidates" (for tuning) those too.
-        rows: Where to choose from.
+        names: Labels in any case; none is the methods alone, "ablations" is those.
 
     Raises:
         ValueError: A name is unknown.
     """
     if not names:
         return list(ROWS)
-    known = {row.label.lower(): row for row in rows}
-    groups = {"methods": ROWS, "ablations": ABLATIONS, "candidates": CANDIDATES}
+    rows = ROWS + ABLATIONS
+    known = {row.label.lower() for row in rows}
+    groups = {"methods": ROWS, "ablations": ABLATIONS}
     wanted: set[str] = set()
     for name in (entry.strip().lower() for entry in names):
         if name in known:

@@ -12,11 +12,9 @@ Writes table.json (numbers, settings, versions, the command), table.md, sheet.pn
 """
 
 import argparse
-import platform
 import shlex
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +29,9 @@ from data.world.scenes import sample_scenes
 from scripts.evaluation.counts import Sampling
 from scripts.evaluation.highres import Factor, Row, compiled, measure
 from scripts.evaluation.highres_report import Report, described, factor_name, fingerprint, parsed_factor
-from scripts.evaluation.highres_rows import ABLATIONS, CANDIDATES, ROWS, chosen
+from scripts.evaluation.highres_rows import ABLATIONS, ROWS, chosen
 from scripts.evaluation.panorama_rows import PanoramaRow, chosen_panoramas, measure_panoramas
+from scripts.results import versions
 from seecoder import SeeCoderPipeline
 from seecoder.images.loading import load_image, save_image, to_pil
 from seecoder.images.sheet import contact_sheet
@@ -51,7 +50,7 @@ def parsed() -> argparse.Namespace:
         "--rows",
         nargs="*",
         default=[],
-        help="names, those of panoramas too; also methods (the default), ablations, candidates (for tuning)",
+        help="names, those of panoramas too; also methods (the default), ablations",
     )
     parser.add_argument("--factors", default="1,2,3,4,2x1,4x1", help="sizes in native sides (default: %(default)s)")
     parser.add_argument("--count", type=int, default=128, help="pictures a cell (default: %(default)s)")
@@ -94,10 +93,9 @@ class Table:
         self.side = self.pipeline.unet.config.sample_size * self.pipeline.vae_scale_factor
         names = ("steps", "guidance", "seed", "dtype")
         self.settings = {name: getattr(options, name) for name in names} | {"base": base_digests(options.base)}
-        versions = {name: version(name) for name in ("torch", "diffusers")} | {"python": platform.python_version()}
         command = shlex.join(["scripts/evaluation/highres_table.py", *sys.argv[1:]])
-        threads = torch.get_num_threads()
-        self.report.describe(**self.settings, versions=versions, threads=threads, commands=[command])
+        about = {"versions": versions("torch", "diffusers"), "threads": torch.get_num_threads()}
+        self.report.describe(**self.settings, **about, commands=[command])
 
     def sampling(self, factor: Factor, batch: int) -> Sampling:
         """Steps, guidance, seeds and size of a cell."""
@@ -192,7 +190,7 @@ def main() -> None:
             table.cell(row, factor)
     if options.panoramas:
         table.panoramas(options.panoramas, panoramas)
-    text = table.report.markdown(ROWS + ABLATIONS + CANDIDATES)
+    text = table.report.markdown(ROWS + ABLATIONS)
     with atomic_path(options.out / "table.md") as path:
         path.write_text(text)
     table.write_sheet(ROWS, factors)

@@ -7,10 +7,7 @@ Writes measured.json (numbers, settings, versions) into --out and prints the tab
 """
 
 import argparse
-import json
-import platform
 import sys
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +19,9 @@ from data.world.pretrained import BASE, load_conditioner
 from data.world.render import render
 from data.world.scenes import Scenes, sample_scenes
 from scripts.evaluation.counts import ATTRIBUTES, Sampling, markdown_table, read_rates, sample_pictures
+from scripts.results import versions, write_json
 from seecoder import SeeCoderPipeline
 from seecoder.base_model.latents import decode_pixels, encode_posterior
-from seecoder.weights.atomic import atomic_path
 
 COLUMNS = ("count", *ATTRIBUTES, "all", "objects", "specks", "horizons", "corr_center_y", "corr_center_x", "corr_size")
 
@@ -65,10 +62,8 @@ def main() -> None:
         f"plain sampling, {2 * side}": read_rates(sample_pictures(pipeline, tokens, double), scenes),
     }
     settings = {name: getattr(options, name) for name in ("count", "seed", "steps", "guidance")}
-    versions = {name: version(name) for name in ("torch", "diffusers")} | {"python": platform.python_version()}
-    options.out.mkdir(parents=True, exist_ok=True)
-    with atomic_path(options.out / "measured.json") as path:
-        path.write_text(json.dumps({"settings": settings, "versions": versions, "rows": rows}, indent=1) + "\n")
+    content = {"settings": settings, "versions": versions("torch", "diffusers"), "rows": rows}
+    write_json(options.out / "measured.json", content)
     print(markdown_table(rows, COLUMNS))
     print(f"\nreconstruction PSNR {rows[f'reconstruction, {side}']['psnr']:.2f} dB")
 

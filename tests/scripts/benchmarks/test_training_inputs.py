@@ -14,12 +14,12 @@ def test_the_toy_workload_has_the_same_samples_with_and_without_latents(tmp_path
     work = toy_workload(tmp_path)
     raw, cached = read_manifest(work.raw), read_manifest(work.cached)
     assert [shard.samples for shard in raw.shards] == [shard.samples for shard in cached.shards]
-    assert "moments.safetensors" in cached.columns
+    assert sum(shard.bytes for shard in cached.shards) > sum(shard.bytes for shard in raw.shards)
     assert work.flops(work.naive) > 0
 
 
 def test_the_loaders_speed_has_its_parts(tmp_path: Path):
-    found = loader_speed(tmp_path, seconds=0.2)
+    found = loader_speed(tmp_path, repetitions=2)
     assert found["per_second"] > 0
     assert 50 < found["kilobytes"] < 300
     decode, whole = found["milliseconds"]["JPEG to floats (load_image)"], list(found["milliseconds"].values())[-1]

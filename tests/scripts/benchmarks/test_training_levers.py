@@ -1,7 +1,7 @@
 """Each lever of the training benchmark does what its name says, and leaves the loss as it is."""
 
 from collections import Counter
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +12,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from data.build import main as build
 from data.cache import main as cache
+from scripts.benchmarks.training_levers import (
+    ALL,
+    FOR_MEMORY,
+    NAIVE,
+    NAMES,
+    Workload,
+    kept_for_backward,
+)
 from tests.fixtures.training import BACKBONE, CONTEXT_DIM, write_base
 
 SCRIPTS = Path(__file__).resolve().parents[3] / "scripts"
@@ -46,7 +54,7 @@ def work(folders: tuple[Path, Path, Path]) -> Any:
     from scripts.benchmarks.training_levers import Workload
 
     base, raw, cached = folders
-    return Workload("tiny", base, ENCODER, SIZE, (2, 4), raw, cached, torch.device("cpu"), workers=1, kept=True)
+    return Workload("tiny", base, ENCODER, SIZE, (2, 4), raw, cached, torch.device("cpu"), workers=1)
 
 
 @pytest.fixture
@@ -292,9 +300,33 @@ def test_the_loss_of_a_larger_micro_batch_is_the_mean_of_the_smaller_ones(loops:
     assert parts[0] != pytest.approx(parts[1], rel=EXACT)
 
 
-def test_a_turn_counts_pictures_and_waiting(loops: Any):
+def test_a_turn_counts_pictures(loops: Any, monkeypatch: pytest.MonkeyPatch):
     loop = loops()
-    turn = loop.turn(3)
-    assert turn.pictures == 6
-    assert 0 < turn.waited < turn.seconds
-    assert turn.speed == turn.pictures / turn.seconds
+    batches: list[Any] = []
+    monkeypatch.setattr(loop, "_step", batches.append)
+    assert loop.turn(3) > 0
+    assert [len(batch["keys"]) for batch in batches] == [2, 2, 2]
+
+
+def workload(device: str) -> Workload:
+    folder = Path("none")
+    return Workload("x", folder, {}, 8, (1, 2), folder, folder, torch.device(device), workers=1)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_every_lever_is_measured_alone_and_all_together(device: str):
+    rows = workload(device).variants()
+    naive = {name for name, on in asdict(rows.pop(NAIVE)).items() if on}
+    assert naive == ({"autocast"} if device == "cuda" else set())
+    together = {name for name, on in asdict(rows.pop(ALL)).items() if on}
+    assert together == set(NAMES) - FOR_MEMORY
+    alone = [{name for name, on in asdict(levers).items() if on} - naive for levers in rows.values()]
+    assert sorted(map(sorted, alone)) == sorted([name] for name in set(NAMES) - naive)
+
+
+def test_what_backward_keeps_is_counted_once_and_without_weights():
+    weight, inputs = torch.nn.Parameter(torch.ones(3, 5)), torch.ones(7, 3)
+    with kept_for_backward({weight.data_ptr()}) as total:
+        hidden = inputs @ weight  # keeps `inputs`, 84 bytes, and the weight
+        hidden.exp().square().sum().backward()  # keep the one result of `exp`, 140 bytes
+    assert sum(total.values()) == 84 + 140
