@@ -79,8 +79,8 @@ class Attention(nn.Module):
         """Let every token of `tokens` (B, N, dim) attend to itself alone: out(value(tokens)).
 
         With one key the softmax is exactly 1, so query and key play no part. In training the dropout of that single
-        weight
-        remains: each head of each token is zeroed with probability `dropout` and scaled by 1 / (1 - dropout) otherwise.
+        weight remains: each head of each token is zeroed with probability `dropout`, and scaled by 1 / (1 - dropout)
+        otherwise.
 
         Returns:
             (B, N, dim).

@@ -59,7 +59,8 @@ def combine_contexts(
     Args:
         contexts: Tensors of one shape, (1, T, D) tokens or (1, P) pooled vectors.
         weights: One number >= 0 a context, divided by their sum; None counts all alike.
-        combine: See `ImageSet`. "concatenate" takes no weights: attention does the weighing there.
+        combine: "average" takes the weighted mean token by token; "concatenate" puts the tokens side by side, and takes
+            no weights, since attention does the weighing there.
 
     Returns:
         (1, T, D) for "average", (1, K * T, D) for K concatenated contexts, in the dtype of the first.

@@ -23,8 +23,13 @@ from torch import nn
 
 from seecoder.checks import number, optional, require, some_of, whole
 from seecoder.encoder.backbones.pretrained_weights import BackboneCoverage, load_pretrained
-from seecoder.encoder.backbones.pyramid import PlainBackbone, PyramidBackbone, SimpleFeaturePyramid, build_backbone
 from seecoder.encoder.backbones.swin import SwinBackbone
+from seecoder.encoder.backbones.timm_backbones import (
+    PlainBackbone,
+    PyramidBackbone,
+    SimpleFeaturePyramid,
+    build_backbone,
+)
 from seecoder.encoder.inputs import check_pixels, check_position_jitter, standardise
 from seecoder.encoder.official import load_official, released_backbone, to_official
 from seecoder.encoder.pixel_decoder import Decoder, DecoderAttention
@@ -193,8 +198,8 @@ class SeeCoder(ModelMixin, ConfigMixin):
         """Encode pictures as contexts and, if the encoder has `pooled_dim`, pooled vectors.
 
         Args:
-            pixels: As for `forward`.
-            position_jitter: As for `forward`.
+            pixels: (B, 3, H, W), floating point in [0, 1], H and W at least 32; cast to the encoder's dtype.
+            position_jitter: Offsets from `draw_position_jitter`, for training a position-aware encoder; None for none.
 
         Returns:
             Context and pooled vector.
@@ -213,7 +218,7 @@ class SeeCoder(ModelMixin, ConfigMixin):
         """Run the backbone: the first half of `encode`, the one that training can keep.
 
         Args:
-            pixels: As for `forward`, not checked.
+            pixels: (B, 3, H, W) in [0, 1]; not checked.
 
         Returns:
             Maps (B, C, h, w) that `encode_maps` reads, finest first, in the backbone's dtype.
@@ -228,7 +233,7 @@ class SeeCoder(ModelMixin, ConfigMixin):
 
         Args:
             maps: As `compute_maps` returns them.
-            position_jitter: As for `forward`, not checked.
+            position_jitter: Offsets from `draw_position_jitter`, or None; not checked.
 
         Returns:
             Context and pooled vector.

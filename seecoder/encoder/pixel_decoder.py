@@ -1,7 +1,7 @@
 """The decoder: maps of three resolutions talk to each other and come back at one width.
 
 "Prompt-Free Diffusion", arXiv 2305.16223, Sec. 3.2. The released code (SHI-Labs/Prompt-Free-Diffusion@f4295fc) differs
-from the paper in its attention, see `Decoder`.
+from the paper in its attention; `Decoder` has both.
 """
 
 import math
@@ -24,7 +24,7 @@ class DecoderLayer(nn.Module):
         num_heads: Heads of the attention.
         ffn_dim: Hidden width of the feed-forward part.
         dropout: In the attention weights, after the attention, inside and after the feed-forward part.
-        attention: See `Decoder`.
+        attention: "spatial" over all positions, or "released": each position attends to itself alone.
     """
 
     def __init__(self, dim: int, num_heads: int, ffn_dim: int, dropout: float, attention: DecoderAttention) -> None:

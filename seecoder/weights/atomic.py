@@ -2,6 +2,8 @@
 
 What is written goes to a sibling whose name ends in `.partial`, reaches the disk, and is then renamed. A process that
 is killed leaves at most such a sibling, which no reader of pictures, weights or shards takes for the real thing.
+
+Written here because what libraries offer covers files only, or does not sync, or leaves its siblings behind.
 """
 
 import os

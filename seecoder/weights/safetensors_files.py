@@ -82,7 +82,7 @@ def read_header(path: str | os.PathLike[str]) -> tuple[dict[str, TensorInfo], di
     """Read what a safetensors file says about its tensors, without the tensors.
 
     Args:
-        path: The file, as for `read_safetensors`.
+        path: The file, of any name that is not a pickle's.
 
     Returns:
         Dtypes and shapes by name, and the metadata.

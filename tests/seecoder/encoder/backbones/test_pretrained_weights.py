@@ -5,7 +5,7 @@ from transformers import SwinBackbone as TransformersSwin
 from transformers import SwinConfig
 
 from seecoder.encoder.backbones.pretrained_weights import _unwrap, load_pretrained, match_backbone_weights
-from seecoder.encoder.backbones.pyramid import build_backbone
+from seecoder.encoder.backbones.timm_backbones import build_backbone
 
 NAME = "swin_tiny_patch4_window7_224"
 SIZE = {"embed_dim": 8, "depths": (1, 1, 2, 1), "num_heads": (1, 2, 2, 4), "window_size": 4}

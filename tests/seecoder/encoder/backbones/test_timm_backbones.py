@@ -1,8 +1,13 @@
 import pytest
 import torch
 
-from seecoder.encoder.backbones.pyramid import PlainBackbone, PyramidBackbone, SimpleFeaturePyramid, build_backbone
 from seecoder.encoder.backbones.swin import SwinBackbone
+from seecoder.encoder.backbones.timm_backbones import (
+    PlainBackbone,
+    PyramidBackbone,
+    SimpleFeaturePyramid,
+    build_backbone,
+)
 
 SMALL_SWIN = {"embed_dim": 8, "depths": (1, 1), "num_heads": (1, 2), "window_size": 4}
 SMALL_VIT = {"embed_dim": 16, "depth": 1, "num_heads": 2}

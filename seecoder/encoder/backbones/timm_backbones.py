@@ -1,6 +1,7 @@
 """Backbones: any pyramid of timm, and any plain ViT of timm, as a list of maps with the finest first.
 
-Three kinds, told apart by timm's registry alone:
+Each takes pixels (B, 3, H, W), gives maps (B, C_i, H_i, W_i), and has their `channels` and `strides`, `is_plain` (there
+is one map, which wants a pyramid), and `idle_parameters`. Three kinds, told apart by timm's registry alone:
 
 * Swin: `seecoder.encoder.backbones.swin`, exact against the published encoder at every picture size.
 * other pyramids (ResNet, ConvNeXt, ...): timm's `features_only` models as they are.
@@ -8,7 +9,7 @@ Three kinds, told apart by timm's registry alone:
 """
 
 from collections.abc import Mapping
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import timm
 import torch
@@ -21,22 +22,6 @@ from seecoder.encoder.backbones.swin import SwinBackbone, pad_to_multiple
 # Modules of timm whose models have one resolution throughout and take pictures of any size when told to.
 _PLAIN_MODULES = {"vision_transformer", "deit", "eva"}
 _ANY_SIZE = {"dynamic_img_size": True, "dynamic_img_pad": True}
-
-
-class Backbone(Protocol):
-    """What the encoder needs to know of a backbone: `channels` and `strides` of its maps, finest first."""
-
-    channels: tuple[int, ...]
-    strides: tuple[int, ...]
-    is_plain: bool
-
-    def __call__(self, pixels: torch.Tensor) -> list[torch.Tensor]:
-        """Map pixels (B, 3, H, W) to maps (B, C_i, H_i, W_i), finest first."""
-        ...
-
-    def idle_parameters(self, num_levels: int) -> list[nn.Parameter]:
-        """Parameters that have no effect on the last `num_levels` maps."""
-        ...
 
 
 class PyramidBackbone(nn.Module):
@@ -114,7 +99,7 @@ class SimpleFeaturePyramid(nn.Module):
 
     "Exploring Plain Vision Transformer Backbones for Object Detection", arXiv 2203.16527, Sec. 3, without the closing
     convolutions: the decoder projects every level anyway. It is trained with the decoder; no pretrained weights exist
-        for it.
+    for it.
 
     Args:
         channels: Channels of the ViT's map.
