@@ -1,6 +1,5 @@
 """`python -m data.build`: what it writes, what it refuses, and that killing it changes nothing."""
 
-import hashlib
 import io
 import json
 import os
@@ -8,21 +7,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from data import build
-from data.shards.building import shard_build
-from data.shards.building.claim import claimed_folder
-from data.shards.building.image_files import ImageFiles, find_image_files, read_image_list
-from data.shards.building.shard_build import Build, run_build
-from data.shards.building.world_scenes import WorldScenes
 from data.shards.manifest import read_manifest
 from data.shards.reading.shard_loader import ShardLoader
 from data.shards.reading.shard_reader import ShardReader
@@ -30,18 +22,7 @@ from data.shards.reading.square_image import SquareImage
 from data.shards.shard_set import open_shards
 from data.world.render import render
 from data.world.scenes import sample_scenes
-
-
-def digest(folder: Path) -> dict[str, str]:
-    """Every file of a folder with its sha256."""
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
-
-
-def save(path: Path, height: int = 20, width: int = 30, seed: int = 0, **options: Any) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(path, **options)
-    return path
+from tests.fixtures.shards import file_digests, save_image
 
 
 @pytest.fixture
@@ -51,7 +32,7 @@ def pictures(tmp_path: Path) -> Path:
     for number, name in enumerate(
         ["b.png", "a.jpg", "sub/c.webp", "sub/deep/d.JPG", "é ü.png", "x.y.z.png", "e.bmp", "f.tif", "g.gif"]
     ):
-        save(folder / name, 20 + number, 40 - number, seed=number)
+        save_image(folder / name, 20 + number, 40 - number, seed=number)
     (folder / "notes.txt").write_text("no picture")
     return folder
 
@@ -111,7 +92,7 @@ def test_size_scales_down_and_never_up(pictures: Path, tmp_path: Path):
 def test_pictures_pass_through_the_one_door(tmp_path: Path):
     exif = Image.Exif()
     exif[0x0112] = 6  # turned by 90 degrees
-    save(tmp_path / "in" / "turned.jpg", 20, 40, exif=exif)
+    save_image(tmp_path / "in" / "turned.jpg", 20, 40, exif=exif)
     assert build.main(["folder", str(tmp_path / "in"), str(tmp_path / "out"), "--size", "10"]) == 0
     ((about, _),) = read(tmp_path / "out")
     assert (about["width"], about["height"]) == (10, 20)
@@ -200,7 +181,7 @@ def test_too_many_bad_pictures_stop_the_build(spoiled: Path, tmp_path: Path, cap
 
 def test_a_shard_of_bad_pictures_only_is_left_out(tmp_path: Path):
     for number in range(6):
-        save(tmp_path / "in" / f"{number}.png", seed=number)
+        save_image(tmp_path / "in" / f"{number}.png", seed=number)
     for number in (2, 3):
         (tmp_path / "in" / f"{number}.png").write_bytes(b"rubbish")
     arguments = [
@@ -217,29 +198,19 @@ def test_a_shard_of_bad_pictures_only_is_left_out(tmp_path: Path):
         assert [shard.name for shard in read_manifest(tmp_path / "out").shards] == ["00000.tar", "00002.tar"]
 
 
-def test_early_stop_above_the_rate_does_not_read_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(shard_build, "_MIN_SOURCES", 4)
-    folder = tmp_path / "in"
-    folder.mkdir()
-    for number in range(20):
-        (folder / f"{number:02d}.png").write_bytes(b"rubbish")
-    assert build.main(["folder", str(folder), str(tmp_path / "out"), "--samples-per-shard", "2"]) == 2
-    assert len((tmp_path / "out" / "bad.jsonl").read_text().splitlines()) == 4
-
-
 WORLD = ["--count", "60", "--samples-per-shard", "7", "--size", "16"]
 
 
 def test_workers_write_the_same_bytes(tmp_path: Path):
     assert build.main(["world", str(tmp_path / "one"), *WORLD]) == 0
     assert build.main(["world", str(tmp_path / "many"), *WORLD, "--workers", "2"]) == 0
-    assert digest(tmp_path / "one") == digest(tmp_path / "many")
+    assert file_digests(tmp_path / "one") == file_digests(tmp_path / "many")
 
 
 def test_resume_keeps_what_is_whole_and_repairs_what_is_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     out = tmp_path / "out"
     assert build.main(["world", str(out), *WORLD]) == 0
-    before, times = digest(out), {path.name: path.stat().st_mtime_ns for path in out.glob("*.tar")}
+    before, times = file_digests(out), {path.name: path.stat().st_mtime_ns for path in out.glob("*.tar")}
     os.truncate(out / "00002.tar", 5000)
     (out / "00004.index.json").unlink()
     (out / "00005.tar").unlink()
@@ -247,31 +218,9 @@ def test_resume_keeps_what_is_whole_and_repairs_what_is_not(tmp_path: Path, caps
     capsys.readouterr()
     assert build.main(["world", str(out), *WORLD]) == 0
     assert "9 shards, 0.2 MB, 6 of them from an earlier run" in capsys.readouterr().out
-    assert digest(out) == before
+    assert file_digests(out) == before
     kept = [name for name, stamp in times.items() if (out / name).stat().st_mtime_ns == stamp]
     assert len(kept) == 6
-
-
-def test_interrupted_anywhere_the_end_is_the_same(tmp_path: Path):
-    source = WorldScenes(40, 0, 16)
-    whole = Build(source, tmp_path / "whole", samples_per_shard=6)
-    with claimed_folder(whole):
-        run_build(whole)
-    expected = digest(tmp_path / "whole")
-    for moment in (0, 5, 6, 17, 39):
-        broken = Build(source, tmp_path / f"broken{moment}", samples_per_shard=6)
-        ticks = iter(range(moment))
-
-        def stop(_: int, ticks: Any = ticks) -> None:
-            if next(ticks, None) is None:
-                raise KeyboardInterrupt
-
-        with pytest.raises(KeyboardInterrupt), claimed_folder(broken):
-            run_build(broken, tick=stop)
-        assert not (broken.folder / "manifest.json").exists()
-        with claimed_folder(broken):
-            run_build(broken)
-        assert digest(broken.folder) == expected
 
 
 def test_killed_in_mid_write_and_run_again(tmp_path: Path):
@@ -279,7 +228,7 @@ def test_killed_in_mid_write_and_run_again(tmp_path: Path):
     kill_after_first_shard(["world", str(out), *size], out)
     assert build.main(["world", str(out), *size]) == 0
     assert build.main(["world", str(tmp_path / "whole"), *size]) == 0
-    assert digest(out) == digest(tmp_path / "whole")
+    assert file_digests(out) == file_digests(tmp_path / "whole")
 
 
 @pytest.mark.slow  # four processes are started, which takes longer than all they do
@@ -293,7 +242,7 @@ def test_killed_with_workers_and_run_again(tmp_path: Path):
         time.sleep(0.01)
     assert build.main(["world", str(out), *size, "--workers", "2"]) == 0
     assert build.main(["world", str(tmp_path / "whole"), *size]) == 0
-    assert digest(out) == digest(tmp_path / "whole")
+    assert file_digests(out) == file_digests(tmp_path / "whole")
 
 
 def kill_after_first_shard(arguments: list[str], out: Path) -> list[str]:
@@ -316,36 +265,6 @@ def is_running(process: str) -> bool:
         return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except FileNotFoundError:
         return False
-
-
-def test_another_build_in_the_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    out = tmp_path / "out"
-    assert build.main(["world", str(out), *WORLD]) == 0
-    before = digest(out)
-    capsys.readouterr()
-    assert build.main(["world", str(out), *WORLD, "--seed", "1"]) == 2
-    assert "holds another build (seed: 0 there, 1 now)" in capsys.readouterr().err
-    assert digest(out) == before
-    (tmp_path / "foreign").mkdir()
-    (tmp_path / "foreign" / "00000.tar").write_bytes(b"precious")
-    assert build.main(["world", str(tmp_path / "foreign"), *WORLD]) == 2
-    assert "unknown origin" in capsys.readouterr().err
-    assert (tmp_path / "foreign" / "00000.tar").read_bytes() == b"precious"
-
-
-def test_two_builds_at_a_time_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    own = Build(WorldScenes(60, 0, 16), tmp_path / "out", samples_per_shard=7)
-    with claimed_folder(own):
-        assert build.main(["world", str(tmp_path / "out"), *WORLD]) == 2
-    assert "Another process is building" in capsys.readouterr().err
-    assert build.main(["world", str(tmp_path / "out"), *WORLD]) == 0
-
-
-def test_changed_sources_are_noticed(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    assert build.main(["folder", str(pictures), str(tmp_path / "out")]) == 0
-    save(pictures / "b.png", seed=99)
-    assert build.main(["folder", str(pictures), str(tmp_path / "out")]) == 2
-    assert "sources_sha256" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -454,45 +373,10 @@ def test_debug_shows_the_traceback(tmp_path: Path):
         build.main(["folder", str(tmp_path / "none"), str(tmp_path / "out"), "--debug"])
 
 
-def test_full_disk_leaves_nothing_half_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
-    written: list[Path] = []
-    original: Callable[..., Any] = shard_build.write_shard
-
-    def failing(path: Path, samples: Any, notes: Any) -> Any:
-        if len(written) == 3:
-            raise OSError(28, "No space left on device")
-        written.append(path)
-        return original(path, samples, notes)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(shard_build, "write_shard", failing)
-        assert build.main(["world", str(tmp_path / "out"), *WORLD]) == 2
-    assert "No space left" in capsys.readouterr().err
-    assert sorted(path.suffix for path in (tmp_path / "out").iterdir()) == [".json"] * 4 + [".tar"] * 3
-    assert build.main(["world", str(tmp_path / "out"), *WORLD]) == 0
-
-
-def test_loops_of_links_are_not_followed(tmp_path: Path):
-    save(tmp_path / "in" / "a.png")
-    (tmp_path / "in" / "loop").symlink_to(tmp_path / "in")
-    (tmp_path / "in" / "b.png").symlink_to(tmp_path / "in" / "a.png")
-    assert [path.name for path in find_image_files(tmp_path / "in")[0]] == ["a.png", "b.png"]
-
-
 def test_file_names_that_are_no_text_are_shown_escaped(tmp_path: Path):
     folder = tmp_path / "in"
     folder.mkdir()
-    save(tmp_path / "a.png")
+    save_image(tmp_path / "a.png")
     os.rename(tmp_path / "a.png", os.fsencode(folder) + b"/\xff.png")
     assert build.main(["folder", str(folder), str(tmp_path / "out")]) == 0
     assert read(tmp_path / "out")[0][0]["source"] == "\\xff.png"
-
-
-def test_a_list_may_name_files_that_are_gone(tmp_path: Path):
-    save(tmp_path / "a.png")
-    (tmp_path / "list").write_text("a.png\ngone.png\n")
-    paths = read_image_list(tmp_path / "list")
-    source = ImageFiles.from_paths(paths, [path.name for path in paths], None, "jpeg", 95, 10**6)
-    assert [bool(item.reason) for item in source.samples(0, 2)] == [False, True]

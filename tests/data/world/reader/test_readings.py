@@ -103,12 +103,6 @@ def test_a_copy_of_native_size_counts_as_an_object_in_a_large_picture():
     assert reading.num_objects == 1
 
 
-def test_repeated_horizons_are_counted():
-    scenes = replace(sample_scenes(20, seed=7), center_x=torch.full((20,), 5.0))
-    stacked = render(scenes, 64).repeat(1, 1, 2, 1)
-    assert np.mean([reading.num_horizons for reading in read(stacked)]) == pytest.approx(2, abs=0.1)
-
-
 def test_an_empty_background_has_no_object():
     reading = read(render(replace(sample_scenes(1, seed=1), center_x=torch.tensor([5.0])), 64))[0]
     assert reading.num_objects == reading.num_specks == 0

@@ -1,0 +1,34 @@
+"""What a region is: hue, shape and texture."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from data.world.reader.attributes import background_hue, circular_mean, object_hue, shape_fit, texture
+from data.world.reader.segmentation import regions, saturated_mask
+from data.world.render import render
+from data.world.scenes import SHAPES, sample_scenes
+
+
+def test_hues_are_averaged_around_the_circle():
+    degrees = np.array([350.0, 10.0], dtype=np.float32)
+    assert circular_mean(degrees, np.ones(2, dtype=np.float32)) % 360 == pytest.approx(0, abs=1e-3) or circular_mean(
+        degrees, np.ones(2, dtype=np.float32)
+    ) == pytest.approx(360, abs=1e-3)
+    assert circular_mean(np.array([0.0, 90.0], dtype=np.float32), np.array([0.0, 1.0], dtype=np.float32)) == 90
+
+
+@pytest.mark.parametrize("shape", range(len(SHAPES)))
+def test_a_region_is_told_by_its_attributes(shape: int):
+    scenes = replace(sample_scenes(6, seed=40 + shape), shape=torch.full((6,), shape))
+    for row, pixels in enumerate(render(scenes, 96).numpy()):
+        mask = saturated_mask(pixels)
+        (region,) = regions(pixels, mask)
+        found, fit = shape_fit(region)
+        assert found == shape
+        assert 0.8 < fit <= 1
+        assert object_hue(pixels, region) == int(scenes.hue[row])
+        assert texture(pixels, region) == int(scenes.texture[row])
+        assert background_hue(pixels, mask) == int(scenes.background[row])
