@@ -30,6 +30,8 @@ from scripts.benchmarks.timed_network import TimedNetwork, median_seconds, synch
 from scripts.benchmarks.training_inputs import TOY_ENCODER, sd15_workload, toy_workload
 from scripts.benchmarks.training_levers import ALL, NAIVE, Loop, measured_peak
 from seecoder import SeeCoder
+from seecoder.base_model.added_conditions import added_conditions
+from seecoder.base_model.facts import pooled_width
 from seecoder.pipelines.autoencoding import decode_latents
 from seecoder.sampling import DemoFusion, RectifiedHR, ScaleCrafter, sample
 from train.estimate.hardware import DEVICES, known_device
@@ -182,11 +184,8 @@ def sampling_row(network: Any, method: Any, scale: int, steps: int) -> dict[str,
         steps: Of the scheduler.
     """
     device, dtype, side = network.device, network.dtype, network.config.sample_size
-    pooled = network.config.projection_class_embeddings_input_dim - 6 * network.config.addition_time_embed_dim
-    added = {
-        "text_embeds": torch.zeros(1, pooled, device=device, dtype=dtype),
-        "time_ids": torch.tensor([[1024.0, 1024.0, 0.0, 0.0, 1024.0, 1024.0]], device=device, dtype=dtype),
-    }
+    pooled = torch.zeros(1, pooled_width(network) or 0, device=device, dtype=dtype)
+    added = added_conditions(pooled, (1024, 1024), (0, 0), (1024, 1024))
     context = torch.randn(1, 148, network.config.cross_attention_dim, device=device, dtype=dtype)
     timed = TimedNetwork(network, calls=2)
     synchronise(device)
@@ -202,7 +201,7 @@ def sampling_row(network: Any, method: Any, scale: int, steps: int) -> dict[str,
         guidance_scale=GUIDANCE,
         generator=torch.Generator().manual_seed(0),
         method=method,
-        added_conditions=lambda view, branch, size: {"added_cond_kwargs": added},
+        added_conditions=lambda view, branch, size: added,
         unet=network,
         view_batch_size=4,
     )
