@@ -5,12 +5,9 @@ is never shared, takes files up to 20 MB, forgets its files after a day, and wor
 pipeline holds one run.
 """
 
-import logging
 import secrets
-import tempfile
 import threading
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,13 +15,11 @@ import torch
 from seecoder.base_model.facts import native_size
 from seecoder.checks import require, whole
 from seecoder.encoder.context import ImageSet
-from seecoder.images.loading import ENCODED_SIZE, save_image
+from seecoder.images.loading import ENCODED_SIZE
 from seecoder.pipelines.bounded_memory import AUTOENCODER_MEMORY
 from seecoder.pipelines.stable_diffusion import SeeCoderPipeline
 from seecoder.pipelines.stable_diffusion_xl import SeeCoderXLPipeline
 from seecoder.sampling.methods.registry import METHODS, build_methods
-
-logger = logging.getLogger(__name__)
 
 MAX_FILE_SIZE = "20mb"
 MAX_PICTURES = 8
@@ -60,7 +55,6 @@ class Variations:
     Args:
         pipe: A pipeline with an encoder.
         max_side: Largest height and width in pixels.
-        folder: Where results are kept for the browser to fetch.
         image_size: Pictures of more pixels than a square of this side are reduced before they are encoded.
         autoencoder_memory: GiB that the autoencoder may take; what takes more is done in tiles.
     """
@@ -68,17 +62,15 @@ class Variations:
     def __init__(
         self,
         pipe: SeeCoderPipeline | SeeCoderXLPipeline,
-        max_side: int,
-        folder: Path,
+        max_side: int = 2048,
         image_size: int | None = ENCODED_SIZE,
         autoencoder_memory: float = AUTOENCODER_MEMORY,
     ) -> None:
         require("max_side", max_side, whole(1))
         self.pipe = pipe
         self.max_side = max_side
-        self._folder = folder
-        self._image_size = image_size
-        self._autoencoder_memory = autoencoder_memory
+        self.image_size = image_size
+        self.autoencoder_memory = autoencoder_memory
         # Gradio runs one request at a time; the lock holds whatever else calls this.
         self._lock = threading.Lock()
 
@@ -96,7 +88,7 @@ class Variations:
         method: str,
         stages: bool,
         progress: Callable[..., Any],
-    ) -> tuple[list[tuple[str, str]], str]:
+    ) -> tuple[list[tuple[Any, str]], str]:
         """Vary the uploaded pictures.
 
         Args:
@@ -114,7 +106,7 @@ class Variations:
             progress: Called as `progress((done, total), desc=...)`.
 
         Returns:
-            Files with captions for the gallery, and what there is to say.
+            PIL images with captions for the gallery, and what there is to say.
 
         Raises:
             ValueError: No picture, too many, or a number out of range.
@@ -127,30 +119,29 @@ class Variations:
         if max(height, width) > self.max_side:
             raise ValueError(f"Height and width may be {self.max_side} pixels at most.")
         settings = {
+            "method": None if method == "plain" else build_methods(method),
             "height": height,
             "width": width,
             "num_inference_steps": steps,
             "guidance_scale": guidance,
             "context_scale": strength,
-            "autoencoder_memory": self._autoencoder_memory,
+            "autoencoder_memory": self.autoencoder_memory,
         }
         entries: list[Any] = [ImageSet(pictures)] if together else pictures
         with self._lock:
-            return self._make(entries, range(seed, seed + count), method, stages, settings, progress)
+            return self._make(entries, range(seed, seed + count), stages, settings, progress)
 
     def _make(
         self,
         entries: list[Any],
         seeds: range,
-        method: str,
         stages: bool,
         settings: dict[str, Any],
         progress: Callable[..., Any],
-    ) -> tuple[list[tuple[str, str]], str]:
-        methods = None if method == "plain" else build_methods(method)
-        gallery: list[tuple[str, str]] = []
+    ) -> tuple[list[tuple[Any, str]], str]:
+        gallery: list[tuple[Any, str]] = []
         notes: list[str] = []
-        contexts = [self.pipe.context_arguments([entry], self._image_size) for entry in entries]
+        contexts = [self.pipe.context_arguments([entry], self.image_size) for entry in entries]
         jobs = [(index, context, seed) for index, context in enumerate(contexts) for seed in seeds]
         for done, (index, context, seed) in enumerate(jobs):
             caption = f"picture {index + 1}, seed {seed}"
@@ -160,26 +151,19 @@ class Variations:
                 progress((done * steps + step + 1, len(jobs) * steps), desc=f"picture {done + 1} of {len(jobs)}")
 
             def keep(pipe: Any, stage: Any, images: Any, caption: str = caption) -> None:
-                gallery.append((self._saved(images[0]), f"{caption}, after {stage.stage}"))
+                gallery.append((images[0], f"{caption}, after {stage.stage}"))
 
             output: Any = self.pipe(
                 **context,
-                method=methods,
                 generator=torch.Generator().manual_seed(seed),
                 callback_on_step_end=show,
                 callback_on_step_end_tensor_inputs=[],
                 callback_on_stage_end=keep if stages else None,
                 **settings,
             )
-            gallery.append((self._saved(output.images[0]), caption))
+            gallery.append((output.images[0], caption))
             notes += [note for note in output.notes if note not in notes]
         return gallery, "\n".join(notes) or "Done."
-
-    def _saved(self, picture: Any) -> str:
-        """The file of a picture, for the browser to fetch."""
-        path = self._folder / f"{secrets.token_hex(8)}.png"
-        save_image(picture, path)
-        return str(path)
 
 
 def build(vary: Variations) -> Any:
@@ -244,23 +228,12 @@ def build(vary: Variations) -> Any:
     return page
 
 
-def serve(
-    pipe: SeeCoderPipeline | SeeCoderXLPipeline,
-    *,
-    port: int = 7860,
-    max_side: int = 2048,
-    image_size: int | None = ENCODED_SIZE,
-    autoencoder_memory: float = AUTOENCODER_MEMORY,
-    **options: Any,
-) -> Any:
+def serve(vary: Variations, *, port: int = 7860, **options: Any) -> Any:
     """Serve the page on this machine until interrupted.
 
     Args:
-        pipe: A pipeline with an encoder, on its device.
+        vary: What the button does, with a pipeline on its device.
         port: On 127.0.0.1.
-        max_side: Largest height and width that can be asked for, in pixels.
-        image_size: Pictures of more pixels than a square of this side are reduced before they are encoded.
-        autoencoder_memory: GiB that the autoencoder may take; what takes more is done in tiles.
         options: Further arguments of gradio's `launch` (tests pass `prevent_thread_lock=True`).
 
     Raises:
@@ -271,7 +244,5 @@ def serve(
     forbidden = sorted(set(options) & set(LAUNCH_OPTIONS))
     if forbidden:
         raise ValueError(f"`{forbidden[0]}` is not open to change: the app is for this machine only.")
-    pipe.set_progress_bar_config(disable=True)
-    with tempfile.TemporaryDirectory(prefix="seecoder-") as folder:
-        page = build(Variations(pipe, max_side, Path(folder), image_size, autoencoder_memory))
-        return page.launch(server_port=port, **LAUNCH_OPTIONS, **options)
+    vary.pipe.set_progress_bar_config(disable=True)
+    return build(vary).launch(server_port=port, **LAUNCH_OPTIONS, **options)

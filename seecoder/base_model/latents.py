@@ -10,33 +10,26 @@ and they are all here:
 Nothing else in this project scales latents.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 
-class _Scale(NamedTuple):
-    """What x is shifted by, multiplied by, and divided by; None for a step that is left out."""
-
-    shift: float | Tensor | None
-    factor: float
-    std: Tensor | None
-
-
-def _scale_of(vae: Any, latents: Tensor) -> _Scale:
+def _scale_of(vae: Any, latents: Tensor) -> tuple[float | Tensor, float, float | Tensor]:
+    """What x is shifted by, multiplied by, and divided by."""
     config = vae.config
     mean, std = config.get("latents_mean"), config.get("latents_std")
-    shift = config.get("shift_factor") or None
+    shift = config.get("shift_factor") or 0.0
     if mean is None or std is None:  # one alone says nothing, as in diffusers
-        return _Scale(shift, config["scaling_factor"], None)
-    if shift is not None:
+        return shift, config["scaling_factor"], 1.0
+    if shift:
         raise ValueError(
             f"`shift_factor`={shift} of the autoencoder must be null beside `latents_mean`. Set one of them to null in "
             "vae/config.json."
         )
-    columns = (latents.new_tensor(values).view(1, -1, 1, 1) for values in (mean, std))
-    return _Scale(next(columns), config["scaling_factor"], next(columns))
+    mean, std = (latents.new_tensor(values).view(1, -1, 1, 1) for values in (mean, std))
+    return mean, config["scaling_factor"], std
 
 
 def scale_latents(vae: Any, latents: Tensor) -> Tensor:
@@ -53,8 +46,7 @@ def scale_latents(vae: Any, latents: Tensor) -> Tensor:
         ValueError: The configuration has both `shift_factor` and `latents_mean`.
     """
     shift, factor, std = _scale_of(vae, latents)
-    scaled = (latents if shift is None else latents - shift) * factor
-    return scaled if std is None else scaled / std
+    return (latents - shift) * factor / std
 
 
 def unscale_latents(vae: Any, latents: Tensor) -> Tensor:
@@ -71,8 +63,7 @@ def unscale_latents(vae: Any, latents: Tensor) -> Tensor:
         ValueError: The configuration has both `shift_factor` and `latents_mean`.
     """
     shift, factor, std = _scale_of(vae, latents)
-    unscaled = (latents if std is None else latents * std) / factor
-    return unscaled if shift is None else unscaled + shift
+    return latents * std / factor + shift
 
 
 @torch.no_grad()
@@ -94,8 +85,7 @@ def encode_posterior(vae: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
     posterior = vae.encode(pixels.to(vae.dtype)).latent_dist
     mean, std = posterior.mean.float(), posterior.std.float()
     _, factor, divisor = _scale_of(vae, std)
-    std = std * factor
-    return scale_latents(vae, mean), std if divisor is None else std / divisor
+    return scale_latents(vae, mean), std * factor / divisor
 
 
 @torch.no_grad()

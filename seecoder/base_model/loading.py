@@ -49,15 +49,15 @@ def load_config(base: str | os.PathLike, part: str, *, at_top: bool = False, **h
         raise FileNotFoundError(
             f"`base`={base} has no `{folder}/`; give a diffusers folder with unet/, vae/ and scheduler/."
         )
-    if not Path(base).is_dir() and not _may_be_repository(base):
+    may_be_repository = isinstance(base, str) and base.count("/") <= 1 and not base.startswith((".", "/", "~"))
+    if not Path(base).is_dir() and not may_be_repository:
         raise FileNotFoundError(f"`base`={base} does not exist; give a folder, or the name of a repository.")
     reader: Any = type("_Reader", (ConfigMixin,), {"config_name": name})
     try:
-        config = reader.load_config(os.fspath(base), subfolder=folder, **hub)
+        return dict(reader.load_config(os.fspath(base), subfolder=folder, **hub))
     except (OSError, ValueError) as error:
         where = f"{folder}/{name}" if folder else name
         raise FileNotFoundError(f"`base`={base} has no readable {where}; {_first_line(error)}") from error
-    return dict(config if isinstance(config, dict) else config[0])
 
 
 def load_model(
@@ -189,11 +189,6 @@ def load_frozen(base: str | os.PathLike, part: str, dtype: str, *, at_top: bool 
     if part == "vae" and not isinstance(network, diffusers.AutoencoderKL):
         raise ValueError(f"`{base}/{part}` holds a {type(network).__name__}; training needs an AutoencoderKL.")
     return network.requires_grad_(False).to(memory_format=torch.channels_last)
-
-
-def _may_be_repository(name: str | os.PathLike) -> bool:
-    text = os.fspath(name)
-    return isinstance(name, str) and text.count("/") <= 1 and not text.startswith((".", "/", "~"))
 
 
 def _first_line(error: BaseException) -> str:

@@ -27,15 +27,10 @@ def run(arguments: argparse.Namespace) -> None:
     """Serve until interrupted."""
     if arguments.control_image:
         raise ValueError("the web app has no ControlNet; use `seecoder vary`.")
-    from seecoder.app.page import require_gradio, serve
+    from seecoder.app.page import Variations, require_gradio, serve
 
     require_gradio()
     if saved_contexts(arguments.encoder) is not None:
         raise ValueError("the web app encodes pictures; `--encoder` must be an encoder, not ready contexts.")
-    serve(
-        load_pipeline(arguments),
-        port=arguments.port,
-        max_side=arguments.max_side,
-        image_size=arguments.image_size,
-        autoencoder_memory=arguments.autoencoder_memory,
-    )
+    pipe = load_pipeline(arguments)
+    serve(Variations(pipe, arguments.max_side, arguments.image_size, arguments.autoencoder_memory), port=arguments.port)

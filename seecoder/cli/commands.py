@@ -8,7 +8,6 @@ that a user can do something about end with one line and exit code 2; `--debug` 
 import argparse
 import sys
 from collections.abc import Sequence
-from types import ModuleType
 from typing import NoReturn
 
 from seecoder import __version__
@@ -16,15 +15,7 @@ from seecoder.cli import app, encode, export, import_, info, panorama, vary
 from seecoder.cli.console import say
 from seecoder.cli.options import with_flags
 
-_COMMANDS: dict[str, ModuleType] = {
-    "vary": vary,
-    "panorama": panorama,
-    "encode": encode,
-    "export": export,
-    "import": import_,
-    "info": info,
-    "app": app,
-}
+_COMMANDS = (vary, panorama, encode, export, import_, info, app)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -34,7 +25,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"seecoder {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for name, module in _COMMANDS.items():
+    for module in _COMMANDS:
+        name = module.__name__.rpartition(".")[2].rstrip("_")  # a module cannot be called `import`
         command = commands.add_parser(name, help=module.HELP, description=module.__doc__, formatter_class=_Formatter)
         module.add_arguments(command)
         command.add_argument("--debug", action="store_true", help="show where an error came from")

@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 
 from seecoder.cli.console import check_new, say
-from seecoder.cli.opening import load_encoder_or_context, pick_device, pick_dtype
+from seecoder.cli.opening import load_encoder, pick_device, pick_dtype
 from seecoder.cli.options import DTYPES, add_image_size
 
 HELP = "keep the contexts of pictures in a file"
@@ -45,9 +45,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     entry = [ImageSet(arguments.pictures, arguments.weights)] if arguments.together else list(arguments.pictures)
     device = pick_device(arguments.device)
-    encoder, contexts = load_encoder_or_context(arguments.encoder, pick_dtype(arguments.dtype, device))
-    if contexts is not None:
-        raise ValueError(f"`--encoder` {arguments.encoder} holds contexts already; give an encoder.")
+    encoder = load_encoder(arguments.encoder, pick_dtype(arguments.dtype, device))
     say(f"encoding {len(arguments.pictures)} pictures with {arguments.encoder} on {device}")
     context, pooled = encode_pictures(encoder.to(device), entry, None, device, arguments.image_size)
     metadata = {"encoder": str(arguments.encoder), "sources": json.dumps(arguments.pictures)}

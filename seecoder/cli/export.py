@@ -15,6 +15,7 @@ from typing import Any
 
 from seecoder.checks import require, whole
 from seecoder.cli.console import say
+from seecoder.cli.opening import load_encoder
 
 HELP = "make a trained encoder ready to use"
 
@@ -30,9 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--backbone", metavar="FOLDER_OR_FILE", help="where the frozen backbone is, if not where training found it"
     )
     parser.add_argument(
-        "--best",
-        action="store_true",
-        help="of a run: the checkpoint that was best in validation, not the newest",
+        "--best", action="store_true", help="of a run: the checkpoint that was best in validation, not the newest"
     )
     parser.add_argument("--no-ema", action="store_true", help="take the last weights, not their running average")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="what to store; default: as it is")
@@ -56,12 +55,12 @@ def run(arguments: argparse.Namespace) -> None:
     from seecoder.export.model_card import CardFacts
     from seecoder.export.run_folder import best_checkpoint
 
-    source = arguments.checkpoint
+    source = Path(arguments.checkpoint)
     if arguments.best:
-        if is_complete_encoder(Path(source)) or not Path(source).is_dir():
+        if _is_complete_encoder(source) or not source.is_dir():
             raise ValueError(f"`--best` needs the folder of a run, and `{source}` is none.")
-        source = str(best_checkpoint(Path(source)))
-    encoder, notes = open_encoder(source, arguments.backbone, use_ema=not arguments.no_ema)
+        source = best_checkpoint(source)
+    encoder, notes = _open_encoder(source, arguments.backbone, use_ema=not arguments.no_ema)
     if arguments.dtype:
         encoder = encoder.to(getattr(torch, arguments.dtype))
     say(f"writing {arguments.out} ({arguments.format}) and checking it with one picture")
@@ -76,11 +75,11 @@ def run(arguments: argparse.Namespace) -> None:
     say(f"wrote {report.summary}; the contexts of one picture differ by {report.difference:.3g}")
 
 
-def open_encoder(source: str, backbone: str | None, *, use_ema: bool) -> tuple[Any, dict[str, str]]:
+def _open_encoder(path: Path, backbone: str | None, *, use_ema: bool) -> tuple[Any, dict[str, str]]:
     """Open a training checkpoint, or an encoder that is complete already.
 
     Args:
-        source: The file or folder.
+        path: The file or folder.
         backbone: Where the backbone of a checkpoint is, or None.
         use_ema: Take the running average of a checkpoint.
 
@@ -90,28 +89,23 @@ def open_encoder(source: str, backbone: str | None, *, use_ema: bool) -> tuple[A
     Raises:
         FileNotFoundError: Nothing is there.
         WeightsError: What is there does not fit.
-        ValueError: A backbone for an encoder that has one.
+        ValueError: A backbone for an encoder that has one, or a file of contexts.
     """
-    from seecoder.cli.opening import load_encoder_or_context
     from seecoder.export.exporting import build_encoder
     from seecoder.export.trained_part import read_trained
 
-    path = Path(source)
-    if not is_complete_encoder(path):
-        trained = read_trained(path)
-        averaged = "the running average of the weights" if use_ema and trained.ema else "the last weights"
-        found = f"{len(trained.trainable)} trained tensors"
-        say(f"{path}: {found}, taking {averaged}; backbone {backbone or trained.backbone_source}")
-        return build_encoder(trained, use_ema=use_ema, backbone=backbone), {"weights": averaged}
-    if backbone is not None:
-        raise ValueError(f"`--backbone` has no effect: `{path}` is a complete encoder.")
-    encoder, contexts = load_encoder_or_context(source)
-    if contexts is not None:
-        raise ValueError(f"`{path}` holds contexts, not an encoder.")
-    return encoder, {}
+    if _is_complete_encoder(path):
+        if backbone is not None:
+            raise ValueError(f"`--backbone` has no effect: `{path}` is a complete encoder.")
+        return load_encoder(str(path)), {}
+    trained = read_trained(path)
+    averaged = "the running average of the weights" if use_ema and trained.ema else "the last weights"
+    source = backbone or trained.backbone_source
+    say(f"{path}: {len(trained.trainable)} trained tensors, taking {averaged}; backbone {source}")
+    return build_encoder(trained, use_ema=use_ema, backbone=backbone), {"weights": averaged}
 
 
-def is_complete_encoder(path: Path) -> bool:
+def _is_complete_encoder(path: Path) -> bool:
     """Say whether a path is an encoder of ours or in the released layout, rather than what training left.
 
     Args:

@@ -33,19 +33,16 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.json:
         print(json.dumps(facts, indent=2, default=str))
         return
-    lines = _lines(facts)
-    width = max(len(name) for name, _ in lines) + 2
-    for name, value in lines:
-        print(f"{name:<{width}}{value}")
+    lines = _flat(facts)
+    width = max(map(len, lines)) + 2
+    for name, value in lines.items():
+        print(f"{name:<{width}}{value:,}" if isinstance(value, int) else f"{name:<{width}}{value}")
 
 
-def _lines(facts: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    lines = []
+def _flat(facts: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    lines = {}
     for name, value in facts.items():
-        if isinstance(value, dict):
-            lines += _lines(value, f"{prefix}{name}.")
-        else:
-            lines.append((prefix + name, f"{value:,}" if isinstance(value, int) else str(value)))
+        lines |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
     return lines
 
 

@@ -101,31 +101,30 @@ def pick_dtype(name: str, device: "torch.device") -> "torch.dtype":
     return getattr(torch, name)
 
 
-def load_encoder_or_context(source: str, dtype: "torch.dtype | None" = None) -> "tuple[Any, SavedContext | None]":
-    """Open `--encoder`.
+def load_encoder(source: str, dtype: "torch.dtype | None" = None) -> Any:
+    """Open an encoder.
 
     Args:
-        source: A folder or Hub repository in our format, a released `.safetensors` file, or a file of cached contexts.
-        dtype: What to hold an encoder in; None for how it was saved.
-
-    Returns:
-        (encoder, None), or (None, contexts) as `seecoder.encoder.context.load_context` gives them.
+        source: A folder or Hub repository in our format, or a released `.safetensors` file.
+        dtype: What to hold the encoder in; None for how it was saved.
 
     Raises:
         FileNotFoundError: Nothing is there.
+        ValueError: A file of cached contexts.
         WeightsError: What is there does not fit, or is a pickle.
     """
+    from seecoder.encoder.context import is_context_file
     from seecoder.encoder.model import SeeCoder
 
-    contexts, path = saved_contexts(source), Path(source)
-    if contexts is not None:
-        return None, contexts
+    path = Path(source)
+    if is_context_file(path):
+        raise ValueError(f"`--encoder`={source} must be an encoder, not ready contexts.")
     if path.is_file():
         encoder: Any = SeeCoder.from_official(path)
-        return encoder if dtype is None else encoder.to(dtype), None
+        return encoder if dtype is None else encoder.to(dtype)
     if not path.is_dir() and (path.is_absolute() or source.startswith(".") or source.count("/") != 1):
         raise FileNotFoundError(f"`--encoder`={source} does not exist; give a folder, a file or a Hub repository.")
-    return SeeCoder.from_pretrained(source, **({} if dtype is None else {"dtype": dtype})), None
+    return SeeCoder.from_pretrained(source, **({} if dtype is None else {"dtype": dtype}))
 
 
 def load_pipeline(arguments: argparse.Namespace) -> "SeeCoderPipeline | SeeCoderXLPipeline":
@@ -143,35 +142,24 @@ def load_pipeline(arguments: argparse.Namespace) -> "SeeCoderPipeline | SeeCoder
         WeightsError: Weights that do not fit.
     """
     from seecoder.base_model.facts import is_sdxl
-    from seecoder.base_model.loading import load_config, scheduler_class
+    from seecoder.base_model.loading import load_config, load_part, scheduler_class
+    from seecoder.encoder.context import is_context_file
     from seecoder.pipelines import SeeCoderPipeline, SeeCoderXLPipeline
 
     device = pick_device(arguments.device)
     dtype = pick_dtype(arguments.dtype, device)
     if (arguments.controlnet is None) != (arguments.control_image is None):
         raise ValueError("`--controlnet` and `--control-image` work only together.")
-    encoder, _ = load_encoder_or_context(arguments.encoder, dtype)
+    encoder = None if is_context_file(arguments.encoder) else load_encoder(arguments.encoder, dtype)
     cls = SeeCoderXLPipeline if is_sdxl(load_config(arguments.base, "unet")) else SeeCoderPipeline
     say(f"base {arguments.base}, encoder {arguments.encoder}, {str(dtype).removeprefix('torch.')} on {device}")
-    pipe = cls.from_base(
-        arguments.base,
-        encoder=encoder,
-        vae=_load_model(arguments.vae, "vae", dtype),
-        controlnet=_load_model(arguments.controlnet, "controlnet", dtype),
-        dtype=dtype,
-        variant=arguments.variant,
-    )
+    others = {}
+    for part, folder in (("vae", arguments.vae), ("controlnet", arguments.controlnet)):
+        if folder is not None:  # the part itself, or the folder of a pipeline that has it
+            others[part] = load_part(folder, part, dtype, at_top=not (Path(folder) / part).is_dir())
+    pipe = cls.from_base(arguments.base, encoder=encoder, dtype=dtype, variant=arguments.variant, **others)
     scheduler = getattr(arguments, "scheduler", None)
     if scheduler:
         name = scheduler if scheduler.endswith("Scheduler") else f"{scheduler}Scheduler"
         pipe.scheduler = scheduler_class(name).from_config(pipe.scheduler.config)
     return pipe.to(device)
-
-
-def _load_model(folder: str | None, part: str, dtype: "torch.dtype") -> Any:
-    """Load a model that is the folder itself, or a sub-folder of a pipeline's folder."""
-    from seecoder.base_model.loading import load_part
-
-    if folder is None:
-        return None
-    return load_part(folder, part, dtype, at_top=not (Path(folder) / part).is_dir())

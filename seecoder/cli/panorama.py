@@ -31,7 +31,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Make the panoramas."""
     if arguments.start_image:
         raise ValueError("`--start-image` has no effect on panoramas; use `seecoder vary --method demofusion`.")
-    vary.make(arguments, panorama_methods(arguments), command="panorama", aspect=_ASPECT)
+    vary.make(arguments, panorama_methods(arguments), aspect=_ASPECT)
 
 
 def panorama_methods(arguments: argparse.Namespace) -> "list[Method]":

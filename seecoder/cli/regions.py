@@ -1,14 +1,12 @@
 """Parts of a result that follow pictures of their own: `--region MASK=PICTURE`."""
 
 import argparse
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from seecoder.cli.opening import OpenedPictures
     from seecoder.pipelines.base import ContextPipeline
-    from seecoder.sampling.methods.multidiffusion import Region
     from seecoder.sampling.recipe import Method
 
 
@@ -34,7 +32,7 @@ def add_regions(parser: argparse._ActionsContainer) -> None:
 
 
 def with_regions(
-    methods: "Sequence[Method] | None",
+    methods: "list[Method] | None",
     arguments: argparse.Namespace,
     pipe: "ContextPipeline",
     opened: "OpenedPictures",
@@ -50,29 +48,20 @@ def with_regions(
     Raises:
         ValueError: No such method, a mask without any white, or a pipeline without an encoder.
     """
-    from seecoder.sampling.methods.multidiffusion import MultiDiffusion
+    from seecoder.sampling.methods.multidiffusion import MultiDiffusion, Region
 
     if not arguments.region:
-        return None if methods is None else list(methods)
+        return methods
     if not any(isinstance(method, MultiDiffusion) for method in methods or ()):
         raise ValueError("`--region` needs `--method multidiffusion` (alone, or where it composes with others).")
-    regions = [_region(pipe, arguments, mask, picture, opened) for mask, picture in arguments.region]
+    regions = []
+    for mask, picture in arguments.region:
+        weight = opened.whole[mask].mean(dim=0)
+        if float(weight.max()) == 0.0:
+            raise ValueError(f"`--region`: {mask} is black everywhere; the region of {picture} must be white.")
+        # The context, and for SDXL the pooled vector.
+        vectors = pipe.context_arguments(opened.encoded[picture], image_size=None).values()
+        regions.append(Region(weight, *(values.to(pipe.unet.dtype) * arguments.context_scale for values in vectors)))
     return [
         replace(method, regions=regions) if isinstance(method, MultiDiffusion) else method for method in methods or ()
     ]
-
-
-def _region(
-    pipe: "ContextPipeline",
-    arguments: argparse.Namespace,
-    mask: str,
-    picture: str,
-    opened: "OpenedPictures",
-) -> "Region":
-    from seecoder.sampling.methods.multidiffusion import Region
-
-    weight = opened.whole[mask].mean(dim=0)
-    if float(weight.max()) == 0.0:
-        raise ValueError(f"`--region`: {mask} is black everywhere; the region of {picture} must be white.")
-    vectors = pipe.context_arguments(opened.encoded[picture], image_size=None).values()  # of SDXL, the pooled one, too
-    return Region(weight, *(values.to(pipe.unet.dtype) * arguments.context_scale for values in vectors))

@@ -18,8 +18,9 @@ follow pictures of their own:
 import argparse
 import glob
 import json
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from seecoder.cli.opening import OpenedPictures
-    from seecoder.encoder.context import SavedContext
     from seecoder.pipelines import SeeCoderPipeline, SeeCoderXLPipeline
     from seecoder.sampling.recipe import Method
 
@@ -81,13 +81,13 @@ class Job:
         name: What its files are called.
         arguments: What stands for its pictures in the pipeline's call: `image`, or a ready `context`.
         sources: The paths of its pictures, or the place of the context in its file.
-        thumbnails: Its pictures as the contact sheet shows them.
+        thumbnails: Its pictures and their names, as the contact sheet shows them.
     """
 
     name: str
     arguments: dict[str, Any]
     sources: list[str]
-    thumbnails: "list[Image.Image]"
+    thumbnails: "list[tuple[Image.Image, str]]"
 
 
 def seeds_of(first: list[int], count: int | None) -> list[int]:
@@ -116,16 +116,15 @@ def run(arguments: argparse.Namespace) -> None:
     """Make the variations."""
     from seecoder.sampling.methods.registry import build_methods
 
-    make(arguments, build_methods(arguments.method, arguments.method_option), command="vary")
+    make(arguments, build_methods(arguments.method, arguments.method_option))
 
 
-def make(arguments: argparse.Namespace, methods: "list[Method] | None", *, command: str, aspect: int = 1) -> None:
+def make(arguments: argparse.Namespace, methods: "list[Method] | None", *, aspect: int = 1) -> None:
     """Make and write pictures, whatever the methods.
 
     Args:
         arguments: The parsed options of this command.
         methods: How to sample.
-        command: The command's name, for the settings file.
         aspect: Width by height where no --width was given.
     """
     from seecoder.pipelines.inputs import check_arguments
@@ -133,36 +132,32 @@ def make(arguments: argparse.Namespace, methods: "list[Method] | None", *, comma
     check_arguments(pipeline_arguments(arguments))
     seeds = seeds_of(arguments.seed, arguments.count)
     opened = open_pictures(arguments)
-    jobs = _jobs(arguments, saved_contexts(arguments.encoder), opened)
+    jobs = _jobs(arguments, opened)
     out = Path(arguments.out)
     files = [[out / f"{place:04d}-{job.name}-seed{seed}.png" for seed in seeds] for place, job in enumerate(jobs, 1)]
     sheet = sheet_path(arguments.sheet, out)
-    old_previews = [path for row in files for file in row for path in out.glob(f"{glob.escape(file.stem)}-stage*.png")]
-    check_new(
-        [*(file for row in files for file in row), *old_previews, out / SETTINGS_NAME, *filter(None, [sheet])],
-        arguments.overwrite,
-    )
+    results = [file for row in files for file in row]
+    old_previews = [path for file in results for path in out.glob(f"{glob.escape(file.stem)}-stage*.png")]
+    check_new([*results, *old_previews, out / SETTINGS_NAME, *filter(None, [sheet])], arguments.overwrite)
     pipe = load_pipeline(arguments)
     given = pipeline_arguments(arguments, opened) | _size(arguments, pipe, aspect)
     given["method"] = with_regions(methods, arguments, pipe, opened)
     say(
-        f"{len(jobs) * len(seeds)} pictures of {given['height']}x{given['width']} to {out}: {len(jobs)} contexts, "
+        f"{len(results)} pictures of {given['height']}x{given['width']} to {out}: {len(jobs)} contexts, "
         f"seeds {', '.join(map(str, seeds))}, {arguments.steps} steps, method {arguments.method or 'plain'}"
     )
     rows, records = [], []
     for index, (job, row) in enumerate(zip(jobs, files, strict=True)):
-        made = list(job.thumbnails)
-        records += _vary(pipe, job, list(zip(seeds, row, strict=True)), given, arguments.previews, made)
-        rows.append(made)
+        rows.append(list(job.thumbnails))
+        for seed, file, output in _variations(pipe, job, list(zip(seeds, row, strict=True)), given, arguments.previews):
+            records.append({"file": file.name, "seed": seed, "sources": job.sources, "notes": output.notes})
+            output.images[0].thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+            rows[-1].append((output.images[0], f"seed {seed}"))
         if len(jobs) > 1:
             say(f"{index + 1} of {len(jobs)} contexts done")
     if sheet is not None:
-        labels = [
-            [Path(path).name for path in job.sources[: len(job.thumbnails)]] + [f"seed {number}" for number in seeds]
-            for job in jobs
-        ]
-        _write_sheet(sheet, rows, labels)
-    _write_settings(arguments, command, records)
+        _write_sheet(sheet, rows)
+    _write_settings(arguments, records)
 
 
 def _size(arguments: argparse.Namespace, pipe: "SeeCoderPipeline | SeeCoderXLPipeline", aspect: int) -> dict[str, int]:
@@ -192,110 +187,96 @@ def sheet_path(sheet: str, out: Path) -> Path | None:
     return out / sheet if Path(sheet).name == sheet else Path(sheet)
 
 
-def _jobs(arguments: argparse.Namespace, contexts: "SavedContext | None", opened: "OpenedPictures") -> list[Job]:
+def _jobs(arguments: argparse.Namespace, opened: "OpenedPictures") -> list[Job]:
     """What is to be varied: every picture, all pictures together, or every context of a file."""
+    from seecoder.encoder.context import ImageSet, normalise_weights
+
     for name in ("weights", "concatenate"):
         if getattr(arguments, name) and not arguments.together:
             raise ValueError(f"`--{name}` has no effect without `--together`.")
+    contexts, pictures = saved_contexts(arguments.encoder), arguments.pictures
     if contexts is not None:
-        if arguments.pictures or arguments.together:
+        if pictures or arguments.together:
             raise ValueError("`--encoder` names ready contexts; PICTURE and --together have no effect with them.")
-        jobs = []
-        for row in range(len(contexts.context)):
-            given = {"context": contexts.context[row : row + 1]}
-            if contexts.pooled is not None:
-                given["pooled_context"] = contexts.pooled[row : row + 1]
-            jobs.append(Job("context", given, [f"{arguments.encoder}[{row}]"], []))
-        return jobs
-    if not arguments.pictures:
+        vectors = {"context": contexts.context, "pooled_context": contexts.pooled}
+        rows = [
+            {name: values[row : row + 1] for name, values in vectors.items() if values is not None}
+            for row in range(len(contexts.context))
+        ]
+        return [Job("context", given, [f"{arguments.encoder}[{row}]"], []) for row, given in enumerate(rows)]
+    if not pictures:
         raise ValueError("give at least one PICTURE, or contexts with `--encoder`.")
+    thumbnails = [(opened.thumbnails[path], Path(path).name) for path in pictures]
+    encoded = [opened.encoded[path] for path in pictures]
     if arguments.together:
-        pictures = _together(arguments, opened)
-        thumbnails = [opened.thumbnails[path] for path in arguments.pictures]
-        return [Job("together", {"image": pictures}, arguments.pictures, thumbnails)]
+        normalise_weights(arguments.weights, len(pictures))
+        if arguments.concatenate and arguments.weights is not None:
+            raise ValueError("`--weights` have no effect with `--concatenate`; leave one of them out.")
+        together = ImageSet(encoded, arguments.weights, "concatenate" if arguments.concatenate else "average")
+        return [Job("together", {"image": together}, pictures, thumbnails)]
     return [
-        Job(safe_name(Path(path).stem), {"image": opened.encoded[path]}, [path], [opened.thumbnails[path]])
-        for path in arguments.pictures
+        Job(safe_name(Path(path).stem), {"image": pixels}, [path], [thumbnail])
+        for path, pixels, thumbnail in zip(pictures, encoded, thumbnails, strict=True)
     ]
 
 
-def _together(arguments: argparse.Namespace, opened: "OpenedPictures") -> Any:
-    """All pictures as one set."""
-    from seecoder.encoder.context import ImageSet, normalise_weights
-
-    normalise_weights(arguments.weights, len(arguments.pictures))
-    if arguments.concatenate and arguments.weights is not None:
-        raise ValueError("`--weights` have no effect with `--concatenate`; leave one of them out.")
-    combine = "concatenate" if arguments.concatenate else "average"
-    return ImageSet([opened.encoded[path] for path in arguments.pictures], arguments.weights, combine)
-
-
-def _vary(
+def _variations(
     pipe: "SeeCoderPipeline | SeeCoderXLPipeline",
     job: Job,
     files: list[tuple[int, Path]],
     given: dict[str, Any],
     previews: bool,
-    made: "list[Image.Image]",
-) -> list[dict[str, Any]]:
-    """Make all variations of one context, each written as soon as it is done, and add their thumbnails to `made`."""
+) -> Iterator[tuple[int, Path, Any]]:
+    """Make all variations of one context, each written as soon as it is done: seeds, files and outputs."""
     import torch
-
-    from seecoder.images.loading import save_image
 
     conditions = dict(job.arguments)
     if "image" in conditions:  # encoded once, not once a seed; its pictures have the size for that
         conditions = pipe.context_arguments(conditions["image"], image_size=None)
-    records = []
-    for number, file in files:
+    for seed, file in files:
         pipe.set_progress_bar_config(desc=file.name, leave=False, disable=None)  # None: only at a terminal
-        show = _preview_writer(file) if previews else None
-        generator = torch.Generator().manual_seed(number)
+        show = partial(_write_stage, file) if previews else None
+        generator = torch.Generator().manual_seed(seed)
         output: Any = pipe(**conditions, **given, generator=generator, callback_on_stage_end=show)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        save_image(output.images[0], file)
         for note in output.notes:
             say(f"{file.name}: {note}")
-        say(f"wrote {file}")
-        records.append({"file": file.name, "seed": number, "sources": job.sources, "notes": output.notes})
-        output.images[0].thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
-        made.append(output.images[0])
-    return records
+        _write_picture(output.images[0], file)
+        yield seed, file, output
 
 
-def _preview_writer(file: Path) -> Callable[[Any, Any, Any], None]:
-    """What writes the result of every stage but the last beside the file of the whole: NAME-stage1.png and so on."""
+def _write_picture(picture: "Image.Image", path: Path, remark: str = "") -> None:
+    """Write a picture and say so."""
     from seecoder.images.loading import save_image
 
-    def write(pipe: Any, stage: Any, images: Any) -> None:
-        path = file.with_name(f"{file.stem}-stage{stage.stage_index + 1}.png")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_image(images[0], path)
-        say(f"wrote {path}: {stage.stage}, {images[0].height}x{images[0].width}")
-
-    return write
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_image(picture, path)
+    say(f"wrote {path}{remark}")
 
 
-def _write_sheet(path: Path, rows: "list[list[Image.Image]]", labels: list[list[str]]) -> None:
+def _write_stage(file: Path, pipe: Any, stage: Any, images: Any) -> None:
+    """Write the result of a stage beside the file of the whole: NAME-stage1.png and so on."""
+    path = file.with_name(f"{file.stem}-stage{stage.stage_index + 1}.png")
+    _write_picture(images[0], path, f": {stage.stage}, {images[0].height}x{images[0].width}")
+
+
+def _write_sheet(path: Path, rows: "list[list[tuple[Image.Image, str]]]") -> None:
     """One row a context: its pictures first, then its variations."""
-    from seecoder.images.loading import save_image
     from seecoder.images.sheet import contact_sheet
 
     if max(len(row) for row in rows) == 1:  # one picture a context: a page is easier to look at than a strip
-        flat, texts = [row[0] for row in rows], [row[0] for row in labels]
+        flat = [row[0] for row in rows]
         rows = [flat[start : start + _COLUMNS] for start in range(0, len(flat), _COLUMNS)]
-        labels = [texts[start : start + _COLUMNS] for start in range(0, len(texts), _COLUMNS)]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_image(contact_sheet(rows, labels, THUMBNAIL_SIDE), path)
-    say(f"wrote {path}")
+    pictures = [[picture for picture, _ in row] for row in rows]
+    labels = [[label for _, label in row] for row in rows]
+    _write_picture(contact_sheet(pictures, labels, THUMBNAIL_SIDE), path)
 
 
-def _write_settings(arguments: argparse.Namespace, command: str, pictures: list[dict[str, Any]]) -> None:
+def _write_settings(arguments: argparse.Namespace, pictures: list[dict[str, Any]]) -> None:
     """Written last: a folder that has it is complete."""
     from seecoder import __version__
     from seecoder.weights.atomic import atomic_path
 
     options = {name: value for name, value in vars(arguments).items() if name not in ("run", "debug", "command")}
-    settings = {"seecoder": __version__, "command": command, "options": options, "pictures": pictures}
+    settings = {"seecoder": __version__, "command": arguments.command, "options": options, "pictures": pictures}
     with atomic_path(Path(arguments.out) / SETTINGS_NAME) as path:
         path.write_text(json.dumps(settings, indent=2, default=str) + "\n", encoding="utf-8")

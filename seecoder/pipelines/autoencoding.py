@@ -44,8 +44,7 @@ def decode_latents(
             f"the denoised latents contain NaN or infinity (UNet in {latents.dtype}). Load the base in bfloat16 or "
             "float32, or lower `guidance_scale`."
         )
-    latents = unscale_latents(vae, latents)
-    notes: list[str] = []
+    latents, notes = unscale_latents(vae, latents), []
     dtype = next(vae.parameters()).dtype
     pixels = decode_in_parts(vae, latents.to(dtype), wrap=wrap, memory=memory, notes=notes)
     if torch.isfinite(pixels).all():
@@ -71,15 +70,13 @@ def in_float32(module: nn.Module) -> Iterator[None]:
     Args:
         module: Any module; its parameters and buffers are the same objects before and after.
     """
-    tensors = [*module.parameters(), *module.buffers()]
-    originals = [tensor.data for tensor in tensors]
+    originals = [(tensor, tensor.data) for tensor in (*module.parameters(), *module.buffers())]
     try:
-        for tensor in tensors:
-            if tensor.is_floating_point():
-                tensor.data = tensor.data.float()
+        for tensor, original in originals:
+            tensor.data = original.float() if original.is_floating_point() else original
         yield
     finally:
-        for tensor, original in zip(tensors, originals, strict=True):
+        for tensor, original in originals:
             tensor.data = original
 
 

@@ -12,7 +12,7 @@ from seecoder.base_model.facts import check_widths, is_sdxl, pixels_per_cell
 from seecoder.base_model.loading import load_config, load_part
 from seecoder.encoder.model import SeeCoder
 from seecoder.images.loading import ENCODED_SIZE
-from seecoder.pipelines.conditioning import Conditioning, encode_pictures
+from seecoder.pipelines.conditioning import encode_pictures
 from seecoder.pipelines.inputs import CALLBACK_TENSORS, Pictures, Request
 from seecoder.sampling.conditions import AddedConditions
 from seecoder.sampling.views import Size
@@ -97,14 +97,12 @@ class ContextPipeline(DiffusionPipeline, StableDiffusionMixin):
             TypeError: An unknown option.
         """
         _check_hub_options(hub)
-        parts = {name: load_part(base, name, dtype, **hub) for name in _PARTS if name != "vae" or vae is None}
-        if vae is not None:
-            parts["vae"] = vae
-        pipeline = cls(**parts, encoder=encoder, controlnet=controlnet)
+        parts: dict[str, Any] = {"vae": vae, "encoder": encoder, "controlnet": controlnet}
+        given = {name: part for name, part in parts.items() if part is not None}
+        pipeline = cls(**given, **{name: load_part(base, name, dtype, **hub) for name in _PARTS if name not in given})
         pipeline.register_to_config(_name_or_path=os.fspath(base))
-        given: tuple[Any, ...] = (vae, encoder, controlnet)
-        for module in given:
-            if module is not None and dtype is not None and module.dtype != dtype:
+        for module in given.values():
+            if dtype is not None and module.dtype != dtype:
                 module.to(dtype)
         return pipeline
 
@@ -233,12 +231,12 @@ class ContextPipeline(DiffusionPipeline, StableDiffusionMixin):
         """Whether the VAE works in float32, whatever its dtype."""
         return False
 
-    def added_conditions(self, request: Request, told: Conditioning, size: Size) -> AddedConditions | None:
+    def added_conditions(self, request: Request, pooled: torch.Tensor | None, size: Size) -> AddedConditions | None:
         """What the UNet is told besides the context, for `seecoder.sampling.sample`.
 
         Args:
             request: The call.
-            told: Its contexts.
+            pooled: Its pooled vectors (B, P), if the encoder or the call gives any.
             size: (height, width) of the result in pixels.
         """
         return None

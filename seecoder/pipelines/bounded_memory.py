@@ -146,8 +146,7 @@ def _in_parts(
     notes: list[str],
 ) -> Tensor:
     """Run in the largest parts that the limit allows, and in smaller ones where memory runs out."""
-    ran_out = False
-    for plan in _plans(vae, way, len(values), size, memory):
+    for place, plan in enumerate(_plans(vae, way, len(values), size, memory)):
         try:
             with _without_own_tiling(vae):
                 parts = [run(part, plan.tiles) for part in values.split(plan.pictures)]
@@ -156,21 +155,21 @@ def _in_parts(
             if not is_out_of_memory(error):
                 raise
         else:
-            note = _note(way, plan, ran_out, whole_gib(vae, size, way), memory)
+            note = _note(way, plan, place > 0, whole_gib(vae, size, way), memory)
             if note is not None and note not in notes:
                 logger.warning(note)
                 notes.append(note)
             return joined
         # Outside the handler, which would keep the failed attempt's tensors alive through the traceback.
-        ran_out = True
         torch.cuda.empty_cache()
-    cells = "x".join(str(side) for side in size)
-    raise RuntimeError(f"no memory left to {way} latents of {cells} cells, in tiles too. Ask for a smaller picture.")
+    raise RuntimeError(
+        f"no memory left to {way} latents of {size[0]}x{size[1]} cells, in tiles too. Ask for a smaller picture."
+    )
 
 
 def _plans(vae: Any, way: Way, count: int, size: tuple[int, int], memory: float) -> list[_Plan]:
     """What to try, in this order: the first that fits and whatever takes less."""
-    plans = [_Plan(count, None), *([_Plan(1, None)] if count > 1 else [])]
+    plans = [_Plan(rows, None) for rows in dict.fromkeys((count, 1))]
     plans += [_Plan(1, tiles) for tiles in TILES if tiles.tile < max(size)]
 
     def fits(plan: _Plan) -> bool:
@@ -200,14 +199,14 @@ def _note(way: Way, plan: _Plan, ran_out: bool, gib: float, memory: float) -> st
 @contextmanager
 def _without_own_tiling(vae: Any) -> Iterator[None]:
     """Switch diffusers' tiling off for a while: its tiles have tones of their own."""
-    before = getattr(vae, "use_tiling", None)
+    if not getattr(vae, "use_tiling", False):
+        yield
+        return
+    vae.use_tiling = False
     try:
-        if before:
-            vae.use_tiling = False
         yield
     finally:
-        if before:
-            vae.use_tiling = before
+        vae.use_tiling = True
 
 
 def is_out_of_memory(error: BaseException) -> bool:

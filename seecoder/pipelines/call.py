@@ -1,24 +1,27 @@
 """One call of a pipeline from beginning to end: check, encode, sample, decode."""
 
+import inspect
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any, cast
+from functools import partial, wraps
+from typing import Any, Concatenate, ParamSpec, cast
 
 import torch
 from diffusers.utils import BaseOutput
 
-from seecoder.base_model.facts import context_width, native_size
+from seecoder.base_model.facts import is_sdxl, native_size
 from seecoder.pipelines.autoencoding import decode_latents, in_float32, vae_decoder, vae_encoder
 from seecoder.pipelines.base import ContextPipeline
 from seecoder.pipelines.conditioning import condition
 from seecoder.pipelines.inputs import Request, check_size, control_pixels, start_pixels
-from seecoder.pipelines.networks import HalvedOnDemand, control_residuals, unet_denoiser
+from seecoder.pipelines.networks import HalvedOnDemand, control_residuals
 from seecoder.sampling.composition import compose
 from seecoder.sampling.conditions import Control
 from seecoder.sampling.engine import sample
 from seecoder.sampling.progress import Progress, StageEnd
+
+Arguments = ParamSpec("Arguments")
 
 
 @dataclass
@@ -37,15 +40,7 @@ class SeeCoderPipelineOutput(BaseOutput):
 
 
 class _Interrupted(Exception):
-    """Ends a run whose `interrupt` was set by a callback.
-
-    Attributes:
-        progress: The step after which it was.
-    """
-
-    def __init__(self, progress: Progress) -> None:
-        super().__init__()
-        self.progress = progress
+    """Ends a run whose `interrupt` was set by a callback; its argument is the `Progress` at that step."""
 
 
 class Call:
@@ -73,6 +68,8 @@ class Call:
             names = ("control_image", "controlnet")
             have, lack = names if pipe.controlnet is None else names[::-1]
             raise ValueError(f"there is a `{have}` but no `{lack}`; one works only with the other.")
+        if is_sdxl(pipe.unet) and (request.context is None) != (request.pooled_context is None):
+            raise ValueError("`context` and `pooled_context` go together; `encode_context` gives both.")
         self._recipe = compose(request.method)
         self._notes: list[str] = []
 
@@ -97,7 +94,7 @@ class Call:
                 try:
                     latents = sampler(on_step=partial(self._after_step, bar))
                 except _Interrupted as interruption:
-                    progress = interruption.progress
+                    progress: Progress = interruption.args[0]
                     latents = progress.latents
                     place = f"after step {progress.step} of {progress.num_steps}"
                     self._notes.append(f"the run was interrupted {place}; the picture is unfinished.")
@@ -107,10 +104,12 @@ class Call:
     def _sampler(self) -> Callable[..., torch.Tensor]:
         """Sampling with all that it needs; `on_step` is left to be given."""
         pipe, request, notes = self._pipe, self._request, self._notes
-        told = self._told = condition(
-            request, pipe.encoder, context_width(pipe.unet), device=pipe._execution_device, dtype=pipe.unet.dtype
-        )
-        count, cells = len(told.context), [side // self._cell for side in self._size]
+        context, negative, pooled = condition(request, pipe.encoder, pipe.unet, pipe._execution_device)
+        self._contexts = {"context": context, "negative_context": negative}
+        count, cells = len(context), [side // self._cell for side in self._size]
+        extra: dict[str, Any] = {}
+        if request.cross_attention_kwargs is not None:
+            extra["cross_attention_kwargs"] = dict(request.cross_attention_kwargs)
         encoder = vae_encoder(pipe.vae, request.autoencoder_memory, notes)
         start = None
         if request.start_image is not None:
@@ -118,12 +117,11 @@ class Call:
             start = encoder(pixels.to(pipe._execution_device) * 2.0 - 1.0)
         return partial(
             sample,
-            unet_denoiser(pipe.unet, request.cross_attention_kwargs, notes),
+            HalvedOnDemand(partial(pipe.unet, return_dict=False, **extra), "UNet", notes),
             pipe.scheduler,
             latent_shape=(count, pipe.unet.config.in_channels, cells[0], cells[1]),
             native_size=self._native,
-            context=told.context,
-            negative_context=told.negative_context,
+            **self._contexts,
             num_inference_steps=request.num_inference_steps,
             guidance_scale=request.guidance_scale,
             guidance_rescale=request.guidance_rescale,
@@ -132,7 +130,7 @@ class Call:
             method=self._recipe,
             latents=request.latents,
             image_latents=start,
-            added_conditions=pipe.added_conditions(request, told, self._size),
+            added_conditions=pipe.added_conditions(request, pooled, self._size),
             control=self._control(count),
             decoder=vae_decoder(pipe.vae, request.autoencoder_memory, notes, self._native),
             encoder=encoder,
@@ -172,11 +170,7 @@ class Call:
         request = self._request
         if request.callback_on_step_end is None:
             return
-        tensors = {
-            "latents": progress.latents,
-            "context": self._told.context,
-            "negative_context": self._told.negative_context,
-        }
+        tensors = {"latents": progress.latents, **self._contexts}
         shown = {name: tensors[name] for name in request.callback_on_step_end_tensor_inputs}
         returned = request.callback_on_step_end(self._pipe, progress.step - 1, progress.timestep, shown) or {}
         changed = [name for name, value in returned.items() if value is not shown.get(name)]
@@ -200,3 +194,24 @@ class Call:
         is_loop = windows is not None and windows.closed_loop
         pixels, notes = decode_latents(self._pipe.vae, latents, wrap=is_loop, memory=request.autoencoder_memory)
         return self._pipe.image_processor.postprocess(pixels.float(), output_type=request.output_type), notes
+
+
+def one_call(
+    signature: Callable[Concatenate[Any, Arguments], Any],
+) -> Callable[Concatenate[Any, Arguments], SeeCoderPipelineOutput | tuple[Any, ...]]:
+    """Make a pipeline's `__call__` of its signature and its docstring: what it is given is a `Request`, which is run.
+
+    Args:
+        signature: The method, whose own body never runs. It takes the fields of `Request`, and `return_dict`.
+    """
+    parameters = inspect.signature(signature)
+
+    @wraps(signature)
+    def call(pipe: Any, *args: Arguments.args, **kwargs: Arguments.kwargs) -> SeeCoderPipelineOutput | tuple[Any, ...]:
+        bound = parameters.bind(pipe, *args, **kwargs)
+        bound.apply_defaults()
+        given = {name: value for name, value in bound.arguments.items() if name not in ("self", "return_dict")}
+        output = Call(pipe, Request(**given)).run()
+        return output if bound.arguments["return_dict"] else output.to_tuple()
+
+    return call

@@ -1,29 +1,15 @@
 """From pictures to the contexts that the UNet is fed with."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
+from diffusers import UNet2DConditionModel
 
+from seecoder.base_model.facts import context_width
 from seecoder.encoder.context import ImageSet, combine_contexts
 from seecoder.encoder.model import SeeCoder
 from seecoder.images.loading import ENCODED_SIZE, limit_area, load_image
 from seecoder.pipelines.inputs import Pictures, Request, as_image_sets
-
-
-@dataclass(frozen=True)
-class Conditioning:
-    """The contexts of a call, one row a picture to be made.
-
-    Attributes:
-        context: (B, T, D) on the UNet's device, in its dtype.
-        negative_context: The same shape.
-        pooled: (B, P) for SDXL, else None.
-    """
-
-    context: torch.Tensor
-    negative_context: torch.Tensor
-    pooled: torch.Tensor | None
 
 
 @torch.no_grad()
@@ -81,8 +67,8 @@ def _encode_set(
 
 
 def condition(
-    request: Request, encoder: SeeCoder | None, width: int, *, device: torch.device | str, dtype: torch.dtype
-) -> Conditioning:
+    request: Request, encoder: SeeCoder | None, unet: UNet2DConditionModel, device: torch.device | str
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """Make the contexts of a call, one row a picture to be made.
 
     Unconditional is the zero context, as in the published code: the cross-attention of these UNets has no bias on keys
@@ -91,9 +77,12 @@ def condition(
     Args:
         request: The call.
         encoder: The pipeline's; None will do where the call brings its `context`.
-        width: Width of the contexts that the UNet reads.
+        unet: What will read the contexts; they get its dtype.
         device: Where the UNet works.
-        dtype: The UNet's.
+
+    Returns:
+        On the UNet's device and in its dtype: the context (B, T, D), the negative context of the same shape, and for
+        SDXL the pooled vectors (B, P), else None.
 
     Raises:
         ImageError: A picture that cannot be read.
@@ -106,41 +95,24 @@ def condition(
         context, pooled = request.context, request.pooled_context
     else:
         raise ValueError("give either `image` or `context`, and not both.")
-    check_context("context", context, width)
-    context = context.to(device, dtype)
-    negative = _negative(request.negative_context, context, width)
-    scale, repeats = request.context_scale, request.num_images_per_prompt
-    return Conditioning(
-        context=(context * scale).repeat_interleave(repeats, dim=0),
-        negative_context=negative.repeat_interleave(repeats, dim=0),
-        pooled=None if pooled is None else (pooled.to(context) * scale).repeat_interleave(repeats, dim=0),
-    )
-
-
-def _negative(negative: torch.Tensor | None, context: torch.Tensor, width: int) -> torch.Tensor:
+    width, negative = context_width(unet), request.negative_context
+    for name, tokens in (("context", context), ("negative_context", negative)):
+        if tokens is not None and (tokens.ndim != 3 or len(tokens) == 0 or tokens.shape[-1] != width):
+            raise ValueError(f"`{name}` has shape {tuple(tokens.shape)}; this base reads (N, T, {width}).")
+        if tokens is not None and not torch.isfinite(tokens).all():
+            raise ValueError(f"`{name}` contains NaN or infinity; encode the picture in float32 or bfloat16.")
+    context = context.to(device, unet.dtype)
     if negative is None:
-        return torch.zeros_like(context)
-    check_context("negative_context", negative, width)
+        negative = torch.zeros_like(context)
     if negative.shape[1] != context.shape[1] or len(negative) not in (1, len(context)):
         raise ValueError(
             f"`negative_context` has shape {tuple(negative.shape)}; expected 1 or {len(context)} rows of "
             f"{tuple(context.shape[1:])}, as `context` has."
         )
-    return negative.to(context).expand(len(context), -1, -1)
-
-
-def check_context(name: str, context: torch.Tensor, width: int) -> None:
-    """Refuse a context that the UNet cannot read.
-
-    Args:
-        name: What to call it in the error.
-        context: (N, T, D).
-        width: D that the UNet reads.
-
-    Raises:
-        ValueError: Another shape, or values that are not finite.
-    """
-    if context.ndim != 3 or len(context) == 0 or context.shape[-1] != width:
-        raise ValueError(f"`{name}` has shape {tuple(context.shape)}; this base reads (N, T, {width}).")
-    if not torch.isfinite(context).all():
-        raise ValueError(f"`{name}` contains NaN or infinity; encode the picture in float32 or bfloat16.")
+    negative = negative.to(context).expand_as(context)
+    scale, repeats = request.context_scale, request.num_images_per_prompt
+    return (
+        (context * scale).repeat_interleave(repeats, dim=0),
+        negative.repeat_interleave(repeats, dim=0),
+        None if pooled is None else (pooled.to(context) * scale).repeat_interleave(repeats, dim=0),
+    )

@@ -132,24 +132,20 @@ def as_image_sets(image: Pictures, weights: Sequence[float] | None = None) -> li
     entries = list(image) if isinstance(image, (list, tuple)) else [image]
     if not entries:
         raise ValueError("`image` is an empty list; give at least one picture.")
-    sets = [_as_image_set(entry, weights) for entry in entries]
+    sets = []
+    for entry in entries:
+        if not isinstance(entry, ImageSet):
+            entry = ImageSet(entry, weights) if isinstance(entry, (list, tuple)) else ImageSet([entry])
+        if not entry.images:
+            raise ValueError("an inner list of `image` is empty; give at least one picture.")
+        if entry.weights is not None:
+            normalise_weights(entry.weights, len(entry.images))
+        sets.append(entry)
     if weights is not None and not any(isinstance(entry, (list, tuple)) for entry in entries):
         raise ValueError(
             "`context_weights` have no effect: they weigh the pictures of an inner list, as in image=[[first, second]]."
         )
     return sets
-
-
-def _as_image_set(entry: Any, weights: Sequence[float] | None) -> ImageSet:
-    found = entry
-    if not isinstance(entry, ImageSet):
-        several = isinstance(entry, (list, tuple))
-        found = ImageSet(entry if several else [entry], weights if several else None)
-    if not found.images:
-        raise ValueError("an inner list of `image` is empty; give at least one picture.")
-    if found.weights is not None:
-        normalise_weights(found.weights, len(found.images))
-    return found
 
 
 def control_pixels(image: Picture | Sequence[Picture], count: int) -> torch.Tensor:

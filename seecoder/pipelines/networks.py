@@ -1,12 +1,12 @@
-"""The UNet and the ControlNet as the plain callables that the sampling engine works with."""
+"""Networks as the plain callables that the sampling engine works with, in fewer rows where memory runs out."""
 
 import logging
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from diffusers import ControlNetModel, UNet2DConditionModel
+from accelerate.utils import concatenate, slice_tensors
+from diffusers import ControlNetModel
 
 from seecoder.pipelines.bounded_memory import is_out_of_memory
 
@@ -45,9 +45,9 @@ class HalvedOnDemand:
             parts = []
             try:
                 for start in range(0, count, size):
-                    given = _rows(rest, start, size)
-                    named = _rows(conditions, start, size)
-                    parts.append(self._network(latents[start : start + size], timestep, *given, **named))
+                    rows = slice(start, start + size)
+                    given, named = slice_tensors(rest, rows), slice_tensors(conditions, rows)
+                    parts.append(self._network(latents[rows], timestep, *given, **named))
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
@@ -57,54 +57,15 @@ class HalvedOnDemand:
                         "smaller size, or sample in windows (`method=MultiDiffusion()`)."
                     ) from error
             else:
-                joined = parts[0] if len(parts) == 1 else _join(parts)
+                joined = parts[0] if len(parts) == 1 else concatenate(parts)
                 return joined[0] if isinstance(joined, (list, tuple)) and len(joined) == 1 else joined
             # Outside the handler, whose traceback would keep the failed attempt's tensors alive.
             del parts
-            self._halve(size)
-
-    def _halve(self, size: int) -> None:
-        torch.cuda.empty_cache()
-        self._max_rows = size // 2
-        note = f"the {self._name} ran out of memory at {size} rows; it gets {size // 2} at a time, which takes longer."
-        logger.warning(note)
-        self._notes.append(note)
-
-
-def _rows(value: Any, start: int, size: int) -> Any:
-    if isinstance(value, torch.Tensor):
-        return value[start : start + size]
-    if isinstance(value, Mapping):
-        return {name: _rows(part, start, size) for name, part in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_rows(part, start, size) for part in value]
-    return value
-
-
-def _join(parts: list[Any]) -> Any:
-    first = parts[0]
-    if isinstance(first, Mapping):
-        return {name: _join([part[name] for part in parts]) for name in first}
-    if isinstance(first, (list, tuple)):
-        return [_join(list(column)) for column in zip(*parts, strict=True)]
-    return torch.cat(parts)
-
-
-def unet_denoiser(
-    unet: UNet2DConditionModel, cross_attention_kwargs: Mapping[str, Any] | None, notes: list[str]
-) -> HalvedOnDemand:
-    """Make the engine's denoiser of a diffusers UNet.
-
-    Args:
-        unet: The UNet.
-        cross_attention_kwargs: What its attention processors are given besides (a LoRA's `scale`).
-        notes: What was done differently is said here.
-
-    Returns:
-        `denoiser(latents, timestep, context, **conditions) -> output`, the contract of `seecoder.sampling`.
-    """
-    extra = {} if cross_attention_kwargs is None else {"cross_attention_kwargs": dict(cross_attention_kwargs)}
-    return HalvedOnDemand(partial(unet, return_dict=False, **extra), "UNet", notes)
+            torch.cuda.empty_cache()
+            self._max_rows = half = size // 2
+            note = f"the {self._name} ran out of memory at {size} rows; it gets {half} at a time, which takes longer."
+            logger.warning(note)
+            self._notes.append(note)
 
 
 def control_residuals(

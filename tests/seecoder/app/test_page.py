@@ -44,10 +44,8 @@ def files(picture, tmp_path):
 
 
 @pytest.fixture
-def vary(pipe, tmp_path):
-    folder = tmp_path / "results"
-    folder.mkdir()
-    button = Variations(pipe, 64, folder)
+def vary(pipe):
+    button = Variations(pipe, 64)
 
     def press(paths, **changes):
         seen = []
@@ -65,7 +63,7 @@ def vary(pipe, tmp_path):
 def test_every_picture_is_varied_and_progress_is_told(vary, files):
     gallery, notes, seen = vary(files)
     assert [caption for _, caption in gallery] == [f"picture {i}, seed {s}" for i in (1, 2) for s in (5, 6)]
-    assert all(load_image(path).shape == (3, 16, 16) for path, _ in gallery)
+    assert all(load_image(image).shape == (3, 16, 16) for image, _ in gallery)
     assert notes == "Done."
     assert seen[0] == ((1, 8), "picture 1 of 4")
     assert seen[-1] == ((8, 8), "picture 4 of 4")
@@ -77,7 +75,7 @@ def test_stages_are_shown_before_their_picture_and_progress_counts_their_steps(v
         f"picture 1, seed {s}" for s in (5, 5, 6, 6)
     ]
     assert [", after " in caption for _, caption in gallery] == [True, False, True, False]
-    assert [load_image(path).shape[-1] for path, _ in gallery] == [16, 32, 16, 32]
+    assert [load_image(image).shape[-1] for image, _ in gallery] == [16, 32, 16, 32]
     (_, total), _ = seen[-1]
     assert [share for share, _ in seen] == [(step, total) for step in range(1, total + 1)]
     assert total > 2 * 2  # two pictures of two stages, two steps each at most
@@ -102,7 +100,7 @@ def test_the_app_is_for_this_machine_only(pipe, monkeypatch):
     gradio = pytest.importorskip("gradio")
     seen = {}
     monkeypatch.setattr(gradio.Blocks, "launch", lambda self, **options: seen.update(options, page=self))
-    serve(pipe, port=7999)
+    serve(Variations(pipe), port=7999)
     assert seen["server_name"] == "127.0.0.1"
     assert seen["share"] is False
     assert seen["max_file_size"] == MAX_FILE_SIZE == "20mb"
@@ -113,7 +111,7 @@ def test_the_app_is_for_this_machine_only(pipe, monkeypatch):
     assert [fn.concurrency_limit for fn in page.fns.values()] == [1]
     for name in LAUNCH_OPTIONS:
         with pytest.raises(ValueError, match=name):
-            serve(pipe, **{name: None})
+            serve(Variations(pipe), **{name: None})
 
 
 def test_files_that_are_not_its_own_are_not_given_out(pipe, tmp_path):
@@ -123,16 +121,16 @@ def test_files_that_are_not_its_own_are_not_given_out(pipe, tmp_path):
 
     secret = tmp_path / "secret.txt"
     secret.write_text("not for you")
-    page = build(Variations(pipe, 64, tmp_path))
+    page = build(Variations(pipe, 64))
     with TestClient(App.create_app(page)) as client:
         assert client.get("/config").status_code == 200
         for path in (secret, "/etc/passwd", "../../../../etc/passwd", "..%2f..%2f..%2fetc%2fpasswd"):
             assert client.get(f"/gradio_api/file={path}").status_code in (403, 404)
 
 
-def test_the_page_calls_the_button_and_shows_errors(pipe, files, tmp_path):
+def test_the_page_calls_the_button_and_shows_errors(pipe, files):
     gradio = pytest.importorskip("gradio")
-    page = build(Variations(pipe, 64, tmp_path))
+    page = build(Variations(pipe, 64))
     (function,) = page.fns.values()
 
     def press(seed=7, randomise=False, count=1):

@@ -121,6 +121,7 @@ def test_classes_come_from_a_short_list(base):
             scheduler_class(name)
 
 
+@pytest.mark.filterwarnings("ignore:The `local_dir_use_symlinks`:UserWarning")  # inside diffusers
 def test_repositories_that_cannot_be_reached_are_named():
     with pytest.raises(FileNotFoundError, match="someone/a-base"):
         SeeCoderPipeline.from_base("someone/a-base", local_files_only=True)

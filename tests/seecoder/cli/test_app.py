@@ -10,10 +10,11 @@ from seecoder.encoder.context import save_context
 def test_options_reach_the_page(networks, monkeypatch):
     served = {}
     monkeypatch.setattr(page, "require_gradio", lambda: None)
-    monkeypatch.setattr(page, "serve", lambda pipe, **options: served.update(options, pipe=pipe))
+    monkeypatch.setattr(page, "serve", lambda vary, **options: served.update(options, **vars(vary)))
     options = [option for option in networks if option not in ("--steps", "2")]
     assert main(["app", *options, "--port", "7999", "--max-side", "64", "--image-size", "own"]) == 0
     assert type(served.pop("pipe")).__name__ == "SeeCoderPipeline"
+    served.pop("_lock")
     assert served == {"port": 7999, "max_side": 64, "image_size": None, "autoencoder_memory": 6.0}
 
 

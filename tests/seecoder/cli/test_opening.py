@@ -5,13 +5,7 @@ from argparse import Namespace
 import pytest
 import torch
 
-from seecoder.cli.opening import (
-    load_encoder_or_context,
-    open_pictures,
-    pick_device,
-    pick_dtype,
-    saved_contexts,
-)
+from seecoder.cli.opening import load_encoder, open_pictures, pick_device, pick_dtype, saved_contexts
 from seecoder.encoder.context import save_context
 from seecoder.images.loading import limit_area, load_image
 
@@ -38,14 +32,14 @@ def test_devices_and_their_dtypes():
 
 
 def test_an_encoder_or_contexts(encoder_folder, tmp_path):
-    encoder, contexts = load_encoder_or_context(str(encoder_folder))
-    assert contexts is None
-    assert encoder.config["context_dim"] == 32
-    save_context(tmp_path / "contexts.safetensors", torch.zeros(2, 6, 32))
-    encoder, contexts = load_encoder_or_context(str(tmp_path / "contexts.safetensors"))
-    assert encoder is None
+    assert load_encoder(str(encoder_folder)).config["context_dim"] == 32
+    assert saved_contexts(str(encoder_folder)) is None
+    file = str(tmp_path / "contexts.safetensors")
+    save_context(file, torch.zeros(2, 6, 32))
+    contexts = saved_contexts(file)
     assert contexts is not None
     assert contexts.context.shape == (2, 6, 32)
-    assert saved_contexts(str(encoder_folder)) is None
+    with pytest.raises(ValueError, match=r"contexts\.safetensors must be an encoder, not ready contexts"):
+        load_encoder(file)
     with pytest.raises(FileNotFoundError, match=r"`--encoder`=\./nowhere does not exist"):
-        load_encoder_or_context("./nowhere")
+        load_encoder("./nowhere")

@@ -101,7 +101,6 @@ def test_from_pipe_shares_networks_and_changes_nothing(parts):
         SeeCoderPipeline.from_pipe(stock, text_encoder=None)
 
 
-@pytest.mark.filterwarnings("ignore:The `local_dir_use_symlinks`:UserWarning")  # inside diffusers
 def test_context_arguments_stand_for_the_picture(parts, picture):
     pipe = SeeCoderPipeline(**parts)
     pipe.set_progress_bar_config(disable=True)

@@ -57,6 +57,14 @@ def test_a_tuple_is_given_where_no_object_is_wanted(pipe, picture):
     assert notes == output.notes == []
 
 
+def test_arguments_are_those_of_the_signature(pipe, picture):
+    settings = {"num_inference_steps": 1, "output_type": "pt"}
+    assert pipe(picture, 24, 32, **settings).images.shape[-2:] == (24, 32)
+    for arguments in ({"prompt": "a cat"}, {"pooled_context": torch.zeros(1, 3)}):
+        with pytest.raises(TypeError, match="unexpected keyword argument"):
+            pipe(picture, **settings, **arguments)
+
+
 @pytest.mark.parametrize("pipeline", [SeeCoderPipeline, SeeCoderXLPipeline])
 def test_help_of_a_call_documents_every_argument(pipeline):
     text = inspect.getdoc(pipeline.__call__)
