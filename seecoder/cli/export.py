@@ -57,7 +57,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     source = Path(arguments.checkpoint)
     if arguments.best:
-        if _is_complete_encoder(source) or not source.is_dir():
+        if not source.is_dir() or (source / "config.json").is_file():
             raise ValueError(f"`--best` needs the folder of a run, and `{source}` is none.")
         source = best_checkpoint(source)
     encoder, notes = _open_encoder(source, arguments.backbone, use_ema=not arguments.no_ema)
@@ -89,12 +89,13 @@ def _open_encoder(path: Path, backbone: str | None, *, use_ema: bool) -> tuple[A
     Raises:
         FileNotFoundError: Nothing is there.
         WeightsError: What is there does not fit.
-        ValueError: A backbone for an encoder that has one, or a file of contexts.
+        ValueError: A backbone for an encoder that has one.
     """
+    from seecoder.encoder.official import is_official_file
     from seecoder.export.exporting import build_encoder
     from seecoder.export.trained_part import read_trained
 
-    if _is_complete_encoder(path):
+    if (path / "config.json").is_file() or is_official_file(path):
         if backbone is not None:
             raise ValueError(f"`--backbone` has no effect: `{path}` is a complete encoder.")
         return load_encoder(str(path)), {}
@@ -103,14 +104,3 @@ def _open_encoder(path: Path, backbone: str | None, *, use_ema: bool) -> tuple[A
     source = backbone or trained.backbone_source
     say(f"{path}: {len(trained.trainable)} trained tensors, taking {averaged}; backbone {source}")
     return build_encoder(trained, use_ema=use_ema, backbone=backbone), {"weights": averaged}
-
-
-def _is_complete_encoder(path: Path) -> bool:
-    """Say whether a path is an encoder of ours or in the released layout, rather than what training left.
-
-    Args:
-        path: A file or folder.
-    """
-    from seecoder.encoder.official import is_official_file
-
-    return (path / "config.json").is_file() or is_official_file(path)
