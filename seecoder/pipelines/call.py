@@ -207,11 +207,13 @@ def one_call(
     parameters = inspect.signature(signature)
 
     @wraps(signature)
-    def call(pipe: Any, *args: Arguments.args, **kwargs: Arguments.kwargs) -> SeeCoderPipelineOutput | tuple[Any, ...]:
+    def __call__(
+        pipe: Any, *args: Arguments.args, **kwargs: Arguments.kwargs
+    ) -> SeeCoderPipelineOutput | tuple[Any, ...]:
         bound = parameters.bind(pipe, *args, **kwargs)
         bound.apply_defaults()
         given = {name: value for name, value in bound.arguments.items() if name not in ("self", "return_dict")}
         output = Call(pipe, Request(**given)).run()
         return output if bound.arguments["return_dict"] else output.to_tuple()
 
-    return call
+    return __call__
