@@ -186,7 +186,7 @@ def load_frozen(base: str | os.PathLike, part: str, dtype: str, *, at_top: bool 
         WeightsError: The weights do not fit.
     """
     network = load_part(base, part, DTYPES[dtype], at_top=at_top)
-    if part == "vae" and not isinstance(network, diffusers.AutoencoderKL):
+    if part == "vae" and not issubclass(type(network), diffusers.AutoencoderKL):
         raise ValueError(f"`{base}/{part}` holds a {type(network).__name__}; training needs an AutoencoderKL.")
     return network.requires_grad_(False).to(memory_format=torch.channels_last)
 
