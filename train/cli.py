@@ -1,8 +1,8 @@
-"""`python -m train fit --config configs/….yaml [--dotted.overrides …]`; `plan`, a dry run; `scale`; `report RUN`."""
+"""`python -m train fit --config configs/….yaml [--dotted.overrides …]`; `plan`, a dry run; `report RUN`."""
 
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,8 @@ import yaml
 from jsonargparse import ActionYesNo, ArgumentError, ArgumentParser, Namespace
 
 from train.class_paths import YAML_MODE, accept_old_class_paths
-from train.estimate.hardware import Cluster, Hardware, runs_on_cpu
+from train.estimate.hardware import Hardware
+from train.run.cpu_attention import runs_on_cpu
 from train.settings import EmaSettings, GuardSettings, OptimizerSettings, RunSettings
 
 FINISHED, FAILED, BAD_INPUT, TERMINATED = 0, 1, 2, 143  # 143 = 128 + SIGTERM: a scheduler sees that it was told to stop
@@ -32,7 +33,6 @@ def build_parser() -> ArgumentParser:
     about = {
         "fit": "Train, or continue a training. With --plan: only say what would happen, like the command `plan`.",
         "plan": "Say what `fit` with the same arguments will do, cost and write; needs no GPU and reads no weights.",
-        "scale": "Estimate how long `fit` would take on many GPUs, and what would break first; needs none of them.",
     }
     for name, description in about.items():
         command = ArgumentParser(exit_on_error=False, description=description, parser_mode=YAML_MODE)
@@ -42,12 +42,10 @@ def build_parser() -> ArgumentParser:
         command.add_class_arguments(RunSettings, "run")
         command.add_subclass_arguments(Stage, "stage", required=True)
         command.add_subclass_arguments(StageData, "data", required=True)
-        if name != "fit":
+        if name == "plan":
             command.add_class_arguments(Hardware, "hardware")
-        if name == "scale":
-            command.add_class_arguments(Cluster, "cluster")
-            help_gpus = "Numbers of GPUs, in place of run.devices and run.num_nodes."
-            command.add_argument("--gpus", type=int, nargs="+", default=[1, 16, 128, 1024], help=help_gpus)
+            help_gpus = "Numbers of GPUs to compare in a table, such as 1,16,128,1024; with the same samples a step."
+            command.add_argument("--gpus", type=str, default="", help=help_gpus)
         commands.add_subcommand(name, command)
     report = ArgumentParser(
         exit_on_error=False, description="One page of HTML that shows a run, also while it goes on."
@@ -75,8 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ArgumentError as error:
         return _print_error(error, BAD_INPUT)
     if config.command != "fit":
-        show = {"plan": show_plan, "scale": show_scale, "report": report}[config.command]
-        return show(config[config.command])
+        return {"plan": show_plan, "report": report}[config.command](config[config.command])
     try:
         with leaving_on_signals():
             return prepare_and_fit(parser, config)
@@ -146,8 +143,8 @@ def choose_checkpointing(config: Namespace) -> None:
     options = config.stage.init_args
     if options.get("gradient_checkpointing") != "auto":
         return
-    from train.estimate.known_bases import base_sizes
-    from train.estimate.planning import count_chosen, plain
+    from seecoder.base_model.known_bases import base_sizes
+    from train.estimate.memory import count_run
     from train.sources.planned_data import open_if_there
 
     sizes = base_sizes(options.base)
@@ -156,38 +153,23 @@ def choose_checkpointing(config: Namespace) -> None:
             f"`gradient_checkpointing`=auto: {options.base} is in no built-in table; give a local folder, or name the "
             "parts that recompute ([], [encoder], [encoder, unet])."
         )
-    run, source = RunSettings(**config.run.as_dict()), plain(config.data.init_args)
-    chosen, _ = count_chosen(run, plain(options), source, sizes, open_if_there(source), Hardware.here(run))
-    options.gradient_checkpointing = chosen["gradient_checkpointing"]
+    run, source = RunSettings(**config.run.as_dict()), config.data.init_args.as_dict()
+    counted = count_run(run, options.as_dict(), source, sizes, open_if_there(source), Hardware.of_this_machine(run))
+    options.gradient_checkpointing = counted.options["gradient_checkpointing"]
     parts = " and ".join(options.gradient_checkpointing) or "nothing"
     print(f"by the memory of this machine, {parts} will recompute activations in the backward pass", flush=True)
 
 
 def show_plan(config: Namespace) -> int:
-    """Print what a run would do; exit code 2 if it cannot work."""
-    from train.estimate.planning import make_plan
-
-    return _print(lambda run, hardware: make_plan(run, config.stage, config.data, hardware), config)
-
-
-def show_scale(config: Namespace) -> int:
-    """Print what a run would be on many GPUs; exit code 2 on bad input."""
-    from train.estimate.scale_table import make_table
-
-    def lines(run: RunSettings, hardware: Hardware) -> Iterator[str]:
-        cluster = Cluster(**config.cluster.as_dict())
-        return make_table(run, config.stage, config.data, hardware, cluster, config.gpus)
-
-    return _print(lines, config)
-
-
-def _print(lines: Callable[[RunSettings, Hardware], Iterator[str]], config: Namespace) -> int:
-    """Print lines as they come."""
+    """Print what a run would do, line by line; exit code 2 if it cannot work."""
     from seecoder.weights.safetensors_files import WeightsError
+    from train.estimate.run_plan import make_plan
 
     try:
         run, notes = read_run(config)
-        for line in lines(run, Hardware(**config.hardware.as_dict())):
+        stage, data, hardware = config.stage.as_dict(), config.data.as_dict(), Hardware(**config.hardware.as_dict())
+        gpus = [int(word) if word.isdecimal() else word for word in config.gpus.split(",") if config.gpus]
+        for line in make_plan(run, stage, data, hardware, gpus):
             print(line, flush=True)
         for note in notes:
             print(f"note     {note}", flush=True)

@@ -34,7 +34,7 @@ from seecoder.base_model.added_conditions import added_conditions
 from seecoder.base_model.facts import pooled_width
 from seecoder.pipelines.autoencoding import decode_latents
 from seecoder.sampling import DemoFusion, RectifiedHR, ScaleCrafter, sample
-from train.estimate.hardware import DEVICES, known_device
+from train.estimate.hardware import DEVICES
 
 STEPS, GUIDANCE = 50, 5.0
 SCALES = (2, 4)  # times SDXL's native side of 1024 pixels
@@ -44,6 +44,7 @@ METHODS: dict[str, Callable[[], Any]] = {
     "ScaleCrafter": ScaleCrafter,
     "scalecrafter,rectifiedhr": lambda: [ScaleCrafter(), RectifiedHR(resize_in="latents")],
 }
+NAMESAKES = ("mig", "laptop", "4090d")  # slices and namesakes of a device, with a peak of their own
 # What the published code evaluates at 2048 and 4096: DemoFusion computes steps whose result it discards.
 PUBLISHED = {"plain": (200, 800), "DemoFusion": (700, 5650), "ScaleCrafter": (200, 1360)}
 
@@ -132,6 +133,15 @@ def training(findings: Findings) -> None:
                 }
 
             findings.row(measure, loop=name)
+
+
+def known_device(name: str) -> str | None:
+    """Key of `DEVICES` for a name that CUDA gives, such as "NVIDIA H100 80GB HBM3"; None where none is sure."""
+    letters = re.sub(r"[^a-z0-9]", "", name.lower())
+    if any(other in letters for other in NAMESAKES):
+        return None
+    found = [key for key in DEVICES if all(part in letters for part in key.split("-"))]
+    return max(found, key=len, default=None)
 
 
 def gpu_peak(device: torch.device) -> tuple[float, str]:

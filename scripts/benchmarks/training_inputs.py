@@ -26,8 +26,8 @@ from data.shards.shard_set import open_shards
 from scripts.benchmarks.random_networks import autoencoder, stable_diffusion_scheduler, unet
 from scripts.benchmarks.timed_network import median_seconds
 from scripts.benchmarks.training_levers import Workload
+from seecoder.base_model.known_bases import base_sizes
 from seecoder.images.loading import load_image
-from train.estimate.known_bases import base_sizes
 
 ROOT = Path(__file__).resolve().parents[2]
 QUALITY, SIDE = 90, 512

@@ -21,8 +21,8 @@ from data.shards.caching.moments import CACHED, MEAN, STD, WithMoments
 from data.shards.reading.shard_loader import ShardLoader
 from data.shards.reading.square_image import SquareImage, Transform
 from scripts.benchmarks.timed_network import median_seconds, synchronise
+from seecoder.base_model.known_bases import base_sizes
 from train.estimate.costs import count_costs
-from train.estimate.known_bases import base_sizes
 from train.run.cpu_attention import float32_attention
 from train.settings import OptimizerSettings
 from train.stages.seecoder import SeeCoderStage
@@ -104,7 +104,8 @@ class Workload:
         sizes = base_sizes(str(self.base))
         if sizes is None:
             raise RuntimeError(f"{self.base} has no sizes.")
-        return count_costs(self.encoder, sizes, self.size, cached_latents=levers.cached).total_flops
+        cached = {"autoencoder": float(levers.cached)}
+        return count_costs({"encoder": self.encoder}, sizes, self.size, cached=cached).total_flops
 
 
 class Loop:

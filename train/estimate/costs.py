@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 from unittest.mock import patch
 
@@ -23,9 +24,10 @@ from torch.utils.flop_counter import flop_registry
 
 from data.shards.caching.moments import encode_moments
 from seecoder.base_model.added_conditions import added_conditions
+from seecoder.base_model.facts import pixels_per_cell
+from seecoder.base_model.known_bases import BaseSizes
 from seecoder.base_model.loading import DTYPES
 from seecoder.encoder.model import SeeCoder
-from train.estimate.known_bases import BaseSizes
 
 _LOW, _FULL = torch.bfloat16, torch.float32
 _AUTOCAST = {"linear": _LOW, "conv2d": _LOW, "layer_norm": _FULL, "group_norm": _FULL}
@@ -38,33 +40,44 @@ class Costs:
     Attributes:
         trained: Parameters that the optimizer holds.
         frozen: Frozen parameters by part: "backbone", "unet", "vae", and "encoder", what of it has no effect.
-        flops: Floating-point operations of one picture, by part, recomputed activations included; of what is cached for
-            some pictures, the mean.
+        frozen_bytes: Their memory.
+        flops: Operations of one picture by part, with nothing cached, recomputed activations included.
         activation_bytes: Most memory that one picture's tensors hold at once, weights and gradients left out.
-        encoding: Operations of "backbone" and "autoencoder" on a picture for which nothing is cached.
+        cached: Fraction of the pictures for which "autoencoder" or "backbone" does not run.
     """
 
     trained: int
     frozen: Mapping[str, int]
+    frozen_bytes: int
     flops: Mapping[str, int]
     activation_bytes: int
-    encoding: Mapping[str, int] = field(default_factory=dict)
+    cached: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def mean_flops(self) -> dict[str, int]:
+        """Operations by part on the mean of all pictures."""
+        return {part: round((1 - self.cached.get(part, 0.0)) * count) for part, count in self.flops.items()}
 
     @property
     def total_flops(self) -> int:
-        """Operations of one picture."""
-        return sum(self.flops.values())
+        """Operations of the mean picture."""
+        return sum(self.mean_flops.values())
 
 
-class Counter(TorchDispatchMode):
-    """Counts operations by phase, and live memory."""
+class _Counter(TorchDispatchMode):
+    """Counts operations by phase and live memory, with flash attention and autocast, which the meta device lacks.
 
-    def __init__(self):
+    A counter of our own: torch's `FlopCounterMode` counts no memory, and attention only as the meta device does it,
+    with all of its weights. Autocast keeps its casts of trained weights for the whole step; `cast_bytes` counts them.
+    """
+
+    def __init__(self, mixed: bool) -> None:
         super().__init__()
         self.flops: dict[str, int] = defaultdict(int)
         self.phase = ""
-        self.live = self.peak = 0
-        self._known: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
+        self.live = self.peak = self.cast_bytes = 0
+        self._mixed = mixed
+        self._known: weakref.WeakSet[Any] = weakref.WeakSet()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one operation and count it."""
@@ -74,38 +87,52 @@ class Counter(TorchDispatchMode):
             self.flops[self.phase] += int(count)
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor):
-                self.note(tensor)
+                self._note(tensor)
         return result
 
-    def note(self, tensor: Tensor) -> None:
+    def _note(self, tensor: Tensor) -> None:
         """Count a tensor's memory until it dies."""
         storage = tensor.untyped_storage()
-        if storage in self._known:
-            return
-        size = storage.nbytes()
-        self._known[storage] = size
+        if storage not in self._known:
+            self._known.add(storage)
+            self._hold(storage.nbytes())
+            weakref.finalize(storage, self._hold, -storage.nbytes())
+
+    def _hold(self, size: int) -> None:
         self.live += size
         self.peak = max(self.peak, self.live)
-        weakref.finalize(storage, self._forget, size)
-
-    def _forget(self, size: int) -> None:
-        self.live -= size
 
     @contextmanager
-    def counting(self, phase: str) -> Iterator[None]:
-        """Count under another name for a while."""
-        before, self.phase = self.phase, phase
-        try:
+    def counting(self) -> Iterator[None]:
+        """Count, with the functions replaced also where they are run again backward (a torch function mode is not)."""
+        changed: dict[str, Any] = {"scaled_dot_product_attention": self._attend}
+        if self._mixed:
+            changed |= {name: partial(self._in_dtype, getattr(F, name), dtype) for name, dtype in _AUTOCAST.items()}
+        with patch.multiple(F, **changed), self:
             yield
-        finally:
-            self.phase = before
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Any:
+        if self._mixed:  # rebound, so that what was cast can die
+            query, key, value = (self._cast(tensor, _LOW) for tensor in (query, key, value))
+        return _FlashAttention.apply(query, key, value, self)
+
+    def _in_dtype(self, function: Callable[..., Any], dtype: torch.dtype, *args: Any, **kwargs: Any) -> Any:
+        named = {name: self._cast(value, dtype) for name, value in kwargs.items()}
+        return function(*(self._cast(value, dtype) for value in args), **named)
+
+    def _cast(self, value: Any, dtype: torch.dtype) -> Any:
+        if not isinstance(value, Tensor) or not value.is_floating_point() or value.dtype == dtype:
+            return value
+        if isinstance(value, nn.Parameter) and value.requires_grad:
+            self.cast_bytes += value.numel() * dtype.itemsize
+        return value.to(dtype)
 
 
 class _FlashAttention(torch.autograd.Function):
     """Attention's operations and the tensors that it keeps, without its weights."""
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, counter: Counter) -> Tensor:
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, counter: _Counter) -> Tensor:
         ctx.save_for_backward(query, key, value)
         ctx.pairs, ctx.counter = math.prod(query.shape[:-1]) * key.shape[-2], counter
         counter.flops[counter.phase] += 2 * ctx.pairs * (query.shape[-1] + value.shape[-1])
@@ -121,167 +148,84 @@ class _FlashAttention(torch.autograd.Function):
         return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value), None
 
 
-class _Numerics:
-    """Flash attention, and autocast's casts, which the meta device does not have.
-
-    Autocast keeps its casts of trained weights for the whole step; their memory is counted apart, in `cast_bytes`.
-    """
-
-    def __init__(self, counter: Counter, mixed: bool):
-        self.counter = counter
-        self.mixed = mixed
-        self.cast_bytes = 0
-
-    @contextmanager
-    def applied(self) -> Iterator[None]:
-        """Replace the functions, recomputation in the backward pass included (a torch function mode ends there)."""
-        changed: dict[str, Any] = {"scaled_dot_product_attention": self._attend}
-        if self.mixed:
-            for name, dtype in _AUTOCAST.items():
-                changed[name] = self._in_dtype(getattr(F, name), dtype)
-        with patch.multiple(F, **changed):
-            yield
-
-    def _attend(self, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Any:
-        if self.mixed:
-            query, key, value = (self._cast(tensor, torch.bfloat16) for tensor in (query, key, value))
-        return _FlashAttention.apply(query, key, value, self.counter)
-
-    def _in_dtype(self, function: Callable[..., Any], dtype: torch.dtype) -> Callable[..., Any]:
-        def run(*args: Any, **kwargs: Any) -> Any:
-            return function(
-                *(self._cast(value, dtype) for value in args),
-                **{name: self._cast(value, dtype) for name, value in kwargs.items()},
-            )
-
-        return run
-
-    def _cast(self, value: Any, dtype: torch.dtype) -> Any:
-        if not isinstance(value, Tensor) or not value.is_floating_point() or value.dtype == dtype:
-            return value
-        if isinstance(value, nn.Parameter) and value.requires_grad:
-            self.cast_bytes += value.numel() * dtype.itemsize
-        return value.to(dtype)
-
-
 def count_costs(
-    encoder_config: Mapping[str, Any],
+    options: Mapping[str, Any],
     sizes: BaseSizes,
     image_size: int,
-    *,
     mixed: bool = True,
-    frozen_dtype: str = "bfloat16",
-    vae_dtype: str = "float32",
-    gradient_checkpointing: tuple[str, ...] = (),
-    cached_latents: float = 0.0,
-    cached_maps: float = 0.0,
-    encoder_size: int | None = None,
+    cached: Mapping[str, float] | None = None,
 ) -> Costs:
     """Count one picture's forward and backward pass.
 
     Args:
-        encoder_config: Arguments of `SeeCoder`.
+        options: Arguments of `train.stages.seecoder.SeeCoderStage`, of which "encoder" has to be there.
         sizes: The base.
         image_size: Height and width of the picture.
         mixed: Autocast of the trained parts to 16 bits.
-        frozen_dtype: Dtype of UNet and backbone, a key of `seecoder.base_model.loading.DTYPES`.
-        vae_dtype: Dtype of the autoencoder.
-        gradient_checkpointing: "encoder", "unet": what recomputes activations.
-        cached_latents: Share of pictures whose latents come from the shards; the autoencoder does not run for them.
-        cached_maps: Share of pictures whose maps do; the backbone does not run for them.
-        encoder_size: Height and width at which the encoder sees the picture, if another.
+        cached: Fraction of the pictures for which "autoencoder" or "backbone" does not run, by its name.
     """
+    encoder, unet, vae = networks = _networks(options, sizes)
+    sides, cached = (image_size, options.get("encoder_size") or image_size), cached or {}
+    pixels, seen = (torch.empty(1, 3, side, side, device="meta") for side in sides)
+    encoders, step = _Counter(mixed), _Counter(mixed)
+    with encoders.counting(), torch.no_grad():
+        encoders.phase = "backbone"
+        maps = encoder.compute_maps(seen)
+        encoders.phase = "autoencoder"
+        encode_moments(vae, pixels)
+    # A batch may hold none of the pictures that are cached, so there has to be memory for the others.
+    _train(networks, pixels, seen if cached.get("backbone", 0) < 1 else maps, cached.get("autoencoder", 0) < 1, step)
+    trained = sum(weight.numel() for weight in encoder.parameters() if weight.requires_grad)
+    weights = {"backbone": encoder.backbone, "unet": unet, "vae": vae, "encoder": encoder}
+    frozen = {name: sum(weight.numel() for weight in module.parameters()) for name, module in weights.items()}
+    frozen["encoder"] -= frozen["backbone"] + trained
+    frozen_bytes = sum(w.nbytes for part in (encoder, unet, vae) for w in part.parameters() if not w.requires_grad)
+    activation_bytes = max(0, step.peak - step.cast_bytes)
+    return Costs(trained, frozen, frozen_bytes, {**step.flops, **encoders.flops}, activation_bytes, cached)
+
+
+def _networks(options: Mapping[str, Any], sizes: BaseSizes) -> tuple[Any, Any, Any]:
+    """Encoder, UNet and autoencoder as the stage has them, without numbers."""
+    dtype, vae_dtype = (DTYPES[options.get(name, "float32")] for name in ("frozen_dtype", "vae_dtype"))
     with torch.device("meta"):
-        encoder = SeeCoder(**encoder_config)
-        unet: Any = nn.Module.to(_make(UNet2DConditionModel, sizes.unet), DTYPES[frozen_dtype])
-        vae: Any = nn.Module.to(_make(AutoencoderKL, sizes.vae), DTYPES[vae_dtype])
-    trained = {id(weight): weight.numel() for weight in encoder.trainable_parameters()}
-    for module in (unet, vae):
+        encoder = SeeCoder(**options["encoder"])
+        unet: Any = UNet2DConditionModel.from_config(dict(sizes.unet))
+        vae: Any = AutoencoderKL.from_config(dict(sizes.vae))
+    for module in (encoder, unet, vae):
         module.eval().requires_grad_(False)
-    for weight in encoder.parameters():
-        weight.requires_grad_(id(weight) in trained)
-    encoder.train()
-    encoder.backbone.to(DTYPES[frozen_dtype])
-    for name in gradient_checkpointing:
+    for weight in encoder.train().trainable_parameters():
+        weight.requires_grad_(True)
+    for module, its_dtype in ((encoder.backbone, dtype), (unet, dtype), (vae, vae_dtype)):
+        nn.Module.to(module, its_dtype)
+    for name in options.get("gradient_checkpointing") or ():
         {"encoder": encoder, "unet": unet}[name].enable_gradient_checkpointing()
-    counter = Counter()
-    sides = (image_size, encoder_size or image_size)
-    maps, encoding = _encoders(encoder, vae, sides, mixed)
-    networks = encoder, unet, None if cached_latents >= 1 else vae
-    cast_bytes = _run(networks, maps if cached_maps >= 1 else None, sizes, sides, counter, mixed)
-    flops = dict(counter.flops)
-    for name, cached in (("autoencoder", cached_latents), ("backbone", cached_maps)):
-        if 0 < cached < 1:  # a batch may hold none of the cached ones, so that memory has to be there
-            flops[name] = round((1 - cached) * flops[name])
-    whole = {"backbone": encoder.backbone, "unet": unet, "vae": vae}
-    frozen = {name: sum(weight.numel() for weight in module.parameters()) for name, module in whole.items()}
-    frozen["encoder"] = (
-        sum(weight.numel() for weight in encoder.parameters()) - frozen["backbone"] - sum(trained.values())
-    )
-    return Costs(sum(trained.values()), frozen, flops, max(0, counter.peak - cast_bytes), encoding)
+    return encoder, unet, vae
 
 
-def _make(kind: Any, config: Mapping[str, Any]) -> Any:
-    return kind.from_config(dict(config))
-
-
-def _encoders(encoder: Any, vae: Any, sides: tuple[int, int], mixed: bool) -> tuple[list[Tensor], dict[str, int]]:
-    """Maps of one picture of `sides` (whole, as the encoder sees it), and what the frozen encoders do for it."""
-    size, seen = sides
-    counter = Counter()
-    with counter, _Numerics(counter, mixed).applied(), torch.no_grad():
-        with counter.counting("backbone"):
-            maps = encoder.compute_maps(torch.empty(1, 3, seen, seen, device="meta"))
-        with counter.counting("autoencoder"):
-            encode_moments(vae, torch.empty(1, 3, size, size, device="meta"))
-    return maps, dict(counter.flops)
-
-
-def _encode(encoder: Any, cached: list[Tensor] | None, side: int, counter: Counter) -> Any:
-    """Context of one picture, from its pixels or from maps in half precision like `cached`."""
-    if cached is None:
-        pixels = torch.empty(1, 3, side, side, device="meta")
-        with counter.counting("backbone"):
-            maps = encoder.compute_maps(pixels)
-    else:
-        maps = [torch.empty(level.shape, dtype=torch.float16, device="meta") for level in cached]
-    with counter.counting("decoder and queries forward"):
-        return encoder.encode_maps(maps)
-
-
-def _run(
-    networks: tuple[Any, Any, Any],
-    maps: list[Tensor] | None,
-    sizes: BaseSizes,
-    sides: tuple[int, int],
-    counter: Counter,
-    mixed: bool,
-) -> int:
-    """One picture of `sides` (whole, as the encoder sees it) through `SeeCoderStage.loss` and back.
-
-    Returns:
-        Bytes of cast weights.
-    """
-    (encoder, unet, vae), (size, seen) = networks, sides
-    latent = size // sizes.latent_factor
-    pixels = torch.empty(1, 3, size, size, device="meta")
-    noisy = torch.empty(1, unet.config["in_channels"], latent, latent, device="meta", dtype=unet.dtype)
+def _train(
+    networks: tuple[Any, Any, Any], pixels: Tensor, seen: Tensor | list[Tensor], encodes: bool, counter: _Counter
+) -> None:
+    """One picture through `SeeCoderStage.loss` and back; the encoder sees pixels, or cached maps."""
+    (encoder, unet, vae), size = networks, pixels.shape[-1]
+    side = size // pixels_per_cell(vae)
+    noisy = torch.empty(1, unet.config["in_channels"], side, side, device="meta", dtype=unet.dtype)
     times = torch.zeros(1, dtype=torch.int64, device="meta")
-    numerics = _Numerics(counter, mixed)
-    with counter, numerics.applied():
-        output = _encode(encoder, maps, seen, counter)
-        if vae is not None:
-            with counter.counting("autoencoder"):
-                encode_moments(vae, pixels)
-        with counter.counting("unet forward"):
-            pooled = None if output.pooled is None else output.pooled.to(unet.dtype)
-            extra = {} if pooled is None else added_conditions(pooled, (size, size), (0, 0), (size, size))
-            context = output.context.to(unet.dtype)
-            predicted = unet(noisy, times, encoder_hidden_states=context, **extra).sample.float()
-            loss = predicted.square().mean()
-        with counter.counting("unet backward"):  # the pooled vector comes from the context, so this passes through it
-            (gradient,) = torch.autograd.grad(loss, [output.context])
-        del loss, predicted, extra, context, pooled
-        with counter.counting("decoder and queries backward"):
-            torch.autograd.backward([output.context], [gradient])
-    return numerics.cast_bytes
+    with counter.counting():
+        counter.phase = "backbone"
+        maps = [level.half() for level in seen] if isinstance(seen, list) else encoder.compute_maps(seen)
+        counter.phase = "decoder and queries forward"
+        output = encoder.encode_maps(maps)
+        del maps
+        if encodes:
+            counter.phase = "autoencoder"
+            encode_moments(vae, pixels)
+        counter.phase = "unet forward"
+        pooled = None if output.pooled is None else output.pooled.to(unet.dtype)
+        extra = {} if pooled is None else added_conditions(pooled, (size, size), (0, 0), (size, size))
+        predicted = unet(noisy, times, encoder_hidden_states=output.context.to(unet.dtype), **extra).sample.float()
+        loss = predicted.square().mean()
+        counter.phase = "unet backward"  # the pooled vector comes from the context, so this passes through it
+        (gradient,) = torch.autograd.grad(loss, [output.context])
+        del loss, predicted, extra, pooled
+        counter.phase = "decoder and queries backward"
+        torch.autograd.backward([output.context], [gradient])

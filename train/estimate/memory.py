@@ -1,69 +1,89 @@
 """What one device holds during a training, and which parts recompute their activations so that it fits."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from train.estimate.costs import Costs
-from train.estimate.hardware import GIB
+from data.shards.shard_set import ShardSet
+from seecoder.base_model.known_bases import BaseSizes
+from train.estimate.costs import Costs, count_costs
+from train.estimate.hardware import GIB, Hardware
 from train.run.zero import BUCKET
 from train.settings import RunSettings
+from train.sources.caches import find_caches
 
-AUTO = "auto"  # in place of parts that recompute: as few as the memory allows
 _FEWEST_FIRST: tuple[tuple[str, ...], ...] = ((), ("encoder",), ("encoder", "unet"))
 _CONTEXT_GIB = 1.0  # what CUDA, cuDNN and NCCL take before the first tensor
 _FRAGMENTATION = 1.1  # the caching allocator's loss, on activations
-RESERVE = 0.05  # share of a device that stays free: fragmentation, NCCL's buffers and CUDA's context are only estimated
+RESERVE = 0.05  # fraction of a device that stays free: CUDA's context, NCCL and fragmentation are only estimated
 
 
 @dataclass(frozen=True)
-class DeviceMemory:
-    """Estimated bytes of one device.
+class CountedRun:
+    """A run whose costs were counted.
 
     Attributes:
-        frozen: UNet, backbone, autoencoder.
-        trained: Trained weights with their gradients, AdamW's state, the average.
-        context: What the system takes before the first tensor.
-        picture: Activations of one picture, fragmentation included.
-        pictures: Of a micro-batch.
+        run: Its settings.
+        options: Arguments of `train.stages.seecoder.SeeCoderStage`.
+        source: Arguments of the data source.
+        shards: The source's shards, if they are there.
+        hardware: What estimates assume.
+        costs: What one picture costs.
     """
 
-    frozen: float
-    trained: float
-    context: float
-    picture: float
-    pictures: int
+    run: RunSettings
+    options: Mapping[str, Any]
+    source: Mapping[str, Any]
+    shards: ShardSet | None
+    hardware: Hardware
+    costs: Costs
 
     @property
-    def total(self) -> float:
-        """All of it."""
-        return self.frozen + self.trained + self.context + self.pictures * self.picture
-
-    def leaves_reserve(self, limit: float) -> bool:
-        """Whether `RESERVE` of a device's memory stays free."""
-        return self.total <= (1 - RESERVE) * limit
-
-    def most_pictures(self, limit: float) -> int:
-        """Pictures of a micro-batch that would fit."""
-        return int((limit - self.frozen - self.trained - self.context) / self.picture)
+    def checkpoint_bytes(self) -> int:
+        """Weights, AdamW's two moments, and the average, float32 each."""
+        return 4 * self.costs.trained * (3 if self.options.get("ema") is None else 4)
 
 
-def device_memory(costs: Costs, run: RunSettings, options: Mapping[str, Any], batch_size: int) -> DeviceMemory:
-    """Estimate what one device holds.
+def count_run(
+    run: RunSettings,
+    options: Mapping[str, Any],
+    source: Mapping[str, Any],
+    sizes: BaseSizes,
+    shards: ShardSet | None,
+    hardware: Hardware,
+) -> CountedRun:
+    """Count a run of a base; where it says "auto", with as few parts that recompute as leave `RESERVE` free.
 
-    Args:
-        costs: Counted for one picture.
-        run: Processes, strategy, precision.
-        options: Arguments of `train.stages.seecoder.SeeCoderStage`.
-        batch_size: Pictures of a micro-batch.
+    Recomputing costs time, but a run that dies of its memory after a day has lost more. Where even recomputing
+    everything is not enough, everything recomputes. Arguments are those of `CountedRun`.
     """
-    from seecoder.base_model.loading import DTYPES
+    caches = find_caches(options, source, shards)
+    cached = {"autoencoder": caches.latents.used, "backbone": caches.maps.used}
+    size, mixed = source.get("image_size", 512), run.precision != "32-true"
+    given = options.get("gradient_checkpointing") or ()
+    candidates = [*_FEWEST_FIRST] if given == "auto" else [tuple(given)]
+    while True:
+        chosen = {**options, "gradient_checkpointing": candidates.pop(0)}
+        costs = count_costs(chosen, sizes, size, mixed=mixed, cached=cached)
+        counted = CountedRun(run, chosen, source, shards, hardware, costs)
+        if not candidates or sum(device_bytes(counted).values()) <= (1 - RESERVE) * hardware.memory(run):
+            return counted
 
-    frozen = DTYPES[options.get("frozen_dtype", "float32")].itemsize * (costs.frozen["backbone"] + costs.frozen["unet"])
-    frozen += DTYPES[options.get("vae_dtype", "float32")].itemsize * costs.frozen["vae"] + 4 * costs.frozen["encoder"]
-    trained = trained_bytes(costs.trained, run, options.get("ema") is not None)
-    context = 0 if run.accelerator == "cpu" else _CONTEXT_GIB * GIB
-    return DeviceMemory(frozen, trained, context, costs.activation_bytes * _FRAGMENTATION, batch_size)
+
+def device_bytes(counted: CountedRun) -> dict[str, float]:
+    """Estimate what one device holds, in bytes by part.
+
+    Returns:
+        Those of the frozen parts, of what is trained with its optimizer, of the "context" that the system takes before
+        the first tensor, and of a micro-batch's "pictures".
+    """
+    run, costs = counted.run, counted.costs
+    return {
+        "frozen": costs.frozen_bytes,
+        "trained": trained_bytes(costs.trained, run, counted.options.get("ema") is not None),
+        "context": 0 if run.accelerator == "cpu" else _CONTEXT_GIB * GIB,
+        "pictures": counted.source["batch_size"] * costs.activation_bytes * _FRAGMENTATION,
+    }
 
 
 def trained_bytes(trained: int, run: RunSettings, has_average: bool) -> float:
@@ -85,18 +105,3 @@ def trained_bytes(trained: int, run: RunSettings, has_average: bool) -> float:
     else:
         whole = 4 * trained * (4 + (processes > 1))
     return whole + trained * (4 * has_average + 2 * (run.precision != "32-true"))  # autocast's 16-bit casts
-
-
-def fewest_checkpointed(memory: Callable[[tuple[str, ...]], DeviceMemory], limit: float) -> tuple[str, ...]:
-    """Parts that have to recompute their activations, which costs time, so that a device's memory is enough.
-
-    Enough leaves `RESERVE` free: a run that dies of its memory after a day has lost more than recomputing costs.
-
-    Args:
-        memory: What a device holds if these parts recompute.
-        limit: Its memory in bytes.
-
-    Returns:
-        As few as possible; all, if even that is not enough.
-    """
-    return next((parts for parts in _FEWEST_FIRST if memory(parts).leaves_reserve(limit)), _FEWEST_FIRST[-1])

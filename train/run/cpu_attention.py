@@ -15,7 +15,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from train.settings import RunSettings
+
 _HALF = (torch.bfloat16, torch.float16)
+
+
+def runs_on_cpu(run: RunSettings) -> bool:
+    """Whether Lightning will find nothing but the CPU."""
+    if run.accelerator != "auto":
+        return run.accelerator == "cpu"
+    return not torch.cuda.is_available() and not torch.backends.mps.is_available()
 
 
 @contextmanager

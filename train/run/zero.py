@@ -29,7 +29,7 @@ from lightning.pytorch.strategies.strategy import Strategy
 from torch import Tensor, distributed, nn
 
 from seecoder.weights.safetensors_files import WeightsError
-from train.estimate.hardware import runs_on_cpu
+from train.run.cpu_attention import runs_on_cpu
 from train.run.guards import Gradients
 from train.settings import RunSettings
 

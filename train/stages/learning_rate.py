@@ -20,6 +20,17 @@ def learning_rate(step: int, max_steps: int, settings: OptimizerSettings) -> flo
     return settings.lr * rise * _decay(step, max_steps, settings)
 
 
+def turning_points(max_steps: int, settings: OptimizerSettings) -> dict[int, float]:
+    """Learning rates by step where they say most: first, after warm-up, in the middle, at milestones, last.
+
+    Args:
+        max_steps: Optimizer steps of the whole run.
+        settings: Peak rate and shape.
+    """
+    marks = {0, settings.warmup_steps, max_steps // 2, max_steps - 1, *settings.milestones}
+    return {step: learning_rate(step, max_steps, settings) for step in sorted(marks) if step < max_steps}
+
+
 def _decay(step: int, max_steps: int, settings: OptimizerSettings) -> float:
     if settings.schedule == "steps":
         return settings.gamma ** sum(step >= milestone for milestone in settings.milestones)

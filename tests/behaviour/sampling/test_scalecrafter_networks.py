@@ -6,6 +6,7 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
+from seecoder.base_model.known_bases import base_sizes
 from seecoder.sampling import ScaleCrafter
 from seecoder.sampling.methods.scalecrafter.layer_settings import PUBLISHED, PUBLISHED_TWO_TO_ONE
 from seecoder.sampling.methods.unet_levels import select
@@ -13,7 +14,6 @@ from seecoder.sampling.randomness import Randomness
 from seecoder.sampling.stages import Run
 from seecoder.sampling.step import Step
 from seecoder.sampling.stepper import Stepper
-from train.estimate.known_bases import base_sizes
 
 REPOSITORIES = {
     "sd15": "stable-diffusion-v1-5/stable-diffusion-v1-5",

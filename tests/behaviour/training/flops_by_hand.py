@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from seecoder import SeeCoder
+from seecoder.base_model.known_bases import base_sizes
 from train.estimate.costs import count_costs
-from train.estimate.known_bases import base_sizes
 
 SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 SIZE, WIDTH, TOKENS = 512, 768, 148
@@ -196,9 +196,11 @@ def per_picture(attention: str, cached: bool, checkpointed: bool = False) -> flo
     sizes = base_sizes(SD15)
     if sizes is None:
         raise RuntimeError(f"{SD15} is not in the table of bases.")
-    parts = ("encoder",) if checkpointed else ()
-    config = {"decoder_attention": attention}
-    costs = count_costs(config, sizes, SIZE, cached_latents=cached, gradient_checkpointing=parts)
+    options = {
+        "encoder": {"decoder_attention": attention},
+        "gradient_checkpointing": ("encoder",) if checkpointed else (),
+    }
+    costs = count_costs(options, sizes, SIZE, cached={"autoencoder": float(cached)})
     return costs.total_flops / 1e9
 
 

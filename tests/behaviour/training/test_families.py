@@ -5,8 +5,8 @@ import csv
 import pytest
 import torch
 
+from seecoder.base_model.known_bases import base_sizes
 from train.cli import build_parser
-from train.estimate.known_bases import base_sizes
 from train.settings import OptimizerSettings
 from train.stages.seecoder import SeeCoderStage
 

@@ -1,9 +1,10 @@
 import json
 from pathlib import Path
 
+import pytest
 import torch
 
-from scripts.benchmarks.gpu_parts import PUBLISHED, Findings, sampling_row
+from scripts.benchmarks.gpu_parts import PUBLISHED, Findings, gpu_peak, known_device, sampling_row
 from scripts.benchmarks.random_networks import TOY_SDXL_UNET, unet
 from seecoder.sampling import DemoFusion
 
@@ -31,3 +32,32 @@ def test_evaluations_of_demofusion_are_the_arithmetic_of_its_phases():
 def test_published_counts_are_those_of_fifty_steps():
     assert PUBLISHED["plain"] == (50 * 4, 50 * 16)
     assert PUBLISHED["DemoFusion"] == (50 + 50 * 13, 700 + 50 * 34 + 50 * 65)
+
+
+NAMES = {
+    "NVIDIA A100-SXM4-80GB": "a100",
+    "NVIDIA A100 80GB PCIe": "a100",
+    "NVIDIA A100-SXM4-40GB": "a100-40",
+    "NVIDIA A100-PCIE-40GB": "a100-40",
+    "NVIDIA H100 80GB HBM3": "h100",
+    "NVIDIA H100 PCIe": "h100-pcie",
+    "NVIDIA H100 NVL": "h100-nvl",
+    "NVIDIA H200": "h200",
+    "NVIDIA L40S": "l40s",
+    "NVIDIA GeForce RTX 4090": "rtx4090",
+    "NVIDIA GeForce RTX 4090 D": None,
+    "NVIDIA GeForce RTX 4090 Laptop GPU": None,
+    "NVIDIA A100-SXM4-40GB MIG 1g.5gb": None,
+    "NVIDIA L40": None,
+    "Tesla T4": None,
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_device_is_known_by_its_name_or_not_at_all(name):
+    assert known_device(name) == NAMES[name]
+
+
+def test_shares_refer_to_the_published_peak_of_a_known_device(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA H100 80GB HBM3")
+    assert gpu_peak(torch.device("cuda")) == (989e12, "published for h100")

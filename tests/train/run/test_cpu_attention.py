@@ -3,8 +3,7 @@ import torch
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from train.estimate.hardware import runs_on_cpu
-from train.run.cpu_attention import float32_attention
+from train.run.cpu_attention import float32_attention, runs_on_cpu
 from train.settings import RunSettings
 
 

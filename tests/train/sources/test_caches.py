@@ -11,13 +11,6 @@ import pytest
 import train.stages.seecoder
 from seecoder import SeeCoder
 from train.cli import main
-from train.estimate.costs import count_costs
-from train.estimate.hardware import Cluster, Hardware
-from train.estimate.known_bases import BaseSizes, base_sizes
-from train.estimate.planning import count_run
-from train.estimate.scale_table import describe
-from train.settings import RunSettings
-from train.sources.planned_data import open_if_there
 from train.stages.seecoder import SeeCoderStage
 
 QUIET = {"data.init_args.held_out": 0, "data.init_args.held_out_world": False, "run.checkpoint_every": 100}
@@ -157,33 +150,3 @@ def test_a_folder_is_looked_at_even_if_others_would_be_fetched(settings, plan, c
 def test_a_stage_without_caches_is_told_nothing_of_them(settings, plan, cached, capsys):
     assert main(["plan", "--config", "configs/world_diffusion.yaml"]) == 0
     assert "cached" not in capsys.readouterr().out
-
-
-def test_held_out_pictures_are_encoded_whatever_is_cached(settings, shards, with_maps):
-    config = settings()
-    options, source = config["stage"]["init_args"], config["data"]["init_args"]
-    source |= {"held_out": 8, "cached_moments": True, "cached_maps": True}
-    sizes = base_sizes(options["base"])
-    assert isinstance(sizes, BaseSizes)
-    run = RunSettings(**config["run"])
-    seconds, pictures = [], []
-    for place in (shards, with_maps):
-        costs = count_run(run, options, source, sizes, open_if_there({"shards": str(place)}))
-        work = describe(run, options, source, costs, Hardware(device="cpu"), Cluster(shards=3))
-        seconds.append(work.rank_zero_seconds)
-        pictures.append(work.picture_seconds)
-    assert seconds[0] == seconds[1] > 0
-    assert pictures[0] > 1.05 * pictures[1]
-
-
-def test_cached_maps_leave_the_operations_of_the_rest(settings, base):
-    encoder = settings()["stage"]["init_args"]["encoder"]
-    sizes = base_sizes(str(base))
-    assert isinstance(sizes, BaseSizes)
-    raw, half, none = (count_costs(encoder, sizes, 32, cached_latents=s, cached_maps=s) for s in (0.0, 0.5, 1.0))
-    assert half.flops["backbone"] == round(raw.flops["backbone"] / 2)
-    assert half.flops["autoencoder"] == round(raw.flops["autoencoder"] / 2)
-    assert half.activation_bytes == raw.activation_bytes >= none.activation_bytes
-    assert {**none.flops, **none.encoding} == raw.flops
-    assert none.encoding == raw.encoding == half.encoding
-    assert none.total_flops == raw.total_flops - sum(raw.encoding.values())

@@ -5,7 +5,7 @@ import pytest
 import yaml
 
 from train.settings import OptimizerSettings
-from train.stages.learning_rate import learning_rate
+from train.stages.learning_rate import learning_rate, turning_points
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 
@@ -47,3 +47,8 @@ def test_settings_of_the_chosen_schedule_act():
     assert [learning_rate(step, 10, cosine) for step in (5, 10)] == pytest.approx([1.0, 0.1])
     steps = OptimizerSettings(lr=1.0, schedule="steps", milestones=(5,))
     assert [learning_rate(step, 10, steps) for step in (4, 5)] == pytest.approx([1.0, 0.1])
+
+
+def test_turning_points_are_where_the_rate_changes_and_within_the_run():
+    settings = OptimizerSettings(lr=1e-4, warmup_steps=10, schedule="steps", milestones=(30, 200))
+    assert turning_points(100, settings) == pytest.approx({0: 1e-5, 10: 1e-4, 30: 1e-5, 50: 1e-5, 99: 1e-5})

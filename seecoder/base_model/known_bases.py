@@ -1,4 +1,4 @@
-"""Sizes of the released bases, so that a run can be planned before anything is downloaded."""
+"""Configurations of the released bases, so that a run can be planned before anything is downloaded."""
 
 import json
 import re
@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from seecoder.base_model.facts import pixels_per_cell, pooled_width
 from seecoder.base_model.loading import check_pickles
 
 _CROSS, _PLAIN = "CrossAttnDownBlock2D", "DownBlock2D"
@@ -63,16 +62,6 @@ class BaseSizes:
     unet: Mapping[str, Any]
     vae: Mapping[str, Any]
 
-    @property
-    def latent_factor(self) -> int:
-        """Pixels of a picture's side for each of its latent's."""
-        return pixels_per_cell(self.vae)
-
-    @property
-    def pooled_dim(self) -> int | None:
-        """Width of the pooled vector that the UNet wants beside the context; None for none."""
-        return pooled_width(self.unet)
-
 
 def base_sizes(source: str) -> BaseSizes | None:
     """Sizes of a base by its folder, or by its repository's name; None for a repository that is not known.
@@ -91,12 +80,8 @@ def base_sizes(source: str) -> BaseSizes | None:
             raise FileNotFoundError(
                 f"`base`={source} has no {error.filename}; give a diffusers folder or owner/name."
             ) from error
-        return BaseSizes(f"configurations in {source}", _plain(unet), _plain(vae))
+        return BaseSizes(f"configurations in {source}", unet, vae)
     for family, pattern in _NAMES:
         if re.search(pattern, source.lower()):
             return BaseSizes(f"built-in table of {family}", _UNETS[family], _VAE)
     return None
-
-
-def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in config.items() if not name.startswith("_")}
