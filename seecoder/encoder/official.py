@@ -76,19 +76,10 @@ def is_position_aware(keys: Iterable[str]) -> bool:
 def load_official(
     build: Callable[..., Any], source: str | Path | Mapping[str, torch.Tensor], config: Mapping[str, Any]
 ) -> tuple[Any, dict[str, str]]:
-    """Build an encoder and fill it from the released layout.
-
-    Args:
-        build: The class `SeeCoder`, or one derived from it.
-        source: A safetensors file, or its tensors.
-        config: Arguments for `build` that differ from the released encoder's.
+    """Build an encoder by its class and fill it from a file in the released layout, or from the tensors of one.
 
     Returns:
         The encoder in eval mode, in the widest dtype of the tensors, and the metadata of the file.
-
-    Raises:
-        WeightsError: Keys are missing or unexpected, or shapes differ.
-        ValueError: `position_aware` contradicts the keys, or the sizes are none of a released file.
     """
     if isinstance(source, Mapping):
         label, tensors, metadata = "source", dict(source), {}
@@ -107,17 +98,10 @@ def load_official(
 
 
 def released_backbone(backbone: nn.Module, config: Mapping[str, Any]) -> SwinBackbone:
-    """Check that an encoder can be told in the released layout.
-
-    Args:
-        backbone: The encoder's backbone.
-        config: The encoder's configuration.
-
-    Returns:
-        The backbone.
+    """Give the backbone of an encoder if the released layout has a place for all its parts.
 
     Raises:
-        ValueError: It is no Swin of four stages, or the encoder has parts that the layout has no place for.
+        ValueError: The backbone is no Swin of four stages, or there is a pooled projection, or pixel statistics.
     """
     if not isinstance(backbone, SwinBackbone) or len(backbone.channels) != _STAGES:
         raise ValueError(f"`backbone`={config['backbone']!r} must be a Swin of four stages, as in the released layout.")
@@ -211,11 +195,6 @@ def from_official(
 
 
 def _widest_dtype(tensors: Mapping[str, torch.Tensor], source: str) -> torch.dtype:
-    """The floating-point dtype of tensors; the widest, should they differ.
-
-    Raises:
-        WeightsError: None of them is floating point.
-    """
     dtypes = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
     if not dtypes:
         raise WeightsError(f"`{source}` holds no weights of an encoder; expected keys that begin with `{PREFIX}`.")

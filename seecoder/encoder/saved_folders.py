@@ -21,10 +21,6 @@ def load_folder(load: Callable[..., Any], source: str, **kwargs: Any) -> tuple[A
 
     Returns:
         The model, and diffusers' report.
-
-    Raises:
-        WeightsError: Weights are missing, unexpected or of another shape. diffusers alone would only log them.
-        ValueError: `use_safetensors=False`.
     """
     if kwargs.pop("use_safetensors", None) is False:
         raise ValueError("`use_safetensors`=False would load a pickle, which can run code; only safetensors are read.")
@@ -52,18 +48,7 @@ def load_folder(load: Callable[..., Any], source: str, **kwargs: Any) -> tuple[A
 
 
 def check_savable(model: nn.Module, folder: str | os.PathLike[str], options: Mapping[str, Any]) -> None:
-    """Check what diffusers' `save_pretrained` would get wrong.
-
-    Args:
-        model: What is to be saved.
-        folder: Where.
-        options: Arguments of `save_pretrained` by name.
-
-    Raises:
-        ValueError: `safe_serialization=False`.
-        NotADirectoryError: `folder` is a file.
-        WeightsError: A weight has no values (it is on the meta device).
-    """
+    """Refuse what diffusers' `save_pretrained` would do wrong: pickles, files as folders, weights without values."""
     if options.get("safe_serialization", True) is False:
         raise ValueError("`safe_serialization`=False would write a pickle, which no reader here accepts.")
     if Path(folder).is_file():

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from seecoder.checks import optional, require, whole
 from seecoder.encoder.model import SeeCoder
+from seecoder.encoder.official import is_official_file
 from seecoder.export.trained_part import BACKBONE_PREFIX, read_trained
-from seecoder.weights.safetensors_files import read_safetensors
 from seecoder.weights.strict_loading import load_strict
 
 POSITION_KEY = "position_encoding"  # part of the names of what a position-aware encoder has and a plain one lacks
@@ -43,7 +43,7 @@ def _read(encoder: SeeCoder, source: str) -> dict[str, Tensor]:
     if (path / "config.json").is_file():
         saved = SeeCoder.from_pretrained(path)
         return dict(saved.state_dict())
-    if path.suffix == ".safetensors" and any(key.startswith("ctx.") for key in read_safetensors(path)[0]):
+    if is_official_file(path):
         config = {key: value for key, value in encoder.config.items() if not key.startswith("_")}
         config.pop("position_aware")
         return dict(SeeCoder.from_official(path, **config).state_dict())

@@ -67,15 +67,7 @@ class BackboneCoverage:
 
 
 def load_pretrained(backbone: nn.Module, source: str | Path | Mapping[str, object], *, name: str) -> BackboneCoverage:
-    """Fill a backbone with pretrained weights of any of the origins in this module's header.
-
-    Args:
-        backbone: What is filled.
-        source: A safetensors file or a folder with one, "timm:NAME", or tensors by name.
-        name: The backbone's model name, for the message.
-
-    Returns:
-        Which keys were filled, which not, and which entries of the source were not needed.
+    """Fill a backbone, called `name` in errors, with pretrained weights of any origin in this module's header.
 
     Raises:
         WeightsError: Any weight but a Swin's output norms is left uncovered, or shapes differ. Nothing is loaded then.
@@ -97,19 +89,7 @@ def load_pretrained(backbone: nn.Module, source: str | Path | Mapping[str, objec
 
 
 def _read(source: str | Path) -> dict[str, torch.Tensor]:
-    """Read pretrained weights by their name.
-
-    Args:
-        source: A safetensors file, or a folder with one: a backbone, a saved or a released encoder; or "timm:NAME" for
-            timm's pretrained weights.
-
-    Returns:
-        The tensors; of a whole encoder, those of its backbone.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        WeightsError: It is no safetensors file.
-    """
+    """Read the tensors of a file, a folder with one, or "timm:NAME"; of a whole encoder, those of its backbone."""
     if str(source).startswith(_TIMM):
         return timm.create_model(str(source).removeprefix(_TIMM), pretrained=True).state_dict()
     file = Path(source)
@@ -126,11 +106,7 @@ def _read(source: str | Path) -> dict[str, torch.Tensor]:
 
 
 def _unwrap(source: Mapping[str, object]) -> dict[str, torch.Tensor]:
-    """Take the tensors out of the dictionaries that training codes put around them ("model", "state_dict").
-
-    Raises:
-        TypeError: What remains holds something else than tensors.
-    """
+    """Take the tensors out of the dictionaries that training codes put around them ("model", "state_dict")."""
     for key in ("model", "state_dict"):
         inner = source.get(key)
         if isinstance(inner, Mapping):

@@ -1,17 +1,15 @@
 import json
-import runpy
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from seecoder import SeeCoder, WeightsError
-from seecoder.encoder.official import from_official, key_map, to_official
+from seecoder.encoder.official import from_official, is_official_file, key_map, to_official
+from tests.behaviour import official_parity
 
 # Numbers that the published code computed, and the recipe of the weights on which it did (see the script's header).
-_RECIPE = runpy.run_path(str(Path(__file__).parents[2] / "behaviour" / "official_parity.py"))
-GOLDEN = json.loads((Path(__file__).parents[2] / "behaviour" / "official_parity.json").read_text())
+GOLDEN = json.loads(official_parity.OUTPUT.read_text())
 TINY = GOLDEN["config"]
 
 
@@ -20,7 +18,7 @@ def _released(position_aware: bool = False) -> dict[str, torch.Tensor]:
     template = SeeCoder(**TINY, decoder_attention="released", position_aware=position_aware)
     tensors = to_official(template.state_dict(), template.backbone)  # type: ignore[arg-type]
     tables = {key: value for key, value in tensors.items() if key.endswith("relative_position_index")}
-    return _RECIPE["released_weights"]({key: tuple(value.shape) for key, value in tensors.items()}, tables)
+    return official_parity.released_weights({key: tuple(value.shape) for key, value in tensors.items()}, tables)
 
 
 @pytest.fixture(scope="module")
@@ -29,14 +27,14 @@ def encoders() -> dict[bool, SeeCoder]:
 
 
 def _sampled(name: str, case: dict, tensor: torch.Tensor) -> torch.Tensor:
-    return torch.tensor(_RECIPE["samples"](f"{name} {case['height']}x{case['width']}", tensor))
+    return torch.tensor(official_parity.samples(f"{name} {case['height']}x{case['width']}", tensor))
 
 
 @pytest.mark.parametrize("case", GOLDEN["cases"], ids=lambda c: f"{c['height']}x{c['width']}-{c['position_aware']}")
 @torch.no_grad()
 def test_against_the_published_code(case, encoders):
     encoder = encoders[case["position_aware"]]
-    picture = _RECIPE["pixels"](case["height"], case["width"])
+    picture = official_parity.pixels(case["height"], case["width"])
     outputs = {"context": encoder(picture)}
     if not case["position_aware"]:  # the maps do not depend on it
         outputs |= dict(zip(("res2", "res3", "res4", "res5"), encoder.backbone(picture), strict=True))
@@ -65,7 +63,7 @@ def test_timms_own_swin_fails_the_same_check(encoders):
     """Negative control: the same weights, run by timm's forward, are off by a quarter on the last map at 512 pixels."""
     backbone = encoders[False].backbone
     (case,) = (c for c in GOLDEN["cases"] if c["height"] == 512 and not c["position_aware"])
-    x = backbone.patch_embed(_RECIPE["pixels"](512, 512))
+    x = backbone.patch_embed(official_parity.pixels(512, 512))
     last = backbone.norm3(backbone.layers(x)).permute(0, 3, 1, 2)  # type: ignore[operator]
     golden = torch.tensor(case["outputs"]["res5"]["samples"])
     error = (_sampled("res5", case, last) - golden).norm() / golden.norm()
@@ -218,3 +216,13 @@ def test_parts_without_a_place_in_the_layout_are_not_written(changes, message, t
 def test_unknown_keys_have_no_released_name():
     with pytest.raises(ValueError, match=r"`pooled_projection\.weight` has no place in the released layout"):
         key_map(["pooled_projection.weight"])
+
+
+def test_a_released_file_is_known_by_its_header(encoders, tmp_path):
+    released, other = tmp_path / "released.safetensors", tmp_path / "other.safetensors"
+    encoders[False].save_official(released)
+    save_file({"unet.weight": torch.ones(1)}, other)
+    (tmp_path / "damaged.safetensors").write_bytes(released.read_bytes()[:1000])
+    assert is_official_file(released)
+    for path in (other, tmp_path / "damaged.safetensors", tmp_path / "gone.safetensors", tmp_path):
+        assert not is_official_file(path)
