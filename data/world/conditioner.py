@@ -26,7 +26,7 @@ class WorldConditioner(ModelMixin, ConfigMixin):
     """
 
     @register_to_config
-    def __init__(self, context_dim: int = 128, layout_frequencies: int = 4):
+    def __init__(self, context_dim: int = 128, layout_frequencies: int = 4) -> None:
         super().__init__()
         sizes = {"shape": SHAPES, "hue": HUES, "texture": TEXTURES, "background": BACKGROUNDS}
         self.attributes = nn.ModuleDict({name: nn.Embedding(len(names), context_dim) for name, names in sizes.items()})

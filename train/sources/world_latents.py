@@ -33,7 +33,7 @@ class WorldLatents(WorldPictures):
         held_out: int = 512,
         image_size: int = 64,
         seed: int = 0,
-    ):
+    ) -> None:
         super().__init__(batch_size, pool_size, held_out, image_size, seed)
         if not (Path(vae) / "config.json").is_file():
             raise FileNotFoundError(

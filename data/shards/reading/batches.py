@@ -42,7 +42,7 @@ class ShardBatches(Dataset[dict[str, Any]]):
         batch_size: int,
         fetcher: Fetcher | None = None,
         endless: bool = True,
-    ):
+    ) -> None:
         self.plan, self.transform, self.batch_size, self.endless = plan, transform, batch_size, endless
         # Two blocks of shards: a batch may straddle the border between them.
         self.reader = ShardReader(shards, transform.members, fetcher, most_open=2 * plan.window)

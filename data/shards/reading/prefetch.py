@@ -17,7 +17,7 @@ class Prefetcher:
         fetcher: Brings them.
     """
 
-    def __init__(self, plan: Plan, shards: ShardSet, fetcher: Fetcher):
+    def __init__(self, plan: Plan, shards: ShardSet, fetcher: Fetcher) -> None:
         self._plan, self._shards, self._fetcher = plan, shards, fetcher
         self._wanted: SimpleQueue[list[int]] = SimpleQueue()
         self._last: list[int] = []

@@ -20,7 +20,7 @@ from data.shards.shard_set import open_shards
 class _Starts(Sampler[int]):
     """Positions at which one rank's batches of the current pass begin; `DataLoader` asks once for each pass."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.positions = range(0)
 
     def __iter__(self) -> Iterator[int]:
@@ -91,7 +91,7 @@ class ShardLoader:
         cache: str | Path | Fetcher | None = None,
         prefetch: int = 2,
         pin_memory: bool = False,
-    ):
+    ) -> None:
         _check(batch_size, rank, world_size, accumulate, batches, num_workers)
         fetcher = Fetcher(Path(cache)) if isinstance(cache, str | Path) else cache
         shards = open_shards(places, fetcher)

@@ -29,7 +29,7 @@ class BadSample(Exception):
         detail: One line with the particulars.
     """
 
-    def __init__(self, reason: str, name: str, detail: str):
+    def __init__(self, reason: str, name: str, detail: str) -> None:
         super().__init__(f"{name}: {reason}: {detail}")
         self.reason, self.name, self.detail = reason, name, detail
 
@@ -59,7 +59,7 @@ class ShardReader:
 
     def __init__(
         self, shards: ShardSet, members: Collection[str] = (), fetcher: Fetcher | None = None, most_open: int = 24
-    ):
+    ) -> None:
         if fetcher is None and any(isinstance(row.location, str) for row in shards.shards):
             raise ValueError("Some shards are https URLs: give a `cache` folder into which they are fetched.")
         self.shards, self.members, self.fetcher, self.most_open = shards, frozenset(members), fetcher, most_open
@@ -69,7 +69,7 @@ class ShardReader:
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_open": OrderedDict()}
 
-    def __del__(self):
+    def __del__(self) -> None:
         self.close()
 
     def close(self) -> None:

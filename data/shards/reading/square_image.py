@@ -23,7 +23,7 @@ class UnusableSample(ValueError):
         reason: Category, for counting.
     """
 
-    def __init__(self, reason: str, detail: str):
+    def __init__(self, reason: str, detail: str) -> None:
         super().__init__(detail)
         self.reason = reason
 
