@@ -1,11 +1,10 @@
 """One call of a pipeline from beginning to end: check, encode, sample, decode."""
 
-import inspect
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import partial, wraps
-from typing import Any, Concatenate, ParamSpec, cast
+from functools import partial
+from typing import Any, cast
 
 import torch
 from diffusers.utils import BaseOutput
@@ -20,8 +19,6 @@ from seecoder.sampling.composition import compose
 from seecoder.sampling.conditions import Control
 from seecoder.sampling.engine import sample
 from seecoder.sampling.progress import Progress, StageEnd
-
-Arguments = ParamSpec("Arguments")
 
 
 @dataclass
@@ -194,26 +191,3 @@ class Call:
         is_loop = windows is not None and windows.closed_loop
         pixels, notes = decode_latents(self._pipe.vae, latents, wrap=is_loop, memory=request.autoencoder_memory)
         return self._pipe.image_processor.postprocess(pixels.float(), output_type=request.output_type), notes
-
-
-def one_call(
-    signature: Callable[Concatenate[Any, Arguments], Any],
-) -> Callable[Concatenate[Any, Arguments], SeeCoderPipelineOutput | tuple[Any, ...]]:
-    """Make a pipeline's `__call__` of its signature and its docstring: what it is given is a `Request`, which is run.
-
-    Args:
-        signature: The method, whose own body never runs. It takes the fields of `Request`, and `return_dict`.
-    """
-    parameters = inspect.signature(signature)
-
-    @wraps(signature)
-    def __call__(
-        pipe: Any, *args: Arguments.args, **kwargs: Arguments.kwargs
-    ) -> SeeCoderPipelineOutput | tuple[Any, ...]:
-        bound = parameters.bind(pipe, *args, **kwargs)
-        bound.apply_defaults()
-        given = {name: value for name, value in bound.arguments.items() if name not in ("self", "return_dict")}
-        output = Call(pipe, Request(**given)).run()
-        return output if bound.arguments["return_dict"] else output.to_tuple()
-
-    return __call__

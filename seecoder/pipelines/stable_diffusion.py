@@ -10,9 +10,9 @@ from seecoder.base_model.facts import family
 from seecoder.images.loading import ENCODED_SIZE
 from seecoder.pipelines.base import ContextPipeline
 from seecoder.pipelines.bounded_memory import AUTOENCODER_MEMORY
-from seecoder.pipelines.call import SeeCoderPipelineOutput, one_call
+from seecoder.pipelines.call import Call, SeeCoderPipelineOutput
 from seecoder.pipelines.conditioning import encode_pictures
-from seecoder.pipelines.inputs import Picture, Pictures
+from seecoder.pipelines.inputs import Picture, Pictures, Request
 from seecoder.sampling.randomness import Generators
 from seecoder.sampling.recipe import Method
 
@@ -62,7 +62,6 @@ class SeeCoderPipeline(ContextPipeline, StableDiffusionLoraLoaderMixin):
         """
         return encode_pictures(self.encoder, image, context_weights, self._execution_device, image_size)[0]
 
-    @one_call
     def __call__(
         self,
         image: Pictures | None = None,
@@ -146,7 +145,38 @@ class SeeCoderPipeline(ContextPipeline, StableDiffusionLoraLoaderMixin):
             ValueError: An argument that does not fit; nothing has been computed then.
             RuntimeError: NaN that a decode in float32 did not cure, or no memory left.
         """
-        raise NotImplementedError  # never runs: `one_call` makes a `Request` of the arguments
+        request = Request(
+            image=image,
+            height=height,
+            width=width,
+            method=method,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            guidance_rescale=guidance_rescale,
+            eta=eta,
+            num_images_per_prompt=num_images_per_prompt,
+            generator=generator,
+            latents=latents,
+            context=context,
+            negative_context=negative_context,
+            context_weights=context_weights,
+            image_size=image_size,
+            context_scale=context_scale,
+            start_image=start_image,
+            control_image=control_image,
+            controlnet_conditioning_scale=controlnet_conditioning_scale,
+            control_guidance_start=control_guidance_start,
+            control_guidance_end=control_guidance_end,
+            cross_attention_kwargs=cross_attention_kwargs,
+            view_batch_size=view_batch_size,
+            autoencoder_memory=autoencoder_memory,
+            output_type=output_type,
+            callback_on_step_end=callback_on_step_end,
+            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
+            callback_on_stage_end=callback_on_stage_end,
+        )
+        output = Call(self, request).run()
+        return output if return_dict else output.to_tuple()
 
     def check_unet(self) -> None:
         """Refuse SDXL, and distilled UNets that embed the guidance scale."""

@@ -21,7 +21,7 @@ from seecoder.base_model.facts import pooled_width
 from seecoder.images.loading import ENCODED_SIZE
 from seecoder.pipelines.base import ContextPipeline
 from seecoder.pipelines.bounded_memory import AUTOENCODER_MEMORY
-from seecoder.pipelines.call import SeeCoderPipelineOutput, one_call
+from seecoder.pipelines.call import Call, SeeCoderPipelineOutput
 from seecoder.pipelines.conditioning import encode_pictures
 from seecoder.pipelines.inputs import Picture, Pictures, Request
 from seecoder.sampling.conditions import AddedConditions
@@ -75,7 +75,6 @@ class SeeCoderXLPipeline(ContextPipeline, StableDiffusionXLLoraLoaderMixin):
             raise ValueError("the encoder has no pooled vector; SDXL needs one trained with `pooled_dim`.")
         return context, pooled
 
-    @one_call
     def __call__(
         self,
         image: Pictures | None = None,
@@ -170,7 +169,43 @@ class SeeCoderXLPipeline(ContextPipeline, StableDiffusionXLLoraLoaderMixin):
             ValueError: An argument that does not fit; nothing has been computed then.
             RuntimeError: NaN that a decode in float32 did not cure, or no memory left.
         """
-        raise NotImplementedError  # never runs: `one_call` makes a `Request` of the arguments
+        request = Request(
+            image=image,
+            height=height,
+            width=width,
+            method=method,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            guidance_rescale=guidance_rescale,
+            eta=eta,
+            num_images_per_prompt=num_images_per_prompt,
+            generator=generator,
+            latents=latents,
+            context=context,
+            negative_context=negative_context,
+            context_weights=context_weights,
+            image_size=image_size,
+            context_scale=context_scale,
+            start_image=start_image,
+            control_image=control_image,
+            controlnet_conditioning_scale=controlnet_conditioning_scale,
+            control_guidance_start=control_guidance_start,
+            control_guidance_end=control_guidance_end,
+            cross_attention_kwargs=cross_attention_kwargs,
+            view_batch_size=view_batch_size,
+            autoencoder_memory=autoencoder_memory,
+            output_type=output_type,
+            callback_on_step_end=callback_on_step_end,
+            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
+            callback_on_stage_end=callback_on_stage_end,
+            pooled_context=pooled_context,
+            negative_pooled_context=negative_pooled_context,
+            original_size=original_size,
+            crops_coords_top_left=crops_coords_top_left,
+            target_size=target_size,
+        )
+        output = Call(self, request).run()
+        return output if return_dict else output.to_tuple()
 
     def check_unet(self) -> None:
         """Refuse anything but an SDXL base."""
