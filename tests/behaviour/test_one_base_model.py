@@ -32,8 +32,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "latents_mean": {"latents_mean": list(MEAN), "latents_std": list(STD)},
     "shift_factor": {"shift_factor": 0.25},
 }
-FLOAT = {"rtol": 0.0, "atol": 2e-5}
-HALF = {"rtol": 2.0**-11, "atol": 2e-5}
+FLOAT: dict[str, Any] = {"rtol": 0.0, "atol": 2e-5}
+HALF: dict[str, Any] = {"rtol": 2.0**-11, "atol": 2e-5}
 
 
 class Oracle:
@@ -71,7 +71,7 @@ def scaled_base(base: Path, kind: str, tmp_path: Path) -> Path:
     return folder
 
 
-def assert_moments(found: Any, expected: tuple[np.ndarray, np.ndarray], tolerance: dict[str, float]) -> None:
+def assert_moments(found: Any, expected: tuple[np.ndarray, np.ndarray], tolerance: dict[str, Any]) -> None:
     for ours, theirs in zip(found, expected, strict=True):
         np.testing.assert_allclose(ours.double().numpy(), theirs, **tolerance)
 
@@ -140,7 +140,7 @@ def test_training_caching_previews_sampling_and_evaluation_share_one_scale(
     assert len(mean) == len(std) == 24
     distances = (mean[None].double() - torch.from_numpy(oracle.moments(raw)[0])[:, None]).flatten(2).abs().amax(2)
     assert float(distances.amin(1).max()) < 5e-3  # each is there, in half precision
-    pipe = SeeCoderPipeline.from_base(scaled_base)
+    pipe: Any = SeeCoderPipeline.from_base(scaled_base)
     pipe.set_progress_bar_config(disable=True)
     pixels = raw[:3]
     expected = oracle.moments(pixels)

@@ -88,7 +88,7 @@ def test_an_sdxl_pipeline_of_diffusers_scales_statistics_in_the_same_way(build, 
     with torch.no_grad():
         drawn = vae.encode(pixels).latent_dist.sample(torch.Generator().manual_seed(3))
     assert torch.equal(scale_latents(vae, drawn), theirs)
-    text = StableDiffusionXLPipeline(**parts, **absent)
+    text: Any = StableDiffusionXLPipeline(**parts, **absent)
     text.set_progress_bar_config(disable=True)
     zeros = {"prompt_embeds": torch.zeros(1, 3, 32), "pooled_prompt_embeds": torch.zeros(1, 20)}
     options: Any = {"num_inference_steps": 1, "guidance_scale": 1.0, "height": 16, "width": 16, "latents": theirs}
