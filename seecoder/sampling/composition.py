@@ -4,14 +4,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from seecoder.sampling.recipe import (
-    EditorMethod,
-    Method,
-    NetworkMethod,
-    Recipe,
-    StagesMethod,
-    WindowsMethod,
-)
+from seecoder.sampling.methods.multidiffusion import MultiDiffusion
+from seecoder.sampling.methods.syncdiffusion import SyncDiffusion
+from seecoder.sampling.recipe import Method, NetworkMethod, Recipe, StagesMethod
 
 Part = TypeVar("Part")
 
@@ -29,9 +24,9 @@ def compose(method: Method | Sequence[Method] | None) -> Recipe:
             raise TypeError(f"`method`={entry!r} is not a sampling method. Use for instance DemoFusion().")
     recipe = Recipe(
         stages=_only(methods, StagesMethod, "both decide which resolutions the run goes through"),
-        windows=_only(methods, WindowsMethod, "both decide through which windows the sample is seen"),
+        windows=_only(methods, MultiDiffusion, "both decide through which windows the sample is seen"),
         network=_only(methods, NetworkMethod, "both change how far the same inner layers reach"),
-        editor=_only(methods, EditorMethod, "both edit the sample by what its windows show"),
+        editor=_only(methods, SyncDiffusion, "both edit the sample by what its windows show"),
     )
     if recipe.editor is not None:
         recipe = replace(recipe, windows=_edited_windows(recipe.editor, recipe.windows))
@@ -68,13 +63,13 @@ def _check_stages(recipe: Recipe) -> None:
         )
 
 
-def _edited_windows(editor: EditorMethod, windows: WindowsMethod | None) -> WindowsMethod:
+def _edited_windows(editor: SyncDiffusion, windows: MultiDiffusion | None) -> MultiDiffusion:
     """The windows that an editor works on: those of the method that makes windows, else the editor's own."""
     if windows is None:
         return editor.windows
     for name in ("window", "stride", "closed_loop"):
-        value = getattr(editor, name, None)
-        if value and _pair(value) != _pair(getattr(windows, name, None)):
+        value = getattr(editor, name)
+        if value and _pair(value) != _pair(getattr(windows, name)):
             raise ValueError(
                 f"{_name(editor)} and {_name(windows)} do not compose: `{name}`={value} of {_name(editor)} would have "
                 f"no effect, as the windows are those of {_name(windows)}. Set `{name}` of {_name(windows)} instead."

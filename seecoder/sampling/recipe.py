@@ -1,20 +1,22 @@
 """The parts that methods play in a run, and the recipe that holds one method for each part.
 
-A method is frozen settings. It makes the stages of a run (`StagesMethod`), says through which windows the sample is
-seen (`WindowsMethod`), changes the network (`NetworkMethod`), or edits the sample (`EditorMethod`). Methods of
-different parts compose where the combination means something (`composition`); methods of the same part do not.
+A method is frozen settings; those that mean nothing are refused with a ValueError as soon as it is made. It makes the
+stages of a run (`StagesMethod`), says through which windows the sample is seen (`MultiDiffusion`), changes the network
+(`NetworkMethod`), or edits the sample by what its windows show (`SyncDiffusion`). Methods of different parts compose
+where the combination means something (`composition`); methods of the same part do not.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 
 from seecoder.base_model.facts import is_sdxl
-from seecoder.sampling.editor import Editor
 from seecoder.sampling.guidance import ClassifierFree, Guidance
+from seecoder.sampling.methods.multidiffusion import MultiDiffusion
+from seecoder.sampling.methods.syncdiffusion import SyncDiffusion
 from seecoder.sampling.path import Patches, Path
 from seecoder.sampling.sizes import exceeds_area, exceeds_side
 from seecoder.sampling.stages import Outcome, Run, Stage, StageStart
@@ -43,34 +45,6 @@ class StagesMethod(ABC):
         """
 
 
-class WindowsMethod(ABC):
-    """Says through which windows the sample is seen: MultiDiffusion.
-
-    Attributes:
-        closed_loop: Whether windows wrap around the left and right border.
-        regions: Parts of the result with a context of their own.
-    """
-
-    closed_loop: bool
-    regions: Sequence[Any]
-
-    @abstractmethod
-    def window_size(self, native_size: Size, size: Size) -> Size:
-        """(height, width) of a window over latents of `size`."""
-
-    @abstractmethod
-    def paths(self, run: Run, size: Size, patches: Patches) -> list[Path]:
-        """Paths over windows; their weights add up to 1."""
-
-    @abstractmethod
-    def by_region(self, run: Run, path: Path, size: Size) -> list[Path]:
-        """A path split by the regions that have their own context, if there are any."""
-
-    @abstractmethod
-    def without_bootstrap(self) -> Self:
-        """The same windows for samples that have their objects already."""
-
-
 class NetworkMethod(ABC):
     """Changes the network for samples that are larger than native: ScaleCrafter, HiDiffusion.
 
@@ -81,8 +55,8 @@ class NetworkMethod(ABC):
     per_axis: ClassVar[bool]
 
     @abstractmethod
-    def check_layers(self, run: Run) -> None:
-        """Refuse settings that name parts that the network lacks, also where this run leaves it plain.
+    def check_layers(self, unet: Any) -> None:
+        """Refuse settings that name parts that the network lacks, also where the run leaves it plain.
 
         Raises:
             ValueError: If a part does not exist.
@@ -90,27 +64,18 @@ class NetworkMethod(ABC):
 
     @abstractmethod
     def patches(self, run: Run, view_size: Size) -> Patches:
-        """Patches by network state, for views of this size."""
+        """Patches by network state, for views of this size, in a run that has a `unet`.
+
+        Raises:
+            ValueError: If a setting does not fit the network, or has no effect.
+        """
 
     def guidance(self, run: Run, view_size: Size) -> Guidance:
         """The guidance rule that goes with the patches: the ordinary one."""
         return ClassifierFree(run.guidance_scale, run.guidance_rescale)
 
 
-class EditorMethod(ABC):
-    """Edits the sample between steps, by what its windows show: SyncDiffusion."""
-
-    @property
-    @abstractmethod
-    def windows(self) -> WindowsMethod:
-        """The windows it works on when no other method says so."""
-
-    @abstractmethod
-    def editor(self, run: Run, path: Path) -> Editor:
-        """The editor of a stage whose windows are those of `path`."""
-
-
-Method = StagesMethod | WindowsMethod | NetworkMethod | EditorMethod
+Method = StagesMethod | MultiDiffusion | NetworkMethod | SyncDiffusion
 
 
 @dataclass(frozen=True)
@@ -125,9 +90,9 @@ class Recipe:
     """
 
     stages: StagesMethod | None = None
-    windows: WindowsMethod | None = None
+    windows: MultiDiffusion | None = None
     network: NetworkMethod | None = None
-    editor: EditorMethod | None = None
+    editor: SyncDiffusion | None = None
 
     def plan(self, run: Run) -> list[Stage]:
         """The stages of the run.
@@ -135,8 +100,8 @@ class Recipe:
         Raises:
             ValueError: If a method does not fit the request.
         """
-        if self.network is not None:
-            self.network.check_layers(run)
+        if self.network is not None and run.unet is not None:
+            self.network.check_layers(run.unet)
         if self.stages is not None:
             return self.stages.plan(run, self)
         if run.image_latents is not None:
@@ -201,6 +166,9 @@ class Recipe:
     def _patches(self, run: Run, view_size: Size) -> Patches:
         if self.network is None or not self._changes_network(run, view_size):
             return {}
+        if run.unet is None:
+            name = type(self.network).__name__
+            raise ValueError(f"{name}() changes layers of the network. Give sample() the `unet`.")
         return self.network.patches(run, view_size)
 
     def _changes_network(self, run: Run, size: Size) -> bool:

@@ -10,7 +10,7 @@ columns that are never denoised); windows may be jittered, weighted and wrapped;
 (published: an eighth, at four times the cost).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -20,10 +20,8 @@ from torch.nn import functional
 from seecoder.checks import FLAG, check, choice, instance, optional, some_of, whole
 from seecoder.sampling.methods.setting_rules import LENGTHS, TRAJECTORY_FRACTION
 from seecoder.sampling.path import Patches, Path, Planner, Prefilter, Weight
-from seecoder.sampling.recipe import WindowsMethod
-from seecoder.sampling.stages import Codec, Run
+from seecoder.sampling.stages import Run
 from seecoder.sampling.step import Step
-from seecoder.sampling.stepper import Stepper
 from seecoder.sampling.views import Size, View, jitter, windows, wrapped_windows
 
 _COLOUR_PICTURE = 64  # side of the constant-colour pictures that bootstrapping encodes, in pixels
@@ -45,11 +43,6 @@ class Region:
     pooled: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
-        """Check the shapes and the values.
-
-        Raises:
-            ValueError: If they do not fit.
-        """
         _check_mask(self.mask)
         _check_vectors("context", self.context, "(1 or B, tokens, width)", 3)
         if self.pooled is not None:
@@ -57,7 +50,7 @@ class Region:
 
 
 @dataclass(frozen=True)
-class MultiDiffusion(WindowsMethod):
+class MultiDiffusion:
     """Settings of MultiDiffusion; all lengths in latent cells.
 
     Attributes:
@@ -80,11 +73,6 @@ class MultiDiffusion(WindowsMethod):
     bootstrap: float = 0.4
 
     def __post_init__(self) -> None:
-        """Check the settings.
-
-        Raises:
-            ValueError: If one means nothing.
-        """
         check(
             self,
             window=optional(LENGTHS),
@@ -142,12 +130,9 @@ class MultiDiffusion(WindowsMethod):
         found = self.by_region(run, path, size)
         if not self.regions or self.bootstrap <= 0.0:
             return found
-        maps = self._maps(run, size)[1:]
-        in_front = [
-            replace(entry, prefilter=bootstrapped(run, weight, size, self.bootstrap))
-            for entry, weight in zip(found[1:], maps, strict=True)
-        ]
-        return [found[0], *in_front]
+        for place, weight in enumerate(self._maps(run, size)[1:], start=1):
+            found[place] = replace(found[place], prefilter=bootstrapped(run, weight, size, self.bootstrap))
+        return found
 
     def without_bootstrap(self) -> "MultiDiffusion":
         """The same windows and regions, for samples that have their objects already."""
@@ -157,20 +142,14 @@ class MultiDiffusion(WindowsMethod):
         """A path split into one for the background and one for each region, each with its context and its map."""
         if not self.regions:
             return [path]
-        maps = self._maps(run, size)
         parts = [
-            replace(path, views=_meeting(path.views, region), weight=weight_product(_constant(region), path.weight))
-            for region in maps
+            replace(path, views=_meeting(path.views, part), weight=weight_product(_constant(part), path.weight))
+            for part in self._maps(run, size)
         ]
-        in_front = [
-            replace(
-                part,
-                context=region.context.to(run.device),
-                pooled=None if region.pooled is None else region.pooled.to(run.device),
-            )
-            for part, region in zip(parts[1:], self.regions, strict=True)
-        ]
-        return [parts[0], *in_front]
+        for place, region in enumerate(self.regions, start=1):
+            pooled = None if region.pooled is None else region.pooled.to(run.device)
+            parts[place] = replace(parts[place], context=region.context.to(run.device), pooled=pooled)
+        return parts
 
     def _maps(self, run: Run, size: Size) -> list[torch.Tensor]:
         return region_weights([region.mask for region in self.regions], size, run.device, run.dtype)
@@ -237,38 +216,21 @@ def bootstrapped(run: Run, weight: torch.Tensor, size: Size, fraction: float) ->
     if run.encoder is None:
         raise ValueError("`bootstrap` above 0 needs an `encoder` for its backgrounds. Give one, or set bootstrap=0.")
     steps = round(fraction * len(run.stepper))
-    pictures = run.latent_shape[0]
-    colours = run.randomness.uniform((pictures, steps, 3), run.device, run.dtype) * 2.0 - 1.0
+    colours = run.randomness.uniform((run.latent_shape[0], steps, 3), run.device, run.dtype) * 2.0 - 1.0
     noise = run.noise(size)
     encoder, stepper = run.encoder, run.stepper
 
     def prefilter(latents: torch.Tensor, step: Step) -> torch.Tensor:
         if step.index >= steps:
             return latents
-        background = _constant_latents(encoder, colours[:, step.index])
-        return _composite(latents, background, noise, weight, stepper, step.index)
+        pixels = colours[:, step.index, :, None, None].expand(-1, -1, _COLOUR_PICTURE, _COLOUR_PICTURE)
+        background = encoder(pixels).to(colours.dtype).mean(dim=(2, 3), keepdim=True).expand_as(noise)
+        return weight * latents + (1.0 - weight) * stepper.add_noise(background, noise, step.index)
 
     return prefilter
 
 
-def _constant_latents(encoder: Codec, colours: torch.Tensor) -> torch.Tensor:
-    """Latents (B, C, 1, 1) of pictures of constant colour (B, 3) in [-1, 1]."""
-    pixels = colours[:, :, None, None].expand(-1, -1, _COLOUR_PICTURE, _COLOUR_PICTURE)
-    return encoder(pixels).to(colours.dtype).mean(dim=(2, 3), keepdim=True)
-
-
-def _composite(
-    latents: torch.Tensor,
-    background: torch.Tensor,
-    noise: torch.Tensor,
-    weight: torch.Tensor,
-    stepper: Stepper,
-    index: int,
-) -> torch.Tensor:
-    return weight * latents + (1.0 - weight) * stepper.add_noise(background.expand_as(noise), noise, index)
-
-
-def _constant(value: torch.Tensor) -> Callable[[Step], torch.Tensor]:
+def _constant(value: torch.Tensor) -> Weight:
     return lambda step: value
 
 

@@ -46,11 +46,6 @@ class RectifiedHR(StagesMethod):
     resize_in: Space = "pixels"
 
     def __post_init__(self) -> None:
-        """Check the settings.
-
-        Raises:
-            ValueError: If one means nothing.
-        """
         check(
             self,
             switch_at=some_of(

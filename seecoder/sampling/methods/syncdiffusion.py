@@ -27,7 +27,6 @@ from seecoder.sampling.methods.multidiffusion import MultiDiffusion
 from seecoder.sampling.methods.perceptual import PerceptualLoss, default_loss
 from seecoder.sampling.methods.setting_rules import LENGTHS, TRAJECTORY_FRACTION
 from seecoder.sampling.path import Path
-from seecoder.sampling.recipe import EditorMethod
 from seecoder.sampling.stages import Codec, Run
 from seecoder.sampling.step import Step
 from seecoder.sampling.views import Size, View
@@ -41,7 +40,7 @@ def sync_weight_at(weight: float, decay: float, index: int) -> float:
 
 
 @dataclass(frozen=True)
-class SyncDiffusion(EditorMethod):
+class SyncDiffusion:
     """Settings of SyncDiffusion; lengths in latent cells.
 
     In a run with MultiDiffusion the windows are MultiDiffusion's, with its regions, jitter and feather. Where there are
@@ -74,11 +73,6 @@ class SyncDiffusion(EditorMethod):
     clamp: bool = False
 
     def __post_init__(self) -> None:
-        """Check the settings.
-
-        Raises:
-            ValueError: If one means nothing.
-        """
         check(
             self,
             window=optional(LENGTHS),

@@ -45,7 +45,7 @@ def test_guidance_rules_rescale_what_they_guided(share, fields) -> None:
     damped = rescale_noise_cfg(damping + 3.0 * (positive - negative), positive, share)
     for rule, expected in (
         (ClassifierFree(3.0, share), ordinary),
-        (NoiseDamped(3.0, 1, share), damped),
-        (NoiseDamped(3.0, 0, share), ordinary),  # after its last step
+        (NoiseDamped(3.0, share, until=1), damped),
+        (NoiseDamped(3.0, share, until=0), ordinary),  # after its last step
     ):
         torch.testing.assert_close(rule.combine(fields, STEP), expected, rtol=1e-12, atol=1e-12)

@@ -91,11 +91,6 @@ class DemoFusion(StagesMethod):
     num_phases: int | None = None
 
     def __post_init__(self) -> None:
-        """Check the settings.
-
-        Raises:
-            ValueError: If one means nothing.
-        """
         numbers = ("cosine_scale_1", "cosine_scale_2", "cosine_scale_3", "blur_sigma")
         flags = ("jitter", "use_skip_residual", "use_dilated_sampling", "windows_see_context", "use_windows")
         check(

@@ -47,11 +47,6 @@ class HiDiffusion(NetworkMethod):
     window_attention: bool = True
 
     def __post_init__(self) -> None:
-        """Check the settings.
-
-        Raises:
-            ValueError: If one means nothing.
-        """
         check(
             self,
             level=optional(whole(0)),
@@ -60,23 +55,13 @@ class HiDiffusion(NetworkMethod):
             window_attention=FLAG,
         )
 
-    def check_layers(self, run: Run) -> None:
-        """Check the level, whether or not the network is changed in this run.
-
-        Raises:
-            ValueError: If a given level has no downsampler.
-        """
-        if run.unet is not None and self.level is not None:
-            self._level(run.unet)
+    def check_layers(self, unet: Any) -> None:
+        """Refuse a given level that has no downsampler."""
+        if self.level is not None:
+            self._level(unet)
 
     def patches(self, run: Run, view_size: Size) -> Patches:
-        """The patches for views of this size.
-
-        Raises:
-            ValueError: If the run has no `unet`, or the level has no downsampler.
-        """
-        if run.unet is None:
-            raise ValueError("HiDiffusion() changes layers of the network. Give sample() the `unet`.")
+        """Small deep features, and window attention where it is wanted."""
         level = self._level(run.unet)
         scale = max(view_size[0] / run.native_size[0], view_size[1] / run.native_size[1])
         late, early = (0.7, 0.3) if scale >= 3.5 else (0.4, 0.0)

@@ -13,7 +13,7 @@ layers.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -46,32 +46,23 @@ def noise_damped(base: torch.Tensor, negative: torch.Tensor, positive: torch.Ten
 
 
 @dataclass(frozen=True)
-class NoiseDamped(Guidance):
+class NoiseDamped(ClassifierFree):
     """Noise-damped classifier-free guidance: the direction comes from the dilated network, the base from a weaker one.
 
     Attributes:
-        scale: Guidance scale.
         until: First step of ordinary guidance.
-        rescale: Fraction in [0, 1] of the rescaled prediction.
     """
 
-    scale: float
-    until: int
-    rescale: float = 0.0
-
-    def _ordinary(self) -> ClassifierFree:
-        return ClassifierFree(self.scale, self.rescale)
+    until: int = field(kw_only=True)
 
     def branches(self, step: Step) -> Sequence[Branch]:
         """Three branches while damping, then those of ordinary guidance."""
-        if step.index >= self.until:
-            return self._ordinary().branches(step)
-        return (DAMPING, NEGATIVE, POSITIVE)
+        return super().branches(step) if step.index >= self.until else (DAMPING, NEGATIVE, POSITIVE)
 
     def combine(self, fields: Mapping[Branch, torch.Tensor], step: Step) -> torch.Tensor:
         """The guided prediction."""
         if step.index >= self.until:
-            return self._ordinary().combine(fields, step)
+            return super().combine(fields, step)
         guided = noise_damped(fields[DAMPING], fields[NEGATIVE], fields[POSITIVE], self.scale)
         return rescaled(guided, fields[POSITIVE], self.rescale) if self.rescale else guided
 
@@ -110,11 +101,6 @@ class ScaleCrafter(NetworkMethod):
     dispersion_penalty: float = 0.1
 
     def __post_init__(self) -> None:
-        """Check the settings.
-
-        Raises:
-            ValueError: If one means nothing.
-        """
         check(
             self,
             dilation=optional(FACTORS),
@@ -139,50 +125,33 @@ class ScaleCrafter(NetworkMethod):
         return replace(found, **given)
 
     def patches(self, run: Run, view_size: Size) -> Mapping[str, Sequence[ReDilation]]:
-        """The network in its dilated state, and in the weaker one that damping stands on.
-
-        Raises:
-            ValueError: If the run has no `unet`, a pattern matches nothing, or a setting has no effect.
-        """
-        if run.unet is None:
-            raise ValueError("ScaleCrafter() changes layers of the network. Give sample() the `unet`.")
+        """The network in its dilated state, and in the weaker one that damping stands on."""
         settings = self.settings(run.unet, run.native_size, view_size)
         count = len(run.stepper)
-        disperse = self._dispersed()
         # A stage on the way may do without what the result's size has.
         self._check_effects(run.unet, self.settings(run.unet, run.native_size, run.size))
         matrix = closed_form_matrix(self.dispersion_penalty) if self.dispersion == "closed_form" else published_matrix()
-        main = ReDilation(
-            run.unet,
-            per_axis(settings.dilation),
-            round(settings.dilate_tau * count),
-            progressive=settings.progressive,
-            disperse=disperse,
-            disperse_until=round(self.disperse_tau * count),
-            matrix=matrix,
-        )
-        if settings.damp_tau == 0.0:
-            return {"main": [main]}
-        damping = ReDilation(
-            run.unet,
-            per_axis(settings.damping),
-            round(settings.damp_tau * count),
-            progressive=settings.progressive,
-            disperse=disperse,  # of them those that it dilates
-            disperse_until=round(self.disperse_tau * count),
-            matrix=matrix,
-        )
-        return {"main": [main], "damping": [damping]}
 
-    def check_layers(self, run: Run) -> None:
-        """Look all patterns up, whether or not the network is changed in this run.
+        def state(factors: Factors, tau: float) -> list[ReDilation]:
+            return [
+                ReDilation(
+                    run.unet,
+                    per_axis(factors),
+                    round(tau * count),
+                    progressive=settings.progressive,
+                    disperse=self._dispersed(),  # of them those that it dilates
+                    disperse_until=round(self.disperse_tau * count),
+                    matrix=matrix,
+                )
+            ]
 
-        Raises:
-            ValueError: If one matches nothing.
-        """
-        if run.unet is not None:
-            for pattern in (*(self.dilation or ()), *(self.damping or ()), *self._dispersed()):
-                select(run.unet, pattern)
+        main = {"main": state(settings.dilation, settings.dilate_tau)}
+        return main if settings.damp_tau == 0.0 else main | {"damping": state(settings.damping, settings.damp_tau)}
+
+    def check_layers(self, unet: Any) -> None:
+        """Refuse patterns that match nothing."""
+        for pattern in (*(self.dilation or ()), *(self.damping or ()), *self._dispersed()):
+            select(unet, pattern)
 
     def _dispersed(self) -> Sequence[str]:
         """The patterns of `disperse` as a list."""
@@ -207,8 +176,7 @@ class ScaleCrafter(NetworkMethod):
 
     def guidance(self, run: Run, view_size: Size) -> Guidance:
         """Noise-damped guidance for as long as the settings say."""
-        settings = self.settings(run.unet, run.native_size, view_size)
-        until = round(settings.damp_tau * len(run.stepper))
+        until = round(self.settings(run.unet, run.native_size, view_size).damp_tau * len(run.stepper))
         if until == 0 or run.guidance_scale == 1.0:  # without guidance there is nothing to damp
-            return ClassifierFree(run.guidance_scale, run.guidance_rescale)
-        return NoiseDamped(run.guidance_scale, until, run.guidance_rescale)
+            return super().guidance(run, view_size)
+        return NoiseDamped(run.guidance_scale, run.guidance_rescale, until=until)

@@ -117,7 +117,7 @@ def test_check_19_three_branches_while_damping_and_two_after(make_scheduler, mak
     run(method, make_scheduler, unet, denoiser_of(unet, rows), context)
     assert sum(rows) == 2 * 3 + 2 * 2
     step = Step(0, 4, torch.tensor(981), 981.0, 1000, (32, 32), (16, 16))
-    assert set(NoiseDamped(3.0, 2).branches(step)) == {DAMPING, NEGATIVE, POSITIVE}
+    assert set(NoiseDamped(3.0, until=2).branches(step)) == {DAMPING, NEGATIVE, POSITIVE}
 
 
 def test_native_sizes_are_left_alone(make_scheduler, make_unet, denoiser_of, context) -> None:
