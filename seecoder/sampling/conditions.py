@@ -72,10 +72,11 @@ def _pixels(start: int, cells: int, stride: int, scale: int) -> torch.Tensor:
     return first + torch.arange(cells * scale * stride)
 
 
+@dataclass(frozen=True)
 class Conditions:
     """Context and added conditions of a run, cut to any micro-batch of (picture, view) pairs.
 
-    Args:
+    Attributes:
         positive: (1 or B, tokens, width).
         negative: The same shape, or None where no guidance rule asks for it.
         added: Called as `added(view, "positive" or "negative", latent_size)`; returns keyword arguments of the
@@ -83,21 +84,15 @@ class Conditions:
         control: ControlNet.
     """
 
-    def __init__(
-        self,
-        positive: torch.Tensor,
-        negative: torch.Tensor | None,
-        added: AddedConditions | None,
-        control: Control | None,
-    ) -> None:
-        self._contexts = {"positive": positive, "negative": negative}
-        self._added = added
-        self._control = control
+    positive: torch.Tensor
+    negative: torch.Tensor | None
+    added: AddedConditions | None
+    control: Control | None
 
     @property
     def dtype(self) -> torch.dtype:
         """The data type that the denoiser works in."""
-        return self._contexts["positive"].dtype  # type: ignore[union-attr]
+        return self.positive.dtype
 
     def context(self, items: Sequence[Item], branches: Sequence[Branch], path: Path) -> torch.Tensor:
         """Context of a micro-batch, branch after branch: (branches * items, tokens, width).
@@ -107,9 +102,9 @@ class Conditions:
         """
         rows = []
         for branch in branches:
-            context = self._contexts[branch.context]
-            if branch.context == "positive" and path.context is not None:
-                context = path.context.to(self.dtype)
+            context = self.negative
+            if branch.context == "positive":
+                context = self.positive if path.context is None else path.context.to(self.dtype)
             if context is None:
                 raise ValueError(
                     "`negative_context`=None, but guidance needs it, as do windows that do not see the context. Give "
@@ -124,7 +119,7 @@ class Conditions:
         Raises:
             ValueError: If the path brings a pooled vector that nothing reads, or of another width.
         """
-        if self._added is None:
+        if self.added is None:
             if path.pooled is not None:
                 raise ValueError(_POOLED_IS_UNREAD)
             return {}
@@ -132,7 +127,7 @@ class Conditions:
         for branch in branches:
             pooled = path.pooled if branch.context == "positive" else None
             for picture, view in items:
-                added = self._added(view, branch.context, step.latent_size)
+                added = self.added(view, branch.context, step.latent_size)
                 rows.append(_select(added if pooled is None else _with_pooled(added, pooled), picture))
         return _stack(rows)
 
@@ -140,12 +135,12 @@ class Conditions:
         self, inputs: torch.Tensor, context: torch.Tensor, items: Sequence[Item], step: Step
     ) -> Mapping[str, Any]:
         """ControlNet residuals of a micro-batch whose network inputs and context are given."""
-        if self._control is None:
+        if self.control is None:
             return {}
-        image = torch.cat([self._control.cut(picture, view, step.latent_size) for picture, view in items])
+        image = torch.cat([self.control.cut(picture, view, step.latent_size) for picture, view in items])
         repeats = inputs.shape[0] // len(items)
         image = image.to(inputs.device, inputs.dtype).repeat(repeats, 1, 1, 1)
-        return self._control.residuals(inputs, step.timestep, context, image)
+        return self.control.residuals(inputs, step.timestep, context, image)
 
 
 def _with_pooled(added: Mapping[str, Any], pooled: torch.Tensor) -> Mapping[str, Any]:

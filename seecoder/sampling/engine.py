@@ -8,9 +8,8 @@ import torch
 from seecoder.checks import number, require, some_of, whole
 from seecoder.sampling.composition import compose
 from seecoder.sampling.conditions import AddedConditions, Conditions, Control
-from seecoder.sampling.editor import Editor
-from seecoder.sampling.fields import Denoiser, EditedSample, Evaluator
-from seecoder.sampling.progress import Progress, Reporter, StageEnd
+from seecoder.sampling.fields import Denoiser, EditedSample, Editor, Evaluator
+from seecoder.sampling.progress import Progress, StageEnd
 from seecoder.sampling.randomness import Generators, Randomness
 from seecoder.sampling.recipe import Method, Recipe
 from seecoder.sampling.stages import Codec, Outcome, Run, Stage
@@ -78,7 +77,11 @@ def sample(
     Raises:
         ValueError: If an argument does not fit, or the methods do not compose; the message says why.
     """
-    _check(latent_shape, native_size, num_inference_steps, guidance_rescale, view_batch_size)
+    require("latent_shape", latent_shape, _SHAPE, owner="sample")
+    require("native_size", native_size, _SIZE, owner="sample")
+    require("num_inference_steps", num_inference_steps, whole(1), owner="sample")
+    require("guidance_rescale", guidance_rescale, number(0.0, 1.0), owner="sample")
+    require("view_batch_size", view_batch_size, whole(1), owner="sample")
     _check_image_latents(image_latents, latent_shape)
     dtype = torch.promote_types(context.dtype, torch.float32)
     randomness = Randomness(generator, latent_shape[0])
@@ -103,17 +106,21 @@ def sample(
     )
     with torch.no_grad():  # not inference_mode: editors may need gradients
         stages = _plan(method, run)
-        reporter = Reporter(stages, on_step, on_stage)
+        num_steps, done = sum(len(stage.steps) for stage in stages), 0
         outcome: Outcome | None = None
         for place, stage in enumerate(stages):
+            where = (stage.name, place, len(stages))
             for step, reached in _trajectory(run, stage, place, outcome, evaluator):
-                outcome = reached
-                reporter.step(step, reached)
+                outcome, done = reached, done + 1
+                if on_step is not None:
+                    on_step(Progress(*where, done, num_steps, step.time, reached.latents))
             if outcome is None:
                 raise ValueError(f"Stage {stage.name!r} has no steps. Use more `num_inference_steps`.")
             if stage.finish is not None:
                 outcome = Outcome(stage.finish(outcome.latents), outcome.x0)
-            reporter.stage_end(place, outcome, is_whole=stage.steps.stop == len(stepper))
+            if on_stage is not None:  # a stage that ends before the trajectory does shows the predicted x0
+                is_whole = stage.steps.stop == len(stepper)
+                on_stage(StageEnd(*where, outcome.latents if is_whole else outcome.x0))
     if outcome is None:
         raise ValueError("The plan has no stages.")
     return outcome.latents
@@ -174,16 +181,6 @@ def _edit(latents: torch.Tensor, editors: Sequence[Editor], step: Step, evaluato
 
 _SHAPE = some_of(whole(1), "(pictures, channels, height, width), all at least 1", minimum=4, maximum=4)
 _SIZE = some_of(whole(1), "(height, width) in latent cells", minimum=2, maximum=2)
-
-
-def _check(
-    latent_shape: tuple[int, ...], native_size: Size, num_inference_steps: int, rescale: float, view_batch_size: int
-) -> None:
-    require("latent_shape", latent_shape, _SHAPE, owner="sample")
-    require("native_size", native_size, _SIZE, owner="sample")
-    require("num_inference_steps", num_inference_steps, whole(1), owner="sample")
-    require("guidance_rescale", rescale, number(0.0, 1.0), owner="sample")
-    require("view_batch_size", view_batch_size, whole(1), owner="sample")
 
 
 def _check_image_latents(image_latents: torch.Tensor | None, latent_shape: tuple[int, ...]) -> None:

@@ -3,7 +3,8 @@
 Only the micro-batch is ever in memory at once; the accumulators are as large as the sample.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -36,10 +37,29 @@ class EditedSample:
     offsets: Mapping[Item, torch.Tensor] = field(default_factory=dict)
 
 
+class Editor(ABC):
+    """Changes the sample before the noise is predicted."""
+
+    @abstractmethod
+    def is_large(self, step: Step) -> bool:
+        """Whether the change is so large that a multistep scheduler must forget its history."""
+
+    @abstractmethod
+    def apply(self, latents: torch.Tensor, step: Step, evaluator: "Evaluator") -> EditedSample:
+        """The changed sample.
+
+        Args:
+            latents: The sample (B, C, H, W).
+            step: Where the run is.
+            evaluator: May be used to look at what the network would predict.
+        """
+
+
+@dataclass(frozen=True)
 class Evaluator:
     """Evaluates the denoiser for the paths of a stage.
 
-    Args:
+    Attributes:
         denoiser: Called as `denoiser(latents, timestep, context, **conditions)`.
         stepper: Scales inputs, and knows whether outputs are noise, v or clean samples.
         conditions: Context and added conditions.
@@ -47,11 +67,10 @@ class Evaluator:
             branches; larger views count by their area.
     """
 
-    def __init__(self, denoiser: Denoiser, stepper: Stepper, conditions: Conditions, view_batch_size: int) -> None:
-        self.denoiser = denoiser
-        self.stepper = stepper
-        self.conditions = conditions
-        self.view_batch_size = view_batch_size
+    denoiser: Denoiser
+    stepper: Stepper
+    conditions: Conditions
+    view_batch_size: int
 
     def fields(self, edited: EditedSample, step: Step, paths: Sequence[Path], branches: Sequence[Branch]) -> Fields:
         """The fused fields of all paths, (B, C, H, W) each: what the network predicts about `edited.latents`.
@@ -93,9 +112,9 @@ class Evaluator:
         weights = torch.zeros((seen.shape[0], 1, *seen.shape[2:]), dtype=seen.dtype, device=seen.device)
         for items in self.micro_batches(step, path, seen.shape[0]):
             inputs = [view.gather(scaled[picture : picture + 1]) for picture, view in items]
-            if offsets:
-                moves = [offsets.get(item) for item in items]
-                inputs = [self._moved(values, move, step) for values, move in zip(inputs, moves, strict=True)]
+            for place, item in enumerate(items):
+                if item in offsets:
+                    inputs[place] = inputs[place] + self.stepper.scale_input(offsets[item][None], step.index)
             outputs = self.predict(torch.cat(inputs), items, step, path, network, branches)
             for position, (picture, view) in enumerate(items):
                 weight = blend_weight(path, view, seen)
@@ -104,10 +123,6 @@ class Evaluator:
                     view.scatter_add(accumulator[picture], output[position].to(seen.dtype) * weight)
         weights = weights.masked_fill(weights == 0.0, 1.0)
         return {branch: total / weights for branch, total in zip(branches, accumulators, strict=True)}
-
-    def _moved(self, values: torch.Tensor, offset: torch.Tensor | None, step: Step) -> torch.Tensor:
-        """A view's scaled input with its offset, if it has one."""
-        return values if offset is None else values + self.stepper.scale_input(offset[None], step.index)
 
     def micro_batches(self, step: Step, path: Path, pictures: int) -> Iterator[list[Item]]:
         """All (picture, view) pairs of a path, in groups of one view size that fit into the memory meant for them."""
@@ -173,8 +188,3 @@ def fuse_views(
     covered = weights > 0.0
     mean = total / weights.masked_fill(~covered, 1.0)
     return mean if rest is None else torch.where(covered, mean, rest)
-
-
-def all_items(batches: Iterable[Sequence[Item]]) -> list[Item]:
-    """The (picture, view) pairs of all micro-batches in one list."""
-    return [item for batch in batches for item in batch]

@@ -1,8 +1,8 @@
 """A path: one way of predicting noise for the whole sample, fused from views of it."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -19,6 +19,19 @@ class Patch(ABC):
     @abstractmethod
     def active(self, step: Step, size: Size) -> AbstractContextManager[None]:
         """The context in which the network is changed, for views of `size` cells at this step."""
+
+
+@contextmanager
+def changed(module: torch.nn.Module, **values: object) -> Iterator[None]:
+    """A module with other attributes for the duration of the block; the very objects from before come back."""
+    before = {name: getattr(module, name) for name in values}
+    try:
+        for name, value in values.items():
+            setattr(module, name, value)
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(module, name, value)
 
 
 Planner = Callable[[Step, int], Sequence[View]]  # (step, picture) -> the views that one picture is seen through

@@ -4,7 +4,7 @@ Draws of a run, in this order: the initial noise; for every stage that adds nois
 are jittered; inside the steps whatever the scheduler draws (ancestral schedulers, DDIM with `eta` > 0, LCM).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -44,31 +44,30 @@ class Randomness:
 
     def normal(self, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> torch.Tensor:
         """Standard normal numbers of the given shape; row b comes from the stream of picture b alone."""
-        rows = [
-            torch.randn((1, *shape[1:]), generator=generator, device=generator.device, dtype=dtype)
-            for generator in self.generators
-        ]
-        return torch.cat([row.to(device) for row in rows])
+        return self._rows(torch.randn, shape, device, dtype)
 
     def uniform(self, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> torch.Tensor:
         """Numbers from [0, 1) of the given shape; row b comes from the stream of picture b alone."""
-        rows = [
-            torch.rand((1, *shape[1:]), generator=generator, device=generator.device, dtype=dtype)
-            for generator in self.generators
-        ]
-        return torch.cat([row.to(device) for row in rows])
+        return self._rows(torch.rand, shape, device, dtype)
 
     def keys(self) -> tuple[int, ...]:
         """One integer per picture, drawn from its stream: the seed of choices that are made on the CPU (jitter)."""
-        return tuple(
-            int(torch.randint(_SEED_LIMIT, (), generator=generator, device=generator.device).item())
-            for generator in self.generators
-        )
+        return tuple(map(_seed, self.generators))
+
+    def _rows(
+        self, draw: Callable[..., torch.Tensor], shape: tuple[int, ...], device: torch.device, dtype: torch.dtype
+    ) -> torch.Tensor:
+        row = (1, *shape[1:])
+        rows = [draw(row, generator=entry, device=entry.device, dtype=dtype) for entry in self.generators]
+        return torch.cat([row.to(device) for row in rows])
+
+
+def _seed(generator: torch.Generator) -> int:
+    return int(torch.randint(_SEED_LIMIT, (), generator=generator, device=generator.device).item())
 
 
 def _descendants(generator: torch.Generator, count: int) -> list[torch.Generator]:
     """Generators seeded by the numbers that a copy of `generator` draws; `generator` itself is not advanced."""
     copy = torch.Generator(device=generator.device)
     copy.set_state(generator.get_state())
-    seeds = [int(torch.randint(_SEED_LIMIT, (), generator=copy, device=copy.device).item()) for _ in range(count)]
-    return [torch.Generator(device=generator.device).manual_seed(seed) for seed in seeds]
+    return [torch.Generator(device=generator.device).manual_seed(_seed(copy)) for _ in range(count)]

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from seecoder.sampling.editor import Editor
+from seecoder.sampling.fields import Editor
 from seecoder.sampling.guidance import Guidance
 from seecoder.sampling.path import Path
 from seecoder.sampling.randomness import Randomness

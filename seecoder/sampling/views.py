@@ -72,42 +72,32 @@ def window_starts(length: int, window: int, stride: int) -> list[int]:
     Raises:
         ValueError: If `stride` is not within 1..window, where cells between windows would be seen by none.
     """
-    if not 1 <= stride <= window:
-        raise ValueError(f"`stride`={stride} must lie between 1 and the window of {window} cells.")
     if length <= window:
         return [0]
+    if not 1 <= stride <= window:
+        raise ValueError(f"`stride`={stride} must lie between 1 and the window of {window} cells.")
     return [*range(0, length - window, stride), length - window]
 
 
 @lru_cache(maxsize=256)
-def windows(size: Size, window: Size, stride: Size) -> tuple[View, ...]:
-    """All windows over latents of `size`, row by row; a window is never larger than the latents."""
-    height, width = min(window[0], size[0]), min(window[1], size[1])
-    return tuple(
-        View(top, left, height, width)
-        for top in window_starts(size[0], height, min(stride[0], height))
-        for left in window_starts(size[1], width, min(stride[1], width))
-    )
+def windows(size: Size, window: Size, stride: Size, wrap: bool = False) -> tuple[View, ...]:
+    """All windows over latents of `size`, row by row; a window is never larger than the latents.
 
-
-@lru_cache(maxsize=256)
-def wrapped_windows(size: Size, window: Size, stride: Size) -> tuple[View, ...]:
-    """Windows of a closed panorama: the columns wrap around and every column is covered equally often.
+    With `wrap` they are those of a closed panorama: the columns wrap around and every column is covered equally often.
 
     Raises:
-        ValueError: If `stride` does not divide the width (coverage would be uneven) or the window is too wide.
+        ValueError: If `stride` leaves cells out; on a closed loop if it does not divide the width (coverage would be
+            uneven) or the window is too wide.
     """
-    if size[1] % stride[1] or window[1] > size[1]:
+    height, width = min(window[0], size[0]), min(window[1], size[1])
+    tops, lefts = window_starts(size[0], height, stride[0]), window_starts(size[1], width, stride[1])
+    if wrap and (size[1] % stride[1] or window[1] > size[1]):
         raise ValueError(
             f"A closed loop of {size[1]} columns cannot be tiled evenly by windows of {window[1]} at a stride of "
             f"{stride[1]}: choose a width that is a multiple of the stride and not below the window."
         )
-    height = min(window[0], size[0])
-    return tuple(
-        View(top, left, height, window[1], wrap=True)
-        for top in window_starts(size[0], height, min(stride[0], height))
-        for left in range(0, size[1], stride[1])
-    )
+    columns = range(0, size[1], stride[1]) if wrap else lefts
+    return tuple(View(top, left, height, width, wrap=wrap) for top in tops for left in columns)
 
 
 @lru_cache(maxsize=256)
@@ -131,7 +121,7 @@ def jitter(views: Iterable[View], size: Size, limit: Size, key: int) -> tuple[Vi
     zero padding, which shows the network cells that no noisy latent has).
 
     Args:
-        views: Windows from `windows` or `wrapped_windows`.
+        views: Windows from `windows`.
         size: (height, width) of the latents.
         limit: Largest move in rows and in columns.
         key: Seed; the moves are a pure function of it.

@@ -22,7 +22,7 @@ from seecoder.sampling.methods.setting_rules import LENGTHS, TRAJECTORY_FRACTION
 from seecoder.sampling.path import Patches, Path, Planner, Prefilter, Weight
 from seecoder.sampling.stages import Run
 from seecoder.sampling.step import Step
-from seecoder.sampling.views import Size, View, jitter, windows, wrapped_windows
+from seecoder.sampling.views import Size, View, jitter, windows
 
 _COLOUR_PICTURE = 64  # side of the constant-colour pictures that bootstrapping encodes, in pixels
 
@@ -104,20 +104,15 @@ class MultiDiffusion:
             ValueError: If the stride, the jitter or the loop do not fit the window.
         """
         window = self.window_size(native_size, size)
-        stride = self.stride_size(window, size)
-        for axis in (0, 1):
-            self._check_axis(stride[axis], window[axis], size[axis] > window[axis])
-        grid = wrapped_windows if self.closed_loop else windows
-        return grid(size, window, stride)
-
-    def _check_axis(self, stride: int, window: int, is_tiled: bool) -> None:
-        if is_tiled and not 1 <= stride <= window:
-            raise ValueError(f"`stride`={stride} must lie between 1 and the window of {window} cells.")
-        if is_tiled and not 0 <= self.jitter <= (window - stride) // 2:
-            raise ValueError(
-                f"`jitter`={self.jitter} would leave cells that no window sees; with windows of {window} and a stride "
-                f"of {stride} it may be 0 to {(window - stride) // 2}."
-            )
+        strides = self.stride_size(window, size)
+        found = windows(size, window, strides, self.closed_loop)
+        for length, side, stride in zip(size, window, strides, strict=True):
+            if length > side and self.jitter > (side - stride) // 2:
+                raise ValueError(
+                    f"`jitter`={self.jitter} would leave cells that no window sees; with windows of {side} and a "
+                    f"stride of {stride} it may be 0 to {(side - stride) // 2}."
+                )
+        return found
 
     def paths(self, run: Run, size: Size, patches: Patches) -> list[Path]:
         """One path for the background or the whole sample, and one for each region."""

@@ -70,11 +70,7 @@ class RectifiedHR(StagesMethod):
         return [base_size(size, native_size), *(scaled_size(size, factor, native_size) for factor in factors), size]
 
     def plan(self, run: Run, recipe: Recipe) -> list[Stage]:
-        """One stage for every resolution; together they are one trajectory.
-
-        Raises:
-            ValueError: If the settings do not fit, or the run lacks what they need.
-        """
+        """One stage for every resolution; together they are one trajectory."""
         sizes = self.sizes(run.size, run.native_size)
         fractions = self.switch_at
         boosts = self.boosts(network_changes=recipe.network is not None)

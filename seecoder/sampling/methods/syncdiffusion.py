@@ -13,6 +13,7 @@ closed loop has all its width / stride windows and is decoded around the border 
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Literal
 
 import torch
@@ -20,8 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from seecoder.checks import FLAG, FUNCTION, check, choice, either, number, optional, whole
 from seecoder.sampling.conditions import Item
-from seecoder.sampling.editor import Editor
-from seecoder.sampling.fields import EditedSample, Evaluator, all_items, fuse_views
+from seecoder.sampling.fields import EditedSample, Editor, Evaluator, fuse_views
 from seecoder.sampling.guidance import ClassifierFree
 from seecoder.sampling.methods.multidiffusion import MultiDiffusion
 from seecoder.sampling.methods.perceptual import PerceptualLoss, default_loss
@@ -151,7 +151,7 @@ class Synchronise(Editor):
         """
         if not self.is_large(step):
             return EditedSample(latents)
-        items = all_items(evaluator.micro_batches(step, self.path, latents.shape[0]))
+        items = list(chain.from_iterable(evaluator.micro_batches(step, self.path, latents.shape[0])))
         if not items:
             raise ValueError(
                 "SyncDiffusion() has the windows of the background follow one of them, but the masks of the regions "

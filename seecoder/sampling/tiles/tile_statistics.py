@@ -13,7 +13,8 @@ factor (2, 4, 8: 0.9, 3.2, 5.0 levels; `python -m tests.behaviour.sampling.tile_
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from itertools import cycle
 from typing import Any, NamedTuple
 
 import torch
@@ -64,11 +65,26 @@ def normalised_like(whole: Callable[[], object]) -> Iterator[None]:
         whole: Called once, without gradients: runs the network on the one picture whose statistics are wanted. What
             runs inside the block must make the same calls in the same order, as often as it likes.
     """
+    found: list[_Statistics] = []
+
+    def note(
+        values: torch.Tensor,
+        groups: int,
+        weight: torch.Tensor | None = None,
+        bias: torch.Tensor | None = None,
+        eps: float = 1e-5,
+    ) -> torch.Tensor:
+        grouped = values.to(_wide(values)).flatten(2).unflatten(1, (groups, -1)).flatten(2)
+        variance, mean = torch.var_mean(grouped, dim=-1, correction=0)
+        found.append(_Statistics(mean, torch.rsqrt(variance + eps)))
+        return functional.group_norm(values, groups, weight, bias, eps)
+
     with torch.compiler.set_stance("force_eager"):
-        noting = _Noting()
-        with torch.no_grad(), noting:
+        with torch.no_grad(), _GroupNorm(note):
             whole()
-        with _Using(noting.found):
+        repeated = cycle(found)  # call by call and over again
+        using = _GroupNorm(lambda *args, **named: _normalised(next(repeated), *args, **named))
+        with using if found else nullcontext():
             yield
 
 
@@ -79,57 +95,28 @@ class _Statistics(NamedTuple):
     reciprocal: torch.Tensor
 
 
-class _Noting(TorchFunctionMode):
-    """Notes the statistics of every group normalisation."""
+class _GroupNorm(TorchFunctionMode):
+    """Calls another function in place of `functional.group_norm`."""
 
-    def __init__(self) -> None:
+    def __init__(self, other: Callable[..., torch.Tensor]) -> None:
         super().__init__()
-        self.found: list[_Statistics] = []
+        self._other = other
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if function is functional.group_norm:
-            values, groups, _, _, eps = _arguments(*args, **(kwargs or {}))
-            grouped = values.to(_wide(values)).flatten(2).unflatten(1, (groups, -1)).flatten(2)
-            variance, mean = torch.var_mean(grouped, dim=-1, correction=0)
-            self.found.append(_Statistics(mean, torch.rsqrt(variance + eps)))
-        return function(*args, **(kwargs or {}))
+        called = self._other if function is functional.group_norm else function
+        return called(*args, **(kwargs or {}))
 
 
-class _Using(TorchFunctionMode):
-    """Gives group normalisations the statistics that were noted, call by call and over again."""
-
-    def __init__(self, found: list[_Statistics]) -> None:
-        super().__init__()
-        self._found, self._next = found, 0
-
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if function is not functional.group_norm or not self._found:
-            return function(*args, **(kwargs or {}))
-        statistics = self._found[self._next % len(self._found)]
-        self._next += 1
-        values, groups, weight, bias, _ = _arguments(*args, **(kwargs or {}))
-        return _normalised(values, statistics, values.shape[1] // groups, weight, bias)
-
-
-def _arguments(
+def _normalised(
+    statistics: _Statistics,
     values: torch.Tensor,
     groups: int,
     weight: torch.Tensor | None = None,
     bias: torch.Tensor | None = None,
     eps: float = 1e-5,
-) -> tuple[torch.Tensor, int, torch.Tensor | None, torch.Tensor | None, float]:
-    """The arguments of `functional.group_norm`, named or not."""
-    return values, groups, weight, bias, eps
-
-
-def _normalised(
-    values: torch.Tensor,
-    statistics: _Statistics,
-    channels: int,
-    weight: torch.Tensor | None,
-    bias: torch.Tensor | None,
 ) -> torch.Tensor:
-    """Values (N, C, ...) with given statistics of groups of `channels`, in float32 at least."""
+    """Values (N, C, ...) with given statistics, in float32 at least; `eps` is in them already."""
+    channels = values.shape[1] // groups
     scale = statistics.reciprocal.repeat_interleave(channels, 1)
     mean = statistics.mean.repeat_interleave(channels, 1)
     scale = scale if weight is None else scale * weight

@@ -74,13 +74,6 @@ def ramp(segment: Segment, length: int, feather: int, scale: int, wrap: bool) ->
     return weights
 
 
-def redundancy(size: Size, tile: int = 128, halo: int = 12, feather: int = 4, wrap: bool = False) -> float:
-    """Cells that are decoded per cell of the picture; below 1.8 with the default margins at any size."""
-    rows = sum(s.stop - s.start for s in segments(size[0], tile, halo, feather))
-    columns = sum(s.stop - s.start for s in segments(size[1], tile, halo, feather, wrap))
-    return rows * columns / (size[0] * size[1])
-
-
 def decode_in_tiles(
     decoder: Callable[[torch.Tensor], torch.Tensor],
     latents: torch.Tensor,

@@ -16,7 +16,7 @@ from data.world.scenes import sample_scenes
 from seecoder.base_model.loading import load_part
 from seecoder.pipelines import bounded_memory
 from seecoder.sampling import normalised_like, shrunken
-from seecoder.sampling.tiles.tiling import redundancy
+from tests.fixtures.tiles import redundancy
 
 SCENES, SEED, SIDE = 2, 7_000_000, 512  # pictures, and pixels: 128 cells
 SHRUNK = (2, 4, 8)

@@ -10,7 +10,7 @@ from diffusers.configuration_utils import FrozenDict
 
 from seecoder.pipelines.autoencoding import decode_latents
 from seecoder.pipelines.bounded_memory import TILES, encode_in_parts, whole_gib
-from seecoder.sampling.tiles.tiling import redundancy
+from tests.fixtures.tiles import redundancy
 
 
 def fresh(build, dtype=torch.float32):

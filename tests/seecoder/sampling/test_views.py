@@ -11,7 +11,6 @@ from seecoder.sampling.views import (
     lattices,
     window_starts,
     windows,
-    wrapped_windows,
 )
 
 
@@ -98,7 +97,7 @@ def test_check_13_view_counts_at_two_three_and_four_times_native() -> None:
 
 @pytest.mark.parametrize(("width", "stride"), [(32, 4), (32, 8), (40, 8), (16, 16)])
 def test_check_21_a_closed_loop_has_width_over_stride_views_and_even_coverage(width: int, stride: int) -> None:
-    views = wrapped_windows((16, width), (16, 16), (stride, stride))
+    views = windows((16, width), (16, 16), (stride, stride), wrap=True)
     assert len(views) == width // stride
     assert coverage(views, (16, width)).unique().tolist() == [16 // stride]
 
@@ -123,4 +122,4 @@ def test_strides_and_loops_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match=r"`stride`=20 must lie between 1 and the window of 16 cells"):
         window_starts(64, 16, 20)
     with pytest.raises(ValueError, match="cannot be tiled evenly"):
-        wrapped_windows((16, 50), (16, 16), (8, 8))
+        windows((16, 50), (16, 16), (8, 8), wrap=True)

@@ -120,11 +120,7 @@ class DemoFusion(StagesMethod):
         return list(dict.fromkeys([base, *between, size]))
 
     def plan(self, run: Run, recipe: Recipe) -> list[Stage]:
-        """One stage for each phase; a given picture takes the place of the first ones.
-
-        Raises:
-            ValueError: If the scheduler cannot start inside its trajectory, or the run lacks a decoder or encoder.
-        """
+        """One stage for each phase; a given picture takes the place of the first ones."""
         sizes = self.sizes(run.size, run.native_size, is_panorama=recipe.editor is not None)
         first = 0 if run.image_latents is None else _phase_of_picture(sizes, run.image_latents)
         names = [f"phase {place + 1} of {len(sizes)}" for place in range(len(sizes))]

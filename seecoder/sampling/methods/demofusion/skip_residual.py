@@ -9,8 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from seecoder.sampling.editor import Editor
-from seecoder.sampling.fields import EditedSample, Evaluator
+from seecoder.sampling.fields import EditedSample, Editor, Evaluator
 from seecoder.sampling.step import Step
 from seecoder.sampling.stepper import Stepper
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from seecoder.sampling.path import Patch
+from seecoder.sampling.path import Patch, changed
 from seecoder.sampling.step import Step
 from seecoder.sampling.views import Size
 
@@ -53,20 +53,18 @@ class Shrink(Patch):
             yield
             return
         conv, sizes = self._conv, {}
-        before = conv.stride, conv.dilation, conv.padding
+        farther = {
+            name: (factor * int(getattr(conv, name)[0]), factor * int(getattr(conv, name)[1]))
+            for name in ("stride", "dilation", "padding")
+        }
         with ExitStack() as stack:
             stack.callback(self._unet.register_forward_pre_hook(self._residual_fitter(factor), with_kwargs=True).remove)
             for down, up in zip(self._downsamplers, self._upsamplers, strict=True):
                 # Every upsampler returns to what its level had on the way down: halves of odd sizes are not doubles.
                 stack.callback(down.register_forward_pre_hook(size_recorder(sizes)).remove)
                 stack.callback(up.register_forward_pre_hook(_size_restorer(sizes, down)).remove)
-            try:
-                conv.stride = (conv.stride[0] * factor, conv.stride[1] * factor)
-                conv.dilation = (conv.dilation[0] * factor, conv.dilation[1] * factor)
-                conv.padding = (int(conv.padding[0]) * factor, int(conv.padding[1]) * factor)
-                yield
-            finally:
-                conv.stride, conv.dilation, conv.padding = before
+            stack.enter_context(changed(conv, **farther))
+            yield
 
     def _residual_fitter(self, factor: int) -> Callable[..., tuple[tuple[Any, ...], dict[str, Any]]]:
         """A hook of the UNet that brings a ControlNet's residuals to the sizes of its smaller maps."""

@@ -34,24 +34,23 @@ class WindowAttention(Patch):
             for transformer in self._transformers:
                 stack.callback(transformer.register_forward_pre_hook(size_recorder(frames)).remove)
                 for block in transformer.transformer_blocks:
-                    stack.enter_context(_windowed(block.attn1, transformer, frames, quarter))
+                    _divide(stack, block.attn1, transformer, frames, quarter)
             yield
 
 
-@contextmanager
-def _windowed(attention: torch.nn.Module, transformer: torch.nn.Module, frames: Frames, quarter: int) -> Iterator[None]:
+def _divide(
+    stack: ExitStack, attention: torch.nn.Module, transformer: torch.nn.Module, frames: Frames, quarter: int
+) -> None:
+    """Let an attention work on windows of its transformer's feature map until the stack is closed."""
+
     def split(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         return (to_windows(inputs[0], frames[transformer], quarter), *inputs[1:])
 
     def join(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
         return from_windows(output, frames[transformer], quarter)
 
-    handles = attention.register_forward_pre_hook(split), attention.register_forward_hook(join)
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    stack.callback(attention.register_forward_pre_hook(split).remove)
+    stack.callback(attention.register_forward_hook(join).remove)
 
 
 def to_windows(tokens: torch.Tensor, frame: Size, quarter: int) -> torch.Tensor:

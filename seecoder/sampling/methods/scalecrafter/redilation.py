@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from seecoder.sampling.methods.scalecrafter.dispersion import DISPERSED, KERNEL, dispersed
 from seecoder.sampling.methods.unet_levels import select
-from seecoder.sampling.path import Patch
+from seecoder.sampling.path import Patch, changed
 from seecoder.sampling.step import Step
 from seecoder.sampling.views import Size
 
@@ -57,42 +57,19 @@ def redilated(conv: torch.nn.Conv2d, factor: Factor, kernel: torch.Tensor | None
     (rows, up_rows), (columns, up_columns) = split_factor(factor[0]), split_factor(factor[1])
     dilation = (conv.dilation[0] * rows, conv.dilation[1] * columns)
     padding = (dilation[0] * (side[0] - 1) // 2, dilation[1] * (side[1] - 1) // 2)
+    both_sides = [padding[1], padding[1], padding[0], padding[0]]
+    values = {"dilation": dilation, "padding": padding, "_reversed_padding_repeated_twice": both_sides}
+    if kernel is not None:
+        values |= {"weight": torch.nn.Parameter(kernel, requires_grad=False), "kernel_size": side}
     with ExitStack() as stack:
-        stack.enter_context(_attributes(conv, dilation, padding))
-        if kernel is not None:
-            stack.enter_context(_weight(conv, kernel))
+        stack.enter_context(changed(conv, **values))
         if (up_rows, up_columns) != (1.0, 1.0):
-            stack.enter_context(_resized(conv, (up_rows, up_columns)))
+            _resize(stack, conv, (up_rows, up_columns))
         yield
 
 
-@contextmanager
-def _attributes(conv: torch.nn.Conv2d, dilation: Size, padding: Size) -> Iterator[None]:
-    names = ("dilation", "padding", "_reversed_padding_repeated_twice")
-    before = {name: getattr(conv, name) for name in names}
-    try:
-        conv.dilation, conv.padding = dilation, padding
-        conv._reversed_padding_repeated_twice = [padding[1], padding[1], padding[0], padding[0]]
-        yield
-    finally:
-        for name, value in before.items():
-            setattr(conv, name, value)
-
-
-@contextmanager
-def _weight(conv: torch.nn.Conv2d, kernel: torch.Tensor) -> Iterator[None]:
-    before, side = conv._parameters["weight"], conv.kernel_size
-    try:
-        conv._parameters["weight"] = torch.nn.Parameter(kernel, requires_grad=False)
-        conv.kernel_size = tuple(kernel.shape[-2:])  # type: ignore[assignment]
-        yield
-    finally:
-        conv._parameters["weight"], conv.kernel_size = before, side
-
-
-@contextmanager
-def _resized(conv: torch.nn.Conv2d, enlargement: Factor) -> Iterator[None]:
-    """Enlarge what goes in, and bring what comes out to the plain layer's size."""
+def _resize(stack: ExitStack, conv: torch.nn.Conv2d, enlargement: Factor) -> None:
+    """Enlarge what goes in, and bring what comes out to the plain layer's size, until the stack is closed."""
     sizes: list[Size] = []
 
     def before(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
@@ -103,12 +80,8 @@ def _resized(conv: torch.nn.Conv2d, enlargement: Factor) -> Iterator[None]:
     def after(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
         return _bilinear(output, sizes.pop())
 
-    handles = (conv.register_forward_pre_hook(before), conv.register_forward_hook(after))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    stack.callback(conv.register_forward_pre_hook(before).remove)
+    stack.callback(conv.register_forward_hook(after).remove)
 
 
 def _bilinear(values: torch.Tensor, size: Size) -> torch.Tensor:

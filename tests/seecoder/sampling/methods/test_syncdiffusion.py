@@ -13,7 +13,7 @@ from seecoder.sampling.randomness import Randomness
 from seecoder.sampling.stages import Run
 from seecoder.sampling.step import Step
 from seecoder.sampling.stepper import Stepper
-from seecoder.sampling.views import windows, wrapped_windows
+from seecoder.sampling.views import windows
 
 CPU = torch.device("cpu")
 
@@ -189,7 +189,7 @@ def test_check_21_a_closed_loop_has_all_its_windows_and_leaves_the_anchor_alone(
 
 
 def test_the_middle_of_a_loop_is_the_middle_of_the_picture() -> None:
-    views = wrapped_windows((8, 24), (8, 8), (4, 4))
+    views = windows((8, 24), (8, 8), (4, 4), wrap=True)
     assert views[len(views) // 2].left == 12  # the released choice, which is not the middle on a loop
     assert middle_view(views, (8, 24)).left == 8
 

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from seecoder.sampling.tiles.tiling import decode_in_tiles, ramp, redundancy, segments
+from seecoder.sampling.tiles.tiling import decode_in_tiles, ramp, segments
+from tests.fixtures.tiles import redundancy
 
 
 def toy_decoder(circular: bool = False) -> torch.nn.Module:

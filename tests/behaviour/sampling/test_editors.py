@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from seecoder.sampling import sample
-from seecoder.sampling.editor import Editor
-from seecoder.sampling.fields import EditedSample
+from seecoder.sampling.fields import EditedSample, Editor
 from seecoder.sampling.recipe import StagesMethod
 from seecoder.sampling.stages import StageStart
 
