@@ -5,7 +5,7 @@ Only the micro-batch is ever in memory at once; the accumulators are as large as
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import groupby
 
@@ -124,21 +124,22 @@ class Evaluator:
         weights = weights.masked_fill(weights == 0.0, 1.0)
         return {branch: total / weights for branch, total in zip(branches, accumulators, strict=True)}
 
-    def micro_batches(self, step: Step, path: Path, pictures: int) -> Iterator[list[Item]]:
+    def micro_batches(self, step: Step, path: Path, pictures: int) -> Iterator[Sequence[Item]]:
         """All (picture, view) pairs of a path, in groups of one view size that fit into the memory meant for them."""
         by_size: dict[Size, list[Item]] = {}
         for picture in range(pictures):
             for view in path.views(step, picture):
                 by_size.setdefault(view.size, []).append((picture, view))
-        for size, items in by_size.items():
-            limit = self.batch_limit(step, size)
-            for start in range(0, len(items), limit):
-                yield items[start : start + limit]
+        for items in by_size.values():
+            yield from self.batches(items, step)
 
-    def batch_limit(self, step: Step, size: Size) -> int:
-        """How many views of `size` cells are evaluated at once."""
+    def batches(self, items: Sequence[Item], step: Step) -> Iterator[Sequence[Item]]:
+        """Pairs whose views have one size, in groups of as many as are evaluated at once."""
         native = step.native_size[0] * step.native_size[1]
-        return max(1, self.view_batch_size * native // max(native, size[0] * size[1]))
+        height, width = items[0][1].size if items else step.native_size
+        limit = max(1, self.view_batch_size * native // max(native, height * width))
+        for start in range(0, len(items), limit):
+            yield items[start : start + limit]
 
     def predict(
         self,
@@ -154,7 +155,9 @@ class Evaluator:
         context = self.conditions.context(items, branches, path)
         keywords = self.conditions.keywords(items, branches, step, path)
         size = (inputs.shape[-2], inputs.shape[-1])
-        with patched(path, network, step, size):
+        with ExitStack() as stack:
+            for patch in path.patches.get(network, ()):
+                stack.enter_context(patch.active(step, size))
             keywords |= self.conditions.residuals(batch, context, items, step)
             output = self.denoiser(batch, step.timestep, context, **keywords)
         return list(output.chunk(len(branches)))
@@ -167,24 +170,11 @@ def blend_weight(path: Path, view: View, like: torch.Tensor) -> torch.Tensor:
     return feather(view.size).to(like.device, like.dtype)[None]
 
 
-@contextmanager
-def patched(path: Path, network: str, step: Step, size: Size) -> Iterator[None]:
-    """The network in one of a path's states for the duration of the block."""
-    with ExitStack() as stack:
-        for patch in path.patches.get(network, ()):
-            stack.enter_context(patch.active(step, size))
-        yield
-
-
-def fuse_views(
-    values: Mapping[Item, torch.Tensor], like: torch.Tensor, path: Path, rest: torch.Tensor | None = None
-) -> torch.Tensor:
-    """Weighted mean over views of per-view samples, (B, C, H, W); cells without a view are taken from `rest`."""
+def fuse_views(values: Mapping[Item, torch.Tensor], like: torch.Tensor, path: Path) -> torch.Tensor:
+    """Weighted mean over views of per-view samples, (B, C, H, W); cells that no view covers are 0."""
     total, weights = torch.zeros_like(like), torch.zeros_like(like[:, :1])
     for (picture, view), value in values.items():
         weight = blend_weight(path, view, like)
         view.scatter_add(total[picture], value * weight)
         view.scatter_add(weights[picture], weight.expand(1, *view.size))
-    covered = weights > 0.0
-    mean = total / weights.masked_fill(~covered, 1.0)
-    return mean if rest is None else torch.where(covered, mean, rest)
+    return total / weights.masked_fill(weights <= 0.0, 1.0)

@@ -1,6 +1,5 @@
 """Guidance rules: how conditional and unconditional noise fields become one prediction."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -26,18 +25,6 @@ POSITIVE = Branch("positive")
 NEGATIVE = Branch("negative")
 
 
-class Guidance(ABC):
-    """Turns the fused noise fields into the one prediction that the scheduler steps with."""
-
-    @abstractmethod
-    def branches(self, step: Step) -> Sequence[Branch]:
-        """The fields that this step needs; no other is evaluated."""
-
-    @abstractmethod
-    def combine(self, fields: Mapping[Branch, torch.Tensor], step: Step) -> torch.Tensor:
-        """The guided prediction of fields (B, C, H, W), in what the network predicts (noise, v or sample)."""
-
-
 def classifier_free(negative: torch.Tensor, positive: torch.Tensor, scale: float) -> torch.Tensor:
     """Guided = negative + scale * (positive - negative) (Ho and Salimans, arXiv 2207.12598, Eq. 6)."""
     return negative + scale * (positive - negative)
@@ -61,8 +48,10 @@ def rescaled(guided: torch.Tensor, positive: torch.Tensor, fraction: float) -> t
 
 
 @dataclass(frozen=True)
-class ClassifierFree(Guidance):
-    """Classifier-free guidance; at scale 1 the unconditional network is not evaluated at all.
+class ClassifierFree:
+    """Classifier-free guidance: turns the fused noise fields into the one prediction that the scheduler steps with.
+
+    At scale 1 the unconditional network is not evaluated at all.
 
     Attributes:
         scale: 1 is the conditional prediction alone, 0 the unconditional one.
@@ -73,13 +62,13 @@ class ClassifierFree(Guidance):
     rescale: float = 0.0
 
     def branches(self, step: Step) -> Sequence[Branch]:
-        """Both fields, or the positive one alone at scale 1."""
+        """The fields that this step needs, no other is evaluated: both, or the positive one alone at scale 1."""
         if self.scale == 1.0:
             return (POSITIVE,)
         return (NEGATIVE, POSITIVE)
 
     def combine(self, fields: Mapping[Branch, torch.Tensor], step: Step) -> torch.Tensor:
-        """The guided prediction."""
+        """The guided prediction of fields (B, C, H, W), in what the network predicts (noise, v or sample)."""
         if self.scale == 1.0:
             return fields[POSITIVE]
         guided = classifier_free(fields[NEGATIVE], fields[POSITIVE], self.scale)

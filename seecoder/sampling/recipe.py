@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import torch
 
 from seecoder.base_model.facts import is_sdxl
-from seecoder.sampling.guidance import ClassifierFree, Guidance
+from seecoder.sampling.guidance import ClassifierFree
 from seecoder.sampling.methods.multidiffusion import MultiDiffusion
 from seecoder.sampling.methods.syncdiffusion import SyncDiffusion
 from seecoder.sampling.path import Patches, Path
@@ -70,7 +70,7 @@ class NetworkMethod(ABC):
             ValueError: If a setting does not fit the network, or has no effect.
         """
 
-    def guidance(self, run: Run, view_size: Size) -> Guidance:
+    def guidance(self, run: Run, view_size: Size) -> ClassifierFree:
         """The guidance rule that goes with the patches: the ordinary one."""
         return ClassifierFree(run.guidance_scale, run.guidance_rescale)
 
@@ -126,7 +126,7 @@ class Recipe:
             )
         return windows.paths(run, size, self._patches(run, window))
 
-    def guidance(self, run: Run, size: Size) -> Guidance:
+    def guidance(self, run: Run, size: Size) -> ClassifierFree:
         """The guidance rule of a stage."""
         if self.network is not None and self._changes_network(run, size):
             windows = self.windows if self.stages is None else None

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from seecoder.sampling.fields import Editor
-from seecoder.sampling.guidance import Guidance
+from seecoder.sampling.guidance import ClassifierFree
 from seecoder.sampling.path import Path
 from seecoder.sampling.randomness import Randomness
 from seecoder.sampling.stepper import Stepper
@@ -121,7 +121,7 @@ class Stage:
     steps: range
     begin: Callable[[Run, Outcome | None], StageStart]
     paths: Sequence[Path]
-    guidance: Guidance
+    guidance: ClassifierFree
     finish: Callable[[torch.Tensor], torch.Tensor] | None = None
 
     @property

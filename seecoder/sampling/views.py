@@ -32,31 +32,28 @@ class View(NamedTuple):
         """(height, width) of what the denoiser sees, in cells."""
         return self.height, self.width
 
-    def _slices(self) -> tuple[slice, slice]:
-        rows = slice(self.top, self.top + self.height * self.row_stride, self.row_stride)
-        return rows, slice(self.left, self.left + self.width * self.column_stride, self.column_stride)
+    def _strip(self, latents: torch.Tensor) -> torch.Tensor:
+        """The rows of this view in (..., H, W), with all their columns."""
+        return latents[..., self.top : self.top + self.height * self.row_stride : self.row_stride, :]
 
-    def columns(self, total: int, device: torch.device | None = None) -> torch.Tensor:
-        """Column numbers of a view that may wrap around `total` columns."""
-        return (self.left + self.column_stride * torch.arange(self.width, device=device)) % total
-
-    def _crosses(self, total: int) -> bool:
-        return self.wrap and not 0 <= self.left <= total - self.width * self.column_stride
+    def _columns(self, latents: torch.Tensor) -> slice | torch.Tensor:
+        """The columns of this view in (..., H, W); numbers only where they go around the border."""
+        total, span = latents.shape[-1], self.width * self.column_stride
+        if self.wrap and not 0 <= self.left <= total - span:
+            return (self.left + self.column_stride * torch.arange(self.width, device=latents.device)) % total
+        return slice(self.left, self.left + span, self.column_stride)
 
     def gather(self, latents: torch.Tensor) -> torch.Tensor:
         """The cells of this view: (..., H, W) -> (..., height, width)."""
-        rows, columns = self._slices()
-        if self._crosses(latents.shape[-1]):
-            return latents[..., rows, :][..., self.columns(latents.shape[-1], latents.device)]
-        return latents[..., rows, columns]
+        return self._strip(latents)[..., self._columns(latents)]
 
     def scatter_add(self, total: torch.Tensor, values: torch.Tensor) -> None:
         """Add `values` (..., height, width) to the cells of this view in `total` (..., H, W), in place."""
-        rows, columns = self._slices()
-        if self._crosses(total.shape[-1]):
-            total[..., rows, :].index_add_(-1, self.columns(total.shape[-1], total.device), values)
+        columns = self._columns(total)
+        if isinstance(columns, slice):
+            self._strip(total)[..., columns] += values
         else:
-            total[..., rows, columns] += values
+            self._strip(total).index_add_(-1, columns, values)
 
 
 def full_view(size: Size) -> View:

@@ -129,10 +129,6 @@ class MultiDiffusion:
             found[place] = replace(found[place], prefilter=bootstrapped(run, weight, size, self.bootstrap))
         return found
 
-    def without_bootstrap(self) -> "MultiDiffusion":
-        """The same windows and regions, for samples that have their objects already."""
-        return replace(self, bootstrap=0.0)
-
     def by_region(self, run: Run, path: Path, size: Size) -> list[Path]:
         """A path split into one for the background and one for each region, each with its context and its map."""
         if not self.regions:

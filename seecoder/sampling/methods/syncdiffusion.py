@@ -163,9 +163,7 @@ class Synchronise(Editor):
         weight = sync_weight_at(self.settings.sync_weight, self.settings.sync_decay, step.index)
         offsets = {item: torch.zeros_like(item[1].gather(latents[item[0]])) for item in anchors}
         others = [item for item in items if item not in anchors]
-        limit = evaluator.batch_limit(step, items[0][1].size)
-        for start in range(0, len(others), limit):
-            batch = others[start : start + limit]
+        for batch in evaluator.batches(others, step):
             gradients = self.gradients(latents, batch, references, step, evaluator)
             offsets |= {item: -weight * gradient for item, gradient in zip(batch, gradients, strict=True)}
         moved = latents + fuse_views(offsets, latents, self.path)
@@ -176,8 +174,7 @@ class Synchronise(Editor):
     ) -> torch.Tensor:
         """Gradient of every window's loss with respect to its own cells, (N, C, height, width)."""
         with torch.enable_grad():
-            cuts = torch.cat([view.gather(latents[picture : picture + 1]) for picture, view in items])
-            cuts = cuts.detach().requires_grad_()
+            cuts = _cuts(latents, items).detach().requires_grad_()
             pictures = self.predicted_images(cuts, items, step, evaluator)
             loss = self.loss(pictures, references[[picture for picture, _ in items]])
             return torch.autograd.grad(loss.sum(), cuts)[0]
@@ -201,13 +198,8 @@ class Synchronise(Editor):
         self, latents: torch.Tensor, anchors: Sequence[Item], step: Step, evaluator: Evaluator
     ) -> torch.Tensor:
         """The anchor windows' predicted pictures, one row per picture of the batch."""
-        rows = []
-        limit = evaluator.batch_limit(step, anchors[0][1].size)
-        for start in range(0, len(anchors), limit):
-            batch = anchors[start : start + limit]
-            cuts = torch.cat([view.gather(latents[picture : picture + 1]) for picture, view in batch])
-            rows.append(self.predicted_images(cuts, batch, step, evaluator))
-        return torch.cat(rows)
+        batches = evaluator.batches(anchors, step)
+        return torch.cat([self.predicted_images(_cuts(latents, batch), batch, step, evaluator) for batch in batches])
 
     def _anchor(self, step: Step, picture: int) -> View:
         views = list(self.path.views(step, picture))
@@ -217,6 +209,10 @@ class Synchronise(Editor):
                 raise ValueError(f"`anchor`={choice} is none of the {len(views)} windows.")
             return views[choice]
         return views[0] if choice == "first" else middle_view(views, step.latent_size)
+
+
+def _cuts(latents: torch.Tensor, items: Sequence[Item]) -> torch.Tensor:
+    return torch.cat([view.gather(latents[picture : picture + 1]) for picture, view in items])
 
 
 def middle_view(views: Sequence[View], size: Size) -> View:

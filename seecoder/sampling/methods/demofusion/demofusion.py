@@ -183,7 +183,7 @@ class DemoFusion(StagesMethod):
 
     def _local_paths(self, run: Run, recipe: Recipe, size: Size) -> list[Path]:
         # The regions' objects stand from the first phase on; other backgrounds would only mislead the network.
-        windows = self._windows(run, size) if recipe.windows is None else recipe.windows.without_bootstrap()
+        windows = self._windows(run, size) if recipe.windows is None else replace(recipe.windows, bootstrap=0.0)
         paths = windows.paths(run, size, {})
         return paths if self.windows_see_context else [replace(path, unconditional=True) for path in paths]
 

@@ -62,11 +62,9 @@ def dispersed(weights: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
 @lru_cache(maxsize=1)
 def dilation_matrix() -> torch.Tensor:
     """D (25 x 9): the taps of a kernel moved apart by one zero."""
-    matrix = torch.zeros((DISPERSED, DISPERSED, KERNEL, KERNEL), dtype=torch.float64)
-    for row in range(KERNEL):
-        for column in range(KERNEL):
-            matrix[2 * row, 2 * column, row, column] = 1.0
-    return matrix.view(DISPERSED**2, KERNEL**2)
+    along_axis = torch.zeros((DISPERSED, KERNEL), dtype=torch.float64)
+    along_axis[::2] = torch.eye(KERNEL)
+    return torch.kron(along_axis, along_axis)
 
 
 @lru_cache(maxsize=1)

@@ -19,7 +19,7 @@ from typing import Any, ClassVar, Literal
 import torch
 
 from seecoder.checks import FLAG, check, choice, number, optional
-from seecoder.sampling.guidance import NEGATIVE, POSITIVE, Branch, ClassifierFree, Guidance, rescaled
+from seecoder.sampling.guidance import NEGATIVE, POSITIVE, Branch, ClassifierFree, rescaled
 from seecoder.sampling.methods.scalecrafter.dispersion import closed_form_matrix, published_matrix
 from seecoder.sampling.methods.scalecrafter.layer_settings import (
     FACTORS,
@@ -174,7 +174,7 @@ class ScaleCrafter(NetworkMethod):
                     f"Add it to `dilation`, or leave it out. Dilated are: {', '.join(settings.dilation)}."
                 )
 
-    def guidance(self, run: Run, view_size: Size) -> Guidance:
+    def guidance(self, run: Run, view_size: Size) -> ClassifierFree:
         """Noise-damped guidance for as long as the settings say."""
         until = round(self.settings(run.unet, run.native_size, view_size).damp_tau * len(run.stepper))
         if until == 0 or run.guidance_scale == 1.0:  # without guidance there is nothing to damp
