@@ -46,13 +46,7 @@ class Editor(ABC):
 
     @abstractmethod
     def apply(self, latents: torch.Tensor, step: Step, evaluator: "Evaluator") -> EditedSample:
-        """The changed sample.
-
-        Args:
-            latents: The sample (B, C, H, W).
-            step: Where the run is.
-            evaluator: May be used to look at what the network would predict.
-        """
+        """The changed sample of (B, C, H, W); `evaluator` may be asked what the network would predict."""
 
 
 @dataclass(frozen=True)

@@ -34,11 +34,7 @@ class StagesMethod(ABC):
 
     @abstractmethod
     def plan(self, run: Run, recipe: "Recipe") -> list[Stage]:
-        """The stages of the run.
-
-        Args:
-            run: The request.
-            recipe: Supplies what the other methods of the run contribute.
+        """The stages of the run; `recipe` supplies what its other methods contribute.
 
         Raises:
             ValueError: If the method does not fit the request.

@@ -50,12 +50,7 @@ def resized(latents: torch.Tensor, size: Size) -> torch.Tensor:
 
 
 def check_enlargement(name: str, run: Run, space: Space) -> None:
-    """Refuse a run that lacks what enlarging needs.
-
-    Args:
-        name: Of the method, for the error.
-        run: The run.
-        space: Where it enlarges.
+    """Refuse a run of the method `name` that lacks what enlarging in `space` needs.
 
     Raises:
         ValueError: Pixels without a decoder and an encoder.

@@ -5,7 +5,7 @@ import torch
 
 from seecoder.sampling import DemoFusion, SyncDiffusion, sample
 from seecoder.sampling.methods.demofusion.dilated_sampling import statistics, with_statistics
-from seecoder.sampling.methods.demofusion.schedules import cosine_decay, skip_weight
+from seecoder.sampling.methods.demofusion.skip_residual import cosine_decay, skip_weight
 
 STEPS = 8
 MULTISTEP = ["dpm", "unipc"]

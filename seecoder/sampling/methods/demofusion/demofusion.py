@@ -26,9 +26,14 @@ from typing import ClassVar, Literal
 import torch
 
 from seecoder.checks import FLAG, Rule, check, choice, either, number, optional, whole
-from seecoder.sampling.methods.demofusion.dilated_sampling import dilated_path, statistics, with_statistics
-from seecoder.sampling.methods.demofusion.schedules import blur_std, cosine_decay, dilated_weight, skip_weight
-from seecoder.sampling.methods.demofusion.skip_residual import SkipResidual, first_live_step
+from seecoder.sampling.methods.demofusion.dilated_sampling import (
+    blur_std,
+    dilated_path,
+    dilated_weight,
+    statistics,
+    with_statistics,
+)
+from seecoder.sampling.methods.demofusion.skip_residual import SkipResidual, cosine_decay, first_live_step, skip_weight
 from seecoder.sampling.methods.enlargement import SPACE, Space, check_enlargement, enlarged
 from seecoder.sampling.methods.multidiffusion import MultiDiffusion, weight_product
 from seecoder.sampling.methods.setting_rules import LENGTHS

@@ -17,6 +17,16 @@ from seecoder.sampling.views import Size, lattices
 _MIN_STD = 1e-6  # in cells: no blur at all
 
 
+def dilated_weight(kappa: float, cosine_scale_2: float) -> float:
+    """c2 = kappa^a2: the weight of dilated sampling in the prediction (Eq. 8)."""
+    return kappa**cosine_scale_2
+
+
+def blur_std(kappa: float, cosine_scale_3: float, blur_sigma: float) -> float:
+    """Sigma * c3 with c3 = 0.99 * kappa^a3 + 0.01: standard deviation of the lattices' blur, in cells (Sec. 3.4)."""
+    return blur_sigma * (0.99 * kappa**cosine_scale_3 + 0.01)
+
+
 def dilated_path(size: Size, base: Size, taps_per_cell: int, std: Callable[[Step], float], padding: str) -> Path:
     """The path over the lattices of a phase.
 

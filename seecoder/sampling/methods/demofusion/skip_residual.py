@@ -2,8 +2,12 @@
 
 The weight of the enlargement is almost 1 in the first steps, which then say almost nothing about the result. Such dead
 steps need not be computed.
+
+All weights of DemoFusion follow one cosine, kappa, which falls from 1 in pure noise to 0 in the clean sample; each part
+raises it to an exponent of its own (Du et al., CVPR 2024, arXiv 2311.16973).
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -14,6 +18,16 @@ from seecoder.sampling.step import Step
 from seecoder.sampling.stepper import Stepper
 
 _LARGE = 0.01  # from this weight on, earlier predictions are about another sample
+
+
+def cosine_decay(timestep: float, num_train_timesteps: int) -> float:
+    """kappa_t = (1 + cos(pi * (T - t) / T)) / 2: 1 at t = T, 0 at t = 0 (Eq. 5)."""
+    return 0.5 * (1.0 + math.cos(math.pi * (num_train_timesteps - timestep) / num_train_timesteps))
+
+
+def skip_weight(kappa: float, cosine_scale_1: float) -> float:
+    """c1 = kappa^a1: the weight of the noised enlargement in the sample (Eq. 4)."""
+    return kappa**cosine_scale_1
 
 
 def skip_residual(latents: torch.Tensor, noised: torch.Tensor, weight: float) -> torch.Tensor:

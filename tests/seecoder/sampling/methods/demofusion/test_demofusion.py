@@ -18,8 +18,7 @@ from seecoder.sampling import (
 )
 from seecoder.sampling.methods.demofusion import dilated_sampling
 from seecoder.sampling.methods.demofusion.dilated_sampling import statistics, with_statistics
-from seecoder.sampling.methods.demofusion.schedules import cosine_decay, skip_weight
-from seecoder.sampling.methods.demofusion.skip_residual import influence
+from seecoder.sampling.methods.demofusion.skip_residual import cosine_decay, influence, skip_weight
 from seecoder.sampling.methods.perceptual import pyramid_distance
 
 OPTIONS = {"native_size": (8, 8), "num_inference_steps": 8}

@@ -1,14 +1,28 @@
 """How much each step of a phase says about its result, and the residual itself."""
 
+import itertools
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from seecoder.sampling.methods.demofusion.schedules import cosine_decay, skip_weight
-from seecoder.sampling.methods.demofusion.skip_residual import SkipResidual, first_live_step, influence, skip_residual
+from seecoder.sampling.methods.demofusion.skip_residual import (
+    SkipResidual,
+    cosine_decay,
+    first_live_step,
+    influence,
+    skip_residual,
+    skip_weight,
+)
 
 SD_TIMESTEPS = [981 - 20 * index for index in range(50)]
+
+
+def test_check_08_cosine_decay_falls_from_one_to_zero() -> None:
+    decays = [cosine_decay(timestep, 1000) for timestep in range(1001)]
+    assert decays[1000] == 1.0
+    assert decays[0] == pytest.approx(0.0, abs=1e-12)
+    assert all(earlier < later for earlier, later in itertools.pairwise(decays))
 
 
 def test_check_11_the_influence_table_of_fifty_steps() -> None:
