@@ -29,7 +29,10 @@ def base_size(size: Size, native_size: Size) -> Size:
     A base of the native *area* keeps the number of cells that the network knows, where scaling the longer side down to
     the native side (DemoFusion's rule) would halve the trained pixels at 2:1.
     """
-    return scaled_size(size, 1.0 / scale_over(size, native_size), native_size)
+    scale = scale_over(size, native_size)
+    if scale <= 1.0:
+        return size
+    return _multiples([length / scale for length in size], size, native_size)
 
 
 def panorama_base(size: Size, native_size: Size) -> Size:
@@ -42,9 +45,7 @@ def scaled_size(size: Size, factor: float, native_size: Size) -> Size:
     """`size` times `factor` (at most 1), rounded to `cell_multiple`; exactly `size` at factor 1."""
     if factor >= 1.0:
         return size
-    multiple = cell_multiple(native_size)
-    height, width = (max(multiple, multiple * round(length * factor / multiple)) for length in size)
-    return min(height, size[0]), min(width, size[1])
+    return _multiples([length * factor for length in size], size, native_size)
 
 
 def cell_multiple(native_size: Size) -> int:
@@ -53,3 +54,9 @@ def cell_multiple(native_size: Size) -> int:
     while multiple > 1 and multiple * 4 > min(native_size):
         multiple //= 2
     return multiple
+
+
+def _multiples(lengths: list[float], size: Size, native_size: Size) -> Size:
+    multiple = cell_multiple(native_size)
+    height, width = (max(multiple, multiple * round(length / multiple)) for length in lengths)
+    return min(height, size[0]), min(width, size[1])
