@@ -58,7 +58,7 @@ def draw_inputs(folder: Path) -> list[Path]:
 
     from data.world.render import render
     from data.world.scenes import sample_scenes
-    from seecoder.images.loading import save_image, to_pil
+    from seecoder.images.saving import save_image, to_pil
 
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
@@ -76,7 +76,8 @@ def draw_inputs(folder: Path) -> list[Path]:
 
 def write_sheet(path: Path, inputs: list[Path], folders: dict[int, Path]) -> None:
     """One row an input: the input, then its first variation at every size."""
-    from seecoder.images.loading import load_image, save_image, to_pil
+    from seecoder.images.loading import load_image
+    from seecoder.images.saving import save_image, to_pil
     from seecoder.images.sheet import contact_sheet
 
     columns = [inputs] + [sorted(folder.glob("*.png")) for folder in folders.values()]

@@ -15,7 +15,7 @@ import torch
 from seecoder.base_model.facts import native_size
 from seecoder.checks import require, whole
 from seecoder.encoder.context import ImageSet
-from seecoder.images.loading import ENCODED_SIZE
+from seecoder.images.scaling import ENCODED_SIZE
 from seecoder.pipelines.bounded_memory import AUTOENCODER_MEMORY
 from seecoder.pipelines.stable_diffusion import SeeCoderPipeline
 from seecoder.pipelines.stable_diffusion_xl import SeeCoderXLPipeline

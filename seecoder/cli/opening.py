@@ -39,7 +39,9 @@ def open_pictures(arguments: argparse.Namespace) -> OpenedPictures:
     Raises:
         ImageError: A picture that cannot be read.
     """
-    from seecoder.images.loading import limit_area, load_image, to_pil
+    from seecoder.images.loading import load_image
+    from seecoder.images.saving import to_pil
+    from seecoder.images.scaling import limit_area
 
     encoded = {*arguments.pictures, *(picture for _, picture in arguments.region)}
     masks = [mask for mask, _ in arguments.region]

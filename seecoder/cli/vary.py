@@ -246,7 +246,7 @@ def _variations(
 
 def _write_picture(picture: "Image.Image", path: Path, remark: str = "") -> None:
     """Write a picture and say so."""
-    from seecoder.images.loading import save_image
+    from seecoder.images.saving import save_image
 
     path.parent.mkdir(parents=True, exist_ok=True)
     save_image(picture, path)

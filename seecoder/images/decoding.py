@@ -1,87 +1,83 @@
-"""From a checked header to numbers: decode with Pillow, apply the colour profile, keep the range of deep greyscale."""
+"""From the bytes of a file to numbers: open, decode, apply the colour profile, keep the range of deep greyscale."""
 
 import logging
-from dataclasses import dataclass
+import re
+from collections.abc import Callable
 from io import BytesIO
 from typing import Any
 
 import numpy as np
-from PIL import (
-    BmpImagePlugin,
-    GifImagePlugin,
-    Image,
-    ImageCms,
-    ImageFile,
-    JpegImagePlugin,
-    PngImagePlugin,
-    TiffImagePlugin,
-    WebPImagePlugin,
-)
+from PIL import Image, ImageCms
 
-from seecoder.images.header import BadImage, Header
+from seecoder.images.formats.bmp import open_bmp
+from seecoder.images.formats.gif import open_gif
+from seecoder.images.formats.isobmff import open_isobmff
+from seecoder.images.formats.jpeg import open_jpeg
+from seecoder.images.formats.png import open_png
+from seecoder.images.formats.tiff import open_tiff
+from seecoder.images.formats.webp import open_webp
+from seecoder.images.header import MAX_PROFILE_BYTES, BadImage, OpenedImage
 
-_log = logging.getLogger("seecoder.images")
+_log = logging.getLogger(__name__)
 
-
-class _TiffFile(TiffImagePlugin.TiffImageFile):
-    """Pillow's TIFF reader without its own pixel limit: ours was checked before, and is the caller's to set."""
-
-    def load_prepare(self) -> None:
-        ImageFile.ImageFile.load_prepare(self)
-
-
-# The classes behind `Image.open`. Used directly they know no pixel limit of their own, so that a larger `max_pixels`
-# needs no change of the process-wide `Image.MAX_IMAGE_PIXELS` (which other threads may rely on), and no format outside
-# this table (Pillow knows more than forty, one of which starts Ghostscript) can be reached.
-_DECODERS: dict[str, type[ImageFile.ImageFile]] = {
-    "JPEG": JpegImagePlugin.JpegImageFile,
-    "PNG": PngImagePlugin.PngImageFile,
-    "WEBP": WebPImagePlugin.WebPImageFile,
-    "TIFF": _TiffFile,
-    "BMP": BmpImagePlugin.BmpImageFile,
-    "GIF": GifImagePlugin.GifImageFile,
-}
+# The class of each format is used directly: unlike `Image.open` it knows no pixel limit of its own, so that a larger
+# `max_pixels` needs no change of the process-wide `Image.MAX_IMAGE_PIXELS` (which other threads may rely on), and none
+# of Pillow's other formats (more than thirty, one of which starts Ghostscript) can be reached.
+_OPENERS: list[tuple[re.Pattern[bytes], Callable[[bytes, int], OpenedImage]]] = [
+    (re.compile(rb"\xff\xd8\xff"), open_jpeg),
+    (re.compile(rb"\x89PNG\r\n\x1a\n"), open_png),
+    (re.compile(rb"RIFF....WEBP", re.DOTALL), open_webp),
+    (re.compile(rb"II[*+]\0|MM\0[*+]"), open_tiff),
+    (re.compile(rb"GIF8[79]a"), open_gif),
+    (re.compile(rb"....ftyp", re.DOTALL), open_isobmff),
+    (re.compile(rb"BM"), open_bmp),
+]
 
 
-@dataclass(frozen=True)
-class Raster:
-    """Decoded pixels: `colour` (H, W) or (H, W, 3), uint8 or float32 in [0, 1]; `alpha` (H, W) likewise, if any."""
+def open_image(data: bytes, max_pixels: int) -> OpenedImage:
+    """Open the first image of a file after the checks of its format.
 
-    colour: np.ndarray
-    alpha: np.ndarray | None = None
-
-
-def decode(header: Header) -> Raster:
-    """Decode the reduced file of `header`, not yet upright.
+    Every check is bounded by the length of the file.
 
     Raises:
-        BadImage: If the decoder finds another size than the header; Pillow's own exceptions for damaged data.
+        BadImage: If the format is not one of the eight, or the file is truncated, damaged, larger than `max_pixels` or
+            made to cost more than it is worth. On damage Pillow raises exceptions of its own, too.
     """
-    image = _DECODERS[header.format](BytesIO(header.reduced))
-    if image.size != (header.width, header.height):
-        raise BadImage(f"the file is damaged: {header.width} x {header.height} pixels announced, {image.size} found")
-    image.load()
-    raster = rasterise(image, header.icc, header)
-    if header.covered is None:
-        return raster
-    top, bottom, left, right = header.covered
-    alpha = np.zeros((header.height, header.width), np.uint8)
-    alpha[top:bottom, left:right] = 255 if raster.alpha is None else raster.alpha[top:bottom, left:right]
-    return Raster(raster.colour, alpha)
+    for signature, opener in _OPENERS:
+        if signature.match(data):
+            return opener(data, max_pixels)
+    if not data:
+        raise BadImage("the file is empty")
+    what = f"a file that begins with {data[:8]!r}"
+    if data.startswith(b"version https://git-lfs"):
+        what = "a Git LFS pointer (run `git lfs pull`)"
+    elif data.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<"):
+        what = "a web page or another text with tags (HTML, XML, SVG)"
+    raise BadImage(f"this is {what}; JPEG, PNG, WEBP, TIFF, BMP, GIF, AVIF and HEIC are read")
 
 
-def rasterise(image: Image.Image, icc: bytes | None, header: Header | None = None) -> Raster:
-    """Pixels of a loaded Pillow image of any mode.
+def decode(opened: OpenedImage) -> Image.Image:
+    """Decode an opened file, not yet upright; what the first frame of a GIF leaves empty is transparent."""
+    opened.image.load()
+    if opened.canvas is None:
+        return opened.image
+    width, height, left, top = opened.canvas
+    canvas = Image.new("RGBA", (width, height))
+    canvas.paste(opened.image.convert("RGBA"), (left, top))
+    return canvas
 
-    Args:
-        image: A loaded image; it is not changed.
-        icc: Its colour profile.
-        header: What is known of the file that it came from.
+
+def rasterise(image: Image.Image) -> np.ndarray:
+    """Pixels of a loaded Pillow image of any mode, which is not changed.
+
+    Returns:
+        (H, W, C), uint8 or float32 in [0, 1]; C is 1 or 3 for grey or sRGB, 2 or 4 with alpha behind.
     """
     if image.mode.startswith("I;16"):
-        return _sixteen_bit(image, header)
+        return _sixteen_bit(image)
     if image.mode in ("I", "F"):
-        return Raster(_wide_grey(image, header))
+        return _wide_grey(image)
+    icc = image.info.get("icc_profile")
     if image.mode in ("La", "RGBa"):  # premultiplied
         image = image.convert(image.mode.upper())
     alpha = None
@@ -90,27 +86,31 @@ def rasterise(image: Image.Image, icc: bytes | None, header: Header | None = Non
         image = image.convert("RGBA")
         alpha = np.asarray(image.getchannel("A"))
         image = image.getchannel("R") if grey else image  # a grey picture stays grey: its profile is for grey
-    return Raster(np.asarray(_to_srgb(image, icc)), alpha)
+    return _stack(np.asarray(_to_srgb(image, icc)), alpha)
 
 
-def _sixteen_bit(image: Image.Image, header: Header | None) -> Raster:
-    values = np.asarray(image)
-    transparent = image.info.get("transparency")
-    alpha = None if not isinstance(transparent, int) else np.where(values == transparent, 0, 255).astype(np.uint8)
-    grey = values.astype(np.float32) / np.float32(header.grey_levels if header else 65535)
-    if header and header.white_is_zero:
+def _stack(colour: np.ndarray, alpha: np.ndarray | None) -> np.ndarray:
+    return np.atleast_3d(colour) if alpha is None else np.dstack([colour, alpha])
+
+
+def _sixteen_bit(image: Image.Image) -> np.ndarray:
+    values, tags = np.asarray(image), getattr(image, "tag_v2", {})  # the tags of a TIFF, by number
+    white = 4095 if tags.get(258) == (12,) else 65535  # 12 bits stay 12 bits in 16
+    grey = np.clip(values.astype(np.float32) / np.float32(white), 0, 1)
+    if tags and tags.get(262, 0) == 0:  # white is zero, which Pillow leaves as it is
         grey = 1 - grey
-    return Raster(np.clip(grey, 0, 1), alpha)
+    transparent = image.info.get("transparency")
+    return _stack(grey, (values != transparent).astype(np.float32) if isinstance(transparent, int) else None)
 
 
-def _wide_grey(image: Image.Image, header: Header | None) -> np.ndarray:
-    """32-bit integers or floats, whose range no file format states, as (H, W) float32 in [0, 1].
+def _wide_grey(image: Image.Image) -> np.ndarray:
+    """32-bit integers or floats, whose range no file format states, as (H, W, 1) float32 in [0, 1].
 
     Floats within [0, 1] and integers within 16 bits are taken at their word, as most writers mean them; everything
     else is stretched from its minimum to its maximum, and the log says so.
     """
-    values = np.asarray(image)
-    if image.mode == "I" and header is not None and header.unsigned:
+    values, tags = np.asarray(image)[..., None], getattr(image, "tag_v2", None)
+    if image.mode == "I" and tags and tags.get(339, (1,))[0] == 1:  # unsigned; Pillow only knows signed ones
         values = values.view(np.uint32)
     if not np.isfinite(values).all():
         raise BadImage("it contains NaN or infinite values")
@@ -124,36 +124,29 @@ def _wide_grey(image: Image.Image, header: Header | None) -> np.ndarray:
     return ((values - np.float64(low)) / (high - low)).astype(np.float32)
 
 
-def _to_srgb(image: Image.Image, icc: bytes | None) -> Image.Image:
-    """Any 8-bit mode to RGB in sRGB; a profile that cannot be used is passed over, as browsers do."""
+def _to_srgb(image: Image.Image, icc: Any) -> Image.Image:
+    """Any 8-bit mode to grey or RGB in sRGB; a profile that cannot be used is passed over, as browsers do."""
     if image.mode not in ("L", "RGB", "CMYK", "LAB"):
         image = image.convert("L" if image.mode == "1" else "RGB")
-    source = _usable_profile(image, icc) if icc else None
-    if source is None and image.mode == "LAB":
-        source = ImageCms.createProfile("LAB")
-    if source is not None:
-        try:
+    try:
+        source = _usable_profile(image.mode, icc)
+        if source is not None:
             # The perceptual intent is the one that profiles carry tables for, and what browsers use by default.
-            converted = ImageCms.profileToProfile(
-                image, source, ImageCms.createProfile("sRGB"), ImageCms.Intent.PERCEPTUAL, outputMode="RGB"
-            )
-        except ImageCms.PyCMSError as error:
-            _log.warning("the embedded colour profile cannot be applied (%s); converted without it", error)
-        else:
-            return converted or image
+            srgb, intent = ImageCms.createProfile("sRGB"), ImageCms.Intent.PERCEPTUAL
+            return ImageCms.profileToProfile(image, source, srgb, intent, outputMode="RGB") or image
+    except (OSError, ImageCms.PyCMSError) as error:
+        _log.warning("the embedded colour profile cannot be used (%s); converted without it", error)
     return image if image.mode in ("L", "RGB") else image.convert("RGB")
 
 
-def _usable_profile(image: Image.Image, icc: bytes) -> Any:
-    """The parsed profile if it describes this kind of picture, and says anything but plain sRGB; else None."""
-    try:
-        profile: Any = ImageCms.ImageCmsProfile(BytesIO(icc))
-        space, description = profile.profile.xcolor_space.strip(), profile.profile.profile_description or ""
-    except (OSError, ImageCms.PyCMSError) as error:
-        _log.warning("the embedded colour profile is damaged (%s); converted without it", error)
-        return None
-    if space != {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK", "LAB": "Lab"}[image.mode]:
-        _log.warning("a colour profile for %r is embedded in a picture of mode %s; passed over", space, image.mode)
+def _usable_profile(mode: str, icc: Any) -> Any:
+    """The parsed profile if it describes this kind of picture and says anything but plain sRGB; else None."""
+    if not isinstance(icc, bytes) or not 0 < len(icc) <= MAX_PROFILE_BYTES:
+        return ImageCms.createProfile("LAB") if mode == "LAB" else None
+    profile: Any = ImageCms.ImageCmsProfile(BytesIO(icc))
+    space, description = profile.profile.xcolor_space.strip(), profile.profile.profile_description or ""
+    if space != {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK", "LAB": "Lab"}[mode]:
+        _log.warning("a colour profile for %r is embedded in a picture of mode %s; passed over", space, mode)
         return None
     # Converting sRGB to sRGB would only add rounding errors to the most common case of all.
     return None if space == "RGB" and description.startswith("sRGB") else profile

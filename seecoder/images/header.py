@@ -1,45 +1,42 @@
-"""What the walkers of picture files have in common: the facts they return, their error, and EXIF orientation."""
+"""What the readers of all formats share: the opened image, the reason for refusing one, limits, EXIF orientation."""
 
 import struct
 from dataclasses import dataclass
+
+from PIL import ImageFile
 
 # Larger than any profile in use (press profiles reach 4 MB); an ICC profile in JPEG cannot exceed 16.6 MB anyway.
 MAX_PROFILE_BYTES = 16 * 1024 * 1024
 
 
 class BadImage(ValueError):
-    """A reason for refusing a picture, without its name: `seecoder.images` knows that and adds it."""
+    """A reason for refusing an image, without the name of its source: `load_image` adds that."""
 
 
 @dataclass(frozen=True)
-class Header:
-    """Facts about the first picture of a file, and the reduced file that a decoder is given.
+class OpenedImage:
+    """A file that passed the checks of its format: a Pillow image, opened but not decoded.
 
     Attributes:
-        format: JPEG, PNG, WEBP, GIF, BMP or TIFF.
-        width: Columns as stored, before the orientation is applied.
-        height: Rows as stored.
-        reduced: The file with metadata and further frames taken out.
-        orientation: EXIF orientation, 1 to 8.
-        icc: Embedded colour profile.
+        image: Its `info` holds the colour profile and the EXIF block, if there are any.
         animated: True if the file holds more than one frame or page.
-        grey_levels: Largest value of 16-bit greyscale (4095 where a TIFF keeps 12 bits in 16).
-        white_is_zero: True where 16-bit greyscale is stored inverted and the decoder leaves it so.
-        unsigned: True where 32-bit integers are unsigned; Pillow only knows signed ones.
-        covered: (top, bottom, left, right) of a GIF frame that leaves a part of the canvas empty.
+        canvas: (width, height, left, top) of a GIF whose first frame leaves part of the canvas empty.
     """
 
-    format: str
-    width: int
-    height: int
-    reduced: bytes
-    orientation: int = 1
-    icc: bytes | None = None
+    image: ImageFile.ImageFile
     animated: bool = False
-    grey_levels: int = 65535
-    white_is_zero: bool = False
-    unsigned: bool = False
-    covered: tuple[int, int, int, int] | None = None
+    canvas: tuple[int, int, int, int] | None = None
+
+
+def check_size(width: int, height: int, max_pixels: int) -> None:
+    """Refuse an image that is empty or has more than `max_pixels` pixels."""
+    if width < 1 or height < 1:
+        raise BadImage(f"its size is {width} x {height}: it has no pixels")
+    if width * height > max_pixels:
+        raise BadImage(
+            f"it has {width * height:,} pixels ({width:,} x {height:,}); the limit is {max_pixels:,}. "
+            "Resize it, or pass a larger max_pixels if you trust the source"
+        )
 
 
 def unpack(layout: str, data: bytes, position: int) -> tuple[int, ...]:
@@ -56,13 +53,11 @@ def unpack(layout: str, data: bytes, position: int) -> tuple[int, ...]:
 def orientation_from_exif(exif: bytes) -> int:
     """Orientation tag (0x0112) of the first directory of an EXIF block (EXIF 2.32, section 4.6.4), 1 if there is none.
 
-    Only this tag is looked at: a block of 64 KB can hold thousands of tags that each claim 60 KB, which is what makes
-    general EXIF readers expensive. Damaged EXIF is no reason to refuse the picture, so it counts as absent.
+    Only this tag is read: a block of 64 KB can hold thousands of tags that each claim 60 KB, which makes general EXIF
+    readers expensive. Damaged EXIF is no reason to refuse the image, so it counts as absent.
     """
     exif = exif.removeprefix(b"Exif\0\0")
-    order = {b"II": "<", b"MM": ">"}.get(exif[:2])
-    if order is None:
-        return 1
+    order = "<" if exif.startswith(b"II") else ">"
     try:
         (start,) = unpack(order + "I", exif, 4)
         (count,) = unpack(order + "H", exif, start)
@@ -72,5 +67,5 @@ def orientation_from_exif(exif: bytes) -> int:
                 (value,) = unpack(order + ("H" if kind == 3 else "I"), exif, position + 8)
                 return value if 1 <= value <= 8 else 1
     except BadImage:
-        return 1
+        pass
     return 1

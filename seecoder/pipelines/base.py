@@ -11,7 +11,7 @@ from diffusers.pipelines.pipeline_utils import StableDiffusionMixin
 from seecoder.base_model.facts import check_widths, is_sdxl, pixels_per_cell
 from seecoder.base_model.loading import load_config, load_part
 from seecoder.encoder.model import SeeCoder
-from seecoder.images.loading import ENCODED_SIZE
+from seecoder.images.scaling import ENCODED_SIZE
 from seecoder.pipelines.conditioning import encode_pictures
 from seecoder.pipelines.inputs import CALLBACK_TENSORS, Pictures, Request
 from seecoder.sampling.conditions import AddedConditions

@@ -7,7 +7,7 @@ import torch
 from diffusers.loaders import StableDiffusionLoraLoaderMixin
 
 from seecoder.base_model.facts import family
-from seecoder.images.loading import ENCODED_SIZE
+from seecoder.images.scaling import ENCODED_SIZE
 from seecoder.pipelines.base import ContextPipeline
 from seecoder.pipelines.bounded_memory import AUTOENCODER_MEMORY
 from seecoder.pipelines.call import Call, SeeCoderPipelineOutput

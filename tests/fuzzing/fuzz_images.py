@@ -24,7 +24,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tests.fuzzing.damaged_pictures import FORMATS, make_case, seeds
+from seecoder.images.loading import ImageError, load_image
+from tests.fuzzing.damaged_images import FORMATS, make_case, seeds
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -115,14 +116,12 @@ def is_finding(result: dict, seconds: float) -> bool:
 
 def child(arguments: argparse.Namespace) -> int:
     """Decode the cases from `--child-from` on."""
-    from seecoder.images.loading import ImageError, load_image
-
     for format in arguments.formats:  # what every case needs is loaded before memory is measured and limited
         load_image(seeds(format)[0])
     if sys.platform == "linux":  # elsewhere there is no telling how much address space is taken already
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + arguments.memory * 2**20,) * 2)
-    say({"baseline": peak_bytes()})
+    write_line({"baseline": peak_bytes()})
     for number in range(arguments.child_from, arguments.count * len(arguments.formats)):
         data = make_case(arguments.formats[number // arguments.count], arguments.seed, number % arguments.count)
         # The default action of this signal ends the process, in C code too, which no Python handler could do.
@@ -140,11 +139,11 @@ def child(arguments: argparse.Namespace) -> int:
             outcome = f"{type(error).__name__}: {error}"
         seconds = time.process_time() - start
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-        say({"outcome": outcome, "seconds": seconds, "peak": peak_bytes()})
+        write_line({"outcome": outcome, "seconds": seconds, "peak": peak_bytes()})
     return 0
 
 
-def say(message: dict) -> None:
+def write_line(message: dict) -> None:
     """One line to the parent, at once: the next case may be the last."""
     print(json.dumps(message), flush=True)
 

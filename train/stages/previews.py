@@ -12,7 +12,7 @@ from seecoder.base_model.added_conditions import added_conditions
 from seecoder.base_model.facts import pixels_per_cell
 from seecoder.base_model.latents import decode_pixels
 from seecoder.checks import check, number, whole
-from seecoder.images.loading import save_image, to_pil
+from seecoder.images.saving import save_image, to_pil
 from seecoder.images.sheet import contact_sheet
 from seecoder.sampling.engine import sample
 from train.stages.noise import held_out_keys, normal

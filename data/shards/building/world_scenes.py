@@ -8,7 +8,7 @@ from data.shards.building.sources import Item, encode_image, encode_json
 from data.world.render import render
 from data.world.scenes import sample_scenes
 from seecoder.checks import check, whole
-from seecoder.images.loading import to_pil
+from seecoder.images.saving import to_pil
 
 _SCENES_AT_ONCE = 256
 

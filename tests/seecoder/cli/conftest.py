@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from seecoder.cli import main
-from seecoder.images.loading import save_image
+from seecoder.images.saving import save_image
 from seecoder.weights.digests import tensors_sha256
 
 

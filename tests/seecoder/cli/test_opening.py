@@ -7,7 +7,8 @@ import torch
 
 from seecoder.cli.opening import load_encoder, open_pictures, pick_device, pick_dtype, saved_contexts
 from seecoder.encoder.context import save_context
-from seecoder.images.loading import limit_area, load_image
+from seecoder.images.loading import load_image
+from seecoder.images.scaling import limit_area
 
 
 def test_pictures_are_kept_as_they_are_needed(pictures):

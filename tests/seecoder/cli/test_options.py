@@ -6,7 +6,7 @@ import pytest
 
 from seecoder.cli import build_parser
 from seecoder.cli.options import add_image_size, key_value, pipeline_arguments, with_flags
-from seecoder.images.loading import ENCODED_SIZE
+from seecoder.images.scaling import ENCODED_SIZE
 from seecoder.pipelines.bounded_memory import AUTOENCODER_MEMORY
 
 GIVEN = ["vary", "a.png", "--base", "b", "--encoder", "e", "--out", "o"]

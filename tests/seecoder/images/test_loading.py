@@ -1,10 +1,12 @@
+"""What `load_image` takes, what it refuses, and that it is the only door."""
+
 import io
+import logging
 import os
 import pickle
 import re
 import socket
 import stat
-import struct
 import threading
 from pathlib import Path
 
@@ -13,33 +15,14 @@ import pytest
 import torch
 from PIL import Image, ImageFile
 
-from seecoder.images.loading import ImageError, limit_area, load_image, save_image, to_pil
+from seecoder.images import loading
+from seecoder.images.loading import ImageError, load_image
+from tests.fixtures.images import UPRIGHT, assert_levels, bounded, encode, stored
 
 ROOT = Path(__file__).resolve().parents[3]
 
-# Every corner, edge and diagonal differs, so that each of the eight orientations is told from all others.
-UPRIGHT = np.arange(5 * 7 * 3, dtype=np.uint8).reshape(5, 7, 3) * 2
 
-
-def encode(image: Image.Image | np.ndarray, format: str, **options) -> bytes:
-    file = io.BytesIO()
-    image = image if isinstance(image, Image.Image) else Image.fromarray(image)
-    image.save(file, format, **options)
-    return file.getvalue()
-
-
-def levels(pixels: torch.Tensor) -> np.ndarray:
-    """(H, W, 3) numbers from 0 to 255."""
-    return (pixels.permute(1, 2, 0).double() * 255).numpy()
-
-
-def assert_levels(pixels: torch.Tensor, expected: np.ndarray, tolerance: float = 1e-4) -> None:
-    assert pixels.dtype == torch.float32
-    assert pixels.is_contiguous()
-    np.testing.assert_allclose(levels(pixels), expected, rtol=0, atol=tolerance)
-
-
-# Sources: path, bytes, Pillow image, array, tensor.
+FORMATS = ["JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "HEIF"]
 
 
 def test_every_kind_of_source_gives_the_same_pixels(tmp_path):
@@ -93,8 +76,8 @@ def test_readonly_and_byte_swapped_arrays():
 @pytest.mark.parametrize(
     ("source", "reason"),
     [
-        (np.zeros((4, 4, 5), np.uint8), "channels last"),
-        (np.zeros((3, 8, 8), np.uint8), "channels last"),
+        (np.zeros((4, 4, 5), np.uint8), "tensors .* or"),
+        (np.zeros((3, 8, 8), np.uint8), "tensors .* or"),
         (np.zeros((1, 4, 4, 3), np.uint8), "one picture"),
         (np.zeros((0, 4, 3), np.uint8), "no pixels"),
         (np.zeros((4, 4, 3), np.int64), "int64 is not understood"),
@@ -132,18 +115,6 @@ def test_other_types_and_settings_are_refused():
             load_image(UPRIGHT, background=background)  # pyright: ignore
 
 
-# Orientation (row 13).
-
-
-def stored(upright: np.ndarray, orientation: int) -> np.ndarray:
-    """What a camera stores, by the standard's definition: which visual edges row 0 and column 0 of the file are."""
-    row_edge = ("top", "top", "bottom", "bottom", "left", "right", "right", "left")[orientation - 1]
-    column_edge = ("left", "right", "right", "left", "top", "top", "bottom", "bottom")[orientation - 1]
-    turned = upright if row_edge in ("top", "bottom") else upright.swapaxes(0, 1)
-    turned = turned[::-1] if row_edge in ("bottom", "right") else turned
-    return np.ascontiguousarray(turned[:, ::-1] if column_edge in ("right", "bottom") else turned)
-
-
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("format", ["PNG", "WEBP", "TIFF", "JPEG"])
 def test_exif_orientation(format, orientation):
@@ -166,36 +137,10 @@ def test_orientation_turns_alpha_with_the_colour():
     assert torch.equal(turned, load_image(encode(rgba, "PNG")))
 
 
-@pytest.mark.parametrize(
-    "exif",
-    [
-        b"",
-        b"Exif\0\0",
-        b"II*\0",
-        b"II*\0\xff\xff\xff\xff",
-        b"II*\0\x08\0\0\0\xff\xff",
-        b"II*\0\x08\0\0\0\x01\0" + struct.pack("<HHII", 0x0112, 3, 1, 9) + b"\0\0\0\0",
-        b"II*\0\x08\0\0\0\x01\0" + struct.pack("<HHII", 0x0112, 2, 1, 6) + b"\0\0\0\0",
-        bytes(range(200, 256)),
-    ],
-)
-def test_damaged_exif_leaves_the_picture_as_it_is(exif):
-    assert_levels(load_image(encode(UPRIGHT, "PNG", exif=exif)), UPRIGHT)
-
-
-# Formats and what is none (rows 12 and 17).
-
-
 def test_content_decides_and_not_the_name(tmp_path):
     path = tmp_path / "photo.jpg"
     path.write_bytes(encode(UPRIGHT, "PNG"))
     assert_levels(load_image(path), UPRIGHT)
-
-
-@pytest.mark.parametrize("format", ["PPM", "TGA", "ICO", "PCX", "EPS", "JPEG2000", "AVIF", "PDF", "ICNS", "DDS", "SGI"])
-def test_formats_off_the_list_are_refused(format):
-    with pytest.raises(ImageError, match="JPEG, PNG, WEBP, TIFF, BMP and GIF are read"):
-        load_image(encode(Image.new("RGB", (64, 64)), format))
 
 
 @pytest.mark.parametrize(
@@ -203,13 +148,13 @@ def test_formats_off_the_list_are_refused(format):
     [
         (b"", "empty"),
         (b"\n<!DOCTYPE html><html>404</html>", "web page"),
-        (b"\0\0\0\x18ftypheic\0\0\0\0", "HEIC"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0", "truncated"),
         (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
         (b"hello", r"b'hello'"),
         (b"\xff\xd8\xff", "truncated"),
         (b"\x89PNG\r\n\x1a\n", "truncated"),
         (b"GIF89a", "truncated"),
-        (b"BM", "truncated"),
+        (b"BM", "cannot be decoded"),
         (b"II*\0", "truncated"),
         (b"RIFF\xff\0\0\0WEBP", "truncated"),
     ],
@@ -222,9 +167,6 @@ def test_mislabelled_and_empty_files_name_path_and_reason(tmp_path, content, rea
     assert str(path) in str(caught.value)
     assert caught.value.source == str(path)
     assert "\n" not in str(caught.value)
-
-
-FORMATS = ["JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF"]
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -253,7 +195,13 @@ def test_half_a_jpeg_says_truncated():
         load_image(data[: len(data) // 2])
 
 
-# What is no file.
+def test_files_larger_than_any_picture_are_not_read(tmp_path):
+    path = tmp_path / "sparse.png"
+    with open(path, "wb") as file:
+        file.write(b"\x89PNG\r\n\x1a\n")
+        file.truncate(200 * 2**30)  # 200 GiB of nothing
+    with bounded(), pytest.raises(ImageError, match="more than a picture"):
+        load_image(path)
 
 
 def test_missing_files_folders_and_addresses(tmp_path):
@@ -293,9 +241,6 @@ def test_links_are_followed(tmp_path):
     (tmp_path / "a.png").write_bytes(encode(UPRIGHT, "PNG"))
     (tmp_path / "b.png").symlink_to(tmp_path / "a.png")
     assert_levels(load_image(tmp_path / "b.png"), UPRIGHT)
-
-
-# The pixel limit (row 12).
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -357,14 +302,30 @@ def test_images_opened_by_the_caller_may_only_be_of_listed_formats_unless_loaded
     assert_levels(load_image(loaded), np.broadcast_to([255, 0, 0], (8, 8, 3)))
 
 
+@pytest.mark.parametrize("format", ["GIF", "WEBP", "PNG", "TIFF"])
+def test_first_frame_of_animations_logged_once(format, caplog):
+    loading._warn_of_animations.cache_clear()
+    frames = [Image.new("RGB", (4, 3), colour) for colour in ("red", "lime", "blue")]
+    options = {"lossless": True} if format == "WEBP" else {}
+    data = encode(frames[0], format, save_all=True, append_images=frames[1:], **options)
+    with caplog.at_level(logging.WARNING, logger="seecoder.images"):
+        for _ in range(3):
+            assert_levels(load_image(data), np.broadcast_to([255, 0, 0], (3, 4, 3)))
+    assert caplog.text.count("several frames") == 1
+
+
+def test_pillow_image_gives_its_current_frame():
+    frames = [Image.new("RGB", (4, 3), colour) for colour in ("red", "lime")]
+    image = Image.open(io.BytesIO(encode(frames[0], "GIF", save_all=True, append_images=frames[1:])))
+    image.seek(1)
+    assert_levels(load_image(image), np.broadcast_to([0, 255, 0], (3, 4, 3)))
+
+
 def test_source_image_is_not_changed():
     image = Image.fromarray(np.dstack([UPRIGHT, UPRIGHT[..., 0]]))
     before = image.tobytes(), image.mode, dict(image.info)
     load_image(image)
     assert (image.tobytes(), image.mode, dict(image.info)) == before
-
-
-# The error, and the door.
 
 
 def test_error_survives_pickling_and_data_loader_workers():
@@ -407,111 +368,3 @@ def test_this_is_the_only_door():
 )
 def test_the_search_for_other_doors_finds_them(line):
     assert OPENING.search(line)
-
-
-# Out.
-
-
-def test_to_pil_rounds_to_the_nearest_level():
-    pixels = torch.tensor([0.0, 0.4 / 255, 0.6 / 255, 1.0]).repeat(3, 2, 1)
-    assert np.asarray(to_pil(pixels)).tolist() == [[[0] * 3, [0] * 3, [1] * 3, [255] * 3]] * 2
-    assert to_pil(pixels.bfloat16()).size == (4, 2)
-
-
-def test_to_pil_and_back_is_exact():
-    assert_levels(load_image(to_pil(load_image(UPRIGHT))), UPRIGHT)
-
-
-@pytest.mark.parametrize(
-    ("pixels", "reason"),
-    [
-        (torch.zeros(1, 3, 4, 4), "3, H, W"),
-        (torch.zeros(4, 4, 3), "3, H, W"),
-        (torch.zeros(3, 4, 4, dtype=torch.uint8), "float"),
-        (torch.full((3, 4, 4), 2.0), "from 2 to 2"),
-        (torch.full((3, 4, 4), float("nan")), "nan"),
-        (torch.zeros(3, 0, 4), "3, H, W"),
-    ],
-)
-def test_to_pil_refuses_what_is_no_picture(pixels, reason):
-    with pytest.raises(ValueError, match=reason):
-        to_pil(pixels)
-
-
-@pytest.mark.parametrize("suffix", [".png", ".jpg", ".jpeg", ".webp", ".PNG"])
-def test_save_and_load(tmp_path, suffix):
-    path = tmp_path / f"a{suffix}"
-    smooth = load_image(np.linspace(0, 1, 32 * 32).reshape(32, 32))
-    save_image(smooth, path)
-    assert (load_image(path) - smooth).abs().max() < (0.003 if suffix.lower() == ".png" else 0.03)
-    assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
-
-
-def test_saving_transparency_as_jpeg_composites_on_white(tmp_path):
-    save_image(Image.new("RGBA", (8, 8), (255, 0, 0, 0)), tmp_path / "a.jpg")
-    assert load_image(tmp_path / "a.jpg").min() > 0.98
-    save_image(Image.new("RGBA", (8, 8), (255, 0, 0, 0)), tmp_path / "a.png")
-    with Image.open(tmp_path / "a.png") as kept:
-        assert kept.mode == "RGBA"
-
-
-def test_saving_refuses_before_writing(tmp_path):
-    pixels = torch.zeros(3, 4, 4)
-    with pytest.raises(ValueError, match="ends with none of"):
-        save_image(pixels, tmp_path / "a.tiff")
-    with pytest.raises(FileNotFoundError, match="does not exist"):
-        save_image(pixels, tmp_path / "absent" / "a.png")
-    with pytest.raises(ValueError, match="16,383"):
-        save_image(torch.zeros(3, 1, 16_384), tmp_path / "a.webp")
-    assert not list(tmp_path.iterdir())
-
-
-def test_failed_save_leaves_the_old_picture(tmp_path, monkeypatch):
-    save_image(torch.zeros(3, 4, 4), tmp_path / "a.png")
-
-    def fail(*_, **__):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Image.Image, "save", fail)
-    with pytest.raises(OSError, match="No space"):
-        save_image(torch.ones(3, 4, 4), tmp_path / "a.png")
-    assert load_image(tmp_path / "a.png").max() == 0
-    assert len(list(tmp_path.iterdir())) == 1
-
-
-# The size at which an encoder sees a picture.
-
-
-@pytest.mark.parametrize(
-    ("size", "seen"),
-    [
-        ((300, 400), (55, 74)),  # 64 * 64 pixels at 3:4
-        ((64, 64), (64, 64)),
-        ((32, 128), (32, 128)),  # as many pixels as the square
-        ((40, 50), (40, 50)),  # never enlarged
-        ((40, 4000), (32, 640)),  # the shorter side does not fall below 32
-        ((20, 4000), (20, 905)),  # nor is it enlarged to 32
-    ],
-)
-def test_limit_area(size, seen):
-    picture = torch.rand(3, *size, generator=torch.Generator().manual_seed(0))
-    found = limit_area(picture, 64)
-    assert tuple(found.shape) == (3, *seen)
-    assert found.min() >= 0
-    assert found.max() <= 1
-    if size == seen:
-        assert found is picture
-    assert limit_area(picture, None) is picture
-
-
-def test_limit_area_keeps_a_smooth_picture():
-    rows, columns = torch.meshgrid(torch.linspace(0, 1, 240), torch.linspace(0, 1, 320), indexing="ij")
-    found = limit_area(torch.stack([rows, columns, (rows + columns) / 2]), 64)
-    centres = (torch.arange(74) + 0.5) / 74
-    # Away from the border, where the bicubic kernel sees no edge, a ramp stays a ramp.
-    torch.testing.assert_close(found[1, 20, 5:-5], ((centres * 320 - 0.5) / 319)[5:-5], atol=1e-4, rtol=0)
-
-
-def test_limit_area_refuses_sizes_no_encoder_takes():
-    with pytest.raises(ValueError, match="`image_size`=31"):
-        limit_area(torch.rand(3, 64, 64), 31)

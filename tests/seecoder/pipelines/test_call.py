@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from seecoder import SeeCoderPipeline, SeeCoderXLPipeline
-from seecoder.images.loading import save_image
+from seecoder.images.saving import save_image
 from seecoder.pipelines import call, conditioning, inputs
 from seecoder.sampling import DemoFusion, MultiDiffusion, engine
 

@@ -5,7 +5,7 @@ import torch
 
 from seecoder import SeeCoderPipeline
 from seecoder.encoder.context import ImageSet
-from seecoder.images.loading import limit_area
+from seecoder.images.scaling import limit_area
 
 
 def seeded(number=0):

@@ -11,7 +11,7 @@ from PIL import Image
 from data.shards.building.world_scenes import WorldScenes
 from data.world.render import render
 from data.world.scenes import sample_scenes
-from seecoder.images.loading import to_pil
+from seecoder.images.saving import to_pil
 
 
 def test_a_sample_is_the_drawn_scene_with_its_attributes():

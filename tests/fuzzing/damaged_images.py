@@ -1,5 +1,6 @@
 """Healthy pictures of every format that is read, and ways of damaging them: what `fuzz_images.py` feeds on."""
 
+import functools
 import re
 import struct
 import zlib
@@ -8,9 +9,9 @@ from io import BytesIO
 from itertools import pairwise
 
 import numpy as np
+from PIL import Image, ImageCms
 
-FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")
-Parts = list[bytes]
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "HEIF")
 
 # Values at which size arithmetic goes wrong.
 BOUNDARIES = (0, 1, 2, 7, 8, *(2**bits + delta for bits in (7, 8, 15, 16, 31, 32) for delta in (-1, 0)))
@@ -18,19 +19,10 @@ BOUNDARIES = (0, 1, 2, 7, 8, *(2**bits + delta for bits in (7, 8, 15, 16, 31, 32
 
 # Healthy files to start from.
 
-_SEEDS: dict[str, Parts] = {}
 
-
-def seeds(format: str) -> Parts:
+@functools.cache
+def seeds(format: str) -> list[bytes]:
     """Small healthy files that between them use most of what the format has."""
-    if format not in _SEEDS:
-        _SEEDS[format] = list(_make_seeds(format))
-    return _SEEDS[format]
-
-
-def _make_seeds(format: str) -> Parts:
-    from PIL import Image, ImageCms
-
     generator = np.random.default_rng(0)
     smooth = np.add.outer(np.arange(40), np.arange(56))[..., None] * np.array([1.0, 2.0, 1.5])
     colour = Image.fromarray((smooth + generator.integers(0, 20, smooth.shape)).astype(np.uint8))
@@ -41,52 +33,73 @@ def _make_seeds(format: str) -> Parts:
     exif = Image.Exif()
     exif[0x0112] = 6
     icc = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    metadata = {"exif": exif, "icc_profile": icc}
+    frames = {"save_all": True, "append_images": [clear.rotate(90)], "duration": 10}
+    fax, packings = (
+        ("group3", "group4", "tiff_ccitt"),
+        ("raw", "tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg", "zstd"),
+    )
+    variants: dict[str, list[tuple[Image.Image, dict]]] = {
+        "JPEG": [
+            (colour, metadata),
+            (colour, {"progressive": True, "subsampling": 2}),
+            (grey, {"optimize": True}),
+            (colour.convert("CMYK"), {}),
+            (colour, {"restart_marker_rows": 1}),
+        ],
+        "PNG": [
+            (colour, metadata),
+            (clear, {}),
+            (palette, {"transparency": bytes(range(50))}),
+            (deep, {"transparency": 600}),
+            (palette.convert("1"), {"bits": 1}),
+            (palette, {"bits": 4}),
+            (clear, frames),
+        ],
+        "WEBP": [
+            (colour, metadata),
+            (colour, {"lossless": True}),
+            (clear, {}),
+            (clear, {"lossless": True, "exact": True}),
+            (clear, frames),
+        ],
+        "TIFF": [
+            *((colour, {"compression": name}) for name in packings),
+            *((grey.convert("1"), {"compression": name}) for name in fax),
+            *((image, {}) for image in (grey, palette, clear, deep, grey.convert("I"), grey.convert("F"))),
+            (colour, {"big_tiff": True}),
+            (colour, metadata),
+            (colour.convert("CMYK"), {}),
+        ],
+        "BMP": [(image, {}) for image in (colour, grey, palette, clear, grey.convert("1"))],
+        "GIF": [
+            (palette, {}),
+            (grey, {"interlace": 1}),
+            (palette, {"transparency": 3, "comment": b"a comment"}),
+            (palette, frames),
+        ],
+        "AVIF": [(colour, metadata), (grey, {}), (clear, {"quality": 100, "subsampling": "4:4:4"}), (clear, frames)],
+        "HEIF": [
+            (colour, metadata),
+            (grey, {}),
+            (clear, {"quality": -1}),
+            (colour, {"tile_size": 32}),
+            (clear, frames),
+        ],
+    }
+    if format == "HEIF":
+        from pillow_heif import register_heif_opener
 
-    def save(image: Image.Image, **options: object) -> bytes:
-        file = BytesIO()
-        image.save(file, format, **options)
-        return file.getvalue()
+        register_heif_opener()
+    return [_encoded(image, format, options) for image, options in variants[format]] + [_run_length_bmp()] * (
+        format == "BMP"
+    )
 
-    if format == "JPEG":
-        return [
-            save(colour, exif=exif, icc_profile=icc),
-            save(colour, progressive=True, subsampling=2),
-            save(grey, optimize=True),
-            save(colour.convert("CMYK")),
-            save(colour, restart_marker_rows=1),
-        ]
-    if format == "PNG":
-        return [
-            save(colour, exif=exif, icc_profile=icc),
-            save(clear),
-            save(palette, transparency=bytes(range(50))),
-            save(deep, transparency=600),
-            save(palette.convert("1"), bits=1),
-            save(palette, bits=4),
-            save(colour, save_all=True, append_images=[colour.rotate(90)]),
-        ]
-    if format == "WEBP":
-        return [
-            save(colour, exif=exif, icc_profile=icc),
-            save(colour, lossless=True),
-            save(clear),
-            save(clear, lossless=True, exact=True),
-            save(clear, save_all=True, append_images=[clear.rotate(90)], duration=10),
-        ]
-    if format == "TIFF":
-        packings = ("raw", "tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg", "zstd")
-        fax = [save(grey.convert("1"), compression=name) for name in ("group3", "group4", "tiff_ccitt")]
-        plain = [save(image) for image in (grey, palette, clear, deep, grey.convert("I"), grey.convert("F"))]
-        more = [save(colour, big_tiff=True), save(colour, exif=exif, icc_profile=icc), save(colour.convert("CMYK"))]
-        return [*(save(colour, compression=name) for name in packings), *fax, *plain, *more]
-    if format == "BMP":
-        return [save(image) for image in (colour, grey, palette, clear, grey.convert("1"))] + [_run_length_bmp()]
-    return [
-        save(palette),
-        save(grey, interlace=1),
-        save(palette, transparency=3, comment=b"a comment"),
-        save(palette, save_all=True, append_images=[palette.rotate(90)], loop=0, duration=10),
-    ]
+
+def _encoded(image: Image.Image, format: str, options: dict) -> bytes:
+    file = BytesIO()
+    image.save(file, format, **options)
+    return file.getvalue()
 
 
 def _run_length_bmp() -> bytes:
@@ -146,10 +159,12 @@ def edit_header(data: bytes, format: str, generator: np.random.Generator) -> byt
 
 def edit_size(data: bytes, format: str, generator: np.random.Generator) -> bytes:
     """Announce another width or height."""
-    fields = [(position, layout) for position, layout in size_fields(data, format)]
+    fields = size_fields(data, format)
     if not fields:
         return data
     position, layout = fields[generator.integers(len(fields))]
+    if position + struct.calcsize(layout) > len(data):
+        return data
     bits = 8 * struct.calcsize(layout)
     if generator.random() < 0.5:
         value = BOUNDARIES[generator.integers(len(BOUNDARIES))] % 2**bits
@@ -202,13 +217,18 @@ def size_fields(data: bytes, format: str) -> list[tuple[int, str]]:
         return [(frame + 5, ">H"), (frame + 7, ">H")] if 0 < frame < len(data) - 9 else []
     if format == "WEBP":
         return [(4, "<I"), (16, "<I"), (24, "<H"), (26, "<H"), (27, "<H"), (21, "<H")] if len(data) > 30 else []
+    if format in ("AVIF", "HEIF"):
+        boxes = [found.end() for found in re.finditer(rb"ispe|tkhd|pixi|iloc|ipma|infe|stsz|stco|grid", data)]
+        return [
+            (at + offset, layout) for at in boxes for offset, layout in ((4, ">I"), (8, ">I"), (8, ">B"), (12, ">H"))
+        ]
     order = "<" if data[:2] == b"II" else ">"
     start = struct.unpack_from(order + "I", data, 4)[0] if len(data) > 8 else 0
     entries = range(start + 2, min(start + 2 + 12 * 20, len(data) - 12), 12)
     return [(at + offset, order + "I") for at in entries for offset in (4, 8)]
 
 
-def split(data: bytes, format: str) -> Parts:
+def split(data: bytes, format: str) -> list[bytes]:
     """The file cut where its own structure has seams, as far as that can be followed; at random places otherwise."""
     cuts = [0]
     if format == "PNG":
@@ -217,6 +237,8 @@ def split(data: bytes, format: str) -> Parts:
         cuts += _follow(data, 12, lambda at: 8 + -(-struct.unpack_from("<I", data, at + 4)[0] // 2) * 2)
     elif format == "JPEG":
         cuts += _follow(data, 2, lambda at: 2 + struct.unpack_from(">H", data, at + 2)[0])
+    elif format in ("AVIF", "HEIF"):  # boxes in boxes, wherever a name looks like one
+        cuts += [found.start() for found in re.finditer(rb"\0\0..[a-zA-Z][a-zA-Z0-9]{3}", data, re.DOTALL)]
     elif format == "TIFF" and len(data) > 8:
         cuts += _follow(data, struct.unpack_from("<I", data, 4)[0] + 2, lambda at: 12)[:20]
     elif format == "GIF":

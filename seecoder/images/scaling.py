@@ -1,0 +1,38 @@
+"""The size at which an encoder sees a picture."""
+
+import math
+
+import torch
+from torch.nn import functional
+
+ENCODED_SIZE = 512  # pixels; what released encoders were trained on, and the default of `image_size`
+
+
+def limit_area(pixels: torch.Tensor, side: int | None, *, smallest: int = 32) -> torch.Tensor:
+    """Reduce a picture that has more pixels than a square of `side`, for an encoder that was trained on such squares.
+
+    Bicubic with antialiasing. The aspect ratio is kept to a pixel, except where the shorter side would fall below
+    `smallest`. Smaller pictures are returned as they are; nothing is ever enlarged.
+
+    Args:
+        pixels: (3, H, W) in [0, 1].
+        side: Of the square, in pixels; None changes nothing.
+        smallest: The shorter side is not reduced below this.
+
+    Returns:
+        (3, h, w) in [0, 1], h * w near side * side or below.
+
+    Raises:
+        ValueError: If `side` is below `smallest`.
+    """
+    if side is None:
+        return pixels
+    if side < smallest:
+        raise ValueError(f"`image_size`={side} is too small; use {smallest} pixels or more, or None for the own size.")
+    height, width = pixels.shape[-2:]
+    if height * width <= side * side:
+        return pixels
+    share = side / math.sqrt(height * width)
+    size = [max(min(length, smallest), round(share * length)) for length in (height, width)]
+    small = functional.interpolate(pixels[None].float(), size=size, mode="bicubic", antialias=True)
+    return small[0].clamp(0.0, 1.0).to(pixels.dtype)
