@@ -4,8 +4,6 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw
 
-__all__ = ["contact_sheet"]
-
 _GAP = 6
 _LABEL = 16
 _INK, _PAPER = (40, 40, 40), (255, 255, 255)
@@ -19,31 +17,31 @@ def contact_sheet(
     Large pictures are made smaller; small ones are enlarged by a whole factor, so that their pixels stay as they are.
 
     Args:
-        rows: the pictures of every row, from top to bottom; rows may differ in length.
-        labels: a line of text under every picture, in the same layout; None for none.
-        cell: longest side of a picture on the sheet, in pixels.
+        rows: The pictures of every row, from top to bottom; rows may differ in length.
+        labels: A line of text under every picture, in the same layout; None for none.
+        cell: Longest side of a picture on the sheet, in pixels.
 
     Returns:
         The sheet, RGB on white.
 
     Raises:
-        ValueError: no picture, or labels in another layout.
+        ValueError: If there is no picture, or the labels have another layout.
     """
     if not any(rows):
-        raise ValueError("`rows` holds no picture; a contact sheet needs at least one.")
+        raise ValueError("`rows` must hold at least one picture.")
     if labels is not None and [len(row) for row in labels] != [len(row) for row in rows]:
-        raise ValueError("`labels` has another layout than `rows`; give one label a picture.")
-    small = [[_fitted(picture, cell) for picture in row] for row in rows]
+        raise ValueError("`labels` must have the layout of `rows`. Give one label for each picture.")
+    small = [[_fitted(image, cell) for image in row] for row in rows]
     columns = max(len(row) for row in small)
     widths = [max((row[i].width for row in small if i < len(row)), default=0) for i in range(columns)]
-    heights = [max((picture.height for picture in row), default=0) + (_LABEL if labels else 0) for row in small]
+    heights = [max((image.height for image in row), default=0) + (_LABEL if labels else 0) for row in small]
     sheet = Image.new("RGB", (sum(widths) + _GAP * (columns + 1), sum(heights) + _GAP * (len(small) + 1)), _PAPER)
     draw = ImageDraw.Draw(sheet)
     top = _GAP
     for index, row in enumerate(small):
         left = _GAP
-        for column, picture in enumerate(row):
-            sheet.paste(picture, (left, top))
+        for column, image in enumerate(row):
+            sheet.paste(image, (left, top))
             if labels:
                 draw.text(
                     (left, top + heights[index] - _LABEL), _printable(labels[index][column], widths[column]), fill=_INK
@@ -53,14 +51,14 @@ def contact_sheet(
     return sheet
 
 
-def _fitted(picture: Image.Image, cell: int) -> Image.Image:
-    picture = picture.convert("RGB")
-    longest = max(picture.size)
+def _fitted(image: Image.Image, cell: int) -> Image.Image:
+    image = image.convert("RGB")
+    longest = max(image.size)
     if longest <= cell:
         factor = cell // longest
-        return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
-    size = (max(1, round(picture.width * cell / longest)), max(1, round(picture.height * cell / longest)))
-    return picture.resize(size, Image.Resampling.LANCZOS)
+        return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+    size = (max(1, round(image.width * cell / longest)), max(1, round(image.height * cell / longest)))
+    return image.resize(size, Image.Resampling.LANCZOS)
 
 
 def _printable(text: str, width: int) -> str:

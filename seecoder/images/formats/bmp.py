@@ -18,6 +18,6 @@ def open_bmp(data: bytes, max_pixels: int) -> OpenedImage:
     if codec == "bmp_rle" and (width > _MAX_RLE_WIDTH or width * height > _MAX_RLE_PIXELS):
         raise BadImage(f"a run-length coded BMP of {width:,} x {height:,} pixels takes too long; save it as PNG")
     check_size(width, height, max_pixels)
-    if codec == "raw" and start + arguments[1] * height > len(data):
+    if codec == "raw" and isinstance(arguments, tuple) and start + arguments[1] * height > len(data):
         raise BadImage("the file is truncated: rows are missing")
     return OpenedImage(image)

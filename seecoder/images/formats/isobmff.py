@@ -19,7 +19,7 @@ _BRANDS = re.compile(rb"(avif|avis)|(hei[cmsx]|hev[cmsx])")
 # Boxes that hold boxes, and the bytes of their own in front of these.
 _CONTAINERS = {b"meta": 4, b"iprp": 0, b"ipco": 0, b"iinf": 6, b"moov": 0, b"trak": 0}
 _MAX_BOXES = 5000  # an image in 1,000 tiles has 1,000 items and some properties
-_MAX_DEPTH = 4
+_MAX_DEPTH = 5
 _MAX_TABLE_BYTES = 65_536  # of where items are and which properties they have: decoders search these again and again
 
 
@@ -28,21 +28,23 @@ def open_isobmff(data: bytes, max_pixels: int) -> OpenedImage:
     brands = _BRANDS.search(data[8 : unpack(">I", data, 0)[0]])
     if brands is None:
         raise BadImage(f"this is a video or another file of boxes (brand {data[8:12]!r}), not an AVIF or HEIC picture")
-    without_metadata, size = bytearray(data), (0, 0)
+    without_metadata, width, height = bytearray(data), 0, 0
     for number, (kind, start, end) in enumerate(_boxes(data, 0, len(data))):
         if number >= _MAX_BOXES or (kind in (b"iloc", b"ipma", b"iref") and end - start > _MAX_TABLE_BYTES):
             raise BadImage("the file is damaged: more items than a picture has")
-        if kind == b"infe" and data[start + 8 : start + 12] in (b"Exif", b"mime"):
-            without_metadata[start + 8 : start + 12] = b"none"
+        if kind == b"infe":
+            item_type = start + (10 if data[start] > 2 else 8)  # behind an item number of 32 or 16 bits
+            if data[item_type : item_type + 4] in (b"Exif", b"mime"):
+                without_metadata[item_type : item_type + 4] = b"none"
         if kind in (b"ispe", b"tkhd"):  # of the image, its tiles, its thumbnails; of tracks in 16.16 bits
-            size = unpack(">II", data, start + 4) if kind == b"ispe" else unpack(">HxxHxx", data, end - 8)
-            if size[0] * size[1] > max_pixels + 64 * sum(size):  # encoders pad to 64 pixels, and crop that again
-                check_size(*size, max_pixels)
-    if size == (0, 0):
+            width, height = unpack(">II", data, start + 4) if kind == b"ispe" else unpack(">HxxHxx", data, end - 8)
+            if width * height > max_pixels + 64 * (width + height):  # encoders pad to 64 pixels, and crop that again
+                check_size(width, height, max_pixels)
+    if not width:
         raise BadImage("the file is truncated or damaged: no box says how large the picture is")
     image = (AvifImageFile if brands[1] else _heif_class())(BytesIO(without_metadata))
     check_size(*image.size, max_pixels)
-    return OpenedImage(image, animated=bool(image.is_animated))
+    return OpenedImage(image, animated=getattr(image, "is_animated", False))
 
 
 def _boxes(data: bytes, position: int, stop: int, depth: int = 0) -> Iterator[tuple[bytes, int, int]]:
@@ -50,7 +52,7 @@ def _boxes(data: bytes, position: int, stop: int, depth: int = 0) -> Iterator[tu
     if depth > _MAX_DEPTH:
         raise BadImage(f"the file is damaged: boxes lie more than {_MAX_DEPTH} deep in each other")
     while position < stop:
-        length, kind, start = *unpack(">I4s", data, position), position + 8
+        (length,), kind, start = unpack(">I", data, position), data[position + 4 : position + 8], position + 8
         if length == 1:
             (length,), start = unpack(">Q", data, start), start + 8
         end = position + length if length else stop
@@ -58,7 +60,8 @@ def _boxes(data: bytes, position: int, stop: int, depth: int = 0) -> Iterator[tu
             raise BadImage("the file is truncated or damaged: a box reaches past the end")
         yield kind, start, end
         if kind in _CONTAINERS:
-            yield from _boxes(data, start + _CONTAINERS[kind], end, depth + 1)
+            own = 8 if kind == b"iinf" and data[start] else _CONTAINERS[kind]  # later versions count in 32 bits
+            yield from _boxes(data, start + own, end, depth + 1)
         position = end
 
 

@@ -23,7 +23,7 @@ def test_every_picture_is_on_the_sheet_whole():
 def test_labels_need_the_same_layout_and_may_be_anything():
     rows = [[plain((0, 0, 0), (50, 50))]]
     assert contact_sheet(rows, [["猫 cat\n"]]).height > contact_sheet(rows).height
-    with pytest.raises(ValueError, match="another layout"):
+    with pytest.raises(ValueError, match="must have the layout of `rows`"):
         contact_sheet(rows, [["a", "b"]])
-    with pytest.raises(ValueError, match="no picture"):
+    with pytest.raises(ValueError, match="must hold at least one picture"):
         contact_sheet([[]])

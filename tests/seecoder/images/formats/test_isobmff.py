@@ -132,6 +132,14 @@ def test_damaged_boxes_are_refused(format):
     refuse(data.replace(b"ispe", b"ispx"), "no box says how large")
 
 
+def test_later_versions_of_the_item_boxes_are_walked():
+    """Version 1 of `iinf` counts its entries in 32 bits, version 0 in 16."""
+    entry = struct.pack(">I4sIHH4sB", 21, b"infe", 2 << 24, 1, 0, b"av01", 0)
+    for version, layout in ((0, ">I4sIH"), (1, ">I4sII")):
+        table = struct.pack(layout, struct.calcsize(layout) + len(entry), b"iinf", version << 24, 1) + entry
+        assert [kind for kind, _, _ in isobmff._boxes(table, 0, len(table))] == [b"iinf", b"infe"]
+
+
 def test_other_files_of_boxes_are_refused():
     refuse(b"\0\0\0\x18ftypisom\0\0\2\0isommp41" + bytes(100), "a video or another file of boxes")
 
