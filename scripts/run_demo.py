@@ -76,7 +76,7 @@ def draw_inputs(folder: Path) -> list[Path]:
 
 def write_sheet(path: Path, inputs: list[Path], folders: dict[int, Path]) -> None:
     """One row an input: the input, then its first variation at every size."""
-    from seecoder.images.loading import load_image
+    from seecoder.images.gate import load_image
     from seecoder.images.saving import save_image, to_pil
     from seecoder.images.sheet import contact_sheet
 
@@ -88,7 +88,7 @@ def write_sheet(path: Path, inputs: list[Path], folders: dict[int, Path]) -> Non
 
 def check_photo(parser: argparse.ArgumentParser, photo: Path | None) -> None:
     """Refuse a photograph that cannot be read now, and not after the training."""
-    from seecoder.images.loading import ImageError, load_image
+    from seecoder.images.gate import ImageError, load_image
 
     try:
         if photo is not None:

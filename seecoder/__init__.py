@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from seecoder.encoder.model import SeeCoder
-    from seecoder.images.loading import ImageError, load_image
+    from seecoder.images.gate import ImageError, load_image
     from seecoder.images.scaling import limit_area
     from seecoder.pipelines import SeeCoderPipeline, SeeCoderXLPipeline
     from seecoder.weights.safetensors_files import WeightsError

@@ -224,6 +224,7 @@ def fit(ready: Namespace, config: Mapping[str, Any], notes: Sequence[str] = ()) 
         CannotBegin: The folder holds checkpoints that are not to be continued, or something that was asked for cannot
             be had.
     """
+    from train.run.checkpoints import checkpoint_to_continue
     from train.run.cpu_attention import float32_attention
     from train.run.provenance import Provenance
     from train.run.trainer import build_trainer
@@ -232,7 +233,7 @@ def fit(ready: Namespace, config: Mapping[str, Any], notes: Sequence[str] = ()) 
     folder = Path(run.folder)
     provenance = Provenance(folder, config)
     with _beginning(provenance):
-        checkpoint = find_start(folder, ready.resume)
+        checkpoint = checkpoint_to_continue(folder, ready.resume)
     if checkpoint is not None and int(checkpoint.stem.removeprefix("step-")) >= run.max_steps:
         print(f"{folder} is finished: {checkpoint.name} has `max_steps`={run.max_steps}; raise it to extend the run.")
         return FINISHED
@@ -268,21 +269,3 @@ def _beginning(provenance: Any) -> Iterator[None]:
         if provenance.has_begun:
             raise
         raise CannotBegin(_error_text(error)) from error
-
-
-def find_start(folder: Path, resume: bool) -> Path | None:
-    """Checkpoint to continue from, or None for a fresh start.
-
-    Raises:
-        FileExistsError: There are checkpoints, but none to continue from.
-    """
-    from seecoder.export.run_folder import list_checkpoints, newest_checkpoint
-
-    if not list_checkpoints(folder):
-        return None
-    if not resume:
-        raise FileExistsError(f"`run.folder`={folder} holds an earlier run; remove it, choose another, or resume.")
-    found = newest_checkpoint(folder)
-    if found is None:
-        raise FileExistsError(f"`run.folder`={folder} holds checkpoints, but none of them is whole; remove them.")
-    return found

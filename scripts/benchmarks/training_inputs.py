@@ -27,7 +27,7 @@ from scripts.benchmarks.random_networks import autoencoder, stable_diffusion_sch
 from scripts.benchmarks.timed_network import median_seconds
 from scripts.benchmarks.training_levers import Workload
 from seecoder.base_model.known_bases import base_sizes
-from seecoder.images.loading import load_image
+from seecoder.images.gate import load_image
 
 ROOT = Path(__file__).resolve().parents[2]
 QUALITY, SIDE = 90, 512

@@ -33,7 +33,7 @@ from scripts.evaluation.highres_rows import ABLATIONS, ROWS, chosen
 from scripts.evaluation.panorama_rows import PanoramaRow, chosen_panoramas, measure_panoramas
 from scripts.results import versions
 from seecoder import SeeCoderPipeline
-from seecoder.images.loading import load_image
+from seecoder.images.gate import load_image
 from seecoder.images.saving import save_image, to_pil
 from seecoder.images.sheet import contact_sheet
 from seecoder.weights.atomic import atomic_path

@@ -39,7 +39,7 @@ def open_pictures(arguments: argparse.Namespace) -> OpenedPictures:
     Raises:
         ImageError: A picture that cannot be read.
     """
-    from seecoder.images.loading import load_image
+    from seecoder.images.gate import load_image
     from seecoder.images.saving import to_pil
     from seecoder.images.scaling import limit_area
 

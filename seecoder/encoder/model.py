@@ -30,7 +30,7 @@ from seecoder.encoder.backbones.timm_backbones import (
     SimpleFeaturePyramid,
     build_backbone,
 )
-from seecoder.encoder.inputs import check_pixels, check_position_jitter, standardise
+from seecoder.encoder.input_checks import check_pixels, check_position_jitter, standardise
 from seecoder.encoder.official import load_official, released_backbone, to_official
 from seecoder.encoder.pixel_decoder import Decoder, DecoderAttention
 from seecoder.encoder.query_transformer import QueryTransformer

@@ -1,6 +1,6 @@
 """Pictures in and out: a checked file becomes numbers in [0, 1], numbers become a file."""
 
-from seecoder.images.loading import ImageError, load_image
+from seecoder.images.gate import ImageError, load_image
 from seecoder.images.saving import save_image, to_pil
 from seecoder.images.scaling import ENCODED_SIZE, limit_area
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from seecoder.images.loading import ROUNDING, load_image
+from seecoder.images.gate import ROUNDING, load_image
 from seecoder.weights.atomic import atomic_path
 
 _OPTIONS = {"PNG": {}, "JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"quality": 95}}

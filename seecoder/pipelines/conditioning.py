@@ -8,7 +8,7 @@ from diffusers import UNet2DConditionModel
 from seecoder.base_model.facts import context_width
 from seecoder.encoder.context import ImageSet, combine_contexts
 from seecoder.encoder.model import SeeCoder
-from seecoder.images.loading import load_image
+from seecoder.images.gate import load_image
 from seecoder.images.scaling import ENCODED_SIZE, limit_area
 from seecoder.pipelines.inputs import Pictures, Request, as_image_sets
 

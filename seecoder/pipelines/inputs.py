@@ -11,8 +11,8 @@ from torch.nn import functional
 
 from seecoder.checks import Rule, choice, either, number, require, some_of, whole
 from seecoder.encoder.context import ImageSet, normalise_weights
-from seecoder.images.loading import Source as Picture
-from seecoder.images.loading import load_image
+from seecoder.images.gate import Source as Picture
+from seecoder.images.gate import load_image
 from seecoder.sampling.randomness import Generators
 from seecoder.sampling.recipe import Method
 from seecoder.sampling.views import Size

@@ -47,7 +47,11 @@ def test_no_module_is_private():
 
 def test_tests_mirror_the_source():
     mirrors = {Path("tests") / path.parent / f"test_{path.name}" for path in SOURCES}
-    tests = {path for path in modules("tests") if path.name.startswith("test_") and path.parts[1] not in ("behaviour", "fuzzing")}
+    tests = {
+        path
+        for path in modules("tests")
+        if path.name.startswith("test_") and path.parts[1] not in ("behaviour", "fuzzing")
+    }
     assert sorted(map(str, tests - mirrors)) == []
     excused = {Path("tests") / Path(path).parent / f"test_{Path(path).name}" for path in ONLY_START}
     assert sorted(map(str, mirrors - tests - excused)) == []

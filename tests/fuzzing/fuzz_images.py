@@ -24,7 +24,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from seecoder.images.loading import ImageError, load_image
+from seecoder.images.gate import ImageError, load_image
 from tests.fuzzing.damaged_images import FORMATS, make_case, seeds
 
 ROOT = Path(__file__).resolve().parents[2]

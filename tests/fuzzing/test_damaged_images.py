@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from seecoder.images.loading import load_image
+from seecoder.images.gate import load_image
 from tests.fuzzing.damaged_images import DAMAGES, FORMATS, make_case, seeds, size_fields, split
 
 

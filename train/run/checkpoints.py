@@ -15,10 +15,30 @@ import torch
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import Trainer
 
-from seecoder.export.run_folder import BEST, is_complete, list_checkpoints, marker_path
+from seecoder.export.run_folder import BEST, is_complete, list_checkpoints, marker_path, newest_checkpoint
 from seecoder.weights.atomic import atomic_path, remove_left_behind
 from train.run.callbacks import CheckpointSteps, StepCallback
 from train.run.metrics_file import best_of, read_metrics
+
+
+def checkpoint_to_continue(folder: Path, resume: bool) -> Path | None:
+    """Checkpoint to continue from, the newest whole one; None for a fresh start.
+
+    Args:
+        folder: The run's folder.
+        resume: Whether a run that is there may be continued.
+
+    Raises:
+        FileExistsError: There are checkpoints, but none to continue from.
+    """
+    if not list_checkpoints(folder):
+        return None
+    if not resume:
+        raise FileExistsError(f"`run.folder`={folder} holds an earlier run; remove it, choose another, or resume.")
+    found = newest_checkpoint(folder)
+    if found is None:
+        raise FileExistsError(f"`run.folder`={folder} holds checkpoints, but none of them is whole; remove them.")
+    return found
 
 
 class AtomicCheckpointIO(CheckpointIO):

@@ -11,7 +11,7 @@ from PIL import Image
 
 from data.shards.building.sources import Item, encode_image, encode_json
 from seecoder.checks import check, optional, whole
-from seecoder.images.loading import ImageError, load_image
+from seecoder.images.gate import ImageError, load_image
 from seecoder.images.saving import to_pil
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif")

@@ -26,7 +26,7 @@ from data.shards.reading.shard_reader import BadSample, ShardReader
 from data.shards.reading.square_image import SquareImage
 from data.shards.shard_set import LocatedShard, ShardSet
 from seecoder.checks import check, whole
-from seecoder.images.loading import ImageError
+from seecoder.images.gate import ImageError
 
 LOST = "lost"  # the only member of a sample that was lost: it holds the reason
 NOT_FINITE = "moments are not finite in half precision"

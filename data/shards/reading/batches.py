@@ -15,7 +15,7 @@ from data.shards.reading.shard_reader import BadSample, ShardReader
 from data.shards.reading.skips import NoReadableSample, Skip, reason_category
 from data.shards.reading.square_image import Transform, UnusableSample
 from data.shards.shard_set import ShardSet
-from seecoder.images.loading import ImageError
+from seecoder.images.gate import ImageError
 
 SKIPS = "_skips"  # travels from the worker to the loader inside the batch, and is taken out there
 _MOST_SUBSTITUTES = 64

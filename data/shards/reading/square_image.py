@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from data.shards.manifest import IMAGE_MEMBERS
 from data.shards.plan import derive_seed
-from seecoder.images.loading import load_image
+from seecoder.images.gate import load_image
 
 BAD_JSON = "bad json"
 

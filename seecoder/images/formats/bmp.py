@@ -1,6 +1,7 @@
 """BMP: files that lost rows, and run lengths that take long, are refused; the rest is Pillow's."""
 
 from io import BytesIO
+from typing import Any
 
 from PIL.BmpImagePlugin import BmpImageFile
 
@@ -12,7 +13,7 @@ _MAX_RLE_WIDTH = 65_535  # ... in which one jump of four bytes allocates up to 2
 
 def open_bmp(data: bytes, max_pixels: int) -> OpenedImage:
     """Open a BMP file."""
-    image = BmpImageFile(BytesIO(data))
+    image: Any = BmpImageFile(BytesIO(data))
     width, height = image.size
     codec, _, start, arguments = image.tile[0]
     if codec == "bmp_rle" and (width > _MAX_RLE_WIDTH or width * height > _MAX_RLE_PIXELS):

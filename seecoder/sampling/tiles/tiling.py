@@ -113,7 +113,7 @@ def encode_in_tiles(
     Args:
         encoder: Pixels (N, channels, s*h, s*w) -> latents (N, C, h, w), for any h and w.
         pixels: (N, channels, s*H, s*W).
-        pixels_per_cell: s.
+        pixels_per_cell: The factor s.
         tile: Largest side of a tile in cells.
         halo: Context in cells.
         feather: Half of the width of the blend between tiles, in cells.

@@ -2,7 +2,7 @@ from pathlib import Path
 
 from data.shards.manifest import read_manifest
 from scripts.benchmarks.training_inputs import SIDE, loader_speed, toy_workload, write_pictures
-from seecoder.images.loading import load_image
+from seecoder.images.gate import load_image
 
 
 def test_pictures_are_written_as_shards_of_jpeg_with_the_bytes_of_photographs(tmp_path: Path):

@@ -6,7 +6,7 @@ import pytest
 
 from seecoder import SeeCoderPipeline
 from seecoder.app.page import LAUNCH_OPTIONS, MAX_FILE_SIZE, Variations, build, serve
-from seecoder.images.loading import load_image
+from seecoder.images.gate import load_image
 from seecoder.images.saving import save_image
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")

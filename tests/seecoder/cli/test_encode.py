@@ -6,7 +6,7 @@ import torch
 
 from seecoder.cli import main
 from seecoder.encoder.context import load_context
-from seecoder.images.loading import load_image
+from seecoder.images.gate import load_image
 
 
 def test_encode_keeps_every_picture(pictures, encoder_folder, tiny_encoder, tmp_path, info_of):

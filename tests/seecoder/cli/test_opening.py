@@ -7,7 +7,7 @@ import torch
 
 from seecoder.cli.opening import load_encoder, open_pictures, pick_device, pick_dtype, saved_contexts
 from seecoder.encoder.context import save_context
-from seecoder.images.loading import load_image
+from seecoder.images.gate import load_image
 from seecoder.images.scaling import limit_area
 
 

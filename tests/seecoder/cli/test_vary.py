@@ -11,7 +11,8 @@ from seecoder import SeeCoderPipeline
 from seecoder.cli import main
 from seecoder.cli.vary import seeds_of, sheet_path
 from seecoder.encoder.context import load_context
-from seecoder.images.loading import load_image
+from seecoder.images import gate
+from seecoder.images.gate import load_image
 from tests.fixtures.picture_files import pixels_of, size_of, write_mask
 
 
@@ -221,7 +222,6 @@ def test_files_are_not_overwritten_unasked(pictures, networks, tmp_path, capsys)
 
 def test_each_picture_is_decoded_once(pictures, networks, tiny_controlnet, tmp_path, monkeypatch):
     """Whatever it serves for: a picture to vary, one of a region, what the ControlNet sees, the sheet."""
-    from seecoder.images import loading
     from seecoder.pipelines import conditioning, inputs
 
     decoded = []
@@ -231,7 +231,7 @@ def test_each_picture_is_decoded_once(pictures, networks, tiny_controlnet, tmp_p
             decoded.append(source)
         return load_image(source, **options)
 
-    for module in (loading, conditioning, inputs):
+    for module in (gate, conditioning, inputs):
         monkeypatch.setattr(module, "load_image", counted)
     tiny_controlnet.save_pretrained(tmp_path / "control")
     mask = write_mask(tmp_path / "mask.png", left=0.0, right=1.0)

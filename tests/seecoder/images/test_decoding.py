@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image, ImageCms
 
-from seecoder.images.loading import ImageError, load_image
+from seecoder.images.gate import ImageError, load_image
 from tests.fixtures.images import UPRIGHT, assert_levels, encode, levels, png, refuse, tiff
 
 

@@ -4,8 +4,8 @@ import struct
 
 import pytest
 
+from seecoder.images.gate import load_image
 from seecoder.images.header import BadImage, check_size, orientation_from_exif, unpack
-from seecoder.images.loading import load_image
 from tests.fixtures.images import UPRIGHT, assert_levels, encode
 
 

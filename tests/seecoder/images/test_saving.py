@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from seecoder.images.loading import load_image
+from seecoder.images.gate import load_image
 from seecoder.images.saving import save_image, to_pil
 from tests.fixtures.images import UPRIGHT, assert_levels
 

@@ -13,7 +13,7 @@ from diffusers import (
 )
 
 from seecoder import SeeCoderPipeline
-from seecoder.images.loading import ImageError
+from seecoder.images.gate import ImageError
 from seecoder.images.saving import save_image
 from seecoder.sampling import DemoFusion, MultiDiffusion
 from seecoder.sampling.methods.registry import build_methods

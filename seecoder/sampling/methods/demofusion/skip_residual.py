@@ -56,7 +56,7 @@ class SkipResidual(Editor):
     Attributes:
         reference: The enlargement, clean latents (B, C, h, w).
         noise: One noise tensor for the whole phase.
-        weight: c1 of a step.
+        weight: The factor c1 of a step.
         stepper: Noises the reference to the step.
     """
 

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from data.shards.reading.square_image import SquareImage, UnusableSample
-from seecoder.images.loading import ImageError
+from seecoder.images.gate import ImageError
 
 
 def encoded(pixels: np.ndarray) -> bytes:

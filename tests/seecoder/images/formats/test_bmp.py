@@ -6,7 +6,7 @@ import struct
 import numpy as np
 import pytest
 
-from seecoder.images.loading import ImageError, load_image
+from seecoder.images.gate import ImageError, load_image
 from tests.fixtures.images import (
     assert_levels,
     bounded,

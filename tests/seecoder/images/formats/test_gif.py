@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from seecoder.images.formats import gif as _gif
-from seecoder.images.loading import load_image
+from seecoder.images.gate import load_image
 from tests.fixtures.images import NOISE, assert_levels, encode, refuse
 
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from seecoder.images.formats import isobmff
-from seecoder.images.loading import ImageError, load_image
+from seecoder.images.gate import ImageError, load_image
 from tests.fixtures.images import NOISE, assert_levels, bounded, encode, refuse, stored
 from tests.seecoder.images.test_decoding import swapped_rgb_profile
 

@@ -5,7 +5,7 @@ import struct
 import numpy as np
 import torch
 
-from seecoder.images.loading import load_image
+from seecoder.images.gate import load_image
 from tests.fixtures.images import NOISE, bounded, chunk, encode, png, refuse
 
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from seecoder.images.formats import png as _png
-from seecoder.images.loading import load_image
+from seecoder.images.gate import load_image
 from tests.fixtures.images import NOISE, assert_levels, bounded, chunk, encode, png, refuse
 
 BOMB = zlib.compress(bytes(150_000_000), 1)

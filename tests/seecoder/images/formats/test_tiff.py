@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from seecoder.images.loading import ImageError, load_image
+from seecoder.images.gate import ImageError, load_image
 from tests.fixtures.images import NOISE, assert_levels, bounded, encode, refuse, tiff
 
 

@@ -5,7 +5,7 @@ import struct
 import pytest
 
 from seecoder.images.formats import webp
-from seecoder.images.loading import ImageError, load_image
+from seecoder.images.gate import ImageError, load_image
 from tests.fixtures.images import NOISE, encode, refuse
 
 

@@ -15,8 +15,8 @@ import pytest
 import torch
 from PIL import Image, ImageFile
 
-from seecoder.images import loading
-from seecoder.images.loading import ImageError, load_image
+from seecoder.images import gate
+from seecoder.images.gate import ImageError, load_image
 from tests.fixtures.images import UPRIGHT, assert_levels, bounded, encode, stored
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -304,7 +304,7 @@ def test_images_opened_by_the_caller_may_only_be_of_listed_formats_unless_loaded
 
 @pytest.mark.parametrize("format", ["GIF", "WEBP", "PNG", "TIFF"])
 def test_first_frame_of_animations_logged_once(format, caplog):
-    loading._warn_of_animations.cache_clear()
+    gate._warn_of_animations.cache_clear()
     frames = [Image.new("RGB", (4, 3), colour) for colour in ("red", "lime", "blue")]
     options = {"lossless": True} if format == "WEBP" else {}
     data = encode(frames[0], format, save_all=True, append_images=frames[1:], **options)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from seecoder.encoder.inputs import check_pixels, check_position_jitter, standardise
+from seecoder.encoder.input_checks import check_pixels, check_position_jitter, standardise
 
 
 @pytest.mark.parametrize(
