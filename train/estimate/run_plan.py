@@ -12,7 +12,7 @@ from train.estimate.laws import predict, split_batch
 from train.estimate.memory import RESERVE, CountedRun, count_run, device_bytes
 from train.settings import OptimizerSettings, RunSettings
 from train.sources.caches import check_caches
-from train.sources.planned_data import Impossible, open_if_there, say_held_out, say_shards
+from train.sources.planned_data import Impossible, data_lines, held_out_lines, open_if_there
 from train.stages.encoder_weights import check_encoder_size
 from train.stages.learning_rate import turning_points
 from train.stages.noise_schedule import NoiseSchedule
@@ -45,10 +45,10 @@ def make_plan(
     rates = turning_points(run.max_steps, OptimizerSettings.parsed(options["optimizer"])).items()
     yield f"rate     {', '.join(f'{step:,}: {rate:.3g}' for step, rate in rates)} (step: learning rate)"
     shards, is_counted = open_if_there(source), kind.endswith(".SeeCoderStage")
-    yield from say_held_out(data["class_path"], source)
+    yield from held_out_lines(data["class_path"], source)
     if is_counted and shards is not None:
         check_caches(options, source, shards)
-    yield from say_shards(run, options if is_counted else None, source, shards, images)
+    yield from data_lines(run, options if is_counted else None, source, shards, images)
     if not is_counted:
         yield f"costs    not estimated for {kind}; only train.stages.SeeCoderStage is counted"
     elif (sizes := base_sizes(options["base"])) is None:

@@ -23,8 +23,8 @@ def open_if_there(source: Mapping[str, Any]) -> ShardSet | None:
     return open_shards(given)
 
 
-def say_held_out(class_path: str, source: Mapping[str, Any]) -> Iterator[str]:
-    """What evaluation will use.
+def held_out_lines(class_path: str, source: Mapping[str, Any]) -> Iterator[str]:
+    """One line on what evaluation will use; none where nothing is held out in shards.
 
     Raises:
         ValueError: Arguments of the data source are impossible, or held-out shards are those of the training.
@@ -45,14 +45,25 @@ def say_held_out(class_path: str, source: Mapping[str, Any]) -> Iterator[str]:
     yield f"held out {source['held_out']} samples of {', '.join(redacted(place) for place in held_out)}{note}"
 
 
-def say_shards(
+def data_lines(
     run: RunSettings,
     options: Mapping[str, Any] | None,
     source: Mapping[str, Any],
     shards: ShardSet | None,
     samples_a_step: int,
 ) -> Iterator[str]:
-    """Samples, epochs, shards for each reader, and what is cached; `options` are those of a stage that takes caches."""
+    """One line on samples, epochs, shards for each reader, and what is cached.
+
+    Args:
+        run: Settings of the run.
+        options: Arguments of a stage that takes caches; None for other stages.
+        source: Arguments of the data source.
+        shards: Its shards, if they are there.
+        samples_a_step: Samples of one optimizer step over all processes.
+
+    Raises:
+        Impossible: There are fewer shards than readers, or no samples.
+    """
     places = source.get("shards")
     if places is None:
         count = source.get("pool_size")

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from train.settings import RunSettings
-from train.sources.planned_data import Impossible, open_if_there, say_held_out, say_shards
+from train.sources.planned_data import Impossible, data_lines, held_out_lines, open_if_there
 
 OPTIONS: dict[str, Any] = {"num_workers": 0, "window": 2, "ceiling": 0.01, "held_out": 4, "held_out_world": False}
 RUN = RunSettings("run", max_steps=6, devices=2)
@@ -14,8 +14,8 @@ def source(shards: Path | str, **more: Any) -> dict[str, Any]:
     return {**OPTIONS, "shards": str(shards), "held_out_shards": None, **more}
 
 
-def shard_lines(given: dict[str, Any], run: RunSettings = RUN) -> str:
-    return "\n".join(say_shards(run, None, given, open_if_there(given), samples_a_step=8))
+def shard_text(given: dict[str, Any], run: RunSettings = RUN) -> str:
+    return "\n".join(data_lines(run, None, given, open_if_there(given), samples_a_step=8))
 
 
 def test_shards_are_opened_where_they_are_there_and_only_there(shards):
@@ -27,30 +27,30 @@ def test_shards_are_opened_where_they_are_there_and_only_there(shards):
 
 
 def test_samples_readers_and_epochs_are_said(shards):
-    assert shard_lines(source(shards)) == (
+    assert shard_text(source(shards)) == (
         "data     24 samples in 3 shards: 1.5 for each of 2 readers (2 processes x 1), 2 open at a time; 2.00 epochs"
     )
-    assert "/not/built: not looked at; 2 readers" in shard_lines(source("/not/built"))
-    assert shard_lines({"pool_size": 24}) == "data     24 samples in memory, 2.0 epochs"
+    assert "/not/built: not looked at; 2 readers" in shard_text(source("/not/built"))
+    assert shard_text({"pool_size": 24}) == "data     24 samples in memory, 2.0 epochs"
 
 
 def test_fewer_shards_than_readers_are_impossible(shards):
     with pytest.raises(Impossible, match="3 shards are fewer than 4 readers"):
-        shard_lines(source(shards, num_workers=2))
+        shard_text(source(shards, num_workers=2))
 
 
-def held_out_lines(given: dict[str, Any], kind: str = "train.sources.ShardPictures") -> list[str]:
-    return list(say_held_out(kind, given))
+def held_out_texts(given: dict[str, Any], kind: str = "train.sources.ShardPictures") -> list[str]:
+    return list(held_out_lines(kind, given))
 
 
 def test_what_is_held_out_is_said_and_checked(shards, held_out_shards):
     apart = source(shards, held_out_shards=str(held_out_shards))
-    assert held_out_lines(apart) == [f"held out 4 samples of {held_out_shards}"]
-    (line,) = held_out_lines(source(shards, held_out_shards=["/not/built"]))
+    assert held_out_texts(apart) == [f"held out 4 samples of {held_out_shards}"]
+    (line,) = held_out_texts(source(shards, held_out_shards=["/not/built"]))
     assert "/not/built not built yet" in line
-    assert held_out_lines(source(shards)) == []
+    assert held_out_texts(source(shards)) == []
     with pytest.raises(ValueError, match="must hold other samples"):
-        held_out_lines(source(shards, held_out_shards=str(shards)))
+        held_out_texts(source(shards, held_out_shards=str(shards)))
     with pytest.raises(ValueError, match="`window`=0"):
-        held_out_lines(source(shards, window=0))
-    assert held_out_lines(source(shards, window=0), "train.sources.WorldPictures") == []
+        held_out_texts(source(shards, window=0))
+    assert held_out_texts(source(shards, window=0), "train.sources.WorldPictures") == []
