@@ -118,7 +118,7 @@ def _storage(counted: CountedRun) -> Iterator[str]:
     yield (
         f"memory   {_bytes(needed)}{has} per device ESTIMATED: frozen {_bytes(memory['frozen'])}, trained with "
         f"optimizer {_bytes(memory['trained'])}, {size} pictures {_bytes(memory['pictures'])} "
-        f"({_bytes(costs.activation_bytes)} counted for one, + 10 %)"
+        f"({_bytes(costs.activation_bytes)} counted for one, + 10 %){run.shared_out}"
     )
     each, safe = memory["pictures"] / size, (1 - RESERVE) * limit
     if needed > limit:

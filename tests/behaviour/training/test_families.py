@@ -5,6 +5,7 @@ import csv
 import pytest
 import torch
 
+from seecoder.base_model.facts import pooled_width
 from seecoder.base_model.known_bases import base_sizes
 from train.cli import build_parser
 from train.settings import OptimizerSettings
@@ -86,4 +87,4 @@ def test_configs_fit_their_bases(name):
     sizes = base_sizes(parsed.base)
     assert sizes is not None
     assert parsed.encoder.get("context_dim", 768) == sizes.unet["cross_attention_dim"]
-    assert parsed.encoder.get("pooled_dim") == sizes.pooled_dim
+    assert parsed.encoder.get("pooled_dim") == pooled_width(sizes.unet)
