@@ -109,8 +109,8 @@ USED: dict[str, tuple[dict[str, bytes], Colours]] = {
 # Members, and the category under which the loss is counted.
 SKIPPED: dict[str, tuple[dict[str, bytes], str]] = {
     "bomb": ({"png": bomb()}, "it has N pixels"),
-    "junk": ({"jpg": bytes(range(256)) * 9}, "the first bytes, ..., are those of no known picture format"),
-    "other junk": ({"png": b"(';\"" * 99}, "the first bytes, ..., are those of no known picture format"),
+    "junk": ({"jpg": bytes(range(256)) * 9}, "this is a file that begins with ..."),
+    "other junk": ({"png": b"(';\"" * 99}, "this is a file that begins with ..."),
     "cut JPEG": ({"jpg": saved(NOISE, "JPEG", quality=95)[:-300]}, "the file is truncated"),
     "cut PNG": ({"png": saved(NOISE, "PNG")[:-300]}, "the file is truncated"),
     "zero bytes": ({"png": b""}, "the file is empty"),
