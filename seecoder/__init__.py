@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from seecoder.encoder.model import SeeCoder
     from seecoder.images.gate import ImageError, load_image
+    from seecoder.images.masks import load_mask
     from seecoder.images.scaling import limit_area
     from seecoder.pipelines import SeeCoderPipeline, SeeCoderXLPipeline
     from seecoder.weights.safetensors_files import WeightsError
@@ -18,6 +19,7 @@ _HOMES = {
     "ImageError": "seecoder.images",
     "limit_area": "seecoder.images",
     "load_image": "seecoder.images",
+    "load_mask": "seecoder.images",
     "SeeCoderPipeline": "seecoder.pipelines",
     "SeeCoderXLPipeline": "seecoder.pipelines",
     "WeightsError": "seecoder.weights",
@@ -32,6 +34,7 @@ __all__ = [
     "__version__",
     "limit_area",
     "load_image",
+    "load_mask",
 ]
 
 

@@ -25,12 +25,16 @@ class OpenedPictures:
     Attributes:
         encoded: What the encoder sees, (3, h, w) in [0, 1]: reduced as `--image-size` says.
         thumbnails: What the contact sheet shows.
-        whole: Masks, control picture and start picture, (3, H, W) in [0, 1].
+        whole: The start picture, (3, H, W) in [0, 1].
+        controls: The control picture, (3, H, W) in [0, 1], black where it is transparent.
+        masks: How much each pixel counts, (H, W) in [0, 1].
     """
 
     encoded: "dict[str, torch.Tensor]" = field(default_factory=dict)
     thumbnails: "dict[str, Image.Image]" = field(default_factory=dict)
     whole: "dict[str, torch.Tensor]" = field(default_factory=dict)
+    controls: "dict[str, torch.Tensor]" = field(default_factory=dict)
+    masks: "dict[str, torch.Tensor]" = field(default_factory=dict)
 
 
 def open_pictures(arguments: argparse.Namespace) -> OpenedPictures:
@@ -40,13 +44,16 @@ def open_pictures(arguments: argparse.Namespace) -> OpenedPictures:
         ImageError: A picture that cannot be read.
     """
     from seecoder.images.gate import load_image
+    from seecoder.images.masks import load_control_image, load_mask
     from seecoder.images.saving import to_pil
     from seecoder.images.scaling import limit_area
 
     encoded = {*arguments.pictures, *(picture for _, picture in arguments.region)}
-    masks = [mask for mask, _ in arguments.region]
-    whole = {path for path in [arguments.control_image, arguments.start_image, *masks] if path is not None}
-    opened = OpenedPictures()
+    whole = {path for path in [arguments.start_image] if path is not None}
+    opened = OpenedPictures(
+        controls={path: load_control_image(path) for path in [arguments.control_image] if path is not None},
+        masks={mask: load_mask(mask) for mask, _ in arguments.region},
+    )
     for path in sorted(encoded | whole):
         pixels = load_image(path)
         if path in whole:

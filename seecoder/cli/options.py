@@ -34,9 +34,9 @@ def pipeline_arguments(arguments: argparse.Namespace, opened: "OpenedPictures | 
         opened: Decoded pictures that take the place of their paths.
     """
     given = {argument: getattr(arguments, option) for argument, option in _OPTIONS.items()}
-    for name in ("start_image", "control_image"):
-        if opened is not None and given[name] is not None:
-            given[name] = opened.whole[given[name]]
+    if opened is not None:
+        for name, pictures in (("start_image", opened.whole), ("control_image", opened.controls)):
+            given[name] = pictures.get(given[name])
     return given
 
 

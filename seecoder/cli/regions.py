@@ -26,8 +26,8 @@ def add_regions(parser: argparse._ActionsContainer) -> None:
         action="append",
         default=[],
         metavar="MASK=PICTURE",
-        help="where MASK (a picture of any size, stretched over the result) is white, follow PICTURE; may be repeated; "
-        "needs --method multidiffusion",
+        help="where MASK (a picture of any size, stretched over the result) is white, or painted on transparency, "
+        "follow PICTURE; may be repeated; needs --method multidiffusion",
     )
 
 
@@ -46,7 +46,7 @@ def with_regions(
         opened: The decoded masks and pictures.
 
     Raises:
-        ValueError: No such method, a mask without any white, or a pipeline without an encoder.
+        ValueError: No such method, or a pipeline without an encoder.
     """
     from seecoder.sampling.methods.multidiffusion import MultiDiffusion, Region
 
@@ -56,12 +56,11 @@ def with_regions(
         raise ValueError("`--region` needs `--method multidiffusion` (alone, or where it composes with others).")
     regions = []
     for mask, picture in arguments.region:
-        weight = opened.whole[mask].mean(dim=0)
-        if float(weight.max()) == 0.0:
-            raise ValueError(f"`--region`: {mask} is black everywhere; the region of {picture} must be white.")
         # The context, and for SDXL the pooled vector.
         vectors = pipe.context_arguments(opened.encoded[picture], image_size=None).values()
-        regions.append(Region(weight, *(values.to(pipe.unet.dtype) * arguments.context_scale for values in vectors)))
+        regions.append(
+            Region(opened.masks[mask], *(values.to(pipe.unet.dtype) * arguments.context_scale for values in vectors))
+        )
     return [
         replace(method, regions=regions) if isinstance(method, MultiDiffusion) else method for method in methods or ()
     ]

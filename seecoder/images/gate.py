@@ -31,6 +31,7 @@ _log = logging.getLogger(__name__)
 
 Source = str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image | np.ndarray | torch.Tensor
 
+MAX_PIXELS = 64_000_000  # of a file, unless the caller says otherwise
 ROUNDING = 1e-3  # how far floats may leave [0, 1] before it is an error rather than rounding
 # No honest file of one picture is larger than this many bytes a pixel, plus some for metadata.
 _MAX_BYTES_PER_PIXEL = 16
@@ -58,7 +59,7 @@ class ImageError(ValueError):
 
 
 def load_image(
-    source: Source, *, max_pixels: int = 64_000_000, background: tuple[int, int, int] = (255, 255, 255)
+    source: Source, *, max_pixels: int = MAX_PIXELS, background: tuple[int, int, int] = (255, 255, 255)
 ) -> torch.Tensor:
     """Load one picture as upright RGB.
 
@@ -78,13 +79,31 @@ def load_image(
         TypeError: If `source` is of none of these types.
         ValueError: If `max_pixels` or `background` is out of range.
     """
-    if max_pixels < 1:
-        raise ValueError(f"`max_pixels`={max_pixels} must be a positive number of pixels.")
     if len(background) != 3 or not all(0 <= level <= 255 for level in background):
         raise ValueError(f"`background`={background} must be three levels (red, green, blue) in 0-255.")
-    name = _describe(source)
+    return _to_tensor(read_pixels(source, max_pixels), background)
+
+
+def read_pixels(source: Source, max_pixels: int) -> np.ndarray:
+    """Read one picture as it is, with its transparency.
+
+    Args:
+        source: As for `load_image`.
+        max_pixels: As for `load_image`.
+
+    Returns:
+        (H, W, C) upright pixels, uint8 or float32 in [0, 1]: grey or RGB, and if C is 2 or 4, alpha behind.
+
+    Raises:
+        ImageError: If there is no usable picture.
+        TypeError: If `source` is of none of the types.
+        ValueError: If `max_pixels` is out of range.
+    """
+    if max_pixels < 1:
+        raise ValueError(f"`max_pixels`={max_pixels} must be a positive number of pixels.")
+    name = describe(source)
     try:
-        return _to_tensor(_read(source, max_pixels), background)
+        return _read(source, max_pixels)
     except BadImage as error:
         raise ImageError(name, str(error)) from None
     except MemoryError:
@@ -96,7 +115,7 @@ def load_image(
         raise ImageError(name, f"it cannot be decoded ({type(error).__name__}: {reason})") from error
 
 
-def _describe(source: Source) -> str:
+def describe(source: Source) -> str:
     """A name for messages, on one line and of bounded length."""
     if isinstance(source, str | os.PathLike):
         name = os.fsdecode(source)

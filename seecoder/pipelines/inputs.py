@@ -13,6 +13,7 @@ from seecoder.checks import Rule, choice, either, number, require, some_of, whol
 from seecoder.encoder.context import ImageSet, normalise_weights
 from seecoder.images.gate import Source as Picture
 from seecoder.images.gate import load_image
+from seecoder.images.masks import load_control_image
 from seecoder.sampling.randomness import Generators
 from seecoder.sampling.recipe import Method
 from seecoder.sampling.views import Size
@@ -152,7 +153,7 @@ def control_pixels(image: Picture | Sequence[Picture], count: int) -> torch.Tens
     """Read the `control_image` argument.
 
     Args:
-        image: One picture for all results, or a list of one each.
+        image: One picture for all results, or a list of one each. What is transparent in it is black.
         count: Number of results.
 
     Returns:
@@ -163,7 +164,7 @@ def control_pixels(image: Picture | Sequence[Picture], count: int) -> torch.Tens
         ValueError: Another number of pictures, or pictures of several sizes.
     """
     given: Sequence[Any] = image if isinstance(image, (list, tuple)) else [image]
-    pictures = [load_image(picture) for picture in given]
+    pictures = [load_control_image(picture) for picture in given]
     if len(pictures) not in (1, count) or len({picture.shape for picture in pictures}) > 1:
         raise ValueError(
             f"`control_image` has {len(pictures)} pictures for {count} results; give one for all, or one each, of one "

@@ -8,6 +8,7 @@ import torch
 from seecoder.cli.opening import load_encoder, open_pictures, pick_device, pick_dtype, saved_contexts
 from seecoder.encoder.context import save_context
 from seecoder.images.gate import load_image
+from seecoder.images.masks import load_mask
 from seecoder.images.scaling import limit_area
 
 
@@ -22,6 +23,7 @@ def test_pictures_are_kept_as_they_are_needed(pictures):
     assert max(opened.thumbnails[first].size) <= 256
     assert list(opened.whole) == [second]
     assert torch.equal(opened.whole[second], load_image(second))
+    assert torch.equal(opened.masks[second], load_mask(second))
 
 
 def test_devices_and_their_dtypes():

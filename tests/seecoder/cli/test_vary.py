@@ -11,8 +11,9 @@ from seecoder import SeeCoderPipeline
 from seecoder.cli import main
 from seecoder.cli.vary import seeds_of, sheet_path
 from seecoder.encoder.context import load_context
-from seecoder.images import gate
-from seecoder.images.gate import load_image
+from seecoder.images import gate, masks
+from seecoder.images.gate import load_image, read_pixels
+from seecoder.images.saving import save_image
 from tests.fixtures.picture_files import pixels_of, size_of, write_mask
 
 
@@ -221,24 +222,24 @@ def test_files_are_not_overwritten_unasked(pictures, networks, tmp_path, capsys)
 
 
 def test_each_picture_is_decoded_once(pictures, networks, tiny_controlnet, tmp_path, monkeypatch):
-    """Whatever it serves for: a picture to vary, one of a region, what the ControlNet sees, the sheet."""
-    from seecoder.pipelines import conditioning, inputs
-
+    """Whatever it serves for: a picture to vary, one of a region, the sheet, a mask, what the ControlNet sees."""
     decoded = []
 
-    def counted(source, **options):
+    def counted(source, max_pixels):
         if isinstance(source, str):
             decoded.append(source)
-        return load_image(source, **options)
+        return read_pixels(source, max_pixels)
 
-    for module in (gate, conditioning, inputs):
-        monkeypatch.setattr(module, "load_image", counted)
+    for module in (gate, masks):
+        monkeypatch.setattr(module, "read_pixels", counted)
     tiny_controlnet.save_pretrained(tmp_path / "control")
     mask = write_mask(tmp_path / "mask.png", left=0.0, right=1.0)
-    options = ["--controlnet", str(tmp_path / "control"), "--control-image", pictures[1], "--count", "2"]
+    control = str(tmp_path / "control.png")
+    save_image(load_image(pictures[1]), control)
+    options = ["--controlnet", str(tmp_path / "control"), "--control-image", control, "--count", "2"]
     windows = ["--method", "multidiffusion", "--region", f"{mask}={pictures[1]}"]
     assert main(["vary", *pictures, *networks, *options, *windows, "--out", str(tmp_path / "out")]) == 0
-    assert sorted(decoded) == sorted([*pictures, mask])
+    assert sorted(decoded) == sorted([*pictures, mask, control])
 
 
 def test_seeds_and_sheets():

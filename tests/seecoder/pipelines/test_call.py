@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from seecoder import SeeCoderPipeline, SeeCoderXLPipeline
+from seecoder.images import masks
 from seecoder.images.saving import save_image
 from seecoder.pipelines import call, conditioning, inputs
 from seecoder.sampling import DemoFusion, MultiDiffusion, engine
@@ -34,7 +35,7 @@ def test_each_picture_is_decoded_once(parts, tiny_controlnet, picture, tmp_path,
     paths = [str(tmp_path / f"{name}.png") for name in ("own", "control", "start")]
     for path in paths:
         save_image(picture[:, :40, :40], path)
-    decoded = count_calls(monkeypatch, inputs.load_image, inputs, conditioning)
+    decoded = count_calls(monkeypatch, inputs.load_image, inputs, conditioning, masks)
     pipe(
         paths[0], 32, 32, control_image=paths[1], start_image=paths[2], num_inference_steps=2, method=DemoFusion(),
         num_images_per_prompt=2, callback_on_stage_end=lambda *given: None,

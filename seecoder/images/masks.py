@@ -1,0 +1,80 @@
+"""Masks and control pictures: pictures whose transparency does not mean what it means in a photograph."""
+
+import logging
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from seecoder.images.gate import MAX_PIXELS, ImageError, Source, describe, load_image, read_pixels
+
+_log = logging.getLogger(__name__)
+
+_LUMINANCE = (0.299, 0.587, 0.114)  # of red, green, blue (ITU-R BT.601), as Pillow's grey
+_NOISE = 0.02  # what compression does to plain black or white: five levels of 255
+
+
+def load_mask(source: Source, size: tuple[int, int] | None = None, *, max_pixels: int = MAX_PIXELS) -> torch.Tensor:
+    """Load a mask: how much each pixel counts.
+
+    A picture whose transparency varies is read by it: paint counts, whatever its colour, and what is transparent does
+    not. Any other picture is read by its luminance: white counts, black does not, grey in part. A mask that counts
+    everywhere is logged as a warning, because it is seldom meant.
+
+    Args:
+        source: A picture of any kind that `load_image` takes, or an array or tensor of bool.
+        size: (height, width) in pixels to stretch the mask to; None for its own.
+        max_pixels: As for `load_image`.
+
+    Returns:
+        (H, W) float32 in [0, 1], on the CPU.
+
+    Raises:
+        ImageError: If the picture cannot be read, or nothing in it counts.
+    """
+    if isinstance(source, np.ndarray) and source.dtype == np.bool_:
+        source = source.astype(np.float32)
+    elif isinstance(source, torch.Tensor) and source.dtype == torch.bool:
+        source = source.float()
+    pixels = read_pixels(source, max_pixels)
+    white = np.float32(255 if pixels.dtype == np.uint8 else 1)
+    values = torch.from_numpy(pixels.astype(np.float32) / white).movedim(2, 0)
+    alpha = values[-1] if len(values) in (2, 4) else torch.ones_like(values[0])
+    if float(alpha.max() - alpha.min()) > _NOISE:
+        mask = alpha
+    elif float(alpha.max()) < _NOISE:
+        raise ImageError(describe(source), "it is transparent everywhere; paint what shall count")
+    else:
+        mask = values[0] if len(values) < 3 else torch.tensordot(torch.tensor(_LUMINANCE), values[:3], dims=1)
+        if float(mask.max()) < _NOISE:
+            raise ImageError(describe(source), "it is black everywhere; what shall count must be white")
+    if float(mask.min()) > 1 - _NOISE:
+        _log.warning("`%s`: this mask is white everywhere, so that the whole picture counts", describe(source))
+    if size is None:
+        return mask.clamp(0.0, 1.0)
+    stretched = functional.interpolate(mask[None, None], size=size, mode="bilinear", antialias=True)
+    return stretched[0, 0].clamp(0.0, 1.0)
+
+
+def load_control_image(source: Source, *, max_pixels: int = MAX_PIXELS) -> torch.Tensor:
+    """Load what a ControlNet sees: lines, a pose or a depth map.
+
+    Transparent pixels are black, which is the ground of all such pictures.
+
+    Args:
+        source: A picture of any kind that `load_image` takes.
+        max_pixels: As for `load_image`.
+
+    Returns:
+        (3, H, W) float32 in [0, 1], on the CPU.
+
+    Raises:
+        ImageError: If the picture cannot be read, or black paint on transparency leaves nothing to be seen.
+    """
+    pixels = load_image(source, max_pixels=max_pixels, background=(0, 0, 0))
+    if not pixels.any() and load_image(source, max_pixels=max_pixels).any():
+        raise ImageError(
+            describe(source),
+            "transparent pixels are black to a ControlNet, and so is all that is painted on them; paint it white",
+        )
+    return pixels

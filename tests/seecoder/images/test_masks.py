@@ -1,0 +1,119 @@
+"""Masks are read by what is painted in them; control pictures have a black ground."""
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from seecoder.images.gate import ImageError
+from seecoder.images.masks import load_control_image, load_mask
+from tests.fixtures.images import encode
+
+LEFT = np.zeros((6, 8), np.uint8)  # what every file below says: the left half counts
+LEFT[:, :4] = 255
+
+
+def painted(colour: tuple[int, int, int], ground: tuple[int, int, int] = (0, 0, 0)) -> Image.Image:
+    """Paint on the left half; the rest is transparent, and hides `ground`."""
+    image = Image.new("RGBA", (8, 6), (*ground, 0))
+    image.paste((*colour, 255), (0, 0, 4, 6))
+    return image
+
+
+def palette() -> Image.Image:
+    image = Image.fromarray(LEFT // 255, "P")
+    image.putpalette([9, 9, 9, 200, 30, 30])
+    return image
+
+
+FILES = {
+    "white on transparency": encode(painted((255, 255, 255)), "PNG"),
+    "black on transparency": encode(painted((0, 0, 0), ground=(255, 255, 255)), "PNG"),
+    "red on transparency": encode(painted((200, 0, 0)), "WEBP", lossless=True),
+    "transparent in a palette": encode(palette(), "PNG", transparency=0),
+    "transparent in a GIF": encode(palette(), "GIF", transparency=0),
+    "grey and alpha": encode(painted((0, 0, 0)).convert("LA"), "PNG"),
+    "alpha of a TIFF": encode(painted((9, 9, 9)), "TIFF"),
+    "a transparent grey": encode(LEFT, "PNG", transparency=0),
+    "grey": encode(LEFT, "PNG"),
+    "colour": encode(Image.fromarray(LEFT).convert("RGB"), "PNG"),
+    "opaque colour with alpha": encode(Image.fromarray(LEFT).convert("RGBA"), "PNG"),
+    "one bit": encode(Image.fromarray(LEFT).convert("1"), "PNG"),
+    "16 bits": encode(LEFT.astype(np.uint16) * 257, "PNG"),
+    "floats": encode(LEFT.astype(np.float32) / 255, "TIFF"),
+    "an array": LEFT,
+    "an array of bool": LEFT > 0,
+    "a tensor of bool": torch.from_numpy(LEFT > 0)[None],
+    "a tensor with alpha": torch.from_numpy(np.stack([LEFT * 0, LEFT])),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_mask_is_read_by_what_is_painted_in_it(name):
+    mask = load_mask(FILES[name])
+    assert mask.dtype == torch.float32
+    assert torch.equal(mask, torch.from_numpy(LEFT).float() / 255)
+
+
+def test_grey_and_half_transparent_count_in_part_and_colours_by_luminance():
+    grey = np.array([[0, 51, 255]], np.uint8)
+    torch.testing.assert_close(load_mask(grey), torch.tensor([[0.0, 0.2, 1.0]]))
+    clear = np.dstack([np.full((1, 3, 3), 255, np.uint8), grey])
+    torch.testing.assert_close(load_mask(clear), torch.tensor([[0.0, 0.2, 1.0]]))
+    primaries = np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255]]], np.uint8)
+    torch.testing.assert_close(load_mask(primaries), torch.tensor([[0.299, 0.587, 0.114]]))
+
+
+def test_a_mask_is_stretched_to_the_size_that_is_asked_for():
+    mask = load_mask(LEFT, size=(3, 16))
+    assert mask.shape == (3, 16)
+    assert mask[:, :7].min() == 1
+    assert mask[:, 9:].max() == 0
+    smaller = load_mask(LEFT, size=(2, 2))
+    assert smaller[:, 0].min() > 0.8
+    assert smaller[:, 1].max() < 0.2
+
+
+@pytest.mark.parametrize(
+    ("image", "reason"),
+    [
+        (Image.new("L", (8, 6)), "it is black everywhere; what shall count must be white"),
+        (Image.new("RGBA", (8, 6), (2, 1, 0, 255)), "it is black everywhere"),
+        (Image.new("RGBA", (8, 6), (255, 255, 255, 0)), "it is transparent everywhere; paint what shall count"),
+    ],
+)
+def test_an_empty_mask_is_refused_by_name(tmp_path, image, reason):
+    image.save(tmp_path / "mask.png")
+    with pytest.raises(ImageError, match=rf"mask\.png`: {reason}"):
+        load_mask(tmp_path / "mask.png")
+
+
+def test_a_mask_that_is_white_everywhere_is_one_and_said(caplog):
+    with caplog.at_level(logging.WARNING):
+        assert torch.equal(load_mask(np.full((2, 2), 255, np.uint8)), torch.ones(2, 2))
+    assert "white everywhere" in caplog.text
+    caplog.clear()
+    load_mask(LEFT)
+    assert not caplog.text
+
+
+def test_the_limit_on_pixels_holds_for_masks():
+    with pytest.raises(ImageError, match="the limit is 47"):
+        load_mask(FILES["grey"], max_pixels=47)
+    with pytest.raises(ImageError, match="the limit is 47"):
+        load_control_image(FILES["grey"], max_pixels=47)
+
+
+def test_transparent_pixels_of_a_control_picture_are_black():
+    lines = load_control_image(painted((255, 255, 255), ground=(255, 0, 0)))
+    assert torch.equal(lines, torch.from_numpy(LEFT).float().expand(3, -1, -1) / 255)
+    opaque = Image.new("RGB", (8, 6), (51, 102, 255))
+    assert load_control_image(opaque)[:, 0, 0].tolist() == pytest.approx([0.2, 0.4, 1.0])
+
+
+def test_black_lines_on_transparency_are_refused_since_they_would_vanish():
+    with pytest.raises(ImageError, match="paint it white"):
+        load_control_image(encode(painted((0, 0, 0)), "PNG"))
+    assert not load_control_image(Image.new("RGB", (8, 6))).any(), "an opaque black picture is taken at its word"
