@@ -18,13 +18,11 @@ follow pictures of their own:
 import argparse
 import glob
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from seecoder.checks import require, whole
+from seecoder.checks import optional, require, whole
+from seecoder.cli.batches import Batches, Job, Variation, write_picture
 from seecoder.cli.console import check_new, safe_name, say
 from seecoder.cli.opening import THUMBNAIL_SIDE, load_pipeline, open_pictures, saved_contexts
 from seecoder.cli.options import add_base_options, add_image_size, add_sampling_options, pipeline_arguments
@@ -54,6 +52,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--out", required=True, metavar="FOLDER", help="where to write")
     group.add_argument("--seed", type=int, nargs="+", default=[0], help="one seed a variation")
     group.add_argument("--count", type=int, help="variations a picture; seeds count up from a single --seed")
+    group.add_argument(
+        "--batch",
+        type=int,
+        metavar="N",
+        help="pictures that go through the networks together; default: as many as help and as memory holds",
+    )
     group.add_argument("--together", action="store_true", help="make one context of all pictures")
     add_image_size(group)
     group.add_argument("--weights", type=float, nargs="+", help="with --together: one number a picture")
@@ -71,23 +75,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--previews", action="store_true", help="also write what each stage of a method with several has reached"
     )
     group.add_argument("--overwrite", action="store_true", help="write over existing files")
-
-
-@dataclass(frozen=True)
-class Job:
-    """One context to vary.
-
-    Attributes:
-        name: What its files are called.
-        arguments: What stands for its pictures in the pipeline's call: `image`, or a ready `context`.
-        sources: The paths of its pictures, or the place of the context in its file.
-        thumbnails: Its pictures and their names, as the contact sheet shows them.
-    """
-
-    name: str
-    arguments: dict[str, Any]
-    sources: list[str]
-    thumbnails: "list[tuple[Image.Image, str]]"
 
 
 def seeds_of(first: list[int], count: int | None) -> list[int]:
@@ -131,6 +118,7 @@ def make(arguments: argparse.Namespace, methods: "list[Method] | None", *, aspec
 
     check_arguments(pipeline_arguments(arguments))
     seeds = seeds_of(arguments.seed, arguments.count)
+    require("--batch", arguments.batch, optional(whole(1)))
     opened = open_pictures(arguments)
     jobs = _jobs(arguments, opened)
     out = Path(arguments.out)
@@ -141,23 +129,28 @@ def make(arguments: argparse.Namespace, methods: "list[Method] | None", *, aspec
     check_new([*results, *old_previews, out / SETTINGS_NAME, *filter(None, [sheet])], arguments.overwrite)
     pipe = load_pipeline(arguments)
     given = pipeline_arguments(arguments, opened) | _size(arguments, pipe, aspect)
+    batch = arguments.batch or _batch_size(arguments, pipe, (given["height"], given["width"]))
+    batch = min(batch, len(results))
     given["method"] = with_regions(methods, arguments, pipe, opened)
     say(
-        f"{len(results)} pictures of {given['height']}x{given['width']} to {out}: {len(jobs)} contexts, "
-        f"seeds {', '.join(map(str, seeds))}, {arguments.steps} steps, method {arguments.method or 'plain'}"
+        f"{len(results)} pictures of {given['height']}x{given['width']} to {out}, {batch} at a time: "
+        f"{len(jobs)} contexts, seeds {', '.join(map(str, seeds))}, {arguments.steps} steps, "
+        f"method {arguments.method or 'plain'}"
     )
-    rows, records = [], []
-    for index, (job, row) in enumerate(zip(jobs, files, strict=True)):
-        rows.append(list(job.thumbnails))
-        for seed, file, output in _variations(pipe, job, list(zip(seeds, row, strict=True)), given, arguments.previews):
-            records.append({"file": file.name, "seed": seed, "sources": job.sources, "notes": output.notes})
-            output.images[0].thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
-            rows[-1].append((output.images[0], f"seed {seed}"))
-        if len(jobs) > 1:
-            say(f"{index + 1} of {len(jobs)} contexts done")
-    if sheet is not None:
-        _write_sheet(sheet, rows)
-    _write_settings(arguments, records)
+    variations = [
+        Variation(job, seed, file)
+        for job, row in zip(jobs, files, strict=True)
+        for seed, file in zip(seeds, row, strict=True)
+    ]
+    records = [
+        {"file": made.file.name, "seed": made.seed, "sources": made.job.sources, "notes": notes}
+        for made, notes in Batches(pipe, given, batch, arguments.previews).run(variations)
+    ]
+    try:
+        if sheet is not None:
+            _write_sheet(sheet, jobs, seeds, files)
+    finally:
+        _write_settings(arguments, records)
 
 
 def _size(arguments: argparse.Namespace, pipe: "SeeCoderPipeline | SeeCoderXLPipeline", aspect: int) -> dict[str, int]:
@@ -168,6 +161,16 @@ def _size(arguments: argparse.Namespace, pipe: "SeeCoderPipeline | SeeCoderXLPip
     height = height if arguments.height is None else arguments.height
     width = width if aspect == 1 else height * aspect
     return {"height": height, "width": width if arguments.width is None else arguments.width}
+
+
+def _batch_size(
+    arguments: argparse.Namespace, pipe: "SeeCoderPipeline | SeeCoderXLPipeline", size: tuple[int, int]
+) -> int:
+    """How many pictures of `size` (in pixels) go through the networks together if `--batch` does not say."""
+    from seecoder.pipelines.batch_size import default_batch_size
+
+    cells = (size[0] // pipe.vae_scale_factor, size[1] // pipe.vae_scale_factor)
+    return default_batch_size(pipe.unet, cells, pipe.device, arguments.view_batch)
 
 
 def sheet_path(sheet: str, out: Path) -> Path | None:
@@ -220,55 +223,29 @@ def _jobs(arguments: argparse.Namespace, opened: "OpenedPictures") -> list[Job]:
     ]
 
 
-def _variations(
-    pipe: "SeeCoderPipeline | SeeCoderXLPipeline",
-    job: Job,
-    files: list[tuple[int, Path]],
-    given: dict[str, Any],
-    previews: bool,
-) -> Iterator[tuple[int, Path, Any]]:
-    """Make all variations of one context, each written as soon as it is done: seeds, files and outputs."""
-    import torch
-
-    conditions = dict(job.arguments)
-    if "image" in conditions:  # encoded once, not once a seed; its pictures have the size for that
-        conditions = pipe.context_arguments(conditions["image"], image_size=None)
-    for seed, file in files:
-        pipe.set_progress_bar_config(desc=file.name, leave=False, disable=None)  # None: only at a terminal
-        show = partial(_write_stage, file) if previews else None
-        generator = torch.Generator().manual_seed(seed)
-        output: Any = pipe(**conditions, **given, generator=generator, callback_on_stage_end=show)
-        for note in output.notes:
-            say(f"{file.name}: {note}")
-        _write_picture(output.images[0], file)
-        yield seed, file, output
-
-
-def _write_picture(picture: "Image.Image", path: Path, remark: str = "") -> None:
-    """Write a picture and say so."""
-    from seecoder.images.saving import save_image
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_image(picture, path)
-    say(f"wrote {path}{remark}")
-
-
-def _write_stage(file: Path, pipe: Any, stage: Any, images: Any) -> None:
-    """Write the result of a stage beside the file of the whole: NAME-stage1.png and so on."""
-    path = file.with_name(f"{file.stem}-stage{stage.stage_index + 1}.png")
-    _write_picture(images[0], path, f": {stage.stage}, {images[0].height}x{images[0].width}")
-
-
-def _write_sheet(path: Path, rows: "list[list[tuple[Image.Image, str]]]") -> None:
+def _write_sheet(path: Path, jobs: list[Job], seeds: list[int], files: list[list[Path]]) -> None:
     """One row a context: its pictures first, then its variations."""
     from seecoder.images.sheet import contact_sheet
 
+    rows = [
+        [*job.thumbnails, *((_thumbnail(file), f"seed {seed}") for seed, file in zip(seeds, row, strict=True))]
+        for job, row in zip(jobs, files, strict=True)
+    ]
     if max(len(row) for row in rows) == 1:  # one picture a context: a page is easier to look at than a strip
         flat = [row[0] for row in rows]
         rows = [flat[start : start + _COLUMNS] for start in range(0, len(flat), _COLUMNS)]
     pictures = [[picture for picture, _ in row] for row in rows]
     labels = [[label for _, label in row] for row in rows]
-    _write_picture(contact_sheet(pictures, labels, THUMBNAIL_SIDE), path)
+    write_picture(contact_sheet(pictures, labels, THUMBNAIL_SIDE), path)
+
+
+def _thumbnail(file: Path) -> "Image.Image":
+    """A small copy of a picture of ours, which may be larger than what is accepted from elsewhere."""
+    from PIL.PngImagePlugin import PngImageFile  # unlike `Image.open` it knows no limit
+
+    with PngImageFile(file) as image:
+        image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+        return image.copy()
 
 
 def _write_settings(arguments: argparse.Namespace, pictures: list[dict[str, Any]]) -> None:
