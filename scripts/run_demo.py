@@ -15,12 +15,15 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from seecoder.threads import wait_passively
+
 HELD_OUT_SEED = 9_000_000  # training shards are drawn from another stream
 SHARD_SEED = 100
 CONFIG = "configs/world_seecoder.yaml"
-# The best of the table of methods: re-dilated convolutions, on one trajectory whose resolution grows near its end.
-CASCADE = ("--method", "scalecrafter,rectifiedhr", "--method-option", "switch_at=(0.85, 0.95)")
-METHODS = {64: (), 128: CASCADE, 256: CASCADE}
+ABOUT_PHOTOS = (
+    "The world is one object of six shapes and eight hues before a sky and a ground, and nothing else: of a photograph "
+    "its variations keep main colours at most. Photographs want a Stable Diffusion base and an encoder for it."
+)
 
 
 def run(title: str, *command: str | Path, environment: Mapping[str, str] = MappingProxyType({})) -> None:
@@ -99,11 +102,12 @@ def check_photo(parser: argparse.ArgumentParser, photo: Path | None) -> None:
 
 def main() -> None:
     """Run every step and say where the results are."""
+    wait_passively()
     parser = argparse.ArgumentParser(prog="scripts/demo", description=__doc__)
     parser.add_argument(
         "--out", type=Path, default=Path("runs/demo"), help="folder of the results (default: %(default)s)"
     )
-    parser.add_argument("--photo", type=Path, help="a picture of your own to vary as well")
+    parser.add_argument("--photo", type=Path, help=f"a picture of your own to vary as well. {ABOUT_PHOTOS}")
     parser.add_argument("--count", type=int, default=256, help="held-out scenes of the table (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=1700, help="training steps (default: %(default)s)")
     parser.add_argument("--scenes", type=int, default=30720, help="training scenes (default: %(default)s)")
@@ -131,14 +135,16 @@ def main() -> None:
     pictures = draw_inputs(inputs)
     vary = ("seecoder", "vary", "--base", base, "--encoder", encoder, "--guidance", "4", "--overwrite")
     seen = ("--image-size", "64")  # what the encoder is trained at
-    folders = {side: out / f"variations-{side}" for side in (64, 128, 256)}
+    folders = {side: out / f"variations-{side}" for side in (64, 128, 256)}  # the larger ones by the preset `auto`
     for side, folder in folders.items():
         run(
             f"Vary held-out scenes at {side // 64}x the training size",
-            *(*vary, *pictures, "--height", str(side), "--width", str(side), *METHODS[side]),
+            *(*vary, *pictures, "--height", str(side), "--width", str(side)),
             *("--sheet", "", "--out", folder),
         )
     write_sheet(out / "sheet.png", pictures, folders)
+    if options.photo:
+        print(f"\n{ABOUT_PHOTOS}")
     photographs = [inputs / "photograph.jpg", *([options.photo.resolve()] if options.photo else [])]
     run("Vary a photograph", *vary, *seen, *photographs, "--count", "3", "--out", out / "photograph")
     run(

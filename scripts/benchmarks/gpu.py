@@ -24,6 +24,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from seecoder.threads import wait_passively
+
+wait_passively()  # before torch is imported
+
 from scripts.benchmarks.goals import Verdict, exit_code, memory_verdicts, training_verdicts
 from scripts.results import markdown, versions, write_json
 from seecoder.weights.atomic import atomic_path

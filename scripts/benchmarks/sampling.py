@@ -17,9 +17,13 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from seecoder.threads import wait_passively
+
+wait_passively()  # before torch is imported
+
+import torch
 
 from scripts.benchmarks.goals import OVERHEAD_FRACTION
 from scripts.benchmarks.random_networks import autoencoder, small_unet, stable_diffusion_scheduler

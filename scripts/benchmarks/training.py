@@ -18,9 +18,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from seecoder.threads import wait_passively
+
+wait_passively()  # before torch is imported
+
+import torch
 
 from scripts.benchmarks.goals import Verdict, exit_code, loader_verdict, training_verdicts
 from scripts.benchmarks.training_inputs import loader_speed, world_workload

@@ -12,10 +12,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from seecoder.threads import wait_passively
+
+wait_passively()  # before torch is imported
+
 import torch
 from tqdm import tqdm
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from data.world.conditioner import without
 from data.world.pretrained import BASE, load_conditioner

@@ -18,11 +18,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from seecoder.threads import wait_passively
+
+wait_passively()  # before torch is imported
+
 import torch
 from PIL import Image
 from tqdm import tqdm
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from data.world.pretrained import BASE, load_conditioner
 from data.world.scenes import sample_scenes

@@ -11,9 +11,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from seecoder.threads import wait_passively
+
+wait_passively()  # before torch is imported
+
+import torch
 
 from data.world.pretrained import BASE, load_conditioner
 from data.world.render import render

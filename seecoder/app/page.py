@@ -16,10 +16,12 @@ from seecoder.base_model.facts import native_size
 from seecoder.checks import require, whole
 from seecoder.encoder.context import ImageSet
 from seecoder.images.scaling import ENCODED_SIZE
+from seecoder.pipelines.batch_size import default_batch_size
 from seecoder.pipelines.bounded_memory import AUTOENCODER_MEMORY
 from seecoder.pipelines.stable_diffusion import SeeCoderPipeline
 from seecoder.pipelines.stable_diffusion_xl import SeeCoderXLPipeline
-from seecoder.sampling.methods.registry import METHODS, build_methods
+from seecoder.presets import PRESETS, preset_sentence
+from seecoder.sampling.methods.registry import METHODS
 
 MAX_FILE_SIZE = "20mb"
 MAX_PICTURES = 8
@@ -101,7 +103,7 @@ class Variations:
             steps: Denoising steps.
             guidance: Guidance scale.
             strength: Context scale.
-            method: Name of a sampling method, or "plain".
+            method: Name of a sampling method, of a preset, or "plain".
             stages: Show what every stage of the method made, too.
             progress: Called as `progress((done, total), desc=...)`.
 
@@ -119,7 +121,7 @@ class Variations:
         if max(height, width) > self.max_side:
             raise ValueError(f"Height and width may be {self.max_side} pixels at most.")
         settings = {
-            "method": None if method == "plain" else build_methods(method),
+            "method": method,
             "height": height,
             "width": width,
             "num_inference_steps": steps,
@@ -140,30 +142,53 @@ class Variations:
         progress: Callable[..., Any],
     ) -> tuple[list[tuple[Any, str]], str]:
         gallery: list[tuple[Any, str]] = []
-        notes: list[str] = []
+        notes = [self._preset_note(settings)] if settings["method"] in PRESETS else []
         contexts = [self.pipe.context_arguments([entry], self.image_size) for entry in entries]
-        jobs = [(index, context, seed) for index, context in enumerate(contexts) for seed in seeds]
-        for done, (index, context, seed) in enumerate(jobs):
-            caption = f"picture {index + 1}, seed {seed}"
+        jobs = [(index, seed) for index in range(len(entries)) for seed in seeds]
+        cells = (settings["height"] // self.pipe.vae_scale_factor, settings["width"] // self.pipe.vae_scale_factor)
+        size = default_batch_size(self.pipe.unet, cells, self.pipe.device)
+        for start in range(0, len(jobs), size):
+            batch = jobs[start : start + size]
+            given = {name: torch.cat([contexts[index][name] for index, _ in batch]) for name in contexts[0]} | settings
+            numbers = f"picture {start + 1}" if len(batch) == 1 else f"pictures {start + 1} to {start + len(batch)}"
 
-            def show(pipe: Any, step: int, timestep: float, tensors: Any, done: int = done) -> None:
-                steps = pipe.num_timesteps
-                progress((done * steps + step + 1, len(jobs) * steps), desc=f"picture {done + 1} of {len(jobs)}")
+            def show(done: int, steps: int, start: int = start, numbers: str = numbers) -> None:
+                progress((start * steps + done, len(jobs) * steps), desc=f"{numbers} of {len(jobs)}")
 
-            def keep(pipe: Any, stage: Any, images: Any, caption: str = caption) -> None:
-                gallery.append((images[0], f"{caption}, after {stage.stage}"))
+            made, said = self._make_batch(batch, given, stages, show)
+            gallery += made
+            notes += [note for note in said if note not in notes]
+        return gallery, "\n".join(filter(None, notes)) or "Done."
 
-            output: Any = self.pipe(
-                **context,
-                generator=torch.Generator().manual_seed(seed),
-                callback_on_step_end=show,
-                callback_on_step_end_tensor_inputs=[],
-                callback_on_stage_end=keep if stages else None,
-                **settings,
-            )
-            gallery.append((output.images[0], caption))
-            notes += [note for note in output.notes if note not in notes]
-        return gallery, "\n".join(notes) or "Done."
+    def _preset_note(self, settings: dict[str, Any]) -> str:
+        height, width = (side * self.pipe.vae_scale_factor for side in native_size(self.pipe.unet))
+        size, steps = (settings["height"], settings["width"]), settings["num_inference_steps"]
+        branches = 1 if settings["guidance_scale"] == 1 else 2
+        return preset_sentence(settings["method"], size, (height, width), steps, branches)
+
+    def _make_batch(
+        self, batch: Sequence[tuple[int, int]], given: dict[str, Any], stages: bool, show: Callable[[int, int], None]
+    ) -> tuple[list[tuple[Any, str]], list[str]]:
+        """Make pictures, as pairs of an entry and a seed, in one call; `show(steps done of all, steps of one)`."""
+        captions = [f"picture {index + 1}, seed {seed}" for index, seed in batch]
+        reached: list[list[tuple[Any, str]]] = [[] for _ in batch]
+
+        def count_steps(pipe: Any, step: int, timestep: float, tensors: Any) -> None:
+            show(len(batch) * (step + 1), pipe.num_timesteps)
+
+        def keep(pipe: Any, stage: Any, images: Any) -> None:
+            for entries, image, caption in zip(reached, images, captions, strict=True):
+                entries.append((image, f"{caption}, after {stage.stage}"))
+
+        output: Any = self.pipe(
+            generator=[torch.Generator().manual_seed(seed) for _, seed in batch],
+            callback_on_step_end=count_steps,
+            callback_on_step_end_tensor_inputs=[],
+            callback_on_stage_end=keep if stages else None,
+            **given,
+        )
+        pairs = zip(reached, output.images, captions, strict=True)
+        return [pair for entries, image, caption in pairs for pair in (*entries, (image, caption))], output.notes
 
 
 def build(vary: Variations) -> Any:
@@ -182,7 +207,7 @@ def build(vary: Variations) -> Any:
     cell, max_side = vary.pipe.vae_scale_factor, vary.max_side
     native = [side * cell for side in native_size(vary.pipe.unet)]
     # Panoramas have other sizes and other needs; the command makes them.
-    names = ["plain", *(name for name in METHODS if name != "syncdiffusion")]
+    names = [name for name in (*PRESETS, "plain", *METHODS) if name != "syncdiffusion"]
     progress_bar = gradio.Progress()  # gradio finds it as the default of an argument
 
     def answer(
@@ -213,7 +238,7 @@ def build(vary: Variations) -> Any:
                 with gradio.Accordion("More", open=False):
                     height = gradio.Slider(native[0] // 2, max_side, value=native[0], step=8 * cell, label="Height")
                     width = gradio.Slider(native[1] // 2, max_side, value=native[1], step=8 * cell, label="Width")
-                    method = gradio.Dropdown(names, value="plain", label="Method above the native size")
+                    method = gradio.Dropdown(names, value=names[0], label="Method above the native size")
                     stages = gradio.Checkbox(label="Show what every stage of the method made")
                     steps = gradio.Slider(1, 100, value=50, step=1, label="Steps")
                     guidance = gradio.Slider(1.0, 10.0, value=2.0, step=0.1, label="Guidance")

@@ -13,7 +13,9 @@ from typing import NoReturn
 from seecoder import __version__
 from seecoder.cli import app, encode, export, import_, info, panorama, vary
 from seecoder.cli.console import say
-from seecoder.cli.options import with_flags
+from seecoder.cli.method_list import describe_methods
+from seecoder.cli.options import LIST, with_flags
+from seecoder.threads import wait_passively
 
 _COMMANDS = (vary, panorama, encode, export, import_, info, app)
 
@@ -59,9 +61,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0, or 2 after an error that the user can do something about, or 130 after an interruption.
     """
+    wait_passively()
     arguments = build_parser().parse_args(argv)
     try:
-        arguments.run(arguments)
+        if getattr(arguments, "method", None) == LIST:
+            print(describe_methods(arguments))
+        else:
+            arguments.run(arguments)
     except KeyboardInterrupt:
         say("interrupted; what was finished stays")
         return 130

@@ -39,7 +39,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise ValueError(f"`--out` {out} must end in .safetensors.")
     if arguments.weights is not None and not arguments.together:
         raise ValueError("`--weights` has no effect without `--together`.")
-    check_new([out], arguments.overwrite)
+    check_new([out], arguments.overwrite, arguments.pictures)
     from seecoder.encoder.context import ImageSet, save_context
     from seecoder.pipelines.conditioning import encode_pictures
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from seecoder.checks import require, whole
-from seecoder.cli.console import say
+from seecoder.cli.console import check_replaceable, say
 from seecoder.cli.opening import load_encoder
 
 HELP = "make a trained encoder ready to use"
@@ -49,6 +49,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise ValueError("`--size` has no effect without `--format onnx`.")
     for side in arguments.size or ():
         require("--size", side, whole(1))
+    check_replaceable(Path(arguments.out), arguments.overwrite)
     import torch
 
     from seecoder.export.exporting import DEFAULT_ONNX_SIZE, export_encoder

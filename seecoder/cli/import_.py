@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from seecoder.cli.console import say
+from seecoder.cli.console import check_replaceable, say
 
 HELP = "turn a released file into a folder"
 
@@ -35,6 +35,7 @@ def run(arguments: argparse.Namespace) -> None:
     path = Path(arguments.file)
     if not path.is_file():
         raise FileNotFoundError(f"`{path}` is not a file; give a released file.")
+    check_replaceable(Path(arguments.out), arguments.overwrite)
     from seecoder.encoder.model import SeeCoder
     from seecoder.export.exporting import export_encoder
     from seecoder.export.model_card import CardFacts

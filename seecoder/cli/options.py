@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from seecoder.cli.opening import OpenedPictures
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+LIST = "list"  # as a method: show them
 _WORDS = {"true": True, "yes": True, "false": False, "no": False, "none": None}
 
 # Arguments of a pipeline's call, and the options that give them.
@@ -46,7 +47,7 @@ def with_flags(text: str) -> str:
     Args:
         text: Such as "`num_inference_steps`=0 must be …", which becomes "`--steps`=0 must be …".
     """
-    same = {name: name for name in ("height", "width", "weights", "port", "max_side")}
+    same = {name: name for name in ("height", "width", "weights", "port", "max_side", "method")}
     for argument, option in {**_OPTIONS, **same}.items():
         text = text.replace(f"`{argument}`", f"`--{option.replace('_', '-')}`")
     return text
@@ -95,6 +96,16 @@ def key_value(text: str) -> tuple[str, Any]:
         return key, ast.literal_eval(value)
     except (ValueError, SyntaxError):
         return key, value
+
+
+class _MethodAction(argparse.Action):
+    """Keeps the name; for "list", which needs nothing else, no other option is required."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, *_: Any) -> None:
+        setattr(namespace, self.dest, values)
+        if values == LIST:
+            for action in parser._actions:
+                action.required = False
 
 
 def add_base_options(parser: argparse.ArgumentParser) -> None:
@@ -147,9 +158,10 @@ def add_sampling_options(parser: argparse.ArgumentParser, *, method: str | None)
     )
     group.add_argument(
         "--method",
+        action=_MethodAction,
         default=method,
         metavar="NAME[,NAME]",
-        help="how to sample above the base's size: see `seecoder vary --help`",
+        help="how to sample above the base's size: names, a preset, plain; list shows all with settings and costs",
     )
     group.add_argument(
         "--method-option",

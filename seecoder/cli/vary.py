@@ -6,11 +6,12 @@ input's name and the seed.
 
   seecoder vary cat.jpg --base sd-1.5 --encoder my-encoder --out cats --count 4
   seecoder vary cat.jpg dog.jpg --together --weights 2 1 --base sd-1.5 --encoder my-encoder --out both
-  seecoder vary cat.jpg --base sd-1.5 --encoder my-encoder --out large --height 2048 --width 2048 --method demofusion
+  seecoder vary cat.jpg --base sd-1.5 --encoder my-encoder --out large --height 2048 --width 2048
 
-Methods (--method, several with commas where they compose): multidiffusion, demofusion, scalecrafter, syncdiffusion and
-what else `seecoder.sampling` offers; their settings with --method-option. With multidiffusion parts of the result may
-follow pictures of their own:
+Above the size that the base was trained at, --method says how to sample: a preset (auto, fast, balanced, best), methods
+(several with commas where they compose; their settings with --method-option), or plain. The default is auto, which the
+project's tables rank first; --method list shows all, with settings and costs. With multidiffusion parts of the result
+may follow pictures of their own:
 
   seecoder vary room.jpg --region mask.png=cat.jpg --method multidiffusion --base sd-1.5 --encoder my-encoder --out in
 """
@@ -19,26 +20,28 @@ import argparse
 import glob
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from seecoder.checks import optional, require, whole
-from seecoder.cli.batches import Batches, Job, Variation, write_picture
-from seecoder.cli.console import check_new, safe_name, say
-from seecoder.cli.opening import THUMBNAIL_SIDE, load_pipeline, open_pictures, saved_contexts
+from seecoder.cli.batch_runs import Batches, write_picture
+from seecoder.cli.console import check_new, check_space, say
+from seecoder.cli.jobs import Job, Variation, make_jobs, seeds_of
+from seecoder.cli.opening import THUMBNAIL_SIDE, load_pipeline, open_pictures
 from seecoder.cli.options import add_base_options, add_image_size, add_sampling_options, pipeline_arguments
 from seecoder.cli.regions import add_regions, with_regions
+from seecoder.presets import PRESETS, preset_sentence, preset_settings
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from seecoder.cli.opening import OpenedPictures
     from seecoder.pipelines import SeeCoderPipeline, SeeCoderXLPipeline
     from seecoder.sampling.recipe import Method
 
 HELP = "make variations of pictures"
 SETTINGS_NAME = "settings.json"
 _COLUMNS = 8
-_SEEDS = 2**63
+_PIXEL_BYTES = 3  # of a PNG at most
+Entry = TypeVar("Entry")  # of a contact sheet
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -77,33 +80,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--overwrite", action="store_true", help="write over existing files")
 
 
-def seeds_of(first: list[int], count: int | None) -> list[int]:
-    """Make one seed a variation.
-
-    Args:
-        first: What --seed gave.
-        count: What --count gave, or None.
-
-    Raises:
-        ValueError: A seed or a count out of range, or several seeds and a count that contradicts them.
-    """
-    for number in first:
-        require("--seed", number, whole(0, _SEEDS - 1))
-    if count is None:
-        return first
-    require("--count", count, whole(1))
-    if len(first) not in (1, count):
-        raise ValueError(
-            f"`--count`={count} contradicts the {len(first)} seeds of `--seed`. Give one seed, or leave the count out."
-        )
-    return first if len(first) == count else list(range(first[0], first[0] + count))
-
-
 def run(arguments: argparse.Namespace) -> None:
     """Make the variations."""
     from seecoder.sampling.methods.registry import build_methods
 
-    make(arguments, build_methods(arguments.method, arguments.method_option))
+    preset = (arguments.method or "").strip().lower()
+    if not preset and not arguments.start_image and not arguments.region:
+        preset = PRESETS[0]
+    if preset not in PRESETS:
+        return make(arguments, build_methods(arguments.method, arguments.method_option))
+    if arguments.method_option:
+        raise ValueError(f"`--method-option` {arguments.method_option[0][0]} has no effect without `--method`.")
+    arguments.method = preset
+    make(arguments, None)
 
 
 def make(arguments: argparse.Namespace, methods: "list[Method] | None", *, aspect: int = 1) -> None:
@@ -111,7 +100,7 @@ def make(arguments: argparse.Namespace, methods: "list[Method] | None", *, aspec
 
     Args:
         arguments: The parsed options of this command.
-        methods: How to sample.
+        methods: How to sample; where `arguments.method` is a preset, it decides.
         aspect: Width by height where no --width was given.
     """
     from seecoder.pipelines.inputs import check_arguments
@@ -120,17 +109,23 @@ def make(arguments: argparse.Namespace, methods: "list[Method] | None", *, aspec
     seeds = seeds_of(arguments.seed, arguments.count)
     require("--batch", arguments.batch, optional(whole(1)))
     opened = open_pictures(arguments)
-    jobs = _jobs(arguments, opened)
+    jobs = make_jobs(arguments, opened)
     out = Path(arguments.out)
     files = [[out / f"{place:04d}-{job.name}-seed{seed}.png" for seed in seeds] for place, job in enumerate(jobs, 1)]
     sheet = sheet_path(arguments.sheet, out)
     results = [file for row in files for file in row]
     old_previews = [path for file in results for path in out.glob(f"{glob.escape(file.stem)}-stage*.png")]
-    check_new([*results, *old_previews, out / SETTINGS_NAME, *filter(None, [sheet])], arguments.overwrite)
+    written = [*results, *old_previews, out / SETTINGS_NAME, *filter(None, [sheet])]
+    check_new(written, arguments.overwrite, _inputs(arguments))
     pipe = load_pipeline(arguments)
     given = pipeline_arguments(arguments, opened) | _size(arguments, pipe, aspect)
     batch = arguments.batch or _batch_size(arguments, pipe, (given["height"], given["width"]))
     batch = min(batch, len(results))
+    check_space(out, _PIXEL_BYTES * given["height"] * given["width"] * len(results) * (1 + arguments.previews))
+    if sheet is not None:
+        _check_sheet(sheet, jobs, len(seeds), (given["width"], given["height"]))
+    if arguments.method in PRESETS:
+        methods = _settle_preset(arguments, pipe, (given["height"], given["width"]))
     given["method"] = with_regions(methods, arguments, pipe, opened)
     say(
         f"{len(results)} pictures of {given['height']}x{given['width']} to {out}, {batch} at a time: "
@@ -163,6 +158,23 @@ def _size(arguments: argparse.Namespace, pipe: "SeeCoderPipeline | SeeCoderXLPip
     return {"height": height, "width": width if arguments.width is None else arguments.width}
 
 
+def _settle_preset(
+    arguments: argparse.Namespace, pipe: "SeeCoderPipeline | SeeCoderXLPipeline", size: tuple[int, int]
+) -> "list[Method] | None":
+    """The methods of a preset, said with their cost, and noted in the options as if they had been given."""
+    from seecoder.base_model.facts import native_size
+    from seecoder.sampling.methods.registry import build_methods
+
+    height, width = (side * pipe.vae_scale_factor for side in native_size(pipe.unet))
+    given = (arguments.method, size, (height, width), arguments.steps)
+    sentence = preset_sentence(*given, branches=1 if arguments.guidance == 1 else 2)
+    if sentence:
+        say(f"--method {sentence}; --method list shows all")
+    names, settings = preset_settings(*given)
+    arguments.method, arguments.method_option = names or "plain", list(settings.items())
+    return build_methods(arguments.method, arguments.method_option)
+
+
 def _batch_size(
     arguments: argparse.Namespace, pipe: "SeeCoderPipeline | SeeCoderXLPipeline", size: tuple[int, int]
 ) -> int:
@@ -190,50 +202,49 @@ def sheet_path(sheet: str, out: Path) -> Path | None:
     return out / sheet if Path(sheet).name == sheet else Path(sheet)
 
 
-def _jobs(arguments: argparse.Namespace, opened: "OpenedPictures") -> list[Job]:
-    """What is to be varied: every picture, all pictures together, or every context of a file."""
-    from seecoder.encoder.context import ImageSet, normalise_weights
+def _inputs(arguments: argparse.Namespace) -> list[str]:
+    """All pictures that are read."""
+    parts = [path for pair in arguments.region for path in pair]
+    return [*arguments.pictures, *parts, *filter(None, [arguments.control_image, arguments.start_image])]
 
-    for name in ("weights", "concatenate"):
-        if getattr(arguments, name) and not arguments.together:
-            raise ValueError(f"`--{name}` has no effect without `--together`.")
-    contexts, pictures = saved_contexts(arguments.encoder), arguments.pictures
-    if contexts is not None:
-        if pictures or arguments.together:
-            raise ValueError("`--encoder` names ready contexts; PICTURE and --together have no effect with them.")
-        vectors = {"context": contexts.context, "pooled_context": contexts.pooled}
-        rows = [
-            {name: values[row : row + 1] for name, values in vectors.items() if values is not None}
-            for row in range(len(contexts.context))
-        ]
-        return [Job("context", given, [f"{arguments.encoder}[{row}]"], []) for row, given in enumerate(rows)]
-    if not pictures:
-        raise ValueError("give at least one PICTURE, or contexts with `--encoder`.")
-    thumbnails = [(opened.thumbnails[path], Path(path).name) for path in pictures]
-    encoded = [opened.encoded[path] for path in pictures]
-    if arguments.together:
-        normalise_weights(arguments.weights, len(pictures))
-        if arguments.concatenate and arguments.weights is not None:
-            raise ValueError("`--weights` have no effect with `--concatenate`; leave one of them out.")
-        together = ImageSet(encoded, arguments.weights, "concatenate" if arguments.concatenate else "average")
-        return [Job("together", {"image": together}, pictures, thumbnails)]
-    return [
-        Job(safe_name(Path(path).stem), {"image": pixels}, [path], [thumbnail])
-        for path, pixels, thumbnail in zip(pictures, encoded, thumbnails, strict=True)
-    ]
+
+def _check_sheet(path: Path, jobs: list[Job], seeds: int, size: tuple[int, int]) -> None:
+    """Refuse a sheet that its format cannot hold; `size` is (width, height) of a result.
+
+    Raises:
+        ValueError: It would be too large.
+    """
+    from seecoder.images.saving import FORMATS, MAX_SIDE
+    from seecoder.images.sheet import sheet_size
+
+    rows = [[*(picture.size for picture, _ in job.thumbnails), *[size] * seeds] for job in jobs]
+    width, height = sheet_size(_as_page(rows), THUMBNAIL_SIDE)
+    limit = MAX_SIDE[FORMATS[path.suffix.lower()]]
+    if max(width, height) > limit:
+        raise ValueError(
+            f"`--sheet`={path} would have {width:,} x {height:,} pixels and must have at most {limit:,} a side. Give "
+            "it a name that ends in .png, or leave it out with --sheet ''."
+        )
+
+
+def _as_page(rows: list[list[Entry]]) -> list[list[Entry]]:
+    """Rows of one entry each as a page, which is easier to look at than a strip."""
+    if max(len(row) for row in rows) > 1:
+        return rows
+    flat = [row[0] for row in rows]
+    return [flat[start : start + _COLUMNS] for start in range(0, len(flat), _COLUMNS)]
 
 
 def _write_sheet(path: Path, jobs: list[Job], seeds: list[int], files: list[list[Path]]) -> None:
     """One row a context: its pictures first, then its variations."""
     from seecoder.images.sheet import contact_sheet
 
-    rows = [
-        [*job.thumbnails, *((_thumbnail(file), f"seed {seed}") for seed, file in zip(seeds, row, strict=True))]
-        for job, row in zip(jobs, files, strict=True)
-    ]
-    if max(len(row) for row in rows) == 1:  # one picture a context: a page is easier to look at than a strip
-        flat = [row[0] for row in rows]
-        rows = [flat[start : start + _COLUMNS] for start in range(0, len(flat), _COLUMNS)]
+    rows = _as_page(
+        [
+            [*job.thumbnails, *((_thumbnail(file), f"seed {seed}") for seed, file in zip(seeds, row, strict=True))]
+            for job, row in zip(jobs, files, strict=True)
+        ]
+    )
     pictures = [[picture for picture, _ in row] for row in rows]
     labels = [[label for _, label in row] for row in rows]
     write_picture(contact_sheet(pictures, labels, THUMBNAIL_SIDE), path)

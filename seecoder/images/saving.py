@@ -10,8 +10,8 @@ from seecoder.images.gate import ROUNDING, load_image
 from seecoder.weights.atomic import atomic_path
 
 _OPTIONS = {"PNG": {}, "JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"quality": 95}}
-_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
-_MAX_SIDE = {"PNG": 2**31 - 1, "JPEG": 65_500, "WEBP": 16_383}
+FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+MAX_SIDE = {"PNG": 2**31 - 1, "JPEG": 65_500, "WEBP": 16_383}
 
 
 def to_pil(pixels: torch.Tensor) -> Image.Image:
@@ -47,15 +47,15 @@ def save_image(image: torch.Tensor | Image.Image, path: str | os.PathLike[str]) 
         ValueError: If the suffix is another one, the picture is too large for the format, or as for `to_pil`.
         FileNotFoundError: If the folder does not exist.
     """
-    format = _FORMATS.get(Path(path).suffix.lower())
+    format = FORMATS.get(Path(path).suffix.lower())
     if format is None:
-        raise ValueError(f"`path`={os.fspath(path)} must end with one of {', '.join(_FORMATS)}.")
+        raise ValueError(f"`path`={os.fspath(path)} must end with one of {', '.join(FORMATS)}.")
     image = to_pil(image) if isinstance(image, torch.Tensor) else image
     if format != "PNG" and image.mode not in {"JPEG": ("RGB", "L"), "WEBP": ("RGB", "RGBA")}[format]:
         image = to_pil(load_image(image, max_pixels=max(1, image.width * image.height)))
-    if max(image.size) > _MAX_SIDE[format]:
+    if max(image.size) > MAX_SIDE[format]:
         raise ValueError(
-            f"`image` of {image.width:,} x {image.height:,} pixels must have at most {_MAX_SIDE[format]:,} a side "
+            f"`image` of {image.width:,} x {image.height:,} pixels must have at most {MAX_SIDE[format]:,} a side "
             f"in {format}. Save it as PNG."
         )
     with atomic_path(path) as partial, open(partial, "wb") as file:

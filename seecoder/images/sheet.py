@@ -32,10 +32,8 @@ def contact_sheet(
     if labels is not None and [len(row) for row in labels] != [len(row) for row in rows]:
         raise ValueError("`labels` must have the layout of `rows`. Give one label for each picture.")
     small = [[_fitted(image, cell) for image in row] for row in rows]
-    columns = max(len(row) for row in small)
-    widths = [max((row[i].width for row in small if i < len(row)), default=0) for i in range(columns)]
-    heights = [max((image.height for image in row), default=0) + (_LABEL if labels else 0) for row in small]
-    sheet = Image.new("RGB", (sum(widths) + _GAP * (columns + 1), sum(heights) + _GAP * (len(small) + 1)), _PAPER)
+    widths, heights = _layout([[image.size for image in row] for row in small], labels is not None)
+    sheet = Image.new("RGB", (_length(widths), _length(heights)), _PAPER)
     draw = ImageDraw.Draw(sheet)
     top = _GAP
     for index, row in enumerate(small):
@@ -51,14 +49,38 @@ def contact_sheet(
     return sheet
 
 
-def _fitted(image: Image.Image, cell: int) -> Image.Image:
-    image = image.convert("RGB")
-    longest = max(image.size)
+def sheet_size(sizes: Sequence[Sequence[tuple[int, int]]], cell: int = 256) -> tuple[int, int]:
+    """Width and height of the labelled sheet that pictures of these sizes will make.
+
+    Args:
+        sizes: (width, height) of the pictures of every row.
+        cell: Longest side of a picture on the sheet, in pixels.
+    """
+    widths, heights = _layout([[_fitted_size(size, cell) for size in row] for row in sizes], True)
+    return _length(widths), _length(heights)
+
+
+def _layout(sizes: Sequence[Sequence[tuple[int, int]]], labelled: bool) -> tuple[list[int], list[int]]:
+    """Widths of the columns and heights of the rows."""
+    columns = max(len(row) for row in sizes)
+    widths = [max((row[i][0] for row in sizes if i < len(row)), default=0) for i in range(columns)]
+    return widths, [max((height for _, height in row), default=0) + (_LABEL if labelled else 0) for row in sizes]
+
+
+def _length(parts: Sequence[int]) -> int:
+    return sum(parts) + _GAP * (len(parts) + 1)
+
+
+def _fitted_size(size: tuple[int, int], cell: int) -> tuple[int, int]:
+    longest = max(size)
     if longest <= cell:
-        factor = cell // longest
-        return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
-    size = (max(1, round(image.width * cell / longest)), max(1, round(image.height * cell / longest)))
-    return image.resize(size, Image.Resampling.LANCZOS)
+        return size[0] * (cell // longest), size[1] * (cell // longest)
+    return max(1, round(size[0] * cell / longest)), max(1, round(size[1] * cell / longest))
+
+
+def _fitted(image: Image.Image, cell: int) -> Image.Image:
+    kind = Image.Resampling.NEAREST if max(image.size) <= cell else Image.Resampling.LANCZOS
+    return image.convert("RGB").resize(_fitted_size(image.size, cell), kind)
 
 
 def _printable(text: str, width: int) -> str:

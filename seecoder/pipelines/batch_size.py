@@ -15,7 +15,7 @@ _NUMBERS = 26
 _MEMORY_FRACTION = 0.5  # of what is free; weights that are still to be moved and the autoencoder want some, too
 
 
-def default_batch_size(unet: Any, size: Size, device: torch.device, view_batch_size: int) -> int:
+def default_batch_size(unet: Any, size: Size, device: torch.device, view_batch_size: int = 16) -> int:
     """Choose how many pictures are sampled together.
 
     More native-sized windows than `view_batch_size` never go through the network at once, so more pictures would wait

@@ -18,6 +18,7 @@ from seecoder.pipelines.networks import HalvedOnDemand, control_residuals
 from seecoder.sampling.composition import compose
 from seecoder.sampling.conditions import Control
 from seecoder.sampling.engine import sample
+from seecoder.sampling.methods.registry import named_methods
 from seecoder.sampling.progress import Progress, StageEnd
 
 
@@ -67,7 +68,8 @@ class Call:
             raise ValueError(f"there is a `{have}` but no `{lack}`; one works only with the other.")
         if is_sdxl(pipe.unet) and (request.context is None) != (request.pooled_context is None):
             raise ValueError("`context` and `pooled_context` go together; `encode_context` gives both.")
-        self._recipe = compose(request.method)
+        cells = (self._size[0] // self._cell, self._size[1] // self._cell)
+        self._recipe = compose(named_methods(request.method, cells, self._native, request.num_inference_steps))
         self._notes: list[str] = []
 
     @torch.no_grad()

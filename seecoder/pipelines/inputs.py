@@ -70,7 +70,7 @@ class Request:
     image: Pictures | None
     height: int | None
     width: int | None
-    method: Method | Sequence[Method] | None
+    method: Method | Sequence[Method | str] | str | None
     num_inference_steps: int
     guidance_scale: float
     guidance_rescale: float

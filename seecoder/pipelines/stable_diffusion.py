@@ -68,7 +68,7 @@ class SeeCoderPipeline(ContextPipeline, StableDiffusionLoraLoaderMixin):
         height: int | None = None,
         width: int | None = None,
         *,
-        method: Method | Sequence[Method] | None = None,
+        method: Method | Sequence[Method | str] | str | None = None,
         num_inference_steps: int = 50,
         guidance_scale: float = 2.0,
         guidance_rescale: float = 0.0,
@@ -105,7 +105,8 @@ class SeeCoderPipeline(ContextPipeline, StableDiffusionLoraLoaderMixin):
                 training.
             width: Of the result in pixels, like `height`.
             method: How to sample above the native size: a method of `seecoder.sampling` such as `DemoFusion()`; a list
-                of methods that compose; None for plain sampling.
+                of methods that compose; the name of one ("demofusion"); a preset, "auto", "fast", "balanced" or
+                "best", which chooses by the size; None for plain sampling.
             num_inference_steps: Steps of one trajectory.
             guidance_scale: 1.5 to 2.5 suit a SeeCoder; exactly 1 skips the unconditional pass and halves the time.
             guidance_rescale: Fraction in [0, 1] of the rescaled prediction (arXiv 2305.08891, Sec. 3.4).

@@ -18,7 +18,7 @@ def compose(method: Method | Sequence[Method] | None) -> Recipe:
         TypeError: If something is not a sampling method.
         ValueError: If the methods do not compose; the message says why.
     """
-    methods: list[Any] = [] if method is None else list(method) if isinstance(method, Sequence) else [method]
+    methods: list[Any] = [] if method is None else list(method) if isinstance(method, list | tuple) else [method]
     for entry in methods:
         if not isinstance(entry, Method):
             raise TypeError(f"`method`={entry!r} is not a sampling method. Use for instance DemoFusion().")

@@ -9,6 +9,7 @@ from seecoder.checks import number, require, some_of, whole
 from seecoder.sampling.composition import compose
 from seecoder.sampling.conditions import AddedConditions, Conditions, Control
 from seecoder.sampling.fields import Denoiser, EditedSample, Editor, Evaluator
+from seecoder.sampling.methods.registry import named_methods
 from seecoder.sampling.progress import Progress, StageEnd
 from seecoder.sampling.randomness import Generators, Randomness
 from seecoder.sampling.recipe import Method, Recipe
@@ -31,7 +32,7 @@ def sample(
     guidance_rescale: float = 0.0,
     eta: float = 0.0,
     generator: Generators = None,
-    method: Method | Sequence[Method] | Recipe | None = None,
+    method: Method | Sequence[Method | str] | Recipe | str | None = None,
     latents: torch.Tensor | None = None,
     image_latents: torch.Tensor | None = None,
     added_conditions: AddedConditions | None = None,
@@ -58,7 +59,7 @@ def sample(
         eta: DDIM's stochasticity, 0 for other schedulers.
         generator: None, one generator, or one per picture. A picture does not depend on its batch.
         method: How to sample above the native size; None is one plain stage. A list where methods compose, or
-            the recipe that `compose` made of them.
+            the recipe that `compose` made of them. Names do as well: of methods, or of a preset such as "auto".
         latents: Unit-variance starting noise for the first stage, in place of drawn noise.
         image_latents: Clean latents (1 or B, C, h, w) of given pictures; only for methods that start from one.
         added_conditions: `added_conditions(view, "positive" or "negative", latent_size) -> keyword arguments`.
@@ -126,9 +127,11 @@ def sample(
     return outcome.latents
 
 
-def _plan(method: Method | Sequence[Method] | Recipe | None, run: Run) -> list[Stage]:
+def _plan(method: Method | Sequence[Method | str] | Recipe | str | None, run: Run) -> list[Stage]:
     """The stages of the run, which have to end at its size."""
-    stages = (method if isinstance(method, Recipe) else compose(method)).plan(run)
+    if not isinstance(method, Recipe):
+        method = compose(named_methods(method, run.size, run.native_size, len(run.stepper)))
+    stages = method.plan(run)
     if stages and stages[-1].latent_size != run.size:
         (height, width), (rows, columns) = stages[-1].latent_size, run.size
         raise ValueError(

@@ -5,6 +5,7 @@ import asyncio
 import pytest
 
 from seecoder import SeeCoderPipeline
+from seecoder.app import page
 from seecoder.app.page import LAUNCH_OPTIONS, MAX_FILE_SIZE, Variations, build, serve
 from seecoder.images.gate import load_image
 from seecoder.images.saving import save_image
@@ -66,8 +67,18 @@ def test_every_picture_is_varied_and_progress_is_told(vary, files):
     assert [caption for _, caption in gallery] == [f"picture {i}, seed {s}" for i in (1, 2) for s in (5, 6)]
     assert all(load_image(image).shape == (3, 16, 16) for image, _ in gallery)
     assert notes == "Done."
-    assert seen[0] == ((1, 8), "picture 1 of 4")
-    assert seen[-1] == ((8, 8), "picture 4 of 4")
+    assert seen == [((4, 8), "pictures 1 to 4 of 4"), ((8, 8), "pictures 1 to 4 of 4")]
+
+
+def test_what_memory_does_not_hold_together_is_made_in_turn(vary, files, monkeypatch):
+    together, _, _ = vary(files, height=32, width=32, guidance=3.0)
+    monkeypatch.setattr(page, "default_batch_size", lambda unet, size, device: 3)
+    in_turn, _, seen = vary(files, height=32, width=32, guidance=3.0)
+    assert [text for _, text in seen] == ["pictures 1 to 3 of 4"] * 2 + ["picture 4 of 4"] * 2
+    assert [share for share, _ in seen] == [(3, 8), (6, 8), (7, 8), (8, 8)]
+    assert [caption for _, caption in in_turn] == [caption for _, caption in together]
+    for (one, _), (other, _) in zip(in_turn, together, strict=True):
+        assert (load_image(one) - load_image(other)).abs().max() <= 1 / 255 + 1e-6
 
 
 def test_stages_are_shown_before_their_picture_and_progress_counts_their_steps(vary, files):
@@ -78,8 +89,15 @@ def test_stages_are_shown_before_their_picture_and_progress_counts_their_steps(v
     assert [", after " in caption for _, caption in gallery] == [True, False, True, False]
     assert [load_image(image).shape[-1] for image, _ in gallery] == [16, 32, 16, 32]
     (_, total), _ = seen[-1]
-    assert [share for share, _ in seen] == [(step, total) for step in range(1, total + 1)]
+    assert [share for share, _ in seen] == [(step, total) for step in range(2, total + 1, 2)]
     assert total > 2 * 2  # two pictures of two stages, two steps each at most
+
+
+def test_a_preset_is_said_with_its_cost(vary, files):
+    gallery, notes, _ = vary(files[:1], count=1, method="auto", height=32, width=32, steps=8)
+    assert load_image(gallery[0][0]).shape == (3, 32, 32)
+    assert notes.startswith("auto: scalecrafter,rectifiedhr switch_at=(0.85,), about 22 native-sized windows")
+    assert vary(files[:1], count=1, method="auto")[1] == "Done."
 
 
 def test_pictures_together_make_one_context(vary, files):
@@ -106,10 +124,10 @@ def test_the_app_is_for_this_machine_only(pipe, monkeypatch):
     assert seen["share"] is False
     assert seen["max_file_size"] == MAX_FILE_SIZE == "20mb"
     assert seen["allowed_paths"] == []
-    page = seen["page"]
-    assert page.delete_cache == (3600, 86_400)
-    assert page.default_concurrency_limit == 1 if hasattr(page, "default_concurrency_limit") else True
-    assert [fn.concurrency_limit for fn in page.fns.values()] == [1]
+    blocks = seen["page"]
+    assert blocks.delete_cache == (3600, 86_400)
+    assert blocks.default_concurrency_limit == 1 if hasattr(blocks, "default_concurrency_limit") else True
+    assert [fn.concurrency_limit for fn in blocks.fns.values()] == [1]
     for name in LAUNCH_OPTIONS:
         with pytest.raises(ValueError, match=name):
             serve(Variations(pipe), **{name: None})
@@ -122,8 +140,8 @@ def test_files_that_are_not_its_own_are_not_given_out(pipe, tmp_path):
 
     secret = tmp_path / "secret.txt"
     secret.write_text("not for you")
-    page = build(Variations(pipe, 64))
-    with TestClient(App.create_app(page)) as client:
+    blocks = build(Variations(pipe, 64))
+    with TestClient(App.create_app(blocks)) as client:
         assert client.get("/config").status_code == 200
         for path in (secret, "/etc/passwd", "../../../../etc/passwd", "..%2f..%2f..%2fetc%2fpasswd"):
             assert client.get(f"/gradio_api/file={path}").status_code in (403, 404)
@@ -131,8 +149,8 @@ def test_files_that_are_not_its_own_are_not_given_out(pipe, tmp_path):
 
 def test_the_page_calls_the_button_and_shows_errors(pipe, files):
     gradio = pytest.importorskip("gradio")
-    page = build(Variations(pipe, 64))
-    (function,) = page.fns.values()
+    blocks = build(Variations(pipe, 64))
+    (function,) = blocks.fns.values()
 
     def press(seed=7, randomise=False, count=1):
         numbers = (16, 16, 1, 2.0, 1.0, "plain")

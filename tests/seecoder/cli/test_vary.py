@@ -2,14 +2,16 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from diffusers import ControlNetModel
+from PIL import Image
 
 from seecoder import SeeCoderPipeline
-from seecoder.cli import main
-from seecoder.cli.vary import seeds_of, sheet_path
+from seecoder.cli import main, vary
+from seecoder.cli.vary import sheet_path
 from seecoder.encoder.context import load_context
 from seecoder.images import gate, masks
 from seecoder.images.gate import load_image, read_pixels
@@ -96,6 +98,27 @@ def test_methods_and_their_settings(pictures, networks, tmp_path, capsys):
     assert sheet.is_file()
     assert main(["vary", pictures[0], *networks, "--out", str(tmp_path / "x"), "--method", "magic"]) == 2
     assert "choose from" in capsys.readouterr().err
+
+
+def test_large_pictures_are_made_by_the_preset_auto(pictures, networks, base_folder, tiny_encoder, tmp_path, capsys):
+    large = ["--height", "32", "--width", "32", "--steps", "8", "--sheet", ""]
+    made = {}
+    for name, method in (("default", []), ("auto", ["--method", "Auto"]), ("plain", ["--method", "plain"])):
+        assert main(["vary", pictures[0], *networks, *large, *method, "--out", str(tmp_path / name)]) == 0
+        made[name] = pixels_of(tmp_path / name / "0001-first-one-seed0.png")
+        shown = capsys.readouterr().err
+        chosen = "--method auto: scalecrafter,rectifiedhr switch_at=(0.85,), about 22 native-sized windows a picture"
+        assert (chosen in shown) == (name != "plain")
+    assert made["default"] == made["auto"] != made["plain"]
+    options = json.loads((tmp_path / "default" / "settings.json").read_text())["options"]
+    assert (options["method"], options["method_option"]) == ("scalecrafter,rectifiedhr", [["switch_at", [0.85]]])
+    pipe = SeeCoderPipeline.from_base(base_folder, encoder=tiny_encoder)
+    pipe.set_progress_bar_config(disable=True)
+    common = {"height": 32, "width": 32, "num_inference_steps": 8, "generator": torch.Generator().manual_seed(0)}
+    assert made["auto"] == pixels_of(pipe(pictures[0], method="auto", **common).images[0])
+    command = ["vary", pictures[0], *networks, *large, "--method", "best", "--method-option", "stride=4"]
+    assert main([*command, "--out", str(tmp_path / "x")]) == 2
+    assert "`--method-option` stride has no effect without `--method`" in capsys.readouterr().err
 
 
 def test_stages_on_the_way(pictures, networks, tmp_path, capsys):
@@ -223,6 +246,8 @@ def test_files_are_not_overwritten_unasked(pictures, networks, tmp_path, capsys)
 
 def test_each_picture_is_decoded_once(pictures, networks, tiny_controlnet, tmp_path, monkeypatch):
     """Whatever it serves for: a picture to vary, one of a region, the sheet, a mask, what the ControlNet sees."""
+    control = str(tmp_path / "control.png")
+    save_image(load_image(pictures[1]), control)
     decoded = []
 
     def counted(source, max_pixels):
@@ -234,18 +259,62 @@ def test_each_picture_is_decoded_once(pictures, networks, tiny_controlnet, tmp_p
         monkeypatch.setattr(module, "read_pixels", counted)
     tiny_controlnet.save_pretrained(tmp_path / "control")
     mask = write_mask(tmp_path / "mask.png", left=0.0, right=1.0)
-    control = str(tmp_path / "control.png")
-    save_image(load_image(pictures[1]), control)
     options = ["--controlnet", str(tmp_path / "control"), "--control-image", control, "--count", "2"]
     windows = ["--method", "multidiffusion", "--region", f"{mask}={pictures[1]}"]
     assert main(["vary", *pictures, *networks, *options, *windows, "--out", str(tmp_path / "out")]) == 0
     assert sorted(decoded) == sorted([*pictures, mask, control])
 
 
-def test_seeds_and_sheets():
-    assert seeds_of([5], 3) == [5, 6, 7]
-    assert seeds_of([5, 1], None) == [5, 1]
-    assert seeds_of([5, 1], 2) == [5, 1]
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--sheet", "settings.json.png", "--seed", "3", "3"], "first-one-seed3.png` would be written 2 times"),
+        (["--sheet", "0001-first-one-seed0.png"], "0001-first-one-seed0.png` would be written 2 times"),
+        (["--sheet", "x" * 300 + ".png"], "is too long for the name of a file"),
+        (["--sheet", "{folder}/there.png"], "there.png` is a folder"),
+        (["--sheet", "{folder}/first one.png", "--overwrite"], "is an input"),
+        (["--sheet", "{folder}/second.jpg/sheet.png"], "is a file; it cannot hold"),
+        (["--sheet", "sheet.webp", "--count", "62"], "must have at most 16,383 a side"),
+    ],
+)
+def test_results_that_could_not_be_written_are_refused_before_the_first_step(
+    pictures, networks, tmp_path, capsys, monkeypatch, options, message
+):
+    monkeypatch.setattr(SeeCoderPipeline, "__call__", None)
+    (tmp_path / "there.png").mkdir()
+    given = [option.format(folder=tmp_path) for option in options]
+    assert main(["vary", pictures[0], *networks, "--out", str(tmp_path / "out"), *given]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_full_disk_is_said_before_the_first_step(pictures, networks, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(SeeCoderPipeline, "__call__", None)
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=3 * 16 * 16 * 4 - 1))
+    command = ["vary", *pictures, *networks, "--out", str(tmp_path / "out"), "--count", "2"]
+    assert main(command) == 2
+    assert "GiB free, and the results may take" in capsys.readouterr().err
+
+
+def test_settings_are_written_even_if_the_sheet_fails(pictures, networks, tmp_path, capsys, monkeypatch):
+    def fail(*given, **named):
+        raise ValueError("no sheet today")
+
+    monkeypatch.setattr("seecoder.images.sheet.contact_sheet", fail)
+    assert main(["vary", pictures[0], *networks, "--out", str(tmp_path / "out")]) == 2
+    assert "no sheet today" in capsys.readouterr().err
+    assert json.loads((tmp_path / "out" / "settings.json").read_text())["pictures"][0]["seed"] == 0
+
+
+def test_a_result_larger_than_what_is_read_from_elsewhere_goes_on_the_sheet(tmp_path):
+    """8193 x 8192 pixels are more than pictures that come in may have."""
+    result = tmp_path / "result.png"
+    Image.new("L", (8193, 8192), 128).save(result)
+    vary._write_sheet(tmp_path / "sheet.png", [vary.Job("context", {}, [])], [0], [[result]])
+    assert size_of(tmp_path / "sheet.png") == (256 + 16 + 12, 256 + 12)
+
+
+def test_where_the_sheet_goes():
     assert sheet_path("a.png", Path("out")) == Path("out/a.png")
     assert sheet_path("x/a.png", Path("out")) == Path("x/a.png")
     assert sheet_path("", Path("out")) is None

@@ -3,7 +3,7 @@
 import pytest
 from PIL import Image
 
-from seecoder.images.sheet import contact_sheet
+from seecoder.images.sheet import contact_sheet, sheet_size
 
 
 def plain(colour, size):
@@ -27,3 +27,9 @@ def test_labels_need_the_same_layout_and_may_be_anything():
         contact_sheet(rows, [["a", "b"]])
     with pytest.raises(ValueError, match="must hold at least one picture"):
         contact_sheet([[]])
+
+
+def test_the_size_of_a_sheet_is_known_before_its_pictures():
+    sizes = [[(40, 20), (300, 700)], [(11, 11)], [(5000, 3)]]
+    rows = [[plain((0, 0, 0), size) for size in row] for row in sizes]
+    assert sheet_size(sizes, 200) == contact_sheet(rows, [["a"] * len(row) for row in rows], 200).size

@@ -5,7 +5,8 @@ import pytest
 from seecoder import sampling
 from seecoder.cli import main
 from seecoder.cli.options import key_value
-from seecoder.sampling.methods.registry import METHODS, build_methods
+from seecoder.sampling import DemoFusion, MultiDiffusion, ScaleCrafter
+from seecoder.sampling.methods.registry import METHODS, build_methods, named_methods
 
 
 def test_every_method_of_the_package_has_its_name():
@@ -29,6 +30,22 @@ def test_unknown_names_are_answered_with_the_known():
         build_methods("magic")
     with pytest.raises(ValueError, match="Settings are demofusion: "):
         build_methods("demofusion", [("no_such_setting", 1)])
+
+
+def test_names_and_presets_become_methods_by_the_size():
+    given = ((16, 16), (8, 8), 50)
+    assert named_methods("DemoFusion", *given) == [DemoFusion()]
+    assert named_methods("multidiffusion, demofusion", *given) == [MultiDiffusion(), DemoFusion()]
+    assert named_methods(["demofusion", ScaleCrafter()], *given) == [DemoFusion(), ScaleCrafter()]
+    assert [type(method).__name__ for method in named_methods("auto", *given)] == ["ScaleCrafter", "RectifiedHR"]
+    assert named_methods("balanced", *given) == [ScaleCrafter()]
+    assert named_methods("auto", (8, 8), (8, 8), 50) == named_methods("plain", *given) == []
+    assert named_methods(None, *given) is None
+    for unknown in ("demofuson", ["magic"]):
+        with pytest.raises(
+            ValueError, match="does not exist; choose from plain, auto, fast, balanced, best, demofusion,"
+        ):
+            named_methods(unknown, *given)
 
 
 @pytest.mark.parametrize("text", ["false", "FALSE", "False", "no", "No"])

@@ -1,49 +1,17 @@
 """Many pictures, a batch at a time: contexts and seeds go through the network together, each picture to its file."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from seecoder.cli.console import say
+from seecoder.cli.jobs import Job, Variation
 
 if TYPE_CHECKING:
     import torch
     from PIL import Image
 
     from seecoder.pipelines import SeeCoderPipeline, SeeCoderXLPipeline
-
-
-@dataclass(frozen=True, eq=False)
-class Job:
-    """One context to vary.
-
-    Attributes:
-        name: What its files are called.
-        arguments: What stands for its pictures in the pipeline's call: `image`, or a ready `context`.
-        sources: The paths of its pictures, or the place of the context in its file.
-        thumbnails: Its pictures and their names, as the contact sheet shows them.
-    """
-
-    name: str
-    arguments: dict[str, Any]
-    sources: list[str]
-    thumbnails: "list[tuple[Image.Image, str]]" = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Variation:
-    """One picture to make.
-
-    Attributes:
-        job: Its context.
-        seed: Of its random stream.
-        file: Where it is written.
-    """
-
-    job: Job
-    seed: int
-    file: Path
 
 
 class Batches:

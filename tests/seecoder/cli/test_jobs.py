@@ -1,0 +1,45 @@
+"""What is varied, and with which seeds."""
+
+from argparse import Namespace
+
+import pytest
+import torch
+from PIL import Image
+
+from seecoder.cli.jobs import make_jobs, seeds_of
+from seecoder.cli.opening import OpenedPictures
+
+OPENED = OpenedPictures(
+    encoded={"a b.png": torch.zeros(3, 4, 4), "c.png": torch.ones(3, 4, 4)},
+    thumbnails={"a b.png": Image.new("RGB", (4, 4)), "c.png": Image.new("RGB", (4, 4))},
+)
+
+
+def options(**changes):
+    given = {"encoder": "e", "pictures": ["a b.png", "c.png"], "together": False, "weights": None, "concatenate": False}
+    return Namespace(**{**given, **changes})
+
+
+def test_seeds_count_up_from_one():
+    assert seeds_of([5], 3) == [5, 6, 7]
+    assert seeds_of([5, 1], None) == [5, 1]
+    assert seeds_of([5, 1], 2) == [5, 1]
+    with pytest.raises(ValueError, match="contradicts the 2 seeds"):
+        seeds_of([5, 1], 3)
+
+
+def test_every_picture_is_a_job():
+    jobs = make_jobs(options(), OPENED)
+    assert [(job.name, job.sources) for job in jobs] == [("a-b", ["a b.png"]), ("c", ["c.png"])]
+    assert jobs[1].arguments["image"] is OPENED.encoded["c.png"]
+
+
+def test_pictures_together_are_one_job():
+    (job,) = make_jobs(options(together=True, weights=[2.0, 1.0]), OPENED)
+    assert (job.name, job.sources, len(job.thumbnails)) == ("together", ["a b.png", "c.png"], 2)
+    assert job.arguments["image"].weights == [2.0, 1.0]
+
+
+def test_nothing_to_vary_is_refused():
+    with pytest.raises(ValueError, match="at least one PICTURE"):
+        make_jobs(options(pictures=[]), OPENED)
