@@ -9,8 +9,21 @@ from typing import Any, Literal
 
 _NUM_TIME_IDS = 6  # what SDXL's UNet is told of sizes: those of the picture, the crop's corner and the target
 
+# Stable Diffusion's released schedule; the text of the Prompt-Free Diffusion paper says 8.5e-5, which no released
+# model uses.
+STABLE_DIFFUSION_SCHEDULE: Mapping[str, Any] = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "num_train_timesteps": 1000,
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+    "timestep_spacing": "leading",
+}
 
-def _config(part: Any) -> Mapping[str, Any]:
+
+def config_of(part: Any) -> Mapping[str, Any]:
     """Give the configuration of a part; empty for a network that has none."""
     return part if isinstance(part, Mapping) else getattr(part, "config", {})
 
@@ -21,7 +34,7 @@ def is_sdxl(unet: Any) -> bool:
     Args:
         unet: A UNet or its configuration; anything without a configuration is not SDXL's.
     """
-    return _config(unet).get("addition_embed_type") == "text_time"
+    return config_of(unet).get("addition_embed_type") == "text_time"
 
 
 def family(unet: Any) -> Literal["sd", "sdxl"]:
@@ -36,7 +49,7 @@ def family(unet: Any) -> Literal["sd", "sdxl"]:
     Raises:
         ValueError: The UNet reads something else beside the context, as Kandinsky's does.
     """
-    added = _config(unet).get("addition_embed_type")
+    added = config_of(unet).get("addition_embed_type")
     if added is not None and not is_sdxl(unet):
         raise ValueError(
             f"`addition_embed_type`={added!r} of the base's UNet must be null (SD 1.x, 2.x) or 'text_time' (SDXL). "
@@ -54,7 +67,7 @@ def context_width(unet: Any) -> int:
     Raises:
         ValueError: Its blocks read different widths, or none.
     """
-    width = _config(unet).get("cross_attention_dim")
+    width = config_of(unet).get("cross_attention_dim")
     widths = {width} if isinstance(width, int) else set(width or ())
     if len(widths) != 1:
         raise ValueError(f"`cross_attention_dim`={width} of the base's UNet must be one width. Use another base.")
@@ -71,7 +84,7 @@ def pooled_width(unet: Any) -> int | None:
     """
     if not is_sdxl(unet):
         return None
-    config = _config(unet)
+    config = config_of(unet)
     return config["projection_class_embeddings_input_dim"] - _NUM_TIME_IDS * config["addition_time_embed_dim"]
 
 
@@ -81,7 +94,7 @@ def native_size(unet: Any) -> tuple[int, int]:
     Args:
         unet: A UNet or its configuration, which holds one side, or both.
     """
-    side = _config(unet)["sample_size"]
+    side = config_of(unet)["sample_size"]
     return (side, side) if isinstance(side, int) else (int(side[0]), int(side[1]))
 
 
@@ -91,7 +104,7 @@ def pixels_per_cell(vae: Any) -> int:
     Args:
         vae: An autoencoder or its configuration; diffusers' default is a single level.
     """
-    return 2 ** (len(_config(vae).get("block_out_channels", (64,))) - 1)
+    return 2 ** (len(config_of(vae).get("block_out_channels", (64,))) - 1)
 
 
 def prediction_type(scheduler: Any) -> str:
@@ -100,7 +113,7 @@ def prediction_type(scheduler: Any) -> str:
     Args:
         scheduler: A scheduler or its configuration; without an entry it is noise, as in diffusers' own schedulers.
     """
-    return str(_config(scheduler).get("prediction_type", "epsilon"))
+    return str(config_of(scheduler).get("prediction_type", "epsilon"))
 
 
 def check_widths(unet: Any, context_dim: int, pooled_dim: int | None) -> None:

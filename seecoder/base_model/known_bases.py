@@ -1,13 +1,13 @@
 """Configurations of the released bases, so that a run can be planned before anything is downloaded."""
 
-import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
-from seecoder.base_model.loading import check_pickles
+from seecoder.base_model.facts import STABLE_DIFFUSION_SCHEDULE
+from seecoder.base_model.loading import check_pickles, load_config
+from seecoder.lookup import is_local
 
 _CROSS, _PLAIN = "CrossAttnDownBlock2D", "DownBlock2D"
 _UP_CROSS, _UP_PLAIN = "CrossAttnUpBlock2D", "UpBlock2D"
@@ -56,11 +56,13 @@ class BaseSizes:
         origin: Where they come from, for the reader of a plan.
         unet: Arguments of `UNet2DConditionModel`.
         vae: Arguments of `AutoencoderKL`.
+        scheduler: Configuration of the scheduler.
     """
 
     origin: str
     unet: Mapping[str, Any]
     vae: Mapping[str, Any]
+    scheduler: Mapping[str, Any] = field(default_factory=lambda: STABLE_DIFFUSION_SCHEDULE)
 
 
 def base_sizes(source: str) -> BaseSizes | None:
@@ -70,17 +72,11 @@ def base_sizes(source: str) -> BaseSizes | None:
         FileNotFoundError: `source` is a folder without the configurations, or with pickles for weights, or a path that
             does not exist.
     """
-    folder = Path(source)
-    if folder.is_dir() or source.count("/") != 1:
+    if is_local(source):
         for part in ("unet", "vae"):
-            check_pickles(folder, part)
-        try:
-            unet, vae = (json.loads((folder / part / "config.json").read_text()) for part in ("unet", "vae"))
-        except OSError as error:
-            raise FileNotFoundError(
-                f"`base`={source} has no {error.filename}; give a diffusers folder or owner/name."
-            ) from error
-        return BaseSizes(f"configurations in {source}", unet, vae)
+            check_pickles(source, part)
+        unet, vae, scheduler = (load_config(source, part) for part in ("unet", "vae", "scheduler"))
+        return BaseSizes(f"configurations in {source}", unet, vae, scheduler)
     for family, pattern in _NAMES:
         if re.search(pattern, source.lower()):
             return BaseSizes(f"built-in table of {family}", _UNETS[family], _VAE)

@@ -1,10 +1,12 @@
-"""Read the parts of a diffusers folder strictly: safetensors only, and every weight has to be there and to fit.
+"""Read the parts of a base strictly: safetensors only, and every weight has to be there and to fit.
 
-diffusers itself goes on when weights are missing (they stay uninitialised), and falls back to pickles when there is no
-safetensors file; neither happens here.
+A base is a diffusers folder, a repository on the Hub, or a checkpoint in one file. diffusers itself goes on when
+weights are missing (they stay uninitialised), and falls back to pickles when there is no safetensors file; neither
+happens here.
 """
 
 import os
+import re
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,6 +14,8 @@ import diffusers
 import torch
 from diffusers import ConfigMixin, ModelMixin, SchedulerMixin
 
+from seecoder.base_model.single_file import SingleFile, say_once
+from seecoder.lookup import check_source, is_local
 from seecoder.weights.safetensors_files import WeightsError
 
 Model = TypeVar("Model", bound=ModelMixin)
@@ -19,23 +23,26 @@ Model = TypeVar("Model", bound=ModelMixin)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 # Only these classes are ever built from a name in a file.
-_CLASSES = {
+CLASSES = {
     "unet": ("UNet2DConditionModel",),
     "controlnet": ("ControlNetModel",),
     "vae": ("AutoencoderKL", "AutoencoderTiny", "AsymmetricAutoencoderKL", "VQModel"),
 }
 _CONFIG_NAMES = {"pipeline": "model_index.json", "scheduler": "scheduler_config.json"}
+_FILE_OPTIONS = ("prediction_type", "sdxl")  # what a file does not say of itself
+_WEIGHTS = re.compile(r"diffusion_pytorch_model(?:\.(\w+))?(?:-\d+-of-\d+)?(?:\.(\w+))?\.safetensors")
 _PICKLES = ("*.bin", "*.ckpt", "*.pt", "*.pth")
 
 
 def load_config(base: str | os.PathLike, part: str, *, at_top: bool = False, **hub: Any) -> dict[str, Any]:
-    """Read the configuration of one part of a diffusers folder or repository.
+    """Read the configuration of one part of a diffusers folder or repository, or tell it of a checkpoint in one file.
 
     Args:
-        base: A folder, or a repository on the Hub.
+        base: A folder, a file, or a repository on the Hub.
         part: `unet`, `vae`, `scheduler`, `controlnet`, or `pipeline` for the index.
         at_top: The part is `base` itself, not a sub-folder of it; the index always is.
-        hub: `revision`, `token`, `cache_dir`, `local_files_only`.
+        hub: `revision`, `token`, `cache_dir`, `local_files_only`; `prediction_type`, what the base says of
+            itself, corrected; `sdxl`, whether a VAE in a file is SDXL's.
 
     Returns:
         The configuration as a dictionary; its class is under `_class_name`.
@@ -43,21 +50,24 @@ def load_config(base: str | os.PathLike, part: str, *, at_top: bool = False, **h
     Raises:
         FileNotFoundError: There is no such folder, repository or part.
     """
+    check_source("base", base, **hub)
+    options = {key: hub.pop(key) for key in _FILE_OPTIONS if key in hub}
+    if Path(base).is_file():
+        return SingleFile.open(base).config(part, **options)
     name = _CONFIG_NAMES.get(part, "config.json")
     folder = None if at_top or part == "pipeline" else part
     if Path(base).is_dir() and not (Path(base) / (folder or "")).is_dir():
         raise FileNotFoundError(
             f"`base`={base} has no `{folder}/`; give a diffusers folder with unet/, vae/ and scheduler/."
         )
-    may_be_repository = isinstance(base, str) and base.count("/") <= 1 and not base.startswith((".", "/", "~"))
-    if not Path(base).is_dir() and not may_be_repository:
-        raise FileNotFoundError(f"`base`={base} does not exist; give a folder, or the name of a repository.")
     reader: Any = type("_Reader", (ConfigMixin,), {"config_name": name})
     try:
-        return dict(reader.load_config(os.fspath(base), subfolder=folder, **hub))
+        config = dict(reader.load_config(os.fspath(base), subfolder=folder, **hub))
     except (OSError, ValueError) as error:
         where = f"{folder}/{name}" if folder else name
         raise FileNotFoundError(f"`base`={base} has no readable {where}; {_first_line(error)}") from error
+    predicted = options.get("prediction_type")
+    return config if predicted is None or part != "scheduler" else {**config, "prediction_type": predicted}
 
 
 def load_model(
@@ -80,6 +90,8 @@ def load_model(
         WeightsError: Weights are missing, left over, mis-shaped, or the file is damaged.
     """
     check_pickles(base, part)
+    if is_local(base):
+        hub["variant"] = existing_variant(Path(base) / (part or ""), hub.get("variant"))
     source = f"{base}/{part}" if part else os.fspath(base)
     try:
         loaded: Any = cls.from_pretrained(
@@ -92,7 +104,10 @@ def load_model(
         )
         model, report = loaded
     except OSError as error:
-        raise FileNotFoundError(f"`{source}`: {_first_line(error)} Only safetensors files are read.") from error
+        raise FileNotFoundError(
+            f"`{source}`: {_first_line(error)} Only safetensors files are read; if they are of a variant, name it "
+            "(`variant`, such as fp16)."
+        ) from error
     except (ValueError, RuntimeError, KeyError) as error:
         raise WeightsError(f"`{source}` does not fit {cls.__name__}: {_first_line(error)}") from error
     for kind, meaning in (
@@ -126,6 +141,32 @@ def check_pickles(base: str | os.PathLike, part: str | None) -> None:
         )
 
 
+def existing_variant(folder: Path, wanted: str | None) -> str | None:
+    """Choose among the variants whose weights lie in a folder; what was not asked for is said, once.
+
+    Args:
+        folder: Of one part.
+        wanted: Such as "fp16"; None for the weights without a variant.
+
+    Returns:
+        The variant that is wanted; or the weights without a variant; or the only variant that there is.
+
+    Raises:
+        FileNotFoundError: There are several variants, and neither the wanted one nor weights without.
+    """
+    matches = [_WEIGHTS.fullmatch(path.name) for path in sorted(folder.glob("*.safetensors"))]
+    found = {match[1] or match[2] for match in matches if match}
+    if not found or wanted in found:
+        return wanted
+    if None not in found and len(found) > 1:
+        raise FileNotFoundError(
+            f"`variant`={wanted} has no weights in {folder}; there are {', '.join(sorted(filter(None, found)))}."
+        )
+    chosen = None if None in found else found.pop()
+    say_once(f"{folder.parent}: weights of `variant`={chosen} are read; there are none of `variant`={wanted}.")
+    return chosen
+
+
 def scheduler_class(name: str) -> Any:
     """Find a scheduler of diffusers by the name of its class.
 
@@ -147,25 +188,44 @@ def load_part(
     """Load `unet`, `vae`, `scheduler` or `controlnet` of a folder, each strictly, by the class its configuration names.
 
     Args:
-        base: A folder, or a repository on the Hub.
+        base: A folder, a file, or a repository on the Hub.
         part: The name of the sub-folder.
         dtype: What to load weights as; None for float32.
         at_top: The part is `base` itself, not a sub-folder of it.
-        hub: `variant`, `revision`, `token`, `cache_dir`, `local_files_only`.
+        hub: `variant`, and what `load_config` takes.
 
     Raises:
         FileNotFoundError: The part, or its weights, are not there.
         ValueError: The configuration names a class that does not belong there.
         WeightsError: The weights do not fit.
     """
-    variant = hub.pop("variant", None)
-    config = load_config(base, part, at_top=at_top, **hub)
+    variant, options = hub.pop("variant", None), {key: hub.pop(key) for key in _FILE_OPTIONS if key in hub}
+    config = load_config(base, part, at_top=at_top, **hub, **options)
     name = str(config.get("_class_name"))
     if part == "scheduler":
         return scheduler_class(name).from_config(config)
-    if name not in _CLASSES[part]:
-        raise ValueError(f"`{base}/{part}` holds a {name}; expected {' or '.join(_CLASSES[part])}.")
+    if Path(base).is_file():
+        return SingleFile.open(base).load(part, dtype, variant=variant, **options)
+    if name not in CLASSES[part]:
+        raise ValueError(f"`{base}/{part}` holds a {name}; expected {' or '.join(CLASSES[part])}.")
     return load_model(getattr(diffusers, name), base, None if at_top else part, dtype, variant=variant, **hub)
+
+
+def load_beside(source: str | os.PathLike, part: str, dtype: torch.dtype | None, *, sdxl: bool) -> Any:
+    """Load a VAE or a ControlNet that does not come with the base.
+
+    Args:
+        source: The part's own folder, repository or file, or the folder or file of a base that has it.
+        part: `vae` or `controlnet`.
+        dtype: What to load weights as; None for float32.
+        sdxl: Whether the base is SDXL's, which a VAE in a file does not say of itself.
+
+    Raises:
+        FileNotFoundError: Nothing is there.
+        WeightsError: The weights do not fit.
+    """
+    check_source(part, source)
+    return load_part(source, part, dtype, at_top=not (Path(source) / part).is_dir(), sdxl=sdxl)
 
 
 def load_frozen(base: str | os.PathLike, part: str, dtype: str, *, at_top: bool = False) -> Any:

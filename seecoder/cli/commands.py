@@ -15,8 +15,10 @@ from seecoder.cli import app, encode, export, import_, info, panorama, vary
 from seecoder.cli.console import say
 from seecoder.cli.method_list import describe_methods
 from seecoder.cli.options import LIST, with_flags
+from seecoder.lookup import check_source
 from seecoder.threads import wait_passively
 
+_SOURCES = ("base", "encoder", "vae", "controlnet")  # options that are looked up before anything heavy is imported
 _COMMANDS = (vary, panorama, encode, export, import_, info, app)
 
 
@@ -67,6 +69,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if getattr(arguments, "method", None) == LIST:
             print(describe_methods(arguments))
         else:
+            for name in _SOURCES:
+                if (source := getattr(arguments, name, None)) is not None:
+                    check_source(f"--{name}", source)
             arguments.run(arguments)
     except KeyboardInterrupt:
         say("interrupted; what was finished stays")

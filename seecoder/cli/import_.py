@@ -1,9 +1,10 @@
-"""Turn a released file into a folder for `SeeCoder.from_pretrained`.
+"""Turn a released encoder into a folder for `SeeCoder.from_pretrained`, or a base in one file into a diffusers folder.
 
 Plain or position-aware is read off the file. A pickle (.pth, .pt, .bin, .ckpt) can run code when it is opened; it is
 read only with --allow-pickle, and even then only as tensors (weights_only=True).
 
   seecoder import seecoder-v1-0.safetensors my-encoder
+  seecoder import v2-1_512.ckpt my-base --allow-pickle --prediction-type epsilon
 """
 
 import argparse
@@ -12,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from seecoder.cli.console import check_replaceable, say
+from seecoder.cli.options import PREDICTIONS
 
-HELP = "turn a released file into a folder"
+HELP = "turn a released file, or a base in one file, into a folder"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,6 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config", metavar="JSON", help="a config.json with the encoder's sizes, if they are not the released ones"
     )
+    parser.add_argument(
+        "--prediction-type", choices=PREDICTIONS, help="of a base: what its UNet predicts, if the file does not say"
+    )
     parser.add_argument("--license", default="other", help="licence for the model card")
     parser.add_argument("--overwrite", action="store_true", help="replace what is there")
 
@@ -36,15 +41,23 @@ def run(arguments: argparse.Namespace) -> None:
     if not path.is_file():
         raise FileNotFoundError(f"`{path}` is not a file; give a released file.")
     check_replaceable(Path(arguments.out), arguments.overwrite)
+    from seecoder.base_model.single_file import SingleFile
     from seecoder.encoder.model import SeeCoder
     from seecoder.export.exporting import export_encoder
     from seecoder.export.model_card import CardFacts
+    from seecoder.weights.atomic import atomic_directory
     from seecoder.weights.pickles import read_pickle_allowed
 
     config = _read_config(arguments.config)
     # Without the permission the file goes to the strict reader, which refuses pickles with the reason.
     is_pickle = arguments.allow_pickle and path.suffix != ".safetensors"
     source: Any = read_pickle_allowed(path) if is_pickle else path
+    base = SingleFile(str(path), source, {}) if is_pickle else SingleFile.open(path)
+    if base.has("unet"):
+        with atomic_directory(arguments.out, overwrite=arguments.overwrite) as folder:
+            base.save(folder, prediction_type=arguments.prediction_type)
+        say(f"wrote {arguments.out}: UNet, VAE and scheduler of {path}")
+        return
     encoder = SeeCoder.from_official(source, **config)
     variant = "position-aware (SeeCoder-PA)" if encoder.config["position_aware"] else "plain (SeeCoder)"
     say(f"{path}: {variant}, {str(encoder.dtype).removeprefix('torch.')}")

@@ -1,7 +1,7 @@
 """Say what a file or folder of weights is: variant, configuration, counts, dtype, checksum.
 
-Works on released files, exported encoders, training checkpoints, cached contexts, and whole pipelines or bases. Nothing
-is loaded that is not needed for the answer.
+Works on released files, exported encoders, training checkpoints, cached contexts, and whole pipelines or bases, also
+those in one file. Nothing is loaded that is not needed for the answer.
 """
 
 import argparse
@@ -89,12 +89,18 @@ def _describe_folder(path: Path) -> dict[str, Any]:
 
 def _describe_file(path: Path) -> dict[str, Any]:
     from seecoder.encoder.official import PREFIX, is_position_aware
-    from seecoder.weights.safetensors_files import read_header
+    from seecoder.weights.safetensors_files import WeightsError, pickle_sign, read_header
 
     if path.suffix != ".safetensors":
+        if not pickle_sign(path):
+            raise WeightsError(f"`{path}` is no file of weights; give safetensors or a training checkpoint.")
         return _describe_checkpoint(path)
+    from seecoder.base_model.single_file import SingleFile
+
     tensors, metadata = read_header(path)
     facts: dict[str, Any] = {"kind": metadata.get("format") or "safetensors"}
+    if not facts["kind"].startswith("seecoder."):
+        facts |= SingleFile.open(path).description()
     if any(key.startswith(PREFIX) for key in tensors):
         variant = "position-aware" if is_position_aware(tensors) else "plain"
         facts = {"kind": "released SeeCoder layout", "variant": variant}

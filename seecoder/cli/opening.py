@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from seecoder.cli.console import say
+from seecoder.lookup import check_source
 
 if TYPE_CHECKING:
     import torch
@@ -125,14 +126,12 @@ def load_encoder(source: str, dtype: "torch.dtype | None" = None) -> Any:
     from seecoder.encoder.context import is_context_file
     from seecoder.encoder.model import SeeCoder
 
-    path = Path(source)
-    if is_context_file(path):
+    check_source("--encoder", source)
+    if is_context_file(source):
         raise ValueError(f"`--encoder`={source} must be an encoder, not ready contexts.")
-    if path.is_file():
-        encoder: Any = SeeCoder.from_official(path)
+    if Path(source).is_file():
+        encoder: Any = SeeCoder.from_official(source)
         return encoder if dtype is None else encoder.to(dtype)
-    if not path.is_dir() and (path.is_absolute() or source.startswith(".") or source.count("/") != 1):
-        raise FileNotFoundError(f"`--encoder`={source} does not exist; give a folder, a file or a Hub repository.")
     return SeeCoder.from_pretrained(source, **({} if dtype is None else {"dtype": dtype}))
 
 
@@ -151,7 +150,7 @@ def load_pipeline(arguments: argparse.Namespace) -> "SeeCoderPipeline | SeeCoder
         WeightsError: Weights that do not fit.
     """
     from seecoder.base_model.facts import is_sdxl
-    from seecoder.base_model.loading import load_config, load_part, scheduler_class
+    from seecoder.base_model.loading import load_config, scheduler_class
     from seecoder.encoder.context import is_context_file
     from seecoder.pipelines import SeeCoderPipeline, SeeCoderXLPipeline
 
@@ -162,11 +161,15 @@ def load_pipeline(arguments: argparse.Namespace) -> "SeeCoderPipeline | SeeCoder
     encoder = None if is_context_file(arguments.encoder) else load_encoder(arguments.encoder, dtype)
     cls = SeeCoderXLPipeline if is_sdxl(load_config(arguments.base, "unet")) else SeeCoderPipeline
     say(f"base {arguments.base}, encoder {arguments.encoder}, {str(dtype).removeprefix('torch.')} on {device}")
-    others = {}
-    for part, folder in (("vae", arguments.vae), ("controlnet", arguments.controlnet)):
-        if folder is not None:  # the part itself, or the folder of a pipeline that has it
-            others[part] = load_part(folder, part, dtype, at_top=not (Path(folder) / part).is_dir())
-    pipe = cls.from_base(arguments.base, encoder=encoder, dtype=dtype, variant=arguments.variant, **others)
+    pipe = cls.from_base(
+        arguments.base,
+        encoder=encoder,
+        vae=arguments.vae,
+        dtype=dtype,
+        controlnet=arguments.controlnet,
+        prediction_type=arguments.prediction_type,
+        variant=arguments.variant,
+    )
     scheduler = getattr(arguments, "scheduler", None)
     if scheduler:
         name = scheduler if scheduler.endswith("Scheduler") else f"{scheduler}Scheduler"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from seecoder.cli.opening import OpenedPictures
 
+PREDICTIONS = ("epsilon", "v_prediction")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 LIST = "list"  # as a method: show them
 _WORDS = {"true": True, "yes": True, "false": False, "no": False, "none": None}
@@ -112,7 +113,10 @@ def add_base_options(parser: argparse.ArgumentParser) -> None:
     """Add what says which networks to use, and where and how to hold them."""
     group = parser.add_argument_group("networks")
     group.add_argument(
-        "--base", required=True, metavar="FOLDER", help="diffusers folder or Hub repository of the base model"
+        "--base",
+        required=True,
+        metavar="FOLDER_OR_FILE",
+        help="diffusers folder, checkpoint in one file, or Hub repository of the base model",
     )
     group.add_argument(
         "--encoder",
@@ -121,11 +125,14 @@ def add_base_options(parser: argparse.ArgumentParser) -> None:
         help="an exported encoder (folder or Hub repository), a released .safetensors file, or contexts from "
         "`seecoder encode`",
     )
-    group.add_argument("--vae", metavar="FOLDER", help="another VAE than the base's")
-    group.add_argument("--controlnet", metavar="FOLDER", help="a ControlNet; needs --control-image")
+    group.add_argument("--vae", metavar="FOLDER_OR_FILE", help="another VAE than the base's")
+    group.add_argument("--controlnet", metavar="FOLDER_OR_FILE", help="a ControlNet; needs --control-image")
     group.add_argument("--control-image", metavar="PICTURE", help="what the ControlNet sees")
     group.add_argument("--control-scale", type=float, default=1.0, help="factor on the ControlNet's residuals")
-    group.add_argument("--variant", help="variant of the base's weight files, such as fp16")
+    group.add_argument("--variant", help="variant of the base's weight files, such as fp16 or non_ema")
+    group.add_argument(
+        "--prediction-type", choices=PREDICTIONS, help="what the base's UNet predicts, where the base does not say"
+    )
     group.add_argument(
         "--device", default="auto", help="cpu, cuda, cuda:1, mps; auto takes an accelerator if there is one"
     )

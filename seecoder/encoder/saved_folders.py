@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from seecoder.lookup import check_source
 from seecoder.weights.safetensors_files import WeightsError
 from seecoder.weights.strict_loading import refuse_differences
 
@@ -29,6 +30,7 @@ def load_folder(load: Callable[..., Any], source: str, **kwargs: Any) -> tuple[A
     if kwargs.get("device_map") is None and kwargs.get("quantization_config") is None:
         # The other way of loading would cast the positional encoding, which is kept in float32.
         kwargs["low_cpu_mem_usage"] = False
+    check_source("encoder", source, **kwargs)
     try:
         model, report = load(source, use_safetensors=True, output_loading_info=True, **kwargs)
     except RuntimeError as error:

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from seecoder.export.run_folder import is_complete, marker_path, newest_checkpoint
+from seecoder.weights.pickles import unpickling_reason
 from seecoder.weights.safetensors_files import WeightsError
 
 BACKBONE_PREFIX = "backbone."
@@ -108,7 +109,7 @@ def _read_entries(file: Path) -> Mapping[str, Any]:
         loaded = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
         # torch raises half a dozen types here (unpickling, zip, key errors); all mean the same to the user.
-        reason = str(error).splitlines()[0]
+        reason = unpickling_reason(error)
         raise WeightsError(f"`{file}` cannot be read as a checkpoint of tensors and plain values: {reason}") from error
     entries = loaded.get("seecoder") if isinstance(loaded, dict) else None
     if not isinstance(entries, dict) or _TRAINABLE not in entries or "encoder_config" not in entries:

@@ -1,15 +1,16 @@
 """What the pipelines for Stable Diffusion and SDXL share: their parts, and how these are loaded and saved."""
 
 import os
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from diffusers import AutoencoderKL, ControlNetModel, DiffusionPipeline, SchedulerMixin, UNet2DConditionModel
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.pipelines.pipeline_utils import StableDiffusionMixin
 
-from seecoder.base_model.facts import check_widths, is_sdxl, pixels_per_cell
-from seecoder.base_model.loading import load_config, load_part
+from seecoder.base_model.facts import family, is_sdxl, pixels_per_cell
+from seecoder.base_model.fit import check_parts
+from seecoder.base_model.loading import load_beside, load_config, load_part
 from seecoder.encoder.model import SeeCoder
 from seecoder.images.scaling import ENCODED_SIZE
 from seecoder.pipelines.conditioning import encode_pictures
@@ -19,6 +20,7 @@ from seecoder.sampling.views import Size
 
 _PARTS = ("vae", "unet", "scheduler")
 _OPTIONAL_PARTS = ("encoder", "controlnet")
+_CHECKED = ("unet", "vae", "encoder", "controlnet")
 _HUB_OPTIONS = ("variant", "revision", "token", "cache_dir", "local_files_only")
 
 
@@ -44,6 +46,7 @@ class ContextPipeline(DiffusionPipeline, StableDiffusionMixin):
     _callback_tensor_inputs: ClassVar[list[str]] = list(CALLBACK_TENSORS)
     _lora_loadable_modules: ClassVar[list[str]] = ["unet"]
     text_encoder = None  # diffusers' LoRA loader asks for it
+    unet_family: ClassVar[Literal["sd", "sdxl"]]  # of the UNets that it takes
 
     def __init__(
         self,
@@ -55,13 +58,29 @@ class ContextPipeline(DiffusionPipeline, StableDiffusionMixin):
     ) -> None:
         super().__init__()
         self.register_modules(vae=vae, unet=unet, scheduler=scheduler, encoder=encoder, controlnet=controlnet)
-        self.check_unet()
-        if encoder is not None:
-            check_widths(unet, encoder.config["context_dim"], encoder.config["pooled_dim"])
-        self.vae_scale_factor: int = pixels_per_cell(vae)
-        self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
         self._interrupt = False
         self._num_timesteps = 0
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set a part only if it fits the others.
+
+        Raises:
+            ValueError: It does not.
+        """
+        parts = {**{part: self.__dict__.get(part) for part in _CHECKED}, name: value}
+        if name in _CHECKED and None not in (parts["unet"], parts["vae"]):
+            self._check(**parts)
+        super().__setattr__(name, value)
+        if name == "vae" and value is not None:
+            self.vae_scale_factor: int = pixels_per_cell(value)
+            self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
+
+    def _check(self, *, unet: Any, vae: Any, encoder: Any, controlnet: Any) -> None:
+        """Refuse parts that do not fit each other, or this pipeline."""
+        check_parts(unet, vae, encoder=encoder, controlnet=controlnet)
+        if family(unet) != self.unet_family:
+            found, other = {"sd": ("SD 1.x or 2.x", ""), "sdxl": ("SDXL", "XL")}[family(unet)]
+            raise ValueError(f"`unet` is one of {found}; use SeeCoder{other}Pipeline for it.")
 
     # ----------------------------------------------------------------------------------------------------- loading
 
@@ -70,21 +89,23 @@ class ContextPipeline(DiffusionPipeline, StableDiffusionMixin):
         cls,
         base: str | os.PathLike[str],
         encoder: SeeCoder | None = None,
-        vae: AutoencoderKL | None = None,
+        vae: AutoencoderKL | str | os.PathLike[str] | None = None,
         dtype: torch.dtype | None = None,
-        controlnet: ControlNetModel | None = None,
+        controlnet: ControlNetModel | str | os.PathLike[str] | None = None,
+        prediction_type: str | None = None,
         **hub: Any,
     ) -> Self:
         """Put an encoder in the place of the text encoder of any base model.
 
-        Only `unet/`, `vae/` and `scheduler/` are read; the text encoder is never loaded.
+        Only the UNet, the VAE and the scheduler are read; the text encoder is never loaded.
 
         Args:
-            base: A diffusers folder, or a repository on the Hub.
+            base: A diffusers folder, a checkpoint in one file, or a repository on the Hub.
             encoder: A `SeeCoder`; None if every call brings its `context`.
-            vae: Another autoencoder than the base's.
+            vae: Another autoencoder than the base's, or its folder or file.
             dtype: What to hold the networks in, given ones included; None reads float32 and leaves given ones alone.
-            controlnet: A `ControlNetModel`.
+            controlnet: A `ControlNetModel`, or its folder or file.
+            prediction_type: What the UNet predicts ("epsilon", "v_prediction"), where the base says nothing or errs.
             hub: `variant`, `revision`, `token`, `cache_dir`, `local_files_only`.
 
         Returns:
@@ -99,7 +120,15 @@ class ContextPipeline(DiffusionPipeline, StableDiffusionMixin):
         _check_hub_options(hub)
         parts: dict[str, Any] = {"vae": vae, "encoder": encoder, "controlnet": controlnet}
         given = {name: part for name, part in parts.items() if part is not None}
-        pipeline = cls(**given, **{name: load_part(base, name, dtype, **hub) for name in _PARTS if name not in given})
+        own: dict[str, Any] = {
+            name: load_part(base, name, dtype, prediction_type=prediction_type, **hub)
+            for name in _PARTS
+            if name not in given
+        }
+        for name in ("vae", "controlnet"):
+            if isinstance(given.get(name), (str, os.PathLike)):
+                own[name] = load_beside(given.pop(name), name, dtype, sdxl=is_sdxl(own["unet"]))
+        pipeline = cls(**given, **own)
         pipeline.register_to_config(_name_or_path=os.fspath(base))
         for module in given.values():
             if dtype is not None and module.dtype != dtype:
@@ -218,14 +247,6 @@ class ContextPipeline(DiffusionPipeline, StableDiffusionMixin):
         return given
 
     # ------------------------------------------------------------------------------ where the two pipelines differ
-
-    def check_unet(self) -> None:
-        """Refuse a UNet of another family.
-
-        Raises:
-            ValueError: It is of another family.
-        """
-        raise NotImplementedError
 
     def upcasts_vae(self) -> bool:
         """Whether the VAE works in float32, whatever its dtype."""

@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from diffusers.loaders import StableDiffusionLoraLoaderMixin
 
-from seecoder.base_model.facts import family
 from seecoder.images.scaling import ENCODED_SIZE
 from seecoder.pipelines.base import ContextPipeline
 from seecoder.pipelines.bounded_memory import AUTOENCODER_MEMORY
@@ -39,6 +38,7 @@ class SeeCoderPipeline(ContextPipeline, StableDiffusionLoraLoaderMixin):
 
     # Saved folders name the module where a class lives; the package is the stable name.
     __module__ = "seecoder.pipelines"
+    unet_family = "sd"
 
     def encode_context(
         self, image: Pictures, context_weights: Sequence[float] | None = None, image_size: int | None = ENCODED_SIZE
@@ -178,16 +178,3 @@ class SeeCoderPipeline(ContextPipeline, StableDiffusionLoraLoaderMixin):
         )
         output = Call(self, request).run()
         return output if return_dict else output.to_tuple()
-
-    def check_unet(self) -> None:
-        """Refuse SDXL, and distilled UNets that embed the guidance scale."""
-        config = self.unet.config
-        if family(self.unet) != "sd":
-            raise ValueError("this base's UNet wants SDXL's added conditions; use SeeCoderXLPipeline for it.")
-        if config.time_cond_proj_dim is not None:
-            raise ValueError("this base's UNet embeds the guidance scale (a distilled model), which is not supported.")
-        if config.in_channels != config.out_channels:
-            raise ValueError(
-                f"this base's UNet takes {config.in_channels} channels and gives {config.out_channels}: an "
-                "inpainting or image-editing model. Use its text-to-image sibling."
-            )

@@ -48,6 +48,7 @@ class SeeCoderXLPipeline(ContextPipeline, StableDiffusionXLLoraLoaderMixin):
 
     # Saved folders name the module where a class lives; the package is the stable name.
     __module__ = "seecoder.pipelines"
+    unet_family = "sdxl"
 
     text_encoder_2 = None  # diffusers' LoRA loader asks for it
 
@@ -207,14 +208,6 @@ class SeeCoderXLPipeline(ContextPipeline, StableDiffusionXLLoraLoaderMixin):
         )
         output = Call(self, request).run()
         return output if return_dict else output.to_tuple()
-
-    def check_unet(self) -> None:
-        """Refuse anything but an SDXL base."""
-        width = pooled_width(self.unet)
-        if width is None:
-            raise ValueError("this base's UNet is not SDXL's; use SeeCoderPipeline for SD 1.x and 2.x.")
-        if width < 1:
-            raise ValueError("this base's UNet wants other added conditions than SDXL's base model (a refiner?).")
 
     def upcasts_vae(self) -> bool:
         """SDXL's own VAE overflows in float16 and says so in its configuration."""

@@ -31,14 +31,24 @@ def read_pickle_allowed(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     # What the unpickler raises on hostile bytes is open-ended; whatever it is, nothing was loaded.
     except Exception as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
         raise WeightsError(
-            f"`{path}` cannot be read by torch's restricted unpickler, and nothing less safe is tried: {reason[0]}"
+            f"`{path}` cannot be read by torch's restricted unpickler, and nothing less safe is tried: "
+            f"{unpickling_reason(error)}"
         ) from None
     for _ in range(3):
         inner = next((content[key] for key in ("state_dict", "model") if _is_dict_under(content, key)), None)
         content = content if inner is None else inner
     return _only_tensors(path, content)
+
+
+def unpickling_reason(error: Exception) -> str:
+    """Tell why torch could not read a pickle, without its advice to read it unsafely.
+
+    Args:
+        error: What `torch.load` raised.
+    """
+    text = str(error).strip().rpartition("WeightsUnpickler error: ")[2] or type(error).__name__
+    return text.splitlines()[0].partition(" was not an allowed global")[0]
 
 
 def _is_dict_under(content: Any, key: str) -> bool:

@@ -129,22 +129,25 @@ def check_file(path: Path) -> None:
         raise WeightsError(f"`{path}` is not a regular file (a pipe, a socket or a device).")
 
 
+def pickle_sign(path: Path) -> str:
+    """Say by what a file looks like a pickle, which can run code: its name or its first bytes; empty if it does not."""
+    with open(path, "rb") as file:
+        first = file.read(9)
+    if path.suffix.lower() in _PICKLE_SUFFIXES:
+        return f"its name ends with {path.suffix}"
+    is_pickle = _PICKLE_MAGIC.match(first) and first[8:] != b"{"  # the first byte of every safetensors header
+    return "its first bytes are those of one" if is_pickle else ""
+
+
 def _check_not_pickle(path: Path) -> None:
-    """Refuse what can run code, by its name or by its first bytes.
+    """Refuse what can run code.
 
     Raises:
         WeightsError: Naming the way out.
     """
-    with open(path, "rb") as file:
-        first = file.read(9)
-    looks = ""
-    if path.suffix.lower() in _PICKLE_SUFFIXES:
-        looks = f"its name ends with {path.suffix}"
-    elif _PICKLE_MAGIC.match(first) and first[8:] != b"{":  # the first byte of every safetensors header
-        looks = "its first bytes are those of one"
-    if looks:
+    if sign := pickle_sign(path):
         raise WeightsError(
-            f"`{path}` is a pickle ({looks}), which can run any code when it is read, so only safetensors are. If you "
+            f"`{path}` is a pickle ({sign}), which can run any code when it is read, so only safetensors are. If you "
             "trust its origin, convert it once with `seecoder import --allow-pickle`."
         )
 

@@ -3,6 +3,7 @@ import shutil
 import signal
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 import yaml
@@ -110,13 +111,11 @@ def test_a_plan_refuses_what_the_run_refuses(settings, fit, capsys, arguments):
 
 
 def test_a_base_that_cannot_be_reached_is_named(settings, fit, capsys, monkeypatch):
-    def unreachable(*_, **__):
-        raise OSError("We couldn't connect") from TimeoutError("[Errno -2]")
-
-    monkeypatch.setattr("diffusers.ConfigMixin.load_config", unreachable)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     assert fit(settings(**{"stage.init_args.base": "owner/name"})) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "`base`=owner/name has no readable vae/config.json; We couldn't connect" in line
+    assert "`base`=owner/name does not exist on this disk or on the Hub: " in line
+    assert "cannot be reached" in line
 
 
 def test_a_gpu_that_is_not_there_is_one_line(settings, fit, capsys, monkeypatch, tmp_path):

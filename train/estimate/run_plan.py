@@ -4,7 +4,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from seecoder.base_model.facts import check_widths, pixels_per_cell
+from seecoder.base_model.facts import pixels_per_cell
+from seecoder.base_model.fit import check_parts
 from seecoder.base_model.known_bases import BaseSizes, base_sizes
 from seecoder.checks import require, some_of, whole
 from train.estimate.hardware import GIB, Hardware
@@ -68,7 +69,8 @@ def _check_fit(options: Mapping[str, Any], sizes: BaseSizes, image_size: int) ->
     """Refuse an encoder or a picture that the base cannot take."""
     NoiseSchedule.check_gamma(options.get("min_snr_gamma"))
     check_encoder_size(options.get("encoder_size"))
-    check_widths(sizes.unet, options["encoder"].get("context_dim", 768), options["encoder"].get("pooled_dim"))
+    check_parts(sizes.unet, sizes.vae, encoder=options["encoder"], training=True)
+    NoiseSchedule(sizes.scheduler)
     side = pixels_per_cell(sizes.vae)
     if image_size % side or image_size < 32:
         raise ValueError(f"`image_size`={image_size} must be at least 32, and a multiple of {side} (a latent cell).")

@@ -17,12 +17,13 @@ from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 
 from data.world.conditioner import TOKENS, WorldConditioner
+from seecoder.base_model.facts import STABLE_DIFFUSION_SCHEDULE
 from seecoder.weights.atomic import atomic_directory
 from train.settings import EmaSettings, GuardSettings, OptimizerSettings
 from train.sources.world_data import chunks, scenes_from_dict, scenes_to_dict
 from train.stages.denoising import DenoisingStage
 from train.stages.noise import held_out_keys, uniform
-from train.stages.noise_schedule import STABLE_DIFFUSION_SCHEDULE, NoiseSchedule
+from train.stages.noise_schedule import NoiseSchedule
 from train.stages.stage import load_stage_weights, save_half
 
 

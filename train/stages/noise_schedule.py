@@ -16,19 +16,6 @@ from seecoder.checks import number, optional, require
 
 PREDICTIONS = ("epsilon", "v_prediction")
 
-# Stable Diffusion's released schedule; the text of the Prompt-Free Diffusion paper says 8.5e-5, which no released
-# model uses.
-STABLE_DIFFUSION_SCHEDULE: Mapping[str, Any] = {
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "num_train_timesteps": 1000,
-    "clip_sample": False,
-    "set_alpha_to_one": False,
-    "steps_offset": 1,
-    "timestep_spacing": "leading",
-}
-
 
 class NoiseSchedule:
     """Noisy latents, training targets, and what each timestep counts.

@@ -17,7 +17,7 @@ from torch.nn.functional import interpolate
 from data.shards.caching.maps import MAPS_CACHED, MapsSource, map_column
 from data.shards.caching.moments import CACHED, MEAN, STD, MomentsSource, encode_moments
 from seecoder.base_model.added_conditions import added_conditions
-from seecoder.base_model.facts import check_widths
+from seecoder.base_model.fit import check_parts
 from seecoder.base_model.loading import load_config, load_frozen
 from seecoder.checks import choice, require
 from seecoder.weights.atomic import atomic_directory
@@ -103,11 +103,11 @@ class SeeCoderStage(DenoisingStage):
                 "`gradient_checkpointing`='auto' must be names of parts here: only `python -m train fit` chooses them. "
                 'Give (), ("encoder",) or ("encoder", "unet").'
             )
+        check_parts(load_config(base, "unet"), load_config(base, "vae"), encoder=encoder, training=True)
         self.vae, self.unet = load_frozen(base, "vae", vae_dtype), load_frozen(base, "unet", frozen_dtype)
         self.scheduler_config = load_config(base, "scheduler")
         self.schedule = NoiseSchedule(self.scheduler_config)
         self.encoder = seeded_encoder(encoder, seed, position_gain)
-        check_widths(self.unet, self.encoder.config["context_dim"], self.encoder.config["pooled_dim"])
         self.backbone_source = backbone_weights or ""
         if backbone_weights:
             self.encoder.load_backbone_weights(backbone_weights)

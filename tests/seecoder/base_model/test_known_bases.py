@@ -35,11 +35,14 @@ def test_a_repository_that_is_in_no_table_has_no_sizes():
 
 
 def test_a_folder_says_its_own_sizes(tmp_path: Path):
-    for part, config in (("unet", {"cross_attention_dim": 24}), ("vae", {"block_out_channels": [8, 8]})):
+    configs = {"unet": {"cross_attention_dim": 24}, "vae": {"block_out_channels": [8, 8]}, "scheduler": {"beta_end": 1}}
+    for part, config in configs.items():
         (tmp_path / part).mkdir()
-        (tmp_path / part / "config.json").write_text(json.dumps(config))
+        name = "scheduler_config.json" if part == "scheduler" else "config.json"
+        (tmp_path / part / name).write_text(json.dumps(config))
     sizes = base_sizes(str(tmp_path))
     assert sizes is not None
+    assert sizes.scheduler["beta_end"] == 1
     assert (sizes.unet["cross_attention_dim"], pixels_per_cell(sizes.vae)) == (24, 2)
     (tmp_path / "vae" / "config.json").unlink()
     with pytest.raises(FileNotFoundError, match="vae"):

@@ -8,8 +8,19 @@ from diffusers import AutoencoderTiny
 from safetensors.torch import load_file, save_file
 
 from seecoder import SeeCoderPipeline
-from seecoder.base_model.loading import check_pickles, load_frozen, load_part, scheduler_class
+from seecoder.base_model.known_bases import base_sizes
+from seecoder.base_model.loading import (
+    check_pickles,
+    existing_variant,
+    load_beside,
+    load_config,
+    load_frozen,
+    load_part,
+    scheduler_class,
+)
 from seecoder.weights.safetensors_files import WeightsError
+from tests.fixtures.pipelines import build_unet, build_vae
+from tests.fixtures.single_files import write_checkpoint
 
 
 @pytest.fixture
@@ -127,3 +138,66 @@ def test_repositories_that_cannot_be_reached_are_named():
         SeeCoderPipeline.from_base("someone/a-base", local_files_only=True)
     with pytest.raises(FileNotFoundError, match=r"`base`=\./not/here does not exist"):
         SeeCoderPipeline.from_base("./not/here")
+
+
+@pytest.mark.parametrize("variant", ["fp16", "non_ema"])
+@pytest.mark.parametrize("sharded", [False, True])
+def test_weights_of_the_only_variant_are_found_and_said_once(base, parts, variant, sharded, caplog):
+    for part in ("unet", "vae"):
+        weights_of(base, part).unlink()
+        parts[part].save_pretrained(base / part, variant=variant, max_shard_size="20KB" if sharded else "5GB")
+        assert any((base / part).glob("*index*.json")) == sharded
+    pipe = SeeCoderPipeline.from_base(base)
+    assert torch.equal(pipe.unet.conv_in.weight, parts["unet"].conv_in.weight)
+    load_frozen(base, "vae", "float32")  # as a training does
+    (record,) = caplog.records
+    assert f"weights of `variant`={variant} are read; there are none of `variant`=None" in record.getMessage()
+
+
+def test_a_variant_is_read_where_it_is_and_weights_without_one_elsewhere(base, parts):
+    half = build_unet(sample_size=8)
+    with torch.no_grad():
+        half.conv_in.weight.zero_()
+    half.save_pretrained(base / "unet", variant="fp16")
+    pipe = SeeCoderPipeline.from_base(base, variant="fp16")  # the VAE has none
+    assert not pipe.unet.conv_in.weight.any()
+    assert torch.equal(SeeCoderPipeline.from_base(base).unet.conv_in.weight, parts["unet"].conv_in.weight)
+    weights_of(base, "unet").rename(base / "unet" / "diffusion_pytorch_model.non_ema.safetensors")
+    with pytest.raises(FileNotFoundError, match=r"`variant`=None has no weights in .*unet; there are fp16, non_ema"):
+        SeeCoderPipeline.from_base(base)
+    assert existing_variant(base / "scheduler", "fp16") == "fp16"
+
+
+def test_the_prediction_type_of_a_base_is_corrected(base):
+    assert load_part(base, "scheduler", prediction_type="v_prediction").config["prediction_type"] == "v_prediction"
+    assert load_config(base, "unet", prediction_type="v_prediction") == load_config(base, "unet")
+    pipe = SeeCoderPipeline.from_base(base, prediction_type="v_prediction")
+    assert pipe.scheduler.config["prediction_type"] == "v_prediction"
+
+
+def test_a_vae_beside_a_base_is_its_folder_a_bases_folder_or_a_file(base, parts, tmp_path):
+    path = write_checkpoint(tmp_path / "vae.safetensors", {"first_stage_model.": build_vae()}, text=False)
+    for source, sdxl in ((base, False), (base / "vae", False), (path, False), (path, True)):
+        vae = load_beside(source, "vae", torch.float32, sdxl=sdxl)
+        assert torch.equal(vae.decoder.conv_in.weight, parts["vae"].decoder.conv_in.weight)
+        assert vae.config["scaling_factor"] == (0.13025 if sdxl else 0.18215)
+    with pytest.raises(FileNotFoundError, match="`vae`=nothere does not exist"):
+        load_beside("nothere", "vae", None, sdxl=False)
+
+
+def test_a_base_in_one_file_is_a_base_for_sampling_and_training(parts, tmp_path):
+    networks = {"model.diffusion_model.": build_unet(), "first_stage_model.": build_vae()}
+    path = write_checkpoint(tmp_path / "base.safetensors", networks)
+    pipe = SeeCoderPipeline.from_base(path, dtype=torch.bfloat16)
+    assert (pipe.unet.dtype, pipe.vae.dtype) == (torch.bfloat16, torch.bfloat16)
+    assert pipe.scheduler.config["beta_schedule"] == "scaled_linear"
+    frozen = load_frozen(path, "unet", "float32")
+    assert torch.equal(frozen.conv_in.weight, parts["unet"].conv_in.weight)
+    assert not frozen.conv_in.weight.requires_grad
+    sizes = base_sizes(str(path))
+    assert sizes is not None
+    assert (sizes.unet["cross_attention_dim"], sizes.vae["latent_channels"]) == (32, 4)
+    assert sizes.scheduler["prediction_type"] == "epsilon"
+    pipe.set_progress_bar_config(disable=True)
+    images = pipe(context=torch.zeros(1, 6, 32), height=16, width=16, num_inference_steps=1, output_type="pt").images
+    assert images.shape == (1, 3, 16, 16)

@@ -4,10 +4,14 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from seecoder import SeeCoder
+from seecoder import SeeCoder, SeeCoderPipeline
 from seecoder.cli import main
 from tests.fixtures.pickles import write_evil_pickle
+from tests.fixtures.single_files import write_checkpoint
+
+UNET = "model.diffusion_model."
 
 
 @pytest.fixture
@@ -42,8 +46,6 @@ def test_import_a_released_file(released, position_aware, tmp_path, capsys):
 
 
 def test_pickles_need_permission(released, tmp_path, capsys):
-    from safetensors.torch import load_file
-
     encoder, file, sizes = released()
     pickle = tmp_path / "released.pth"
     torch.save(load_file(file), pickle)
@@ -73,3 +75,24 @@ def test_import_of_something_else(tmp_path, capsys):
     assert "is not JSON" in capsys.readouterr().err
     assert main(["import", str(tmp_path / "a.safetensors"), str(tmp_path / "out")]) == 2
     assert main(["import", str(tmp_path / "gone"), str(tmp_path / "out")]) == 2
+
+
+@pytest.mark.parametrize("pickled", [False, True])
+def test_a_base_in_one_file_becomes_a_folder(build, pickled, tmp_path, capsys):
+    unet = build["unet"](use_linear_projection=True).half()
+    file = write_checkpoint(tmp_path / "base.safetensors", {UNET: unet, "first_stage_model.": build["vae"]()})
+    arguments = ["import", str(file), str(tmp_path / "out"), "--prediction-type", "epsilon"]
+    if pickled:
+        arguments[1] = str(tmp_path / "base.ckpt")
+        torch.save({"state_dict": load_file(file), "global_step": 3}, arguments[1])
+        assert main(arguments) == 2
+        assert "--allow-pickle" in capsys.readouterr().err
+        arguments.append("--allow-pickle")
+    assert main(arguments) == 0
+    assert json.loads((tmp_path / "out" / "model_index.json").read_text())["_class_name"] == "StableDiffusionPipeline"
+    assert load_file(next((tmp_path / "out" / "unet").glob("*.safetensors")))["conv_in.weight"].dtype == torch.float16
+    pipe = SeeCoderPipeline.from_base(tmp_path / "out")
+    assert pipe.scheduler.config["prediction_type"] == "epsilon"
+    assert torch.equal(pipe.unet.conv_in.weight, unet.conv_in.weight.float())
+    assert main(arguments) == 2
+    assert "is a folder that is not empty" in capsys.readouterr().err

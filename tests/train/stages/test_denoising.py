@@ -1,8 +1,9 @@
 import torch
 
+from seecoder.base_model.facts import STABLE_DIFFUSION_SCHEDULE
 from train.settings import OptimizerSettings
 from train.stages.denoising import DenoisingStage
-from train.stages.noise_schedule import STABLE_DIFFUSION_SCHEDULE, NoiseSchedule
+from train.stages.noise_schedule import NoiseSchedule
 
 
 def stage(prediction: str = "epsilon") -> DenoisingStage:

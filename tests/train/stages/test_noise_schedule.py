@@ -3,7 +3,8 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
-from train.stages.noise_schedule import STABLE_DIFFUSION_SCHEDULE, NoiseSchedule
+from seecoder.base_model.facts import STABLE_DIFFUSION_SCHEDULE
+from train.stages.noise_schedule import NoiseSchedule
 
 
 def schedule(prediction: str = "epsilon") -> NoiseSchedule:

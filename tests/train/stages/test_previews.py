@@ -7,9 +7,9 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from PIL import Image
 
+from seecoder.base_model.facts import STABLE_DIFFUSION_SCHEDULE
 from tests.fixtures.training import CONTEXT_DIM, POOLED_DIM
 from train.stages.noise import normal
-from train.stages.noise_schedule import STABLE_DIFFUSION_SCHEDULE
 from train.stages.previews import Preview, sample_row, write_sheet
 
 

@@ -1,0 +1,150 @@
+"""Parts are compared with each other by their configurations, with the same sentences for a run and a plan."""
+
+import logging
+
+import pytest
+from diffusers import ControlNetModel, MultiControlNetModel, UNetMotionModel
+
+from seecoder import SeeCoderPipeline, SeeCoderXLPipeline
+from seecoder.base_model.fit import check_parts
+from seecoder.base_model.known_bases import base_sizes
+from tests.fixtures.pipelines import CONTEXT_DIM, build_encoder, build_scheduler, build_unet, build_vae
+
+XL = {"addition_embed_type": "text_time", "addition_time_embed_dim": 8, "projection_class_embeddings_input_dim": 68}
+HINT = {"conditioning_embedding_out_channels": (8, 16)}  # two levels, as the tiny VAE has
+UNETS = {
+    "unCLIP": ({"class_embed_type": "projection", "projection_class_embeddings_input_dim": 48}, "class_embed_type"),
+    "upscaler by class": ({"num_class_embeds": 10}, "num_class_embeds"),
+    "Kolors": ({"encoder_hid_dim": 48, "encoder_hid_dim_type": "text_proj"}, "encoder_hid_dim"),
+    "LCM": ({"time_cond_proj_dim": 8}, "time_cond_proj_dim"),
+    "inpainting": ({"in_channels": 9}, "a mask and a masked picture"),
+    "editing": ({"in_channels": 8}, "a picture to edit"),
+    "depth": ({"in_channels": 5}, "a depth map"),
+    "upscaler": ({"in_channels": 7}, "a small picture"),
+    "other latents": ({"in_channels": 16, "out_channels": 16}, "`latent_channels`=4 of the VAE must be 16"),
+    "two contexts": ({"cross_attention_dim": (32, 16)}, "must be one width"),
+}
+
+
+@pytest.mark.parametrize("kind", UNETS)
+@pytest.mark.parametrize("xl", [False, True])
+def test_unets_that_read_something_else_are_refused_when_the_pipeline_is_made(kind, xl):
+    changes, message = UNETS[kind]
+    if xl and "projection_class_embeddings_input_dim" in changes:
+        pytest.skip("SDXL has this setting for itself")
+    cls = SeeCoderXLPipeline if xl else SeeCoderPipeline
+    unet = build_unet(**{**(XL if xl else {}), **changes})
+    with pytest.raises(ValueError, match=message) as made:
+        cls(build_vae(), unet, build_scheduler())
+    with pytest.raises(ValueError, match=message) as planned:
+        check_parts(dict(unet.config), dict(build_vae().config), training=True)
+    assert str(made.value) == str(planned.value)
+
+
+def test_no_error_sends_from_one_pipeline_to_the_other_and_back():
+    kandinsky = build_unet(addition_embed_type="image", encoder_hid_dim=32, encoder_hid_dim_type="image_proj")
+    sentences = set()
+    for cls in (SeeCoderPipeline, SeeCoderXLPipeline):
+        with pytest.raises(ValueError, match="`addition_embed_type`='image'") as error:
+            cls(build_vae(), kandinsky, build_scheduler())
+        sentences.add(str(error.value))
+    assert len(sentences) == 1
+    for cls, unet, other in (
+        (SeeCoderPipeline, build_unet(**XL), SeeCoderXLPipeline),
+        (SeeCoderXLPipeline, build_unet(), SeeCoderPipeline),
+    ):
+        with pytest.raises(ValueError, match=f"use {other.__name__} for it"):
+            cls(build_vae(), unet, build_scheduler())
+        other(build_vae(), unet, build_scheduler())
+
+
+def test_the_refiner_is_refused_by_name():
+    sizes = base_sizes("stabilityai/stable-diffusion-xl-base-1.0")
+    assert sizes is not None
+    check_parts(sizes.unet, sizes.vae, encoder={"context_dim": 2048, "pooled_dim": 1280})
+    refiner = {**sizes.unet, "cross_attention_dim": 1280, "projection_class_embeddings_input_dim": 2560}
+    with pytest.raises(ValueError, match="refiner"):
+        check_parts(refiner, sizes.vae)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"latent_channels": 16}, "`latent_channels`=16 of the VAE must be 4"),
+        ({"in_channels": 1}, "`in_channels`=1 of the VAE must be 3"),
+        ({"out_channels": 4}, "`out_channels`=4 of the VAE must be 3"),
+    ],
+)
+def test_vaes_of_other_channels_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        SeeCoderPipeline(build_vae(**changes), build_unet(), build_scheduler())
+
+
+def test_networks_of_other_classes_are_refused():
+    video = UNetMotionModel(
+        block_out_channels=(8, 16),
+        down_block_types=("CrossAttnDownBlockMotion", "DownBlockMotion"),
+        up_block_types=("UpBlockMotion", "CrossAttnUpBlockMotion"),
+        layers_per_block=1,
+        norm_num_groups=4,
+        cross_attention_dim=32,
+        num_attention_heads=2,
+        motion_num_attention_heads=2,
+    )
+    with pytest.raises(ValueError, match="`unet`=UNetMotionModel must be UNet2DConditionModel"):
+        SeeCoderPipeline(build_vae(), video, build_scheduler())
+    config = {**build_vae().config, "_class_name": "VQModel"}
+    check_parts(build_unet(), config)
+    with pytest.raises(ValueError, match="`vae`=VQModel must be AutoencoderKL"):
+        check_parts(build_unet(), config, training=True)
+
+
+CONTROLNETS = {
+    "another width": ({"cross_attention_dim": 48}, HINT, "`cross_attention_dim`=48 of the ControlNet must be 32"),
+    "SDXL's": (XL, HINT, "`addition_embed_type`=text_time of the ControlNet must be None"),
+    "other blocks": ({"block_out_channels": (8, 24)}, HINT, "`block_out_channels`=.* of the ControlNet"),
+    "more layers": ({"layers_per_block": 2}, HINT, "`layers_per_block`=2 of the ControlNet must be 1"),
+    "inpainting": ({"in_channels": 9}, HINT, "`in_channels`=9 of the ControlNet must be 4"),
+    "other cells": ({}, {"conditioning_embedding_out_channels": (8,) * 4}, "2 pixels are one latent cell"),
+    "six channels": ({}, {**HINT, "conditioning_channels": 6}, "`conditioning_channels`=6"),
+}
+
+
+@pytest.mark.parametrize("kind", CONTROLNETS)
+def test_controlnets_of_another_base_are_refused(kind):
+    changes, options, message = CONTROLNETS[kind]
+    controlnet = ControlNetModel.from_unet(build_unet(**changes), **options)
+    fitting = ControlNetModel.from_unet(build_unet(), **HINT)
+    pipe = SeeCoderPipeline(build_vae(), build_unet(), build_scheduler(), controlnet=fitting)
+    with pytest.raises(ValueError, match=message):
+        pipe.controlnet = controlnet
+    assert pipe.controlnet is fitting
+    with pytest.raises(ValueError, match=message):
+        check_parts(build_unet(), build_vae(), controlnet=MultiControlNetModel([fitting, controlnet]))
+
+
+def test_a_part_that_replaces_another_is_compared_with_the_rest():
+    pipe = SeeCoderPipeline(build_vae(), build_unet(), build_scheduler(), build_encoder())
+    for name, part, message in (
+        ("unet", build_unet(cross_attention_dim=24), f"`context_dim`={CONTEXT_DIM} of the encoder must be 24"),
+        ("vae", build_vae(latent_channels=16), "`latent_channels`=16"),
+        ("encoder", build_encoder(context_dim=24), "`context_dim`=24 of the encoder must be 32"),
+        ("unet", build_unet(**XL), "`pooled_dim`=None of the encoder must be 20"),
+    ):
+        before = getattr(pipe, name)
+        with pytest.raises(ValueError, match=message):
+            setattr(pipe, name, part)
+        with pytest.raises(ValueError, match=message):
+            SeeCoderPipeline.from_pipe(pipe, **{name: part})
+        assert getattr(pipe, name) is before
+    kinds = {"down_block_types": ("DownEncoderBlock2D",) * 3, "up_block_types": ("UpDecoderBlock2D",) * 3}
+    pipe.vae = build_vae(block_out_channels=(8, 8, 16), **kinds)
+    assert pipe.vae_scale_factor == pipe.image_processor.config["vae_scale_factor"] == 4
+
+
+def test_a_vae_scaled_for_the_other_family_is_said(caplog):
+    with caplog.at_level(logging.WARNING):
+        check_parts(build_unet(), build_vae(scaling_factor=0.13025))
+        check_parts(build_unet(**XL), build_vae(scaling_factor=0.5))
+    (record,) = caplog.records
+    assert "`scaling_factor`=0.13025 of the VAE is that of SDXL" in record.getMessage()
