@@ -15,8 +15,6 @@ leaves to the caller:
 Memory stays below 30 bytes a pixel plus three times the file. All of it may be called from several threads.
 """
 
-import functools
-import logging
 import os
 import stat
 
@@ -24,12 +22,10 @@ import numpy as np
 import torch
 from PIL import Image, ImageFile
 
-from seecoder.images.decoding import decode, open_image, rasterise
+from seecoder.images.decoding import open_image, rasterise
 from seecoder.images.header import BadImage, check_size, orientation_from_exif
 
-_log = logging.getLogger(__name__)
-
-Source = str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image | np.ndarray | torch.Tensor
+Source = str | os.PathLike | bytes | bytearray | memoryview | Image.Image | np.ndarray | torch.Tensor
 
 MAX_PIXELS = 64_000_000  # of a file, unless the caller says otherwise
 ROUNDING = 1e-3  # how far floats may leave [0, 1] before it is an error rather than rounding
@@ -37,7 +33,6 @@ ROUNDING = 1e-3  # how far floats may leave [0, 1] before it is an error rather 
 _MAX_BYTES_PER_PIXEL = 16
 _MAX_METADATA_BYTES = 64 * 1024 * 1024
 _ALLOWED_UNLOADED = {"JPEG", "MPO", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "HEIF"}  # MPO: a JPEG and one more
-_BLOCK_PIXELS = 65_536  # converted at a time: what fits the cache takes a third of the time of whole pictures
 
 
 class ImageError(ValueError):
@@ -123,11 +118,11 @@ def describe(source: Source) -> str:
         return name if len(name) <= 300 else f"{name[:150]}...{name[-150:]}"
     if isinstance(source, bytes | bytearray | memoryview):
         return f"{len(source):,} bytes"
-    if isinstance(source, Image.Image):
-        return f"Pillow image {source.mode} {source.width} x {source.height}"
-    if isinstance(source, np.ndarray | torch.Tensor):
-        return f"{'tensor' if isinstance(source, torch.Tensor) else 'array'} {source.dtype} {tuple(source.shape)}"
-    raise TypeError(f"`source` is a {type(source).__name__}; a path, bytes, Pillow image, array or tensor is needed")
+    if not isinstance(source, Source):
+        raise TypeError(
+            f"`source` is a {type(source).__name__}; a path, bytes, Pillow image, array or tensor is needed"
+        )
+    return f"{type(source).__name__} of {source.size if isinstance(source, Image.Image) else tuple(source.shape)}"
 
 
 def _read(source: Source, max_pixels: int) -> np.ndarray:
@@ -148,23 +143,20 @@ def _read(source: Source, max_pixels: int) -> np.ndarray:
     limit = _MAX_BYTES_PER_PIXEL * max_pixels + _MAX_METADATA_BYTES
     data = _read_file(source, limit) if isinstance(source, str | os.PathLike) else bytes(source)
     _check_bytes(len(data), limit)
-    opened = open_image(data, max_pixels)
-    if opened.animated:
-        _warn_of_animations()
-    return _upright(decode(opened))
+    image = open_image(data, max_pixels)
+    image.load()
+    return _upright(image)
 
 
 def _read_file(path: str | os.PathLike[str], limit: int) -> bytes:
-    def open_without_waiting(name: str, flags: int) -> int:
-        return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
-
     try:
-        # Asked before opening too: opening a pipe would wait for its writer, opening a device may do anything.
-        _check_regular(os.stat(path).st_mode)
-        with open(path, "rb", opener=open_without_waiting) as file:
-            facts = os.fstat(file.fileno())
-            _check_regular(facts.st_mode)
-            _check_bytes(facts.st_size, limit)
+        facts = os.stat(path)  # before opening: that would wait for the writer of a pipe, and a device may do anything
+        if stat.S_ISDIR(facts.st_mode):
+            raise BadImage("it is a folder, not a file")
+        if not stat.S_ISREG(facts.st_mode):
+            raise BadImage("it is not a regular file (a pipe, a socket or a device)")
+        _check_bytes(facts.st_size, limit)
+        with open(path, "rb") as file:
             return file.read(facts.st_size)
     except FileNotFoundError:
         is_url = os.fsdecode(path).startswith(("http:", "https:", "data:"))
@@ -173,22 +165,9 @@ def _read_file(path: str | os.PathLike[str], limit: int) -> bytes:
         raise BadImage(f"it cannot be read ({error.strerror or error})") from None
 
 
-def _check_regular(mode: int) -> None:
-    if stat.S_ISDIR(mode):
-        raise BadImage("it is a folder, not a file")
-    if not stat.S_ISREG(mode):
-        raise BadImage("it is not a regular file (a pipe, a socket or a device)")
-
-
 def _check_bytes(length: int, limit: int) -> None:
     if length > limit:
         raise BadImage(f"{length:,} bytes are more than a picture of the allowed size can need")
-
-
-@functools.cache
-def _warn_of_animations() -> None:
-    """Say once per process what happens to animations; a data set may hold a million of them."""
-    _log.warning("there are pictures of several frames or pages: of such files the first is used (said once)")
 
 
 def _from_array(values: np.ndarray, max_pixels: int) -> np.ndarray:
@@ -216,29 +195,17 @@ def _upright(image: Image.Image) -> np.ndarray:
     exif, values = image.info.get("exif"), rasterise(image)
     # A TIFF needs no turning: Pillow does that on loading, and only for this format.
     orientation = orientation_from_exif(exif) if isinstance(exif, bytes) and image.format != "TIFF" else 1
-    if orientation in (5, 6, 7, 8):
-        values = values.swapaxes(0, 1)
-    if orientation in (2, 3, 6, 7):
-        values = values[:, ::-1]
-    if orientation in (3, 4, 7, 8):
-        values = values[::-1]
-    return values
+    values = values.swapaxes(0, 1) if orientation >= 5 else values
+    values = values[::-1] if orientation in (3, 4, 7, 8) else values
+    return values[:, ::-1] if orientation in (2, 3, 6, 7) else values
 
 
 def _to_tensor(values: np.ndarray, background: tuple[int, int, int]) -> torch.Tensor:
     """(3, H, W) float32; alpha blends linearly in the stored (sRGB) values, as browsers and image editors do."""
-    height, width, channels = values.shape
-    pixels = np.empty((3, height, width), np.float32)
-    rows = max(1, _BLOCK_PIXELS // width)
-    white = np.float32(255 if values.dtype == np.uint8 else 1)
-    for start in range(0, height, rows):
-        block, planes = values[start : start + rows], pixels[:, start : start + rows]
-        planes[:] = np.moveaxis(block[..., :3] if channels > 2 else block[..., :1], 2, 0)
-        planes /= white
-        if channels in (2, 4):
-            alpha = block[..., -1] / white
-            for plane, level in zip(planes, background, strict=True):
-                plane *= alpha
-                plane += (1 - alpha) * np.float32(level / 255)
-            np.minimum(planes, 1, out=planes)
-    return torch.from_numpy(pixels)
+    planes = torch.from_numpy(np.moveaxis(values, 2, 0).astype(np.float32, order="C"))
+    planes = planes.div_(255) if values.dtype == np.uint8 else planes
+    colour = planes[:3] if len(planes) > 2 else planes[:1]
+    if len(planes) in (2, 4):
+        ground = torch.tensor(background).div(255)[:, None, None]
+        colour = torch.lerp(ground.expand(3, *colour.shape[1:]), colour.expand(3, -1, -1), planes[-1:]).clamp_(0, 1)
+    return colour.expand(3, -1, -1).contiguous()

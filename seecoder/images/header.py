@@ -1,31 +1,41 @@
-"""What the readers of all formats share: the opened image, the reason for refusing one, limits, EXIF orientation."""
+"""What the readers of all formats share: the reason for refusing a file, limits, EXIF orientation."""
 
+import functools
+import logging
 import struct
-from dataclasses import dataclass
+from io import BytesIO
 
-from PIL import ImageFile
+import numpy as np
+
+_log = logging.getLogger(__name__)
 
 # Larger than any profile in use (press profiles reach 4 MB); an ICC profile in JPEG cannot exceed 16.6 MB anyway.
 MAX_PROFILE_BYTES = 16 * 1024 * 1024
+_MAX_READS = 1_000_000  # Pillow reads files of tiny pieces in Python, a microsecond each
 
 
 class BadImage(ValueError):
     """A reason for refusing an image, without the name of its source: `load_image` adds that."""
 
 
-@dataclass(frozen=True)
-class OpenedImage:
-    """A file that passed the checks of its format: a Pillow image, opened but not decoded.
+class BoundedFile(BytesIO):
+    """A file in memory that has an end, whatever `ImageFile.LOAD_TRUNCATED_IMAGES` says, and only so many pieces."""
 
-    Attributes:
-        image: Its `info` holds the colour profile and the EXIF block, if there are any.
-        animated: True if the file holds more than one frame or page.
-        canvas: (width, height, left, top) of a GIF whose first frame leaves part of the canvas empty.
-    """
+    reads = 0
 
-    image: ImageFile.ImageFile
-    animated: bool = False
-    canvas: tuple[int, int, int, int] | None = None
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Read as `BytesIO` does.
+
+        Raises:
+            BadImage: At the end of the file, and when it is read in more pieces than an honest file has.
+        """
+        self.reads += 1
+        if self.reads > _MAX_READS:
+            raise BadImage("the file is damaged: it has more parts than a picture")
+        content = super().read(size)
+        if not content and size:
+            raise BadImage("the file is truncated: the end of the picture is missing")
+        return content
 
 
 def check_size(width: int, height: int, max_pixels: int) -> None:
@@ -35,8 +45,14 @@ def check_size(width: int, height: int, max_pixels: int) -> None:
     if width * height > max_pixels:
         raise BadImage(
             f"it has {width * height:,} pixels ({width:,} x {height:,}); the limit is {max_pixels:,}. "
-            "Resize it, or pass a larger max_pixels if you trust the source"
+            "Resize it, or pass a larger `max_pixels` if you trust the source"
         )
+
+
+@functools.cache
+def warn_of_frames() -> None:
+    """Say once per process what happens to animations; a data set may hold a million of them."""
+    _log.warning("there are pictures of several frames or pages: of such files the first is used (said once)")
 
 
 def unpack(layout: str, data: bytes, position: int) -> tuple[int, ...]:
@@ -50,22 +66,34 @@ def unpack(layout: str, data: bytes, position: int) -> tuple[int, ...]:
     return struct.unpack_from(layout, data, position)
 
 
+def read_directory(data: bytes) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int]:
+    """The first directory of a TIFF file, or of an EXIF block, which is one.
+
+    Returns:
+        Tags, types, counts and values (or where these lie) of its entries, and where it ends.
+
+    Raises:
+        BadImage: If the file ends before it does.
+    """
+    order = "<" if data.startswith(b"II") else ">"
+    (start,) = unpack(order + "I", data, 4)
+    (count,) = unpack(order + "H", data, start)
+    unpack(f"{12 * count}x", data, start + 2)
+    entries = np.frombuffer(data, ",".join(order + kind for kind in ("u2", "u2", "u4", "u4")), count, start + 2)
+    return entries["f0"], entries["f1"], entries["f2"], entries["f3"], start + 2 + 12 * count
+
+
 def orientation_from_exif(exif: bytes) -> int:
     """Orientation tag (0x0112) of the first directory of an EXIF block (EXIF 2.32, section 4.6.4), 1 if there is none.
 
     Only this tag is read: a block of 64 KB can hold thousands of tags that each claim 60 KB, which makes general EXIF
     readers expensive. Damaged EXIF is no reason to refuse the image, so it counts as absent.
     """
-    exif = exif.removeprefix(b"Exif\0\0")
-    order = "<" if exif.startswith(b"II") else ">"
     try:
-        (start,) = unpack(order + "I", exif, 4)
-        (count,) = unpack(order + "H", exif, start)
-        for position in range(start + 2, start + 2 + 12 * count, 12):
-            tag, kind, _ = unpack(order + "HHI", exif, position)
-            if tag == 0x0112 and kind in (3, 4):  # SHORT as the standard says, LONG as some cameras write
-                (value,) = unpack(order + ("H" if kind == 3 else "I"), exif, position + 8)
-                return value if 1 <= value <= 8 else 1
+        tags, types, _, values, _ = read_directory(exif.removeprefix(b"Exif\0\0"))
     except BadImage:
-        pass
-    return 1
+        return 1
+    # SHORT as the standard says, in the first two of four bytes, or LONG as some cameras write.
+    found = values[(tags == 0x0112) & ((types == 3) | (types == 4))].tolist()
+    orientation = found[0] % 65536 or found[0] >> 16 if found else 1
+    return orientation if 1 <= orientation <= 8 else 1

@@ -67,7 +67,6 @@ def seeds(format: str) -> list[bytes]:
             *((colour, {"compression": name}) for name in packings),
             *((grey.convert("1"), {"compression": name}) for name in fax),
             *((image, {}) for image in (grey, palette, clear, deep, grey.convert("I"), grey.convert("F"))),
-            (colour, {"big_tiff": True}),
             (colour, metadata),
             (colour.convert("CMYK"), {}),
         ],

@@ -1,24 +1,16 @@
-"""BMP: files that lost rows, and run lengths that take long, are refused; the rest is Pillow's."""
-
-from io import BytesIO
-from typing import Any
+"""BMP: run lengths that allocate gigabytes are refused; the rest is Pillow's."""
 
 from PIL.BmpImagePlugin import BmpImageFile
 
-from seecoder.images.header import BadImage, OpenedImage, check_size
+from seecoder.images.header import BadImage, BoundedFile, check_size
 
-_MAX_RLE_PIXELS = 16_000_000  # Pillow decodes run lengths in Python: a tenth of a microsecond a pixel
-_MAX_RLE_WIDTH = 65_535  # ... in which one jump of four bytes allocates up to 255 rows at once
+_MAX_RLE_WIDTH = 65_535  # a jump of four bytes allocates up to 255 rows at once
 
 
-def open_bmp(data: bytes, max_pixels: int) -> OpenedImage:
+def open_bmp(data: bytes, max_pixels: int) -> BmpImageFile:
     """Open a BMP file."""
-    image: Any = BmpImageFile(BytesIO(data))
-    width, height = image.size
-    codec, _, start, arguments = image.tile[0]
-    if codec == "bmp_rle" and (width > _MAX_RLE_WIDTH or width * height > _MAX_RLE_PIXELS):
-        raise BadImage(f"a run-length coded BMP of {width:,} x {height:,} pixels takes too long; save it as PNG")
-    check_size(width, height, max_pixels)
-    if codec == "raw" and isinstance(arguments, tuple) and start + arguments[1] * height > len(data):
-        raise BadImage("the file is truncated: rows are missing")
-    return OpenedImage(image)
+    image = BmpImageFile(BoundedFile(data))
+    check_size(*image.size, max_pixels)
+    if image.tile[0].codec_name == "bmp_rle" and image.width > _MAX_RLE_WIDTH:
+        raise BadImage(f"a run-length coded BMP of {image.width:,} pixels a row takes too long; save it as PNG")
+    return image

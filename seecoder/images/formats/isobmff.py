@@ -13,56 +13,55 @@ from io import BytesIO
 from PIL import ImageFile
 from PIL.AvifImagePlugin import AvifImageFile
 
-from seecoder.images.header import BadImage, OpenedImage, check_size, unpack
+from seecoder.images.header import BadImage, check_size, unpack
 
 _BRANDS = re.compile(rb"(avif|avis)|(hei[cmsx]|hev[cmsx])")
-# Boxes that hold boxes, and the bytes of their own in front of these.
-_CONTAINERS = {b"meta": 4, b"iprp": 0, b"ipco": 0, b"iinf": 6, b"moov": 0, b"trak": 0}
-_MAX_BOXES = 5000  # an image in 1,000 tiles has 1,000 items and some properties
-_MAX_DEPTH = 5
+_MAX_BOXES = 5000  # side by side
 _MAX_TABLE_BYTES = 65_536  # of where items are and which properties they have: decoders search these again and again
+_TABLE = re.compile(rb"(....)(?:iloc|ipma|iref)", re.DOTALL)
+# Of the image, its tiles, its thumbnails; of tracks in 16.16 bits, in two versions.
+_SIZE = re.compile(rb"ispe....(?P<w>....)(?P<h>....)|tkhd(?:\x00.{75}|\x01.{87})(?P<W>..)..(?P<H>..)", re.DOTALL)
+_METADATA = re.compile(rb"(infe(?:[\x00-\x02].{7}|[\x03-\xff].{9}))(?:Exif|mime)", re.DOTALL)
 
 
-def open_isobmff(data: bytes, max_pixels: int) -> OpenedImage:
+def open_isobmff(data: bytes, max_pixels: int) -> ImageFile.ImageFile:
     """Open an AVIF or HEIC file: its primary image, or the first frame of a sequence."""
     brands = _BRANDS.search(data[8 : unpack(">I", data, 0)[0]])
     if brands is None:
         raise BadImage(f"this is a video or another file of boxes (brand {data[8:12]!r}), not an AVIF or HEIC picture")
-    without_metadata, width, height = bytearray(data), 0, 0
-    for number, (kind, start, end) in enumerate(_boxes(data, 0, len(data))):
-        if number >= _MAX_BOXES or (kind in (b"iloc", b"ipma", b"iref") and end - start > _MAX_TABLE_BYTES):
-            raise BadImage("the file is damaged: more items than a picture has")
-        if kind == b"infe":
-            item_type = start + (10 if data[start] > 2 else 8)  # behind an item number of 32 or 16 bits
-            if data[item_type : item_type + 4] in (b"Exif", b"mime"):
-                without_metadata[item_type : item_type + 4] = b"none"
-        if kind in (b"ispe", b"tkhd"):  # of the image, its tiles, its thumbnails; of tracks in 16.16 bits
-            width, height = unpack(">II", data, start + 4) if kind == b"ispe" else unpack(">HxxHxx", data, end - 8)
+    without_metadata, width = bytearray(data), 0
+    for start, end in _tables(data):
+        for table in _TABLE.finditer(data, start, end):
+            if int.from_bytes(table[1], "big") > _MAX_TABLE_BYTES:
+                raise BadImage("the file is damaged: more items than a picture has")
+        for size in _SIZE.finditer(data, start, end):
+            width, height = (int.from_bytes(size[side] or size[side.upper()], "big") for side in "wh")
             if width * height > max_pixels + 64 * (width + height):  # encoders pad to 64 pixels, and crop that again
                 check_size(width, height, max_pixels)
+        without_metadata[start:end] = _METADATA.sub(rb"\1none", data[start:end])
     if not width:
         raise BadImage("the file is truncated or damaged: no box says how large the picture is")
     image = (AvifImageFile if brands[1] else _heif_class())(BytesIO(without_metadata))
     check_size(*image.size, max_pixels)
-    return OpenedImage(image, animated=getattr(image, "is_animated", False))
+    return image
 
 
-def _boxes(data: bytes, position: int, stop: int, depth: int = 0) -> Iterator[tuple[bytes, int, int]]:
-    """Kind of every box, those in containers too, and where its content begins and ends."""
-    if depth > _MAX_DEPTH:
-        raise BadImage(f"the file is damaged: boxes lie more than {_MAX_DEPTH} deep in each other")
-    while position < stop:
+def _tables(data: bytes) -> Iterator[tuple[int, int]]:
+    """Where the boxes begin and end that say what is in the file."""
+    position = 0
+    for _ in range(_MAX_BOXES):
+        if position == len(data):
+            return
         (length,), kind, start = unpack(">I", data, position), data[position + 4 : position + 8], position + 8
         if length == 1:
             (length,), start = unpack(">Q", data, start), start + 8
-        end = position + length if length else stop
-        if not start <= end <= stop:
+        end = position + length if length else len(data)
+        if not start <= end <= len(data):
             raise BadImage("the file is truncated or damaged: a box reaches past the end")
-        yield kind, start, end
-        if kind in _CONTAINERS:
-            own = 8 if kind == b"iinf" and data[start] else _CONTAINERS[kind]  # later versions count in 32 bits
-            yield from _boxes(data, start + own, end, depth + 1)
+        if kind in (b"meta", b"moov"):
+            yield start, end
         position = end
+    raise BadImage(f"the file is damaged: more than {_MAX_BOXES:,} boxes")
 
 
 def _heif_class() -> type[ImageFile.ImageFile]:

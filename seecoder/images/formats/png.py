@@ -6,12 +6,12 @@ from io import BytesIO
 
 from PIL.PngImagePlugin import PngImageFile
 
-from seecoder.images.header import MAX_PROFILE_BYTES, BadImage, OpenedImage, check_size, unpack
+from seecoder.images.header import MAX_PROFILE_BYTES, BadImage, check_size, unpack, warn_of_frames
 
 _MAX_CHUNKS = 200_000  # of 8 KiB or more in honest files; Pillow takes two seconds for as many tiny ones
 
 
-def open_png(data: bytes, max_pixels: int) -> OpenedImage:
+def open_png(data: bytes, max_pixels: int) -> PngImageFile:
     """Open a PNG file, or the default image of an animated one."""
     width, height, depth = unpack(">IIB", data, 16)
     check_size(width, height, max_pixels)
@@ -25,7 +25,9 @@ def open_png(data: bytes, max_pixels: int) -> OpenedImage:
     check_size(*image.size, max_pixels)  # of the last header, if the file has two
     image.info |= {"exif": others[b"eXIf"], "icc_profile": _profile(others[b"iCCP"])}
     _correct_transparency(image, depth)
-    return OpenedImage(image, animated=others[b"acTL"][:4] > b"\0\0\0\1")
+    if others[b"acTL"][:4] > b"\0\0\0\1":
+        warn_of_frames()
+    return image
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:

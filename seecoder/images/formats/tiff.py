@@ -1,4 +1,4 @@
-"""TIFF (TIFF 6.0, BigTIFF): the first page, if its directory is one that honest writers make.
+"""TIFF (TIFF 6.0): the first page, if its directory is one that honest writers make.
 
 A directory is a list of pointers into the file. Nothing in the format stops 65,535 entries from naming the same 20 MB,
 or a list of strips from covering the image a thousand times; readers that follow such pointers copy gigabytes.
@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageFile, ImageOps
 from PIL.TiffImagePlugin import TiffImageFile
 
-from seecoder.images.header import BadImage, OpenedImage, check_size, unpack
+from seecoder.images.header import BadImage, check_size, read_directory, unpack
 
 # None, fax, LZW, JPEG, deflate, packbits, Zstandard. Left out are LZMA (its dictionary may claim gigabytes), WebP (not
 # in Pillow's libtiff), the JPEG of 1992 and what nobody has written for decades.
@@ -35,7 +35,7 @@ class _TiffFile(TiffImageFile):
         ImageOps.exif_transpose(self, in_place=True)
 
 
-def open_tiff(data: bytes, max_pixels: int) -> OpenedImage:
+def open_tiff(data: bytes, max_pixels: int) -> TiffImageFile:
     """Open the first page of a TIFF file."""
     _check_directory(data)
     image = _TiffFile(BytesIO(data))
@@ -44,32 +44,20 @@ def open_tiff(data: bytes, max_pixels: int) -> OpenedImage:
     if compression not in _COMPRESSIONS:
         raise BadImage(f"TIFF compression {compression} is not read; save it as PNG, or as TIFF with deflate")
     _check_blocks(image, len(data))
-    return OpenedImage(image, animated=image.is_animated)
+    return image
 
 
 def _check_directory(data: bytes) -> None:
     """Refuse a first directory with repeated entries, or whose entries claim more bytes than the file has."""
-    order = "<" if data[:2] == b"II" else ">"
-    big = unpack(order + "H", data, 2)[0] == 43
-    pointer, counter, inline = ("Q", "Q", 8) if big else ("I", "H", 4)
-    (start,) = unpack(order + pointer, data, inline)
-    (count,) = unpack(order + counter, data, start)
-    if count > _MAX_ENTRIES:
-        raise BadImage(f"its directory has {count:,} entries; more than {_MAX_ENTRIES:,} are not read")
-    layout = np.dtype(
-        [("tag", order + "u2"), ("type", order + "u2"), *((name, f"{order}u{inline}") for name in ("count", "value"))]
-    )
-    first = start + (8 if big else 2)
-    unpack(order + pointer, data, first + count * layout.itemsize)  # where the next directory is closes this one
-    entries = np.frombuffer(data, layout, count, first)
-    sizes = entries["count"] * np.take(_BYTES_OF_TYPE, entries["type"], mode="clip")
-    outside = sizes > inline
-    ends = (entries["value"] + sizes)[outside]
-    blocks = entries["count"][np.isin(entries["tag"], (273, 279, 324, 325))]
-    if max(ends.max(initial=0), sizes[outside].sum()) > len(data) or blocks.max(initial=0) > _MAX_BLOCKS:
+    tags, types, counts, values, end = read_directory(data)
+    unpack("4x", data, end)  # where the next directory is closes this one
+    sizes = counts * np.take(_BYTES_OF_TYPE, types, mode="clip")
+    ends = np.where(sizes > 4, values + sizes, 0.0)
+    blocks = counts[np.isin(tags, (273, 279, 324, 325))]
+    if len(tags) > _MAX_ENTRIES or len(np.unique(tags)) < len(tags):
+        raise BadImage(f"the file is damaged: its directory has an entry twice, or more than {_MAX_ENTRIES:,}")
+    if max(ends.max(initial=0), sizes.sum()) > len(data) or blocks.max(initial=0) > _MAX_BLOCKS:
         raise BadImage("the file is truncated or damaged: its directory claims bytes that are not there")
-    if len(np.unique(entries["tag"])) < count:
-        raise BadImage("the file is damaged: its directory has an entry twice")
 
 
 def _check_blocks(image: TiffImageFile, file_bytes: int) -> None:

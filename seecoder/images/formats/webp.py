@@ -4,28 +4,26 @@ from io import BytesIO
 
 from PIL.WebPImagePlugin import WebPImageFile
 
-from seecoder.images.header import BadImage, OpenedImage, check_size, unpack
+from seecoder.images.header import BadImage, check_size, unpack
 
 
-def open_webp(data: bytes, max_pixels: int) -> OpenedImage:
+def open_webp(data: bytes, max_pixels: int) -> WebPImageFile:
     """Open a WebP file, or the first frame of an animated one."""
     end = 8 + unpack("<I", data, 4)[0]
     if end > len(data):
         raise BadImage(f"the file is truncated: {len(data):,} of {end:,} bytes are there")
-    check_size(*_size(data[12:16], data[20:30]), max_pixels)
-    image = WebPImageFile(BytesIO(data))
-    return OpenedImage(image, animated=image.is_animated)
+    check_size(*_size(data), max_pixels)
+    return WebPImageFile(BytesIO(data))
 
 
-def _size(kind: bytes, payload: bytes) -> tuple[int, int]:
+def _size(data: bytes) -> tuple[int, int]:
     """Width and height from the first chunk: an extended, a lossy or a lossless file."""
-    if kind == b"VP8X":
-        low_width, high_width, low_height, high_height = unpack("<HBHB", payload, 4)
-        return 1 + low_width + (high_width << 16), 1 + low_height + (high_height << 16)
-    if kind == b"VP8 " and payload[3:6] == b"\x9d\x01\x2a":
-        width, height = unpack("<HH", payload, 6)
+    if data.startswith(b"VP8X", 12):
+        return 1 + int.from_bytes(data[24:27], "little"), 1 + int.from_bytes(data[27:30], "little")
+    if data.startswith(b"VP8 ", 12) and data.startswith(b"\x9d\x01\x2a", 23):
+        width, height = unpack("<HH", data, 26)
         return width & 0x3FFF, height & 0x3FFF
-    if kind == b"VP8L" and payload[:1] == b"\x2f":
-        (bits,) = unpack("<I", payload, 1)
+    if data.startswith(b"VP8L", 12) and data.startswith(b"\x2f", 20):
+        (bits,) = unpack("<I", data, 21)
         return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
     raise BadImage("the file is damaged: no WebP picture where it should begin")

@@ -32,7 +32,7 @@ def test_bmp_run_lengths_within_time():
 
 
 def test_bmp_with_rows_missing():
-    refuse(bmp(100, 100, 0, bytes(9999)), "rows are missing")
+    refuse(bmp(100, 100, 0, bytes(9999)), "the file is truncated")
 
 
 ALPHA = np.array([[0, 255, 128], [1, 254, 64]], np.uint8)

@@ -124,20 +124,25 @@ def test_damaged_boxes_are_refused(format):
     refuse(data + struct.pack(">I4s", 100, b"free"), "a box reaches past the end")
     refuse(data + struct.pack(">I4s", 4, b"free"), "a box reaches past the end")
     refuse(data + struct.pack(">I4sQ", 1, b"free", 2**63), "a box reaches past the end")
-    refuse(data + struct.pack(">I4s", 8, b"free") * 5000, "more items than a picture has")
-    deep = b""
-    for _ in range(6):
-        deep = struct.pack(">I4s", 8 + len(deep), b"trak") + deep
-    refuse(data + deep, "deep in each other")
+    refuse(data + struct.pack(">I4s", 8, b"free") * 5000, "more than 5,000 boxes")
+    table = struct.pack(">I4s", 70_000, b"iloc") + bytes(69_992)
+    refuse(data + struct.pack(">I4s", 70_008, b"meta") + table, "more items than a picture has")
     refuse(data.replace(b"ispe", b"ispx"), "no box says how large")
 
 
-def test_later_versions_of_the_item_boxes_are_walked():
-    """Version 1 of `iinf` counts its entries in 32 bits, version 0 in 16."""
-    entry = struct.pack(">I4sIHH4sB", 21, b"infe", 2 << 24, 1, 0, b"av01", 0)
-    for version, layout in ((0, ">I4sIH"), (1, ">I4sII")):
-        table = struct.pack(layout, struct.calcsize(layout) + len(entry), b"iinf", version << 24, 1) + entry
-        assert [kind for kind, _, _ in isobmff._boxes(table, 0, len(table))] == [b"iinf", b"infe"]
+@pytest.mark.parametrize("version", [2, 3])
+def test_metadata_is_hidden_whatever_the_version_of_its_entry(version):
+    """Version 3 of `infe` numbers items in 32 bits, version 2 in 16."""
+    entry = struct.pack(">B3x" + "HI"[version == 3] + "H4s", version, 7, 0, b"Exif")
+    assert isobmff._METADATA.sub(rb"\1none", b"infe" + entry + b"Exif") == b"infe" + entry[:-4] + b"noneExif"
+
+
+@pytest.mark.parametrize("version", [0, 1])
+def test_sizes_of_tracks_are_read_in_both_versions(version):
+    head = struct.pack(">B", version) + bytes(75 if version == 0 else 87)
+    found = isobmff._SIZE.search(b"tkhd" + head + struct.pack(">HHHH", 300, 0, 200, 0))
+    assert found is not None
+    assert (found["W"], found["H"]) == (b"\1\x2c", b"\0\xc8")
 
 
 def test_other_files_of_boxes_are_refused():

@@ -27,7 +27,8 @@ def test_exif_with_thousands_of_huge_entries():
         header = segment(0xE1, b"Exif\0\0" + exif_bomb())
         assert load_image(jpeg[:2] + header + jpeg[20:]).shape == (3, 24, 32)
         assert load_image(png(4, 4, chunk(b"eXIf", exif_bomb(">")))).shape == (3, 4, 4)
-        assert load_image(jpeg[:2] + header * 200 + jpeg[20:]).shape == (3, 24, 32)
+        assert load_image(jpeg[:2] + header * 100 + jpeg[20:]).shape == (3, 24, 32)
+    refuse(jpeg[:2] + header * 101 + jpeg[20:], "more than 100 EXIF blocks")
 
 
 def test_jpeg_with_thousands_of_scans_is_refused():
@@ -45,7 +46,7 @@ def test_jpeg_with_two_frames_is_refused():
 
 
 def test_jpeg_of_nothing_but_segments_is_refused():
-    refuse(b"\xff\xd8" + segment(0xFE, b"") * 200_000, "more than 10,000 segments|truncated")
+    refuse(b"\xff\xd8" + segment(0xFE, b"") * 200_000, "truncated")
 
 
 def test_jpeg_with_padding_and_junk_between_segments_is_read():

@@ -51,7 +51,7 @@ def test_entries_that_all_name_the_same_megabytes_are_refused():
     body = bytes(4_000_000)
     rows = [(tag, 7, len(body), 8) for tag in range(32768, 33000)]
     refuse(directory(grey_tiff() + rows, body), "claims bytes that are not there")
-    refuse(directory(grey_tiff() + [(tag, 7, 1, 0) for tag in range(32768, 34000)], bytes(16)), "1,241 entries")
+    refuse(directory(grey_tiff() + [(tag, 7, 1, 0) for tag in range(32768, 34000)], bytes(16)), "more than 1,000")
 
 
 def test_an_entry_that_is_there_twice_is_refused():
@@ -114,15 +114,17 @@ def test_too_many_strips_are_refused():
 
 def test_directory_outside_the_file_is_refused():
     refuse(b"II*\0" + struct.pack("<I", 10**9), "truncated")
-    refuse(b"MM\0+" + struct.pack(">HHQ", 8, 0, 2**63), "truncated")
 
 
-@pytest.mark.parametrize("big", [False, True])
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "CMYK", "LA"])
 @pytest.mark.parametrize("compression", ["raw", "tiff_lzw", "tiff_adobe_deflate", "packbits", "zstd"])
-def test_what_pillow_writes_loads_as_the_same_picture(mode, compression, big):
+def test_what_pillow_writes_loads_as_the_same_picture(mode, compression):
     image = NOISE.convert(mode)
-    assert torch.equal(load_image(encode(image, "TIFF", compression=compression, big_tiff=big)), load_image(image))
+    assert torch.equal(load_image(encode(image, "TIFF", compression=compression)), load_image(image))
+
+
+def test_tiff_of_64_bits_is_refused_since_only_files_of_gigabytes_need_it():
+    refuse(encode(NOISE, "TIFF", big_tiff=True), r"begins with b'II\+\\x00")
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
