@@ -87,12 +87,11 @@ class TimedNetwork:
 
 
 def layer_state(network: nn.Module) -> int:
-    """A number that changes when a patch changes a layer: its reach, its kernel, its hooks or its forward."""
+    """A number that changes when a patch changes a layer: what its convolutions compute, its hooks or its forward."""
     return hash(
         tuple(
             (
-                getattr(module, "dilation", None),
-                getattr(module, "kernel_size", None),
+                getattr(vars(module).get("_conv_forward"), "args", None),
                 len(module._forward_pre_hooks),
                 len(module._forward_hooks),
                 "forward" in vars(module),

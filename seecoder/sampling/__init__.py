@@ -27,7 +27,7 @@ A method may need more:
 * `added_conditions(view, branch, latent_size) -> mapping`: keyword arguments of the denoiser for one view (a `View`:
   its place in the latents of the current stage, whose size is `latent_size`) and one branch ("positive" or
   "negative"). Tensors have 1 or B rows; mappings of tensors are allowed (`added_cond_kwargs` of SDXL).
-* `control`: a `Control`, that is the control picture and a callable that runs the ControlNet.
+* `control`: a `Control`, that is the control picture and a callable that runs the ControlNet; or several of them.
 * `image_latents`: clean latents of a given picture, which DemoFusion takes in place of its first stages.
 
 Randomness: every picture has its own stream (`randomness`), never torch's global one during a run. A picture is the

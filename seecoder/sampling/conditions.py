@@ -22,20 +22,29 @@ _POOLED_IS_UNREAD = (
 
 @dataclass(frozen=True)
 class Control:
-    """Spatial control by a ControlNet.
+    """Spatial control by a ControlNet or a T2I-Adapter.
 
     Attributes:
         image: (1 or B, channels, height, width) picture for the whole result, any size: it is resized to each stage.
-        residuals: Called as `residuals(latents, timestep, context, image)` with what the denoiser will get and the
-            part of the picture that belongs to it, (N, channels, 8h, 8w) for latents (N, C, h, w). Returns keyword
-            arguments for the denoiser (`down_block_additional_residuals`, `mid_block_additional_residual`).
+        residuals: Called as `residuals(latents, timestep, context, image, **added)` with what the denoiser will get
+            and the part of the picture that belongs to it, (N, channels, 8h, 8w) for latents (N, C, h, w). Returns
+            keyword arguments for the denoiser (`down_block_additional_residuals`, `mid_block_additional_residual`).
+            `added` are the added conditions (`added_cond_kwargs` of SDXL).
         pixels_per_cell: Pixels along one side of a latent cell.
+        span: Fractions of the trajectory, in [0, 1], between which control acts. Step i of n lies inside where
+            i / n >= start and (i + 1) / n <= end, as in diffusers' pipelines.
     """
 
     image: torch.Tensor
-    residuals: Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], Mapping[str, Any]]
+    residuals: Callable[..., Mapping[str, Any]]
     pixels_per_cell: int = 8
+    span: tuple[float, float] = (0.0, 1.0)
     _kept: dict[Size, torch.Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def acts_at(self, step: Step) -> bool:
+        """Whether a step lies in the span."""
+        start, end = self.span
+        return step.index / step.count >= start and (step.index + 1) / step.count <= end
 
     def cut(self, picture: int, view: View, latent_size: Size) -> torch.Tensor:
         """The part of the picture under a view, (1, channels, height, width) in pixels of the view.
@@ -80,14 +89,14 @@ class Conditions:
         positive: (1 or B, tokens, width).
         negative: The same shape, or None where no guidance rule asks for it.
         added: Called as `added(view, "positive" or "negative", latent_size)`; returns keyword arguments of the
-            denoiser: tensors with 1 or B rows, or mappings of such tensors (`added_cond_kwargs` of SDXL).
-        control: ControlNet.
+            denoiser: tensors with 1 or B rows, or mappings or lists of such tensors (`added_cond_kwargs` of SDXL).
+        control: ControlNets and the like; what they return under one name is added up.
     """
 
     positive: torch.Tensor
     negative: torch.Tensor | None
     added: AddedConditions | None
-    control: Control | None
+    control: Sequence[Control]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -132,15 +141,22 @@ class Conditions:
         return _stack(rows)
 
     def residuals(
-        self, inputs: torch.Tensor, context: torch.Tensor, items: Sequence[Item], step: Step
+        self,
+        inputs: torch.Tensor,
+        context: torch.Tensor,
+        items: Sequence[Item],
+        step: Step,
+        added: Mapping[str, Any],
     ) -> Mapping[str, Any]:
-        """ControlNet residuals of a micro-batch whose network inputs and context are given."""
-        if self.control is None:
-            return {}
-        image = torch.cat([self.control.cut(picture, view, step.latent_size) for picture, view in items])
-        repeats = inputs.shape[0] // len(items)
-        image = image.to(inputs.device, inputs.dtype).repeat(repeats, 1, 1, 1)
-        return self.control.residuals(inputs, step.timestep, context, image)
+        """Residuals of a micro-batch whose network inputs, context and added conditions are given."""
+        total: dict[str, Any] = {}
+        for control in self.control:
+            if control.acts_at(step):
+                image = torch.cat([control.cut(picture, view, step.latent_size) for picture, view in items])
+                image = image.to(inputs.device, inputs.dtype).repeat(inputs.shape[0] // len(items), 1, 1, 1)
+                for name, value in control.residuals(inputs, step.timestep, context, image, **added).items():
+                    total[name] = _sum(total[name], value) if name in total else value
+        return total
 
 
 def _with_pooled(added: Mapping[str, Any], pooled: torch.Tensor) -> Mapping[str, Any]:
@@ -154,6 +170,13 @@ def _with_pooled(added: Mapping[str, Any], pooled: torch.Tensor) -> Mapping[str,
     return {**added, "added_cond_kwargs": {**group, "text_embeds": pooled.to(before)}}
 
 
+def _sum(first: Any, second: Any) -> Any:
+    """The sum of two tensors, or of two lists of them entry by entry."""
+    if isinstance(first, torch.Tensor):
+        return first + second
+    return [one + other for one, other in zip(first, second, strict=True)]
+
+
 def _rows(values: torch.Tensor, pictures: Sequence[int]) -> torch.Tensor:
     if values.shape[0] == 1:
         return values.expand(len(pictures), *values.shape[1:])
@@ -161,14 +184,20 @@ def _rows(values: torch.Tensor, pictures: Sequence[int]) -> torch.Tensor:
 
 
 def _select(values: Mapping[str, Any], picture: int) -> dict[str, Any]:
-    return {
-        name: _select(value, picture) if isinstance(value, Mapping) else _rows(value, [picture])
-        for name, value in values.items()
-    }
+    def row(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return _select(value, picture)
+        return [row(entry) for entry in value] if isinstance(value, list) else _rows(value, [picture])
+
+    return {name: row(value) for name, value in values.items()}
 
 
 def _stack(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    return {
-        name: _stack([row[name] for row in rows]) if isinstance(value, Mapping) else torch.cat([r[name] for r in rows])
-        for name, value in rows[0].items()
-    }
+    def stacked(values: Sequence[Any]) -> Any:
+        if isinstance(values[0], Mapping):
+            return _stack(values)
+        if isinstance(values[0], list):
+            return [stacked(entries) for entries in zip(*values, strict=True)]
+        return torch.cat(list(values))
+
+    return {name: stacked([row[name] for row in rows]) for name in rows[0]}

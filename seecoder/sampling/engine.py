@@ -36,7 +36,7 @@ def sample(
     latents: torch.Tensor | None = None,
     image_latents: torch.Tensor | None = None,
     added_conditions: AddedConditions | None = None,
-    control: Control | None = None,
+    control: Control | Sequence[Control] | None = None,
     decoder: Codec | None = None,
     encoder: Codec | None = None,
     unet: torch.nn.Module | None = None,
@@ -63,7 +63,7 @@ def sample(
         latents: Unit-variance starting noise for the first stage, in place of drawn noise.
         image_latents: Clean latents (1 or B, C, h, w) of given pictures; only for methods that start from one.
         added_conditions: `added_conditions(view, "positive" or "negative", latent_size) -> keyword arguments`.
-        control: ControlNet residuals.
+        control: One or several ControlNets or the like.
         decoder: Latents to pixels, differentiable where a method takes gradients.
         encoder: Pixels to latents.
         unet: The module inside `denoiser`, for methods that patch layers.
@@ -102,9 +102,9 @@ def sample(
         encoder=encoder,
         unet=unet,
     )
-    evaluator = Evaluator(
-        denoiser, stepper, Conditions(context, negative_context, added_conditions, control), view_batch_size
-    )
+    controls = [control] if isinstance(control, Control) else list(control or ())
+    conditions = Conditions(context, negative_context, added_conditions, controls)
+    evaluator = Evaluator(denoiser, stepper, conditions, view_batch_size)
     with torch.no_grad():  # not inference_mode: editors may need gradients
         stages = _plan(method, run)
         num_steps, done = sum(len(stage.steps) for stage in stages), 0

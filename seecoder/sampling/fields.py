@@ -152,7 +152,7 @@ class Evaluator:
         with ExitStack() as stack:
             for patch in path.patches.get(network, ()):
                 stack.enter_context(patch.active(step, size))
-            keywords |= self.conditions.residuals(batch, context, items, step)
+            keywords |= self.conditions.residuals(batch, context, items, step, keywords)
             output = self.denoiser(batch, step.timestep, context, **keywords)
         return list(output.chunk(len(branches)))
 

@@ -1,8 +1,9 @@
 """A path: one way of predicting noise for the whole sample, fused from views of it."""
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -22,16 +23,12 @@ class Patch(ABC):
 
 
 @contextmanager
-def changed(module: torch.nn.Module, **values: object) -> Iterator[None]:
-    """A module with other attributes for the duration of the block; the very objects from before come back."""
-    before = {name: getattr(module, name) for name in values}
-    try:
-        for name, value in values.items():
-            setattr(module, name, value)
+def uncompiled() -> Iterator[None]:
+    """Run compiled networks as plain Python for the duration of the block: they do not look at hooks added later."""
+    with ExitStack() as stack:
+        if "torch._dynamo" in sys.modules:  # nothing has been compiled without it
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
         yield
-    finally:
-        for name, value in before.items():
-            setattr(module, name, value)
 
 
 Planner = Callable[[Step, int], Sequence[View]]  # (step, picture) -> the views that one picture is seen through

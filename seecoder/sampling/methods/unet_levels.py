@@ -11,7 +11,10 @@ from typing import Any
 
 import torch
 
+from seecoder.sampling.methods.convolutions import convolutions_in
+
 _SAMPLERS = ("downsamplers", "upsamplers")
+_CONVOLUTIONS = ("conv", "conv1", "conv2")  # of residual layers and samplers
 
 
 def num_levels(unet: Any) -> int:
@@ -29,7 +32,11 @@ def num_levels(unet: Any) -> int:
 
 
 def spatial_convolutions(unet: Any) -> dict[str, torch.nn.Conv2d]:
-    """All convolutions inside the blocks that look at neighbours, by address (`down.0.resnets.1.conv2`)."""
+    """All convolutions inside the blocks that look at neighbours, by address (`down.0.resnets.1.conv2`).
+
+    Raises:
+        ValueError: A layer that should be one of them cannot be changed.
+    """
     num_levels(unet)
     blocks = {f"down.{place}": block for place, block in enumerate(unet.down_blocks)}
     if unet.mid_block is not None:
@@ -38,6 +45,8 @@ def spatial_convolutions(unet: Any) -> dict[str, torch.nn.Conv2d]:
     found = {}
     for address, block in blocks.items():
         for name, module in block.named_modules():
+            if name.rpartition(".")[2] in _CONVOLUTIONS and not isinstance(module, torch.nn.AvgPool2d):
+                convolutions_in(module, f"{address}.{name}")
             if isinstance(module, torch.nn.Conv2d) and max(module.kernel_size) > 1:
                 for sampler in _SAMPLERS:
                     name = name.replace(f"{sampler}.0", "sampler")

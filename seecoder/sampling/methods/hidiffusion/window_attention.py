@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from seecoder.sampling.methods.hidiffusion.feature_sizes import Frames, size_recorder
-from seecoder.sampling.path import Patch
+from seecoder.sampling.path import Patch, uncompiled
 from seecoder.sampling.step import Step
 from seecoder.sampling.views import Size
 
@@ -30,6 +30,7 @@ class WindowAttention(Patch):
         """The network with window attention."""
         quarter = int(torch.randint(4, (), generator=torch.Generator().manual_seed(step.index)).item())
         with ExitStack() as stack:
+            stack.enter_context(uncompiled())
             frames: Frames = {}
             for transformer in self._transformers:
                 stack.callback(transformer.register_forward_pre_hook(size_recorder(frames)).remove)
@@ -67,7 +68,7 @@ def to_windows(tokens: torch.Tensor, frame: Size, quarter: int) -> torch.Tensor:
     height, width = frame
     if height % 2 or width % 2:
         return tokens
-    values = tokens.view(-1, height, width, tokens.shape[-1])
+    values = tokens.reshape(-1, height, width, tokens.shape[-1])
     values = values.roll((-(height // 2 * quarter // 4), -(width // 2 * quarter // 4)), (1, 2))
     values = values.view(-1, 2, height // 2, 2, width // 2, tokens.shape[-1]).transpose(2, 3)
     return values.reshape(-1, height * width // 4, tokens.shape[-1])
@@ -78,7 +79,7 @@ def from_windows(tokens: torch.Tensor, frame: Size, quarter: int) -> torch.Tenso
     height, width = frame
     if height % 2 or width % 2:
         return tokens
-    values = tokens.view(-1, 2, 2, height // 2, width // 2, tokens.shape[-1]).transpose(2, 3)
+    values = tokens.reshape(-1, 2, 2, height // 2, width // 2, tokens.shape[-1]).transpose(2, 3)
     values = values.reshape(-1, height, width, tokens.shape[-1])
     values = values.roll((height // 2 * quarter // 4, width // 2 * quarter // 4), (1, 2))
     return values.reshape(-1, height * width, tokens.shape[-1])

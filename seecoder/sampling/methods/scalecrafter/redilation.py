@@ -3,25 +3,28 @@
 Paper: He et al., "ScaleCrafter", ICLR 2024, arXiv 2310.07702, Eq. 2-3. A factor d is a dilation by D = ceil(d) on a
 feature map enlarged by D / d, whose result is brought back to the size that the plain layer would give.
 
-Layers are changed in place (dilation, padding, for dispersion the kernel) and given back in a `finally`; nothing is
-copied, so that adapters on the layers and bit-identity survive.
+Layers compute another function of their input and weight for a while. Nothing of the layers themselves changes, so
+that adapters, offloading and bit-identity survive (`convolutions`).
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch.nn import functional
 
+from seecoder.sampling.methods.convolutions import convolved, convolving, unpacked
 from seecoder.sampling.methods.scalecrafter.dispersion import DISPERSED, KERNEL, dispersed
 from seecoder.sampling.methods.unet_levels import select
-from seecoder.sampling.path import Patch, changed
+from seecoder.sampling.path import Patch, uncompiled
 from seecoder.sampling.step import Step
 from seecoder.sampling.views import Size
 
 Factor = tuple[float, float]
+Disperser = Callable[[torch.nn.Conv2d, torch.Tensor], torch.Tensor]  # (layer, its weight) -> the kernel in its place
 
 
 def split_factor(factor: float) -> tuple[int, float]:
@@ -38,7 +41,7 @@ def progressive_factor(factor: float, index: int, until: int) -> float:
 
 
 @contextmanager
-def redilated(conv: torch.nn.Conv2d, factor: Factor, kernel: torch.Tensor | None = None) -> Iterator[None]:
+def redilated(conv: torch.nn.Conv2d, factor: Factor, disperse: Disperser | None = None) -> Iterator[None]:
     """One convolution with its reach multiplied by `factor` (rows, columns), optionally with another kernel.
 
     Its output has the size of the plain layer's, ceil(H / stride), also on odd maps.
@@ -46,42 +49,36 @@ def redilated(conv: torch.nn.Conv2d, factor: Factor, kernel: torch.Tensor | None
     Args:
         conv: A layer with "same" padding.
         factor: Reach of the changed layer in units of the plain layer's dilation.
-        kernel: Dispersed weights (out, in, 5, 5); its taps then stand `factor` apart.
+        disperse: Makes dispersed weights (out, in, 5, 5) of the layer and its own; their taps stand `factor` apart.
 
     Raises:
         ValueError: If the layer does not pad its input to the same size.
     """
-    side = conv.kernel_size if kernel is None else tuple(kernel.shape[-2:])
     if conv.padding != tuple(d * (k - 1) // 2 for d, k in zip(conv.dilation, conv.kernel_size, strict=True)):
         raise ValueError(f"A convolution with padding={conv.padding} cannot be re-dilated: it must keep the size.")
-    (rows, up_rows), (columns, up_columns) = split_factor(factor[0]), split_factor(factor[1])
-    dilation = (conv.dilation[0] * rows, conv.dilation[1] * columns)
-    padding = (dilation[0] * (side[0] - 1) // 2, dilation[1] * (side[1] - 1) // 2)
-    both_sides = [padding[1], padding[1], padding[0], padding[0]]
-    values = {"dilation": dilation, "padding": padding, "_reversed_padding_repeated_twice": both_sides}
-    if kernel is not None:
-        values |= {"weight": torch.nn.Parameter(kernel, requires_grad=False), "kernel_size": side}
-    with ExitStack() as stack:
-        stack.enter_context(changed(conv, **values))
-        if (up_rows, up_columns) != (1.0, 1.0):
-            _resize(stack, conv, (up_rows, up_columns))
+    with convolving(conv, partial(_redilated, conv, factor, disperse)):
         yield
 
 
-def _resize(stack: ExitStack, conv: torch.nn.Conv2d, enlargement: Factor) -> None:
-    """Enlarge what goes in, and bring what comes out to the plain layer's size, until the stack is closed."""
-    sizes: list[Size] = []
-
-    def before(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        height, width = inputs[0].shape[-2:]
-        sizes.append((-(-height // conv.stride[0]), -(-width // conv.stride[1])))
-        return (_bilinear(inputs[0], (round(height * enlargement[0]), round(width * enlargement[1]))), *inputs[1:])
-
-    def after(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
-        return _bilinear(output, sizes.pop())
-
-    stack.callback(conv.register_forward_pre_hook(before).remove)
-    stack.callback(conv.register_forward_hook(after).remove)
+def _redilated(
+    conv: torch.nn.Conv2d,
+    factor: Factor,
+    disperse: Disperser | None,
+    inputs: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+) -> torch.Tensor:
+    """What a re-dilated layer gives: what goes in is enlarged, what comes out brought to the plain layer's size."""
+    (rows, up_rows), (columns, up_columns) = split_factor(factor[0]), split_factor(factor[1])
+    kernel = weight if disperse is None else disperse(conv, weight)
+    dilation = (conv.dilation[0] * rows, conv.dilation[1] * columns)
+    padding = (dilation[0] * (kernel.shape[-2] - 1) // 2, dilation[1] * (kernel.shape[-1] - 1) // 2)
+    height, width = inputs.shape[-2:]
+    enlarged = _bilinear(inputs, (round(height * up_rows), round(width * up_columns)))
+    stride = (conv.stride[0], conv.stride[1])
+    outputs = convolved(conv, enlarged, kernel, bias, stride=stride, padding=padding, dilation=dilation)
+    is_resized = (up_rows, up_columns) != (1.0, 1.0)
+    return _bilinear(outputs, (-(-height // stride[0]), -(-width // stride[1]))) if is_resized else outputs
 
 
 def _bilinear(values: torch.Tensor, size: Size) -> torch.Tensor:
@@ -143,17 +140,24 @@ class ReDilation(Patch):
             for conv, full in self._factors.items():
                 factor = self.factor_at(full, step.index)
                 if max(factor) > 1.0:
-                    kernel = self._kernel(conv, step.index)
+                    disperse = self._disperser(conv, step.index)
                     # The taps of a dispersed kernel stand half as far apart, for the same reach.
-                    reach = factor if kernel is None else (factor[0] / 2, factor[1] / 2)
-                    stack.enter_context(redilated(conv, reach, kernel))
+                    reach = factor if disperse is None else (factor[0] / 2, factor[1] / 2)
+                    stack.enter_context(redilated(conv, reach, disperse))
+            if max((max(self.factor_at(full, step.index)) for full in self._factors.values()), default=1.0) > 1.0:
+                stack.enter_context(uncompiled())
             yield
 
-    def _kernel(self, conv: torch.nn.Conv2d, index: int) -> torch.Tensor | None:
+    def _disperser(self, conv: torch.nn.Conv2d, index: int) -> Disperser | None:
+        """What disperses a layer's kernel at a step; None where it is not dispersed."""
         if conv not in self._dispersed or index >= self._disperse_until or self._matrix is None:
             return None
-        if conv not in self._kernels:
-            if conv.kernel_size != (KERNEL, KERNEL):
-                raise ValueError(f"Only {KERNEL}x{KERNEL} kernels can be dispersed to {DISPERSED}x{DISPERSED}.")
-            self._kernels[conv] = dispersed(conv.weight.detach(), self._matrix)
-        return self._kernels[conv]
+        if conv.kernel_size != (KERNEL, KERNEL):
+            raise ValueError(f"Only {KERNEL}x{KERNEL} kernels can be dispersed to {DISPERSED}x{DISPERSED}.")
+        return self._disperse
+
+    def _disperse(self, conv: torch.nn.Conv2d, weight: torch.Tensor) -> torch.Tensor:
+        """The dispersed kernel of a layer with such a weight; made once."""
+        if conv not in self._kernels and self._matrix is not None:
+            self._kernels[conv] = dispersed(unpacked(weight).detach(), self._matrix)
+        return self._kernels[conv].to(weight.device)

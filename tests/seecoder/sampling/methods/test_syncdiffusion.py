@@ -51,7 +51,7 @@ def parts(make_scheduler, make_denoiser, context, decoder):
             dtype=torch.float64,
             decoder=decoder,
         )
-        conditions = Conditions(context[:batch], torch.zeros_like(context[:1]), None, None)
+        conditions = Conditions(context[:batch], torch.zeros_like(context[:1]), None, ())
         evaluator = Evaluator(make_denoiser(), stepper, conditions, view_batch_size=3)
         path = settings.windows.paths(run, (8, width), {})[0]
         step = Step(2, 10, stepper.timesteps[2], stepper.times[2], 1000, (8, width), (8, 8))

@@ -5,7 +5,7 @@ import torch
 from diffusers import ControlNetModel
 
 from seecoder.sampling import Control, HiDiffusion, sample
-from seecoder.sampling.methods.hidiffusion.feature_sizes import Shrink
+from seecoder.sampling.methods.hidiffusion.feature_sizes import Shrink, levels_of_features
 from seecoder.sampling.step import Step
 
 SIDE = 16
@@ -98,3 +98,35 @@ def test_residuals_come_at_the_sizes_of_the_maps_that_they_are_added_to(
     torch.testing.assert_close(call(residuals(levels)), call(residuals(small)))
     assert not torch.allclose(call(residuals(levels)), call({}), rtol=1e-3)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in unet.modules())
+
+
+@pytest.mark.parametrize("size", [(32, 32), (36, 20), (33, 47)])
+@pytest.mark.parametrize("level", [0, 1])
+def test_features_of_an_adapter_come_at_the_sizes_of_the_maps_that_they_are_added_to(
+    size, level, make_unet, context
+) -> None:
+    """Maps that are constant in space are so at any size: added at the plain sizes no less than at the right."""
+    unet = make_unet()
+    strides = {"plain": (2, 2), "small": tuple(4 if place == level else 2 for place in (0, 1))}
+    values = torch.randn((3, 16, 1, 1), generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+
+    def features(name):
+        sizes = [size]
+        for stride in strides[name]:
+            sizes.append(tuple(-(-side // stride) for side in sizes[-1]))
+        return [
+            value[None, :width].expand(1, -1, *sizes[place])
+            for value, width, place in zip(
+                values, unet.config.block_out_channels, levels_of_features(unet), strict=True
+            )
+        ]
+
+    latents = torch.randn((1, 4, *size), generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+
+    def call(name):
+        given = {} if name is None else {"down_intrablock_additional_residuals": features(name)}
+        with Shrink(unet, level, 2, 10, 10).active(step(), size):
+            return unet(latents, 500, encoder_hidden_states=context[:1], **given).sample
+
+    torch.testing.assert_close(call("plain"), call("small"))
+    assert not torch.allclose(call("plain"), call(None), rtol=1e-3)

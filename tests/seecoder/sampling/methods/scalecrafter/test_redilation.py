@@ -122,7 +122,7 @@ def test_check_15_the_output_keeps_the_plain_size_on_odd_maps(size, stride, fact
 
 def fingerprint(unet) -> tuple:
     layers = [m for m in unet.modules() if isinstance(m, torch.nn.Conv2d)]
-    attributes = [(m.dilation, m.padding, m.kernel_size, m._reversed_padding_repeated_twice) for m in layers]
+    attributes = [dict(vars(m)) for m in layers]
     hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in layers]
     return {name: value.clone() for name, value in unet.state_dict().items()}, attributes, hooks
 
