@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from seecoder.base_model.facts import pixels_per_cell
+from seecoder.pipelines.out_of_memory import is_out_of_memory, release_cached_memory
 from seecoder.sampling.tiles.tile_statistics import normalised_like, shrunken
 from seecoder.sampling.tiles.tiling import decode_in_tiles, encode_in_tiles
 
@@ -151,7 +152,7 @@ def _in_parts(
             with _without_own_tiling(vae):
                 parts = [run(part, plan.tiles) for part in values.split(plan.pictures)]
                 joined = parts[0] if len(parts) == 1 else torch.cat(parts)
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
         else:
@@ -161,7 +162,7 @@ def _in_parts(
                 notes.append(note)
             return joined
         # Outside the handler, which would keep the failed attempt's tensors alive through the traceback.
-        torch.cuda.empty_cache()
+        release_cached_memory()
     raise RuntimeError(
         f"no memory left to {way} latents of {size[0]}x{size[1]} cells, in tiles too. Ask for a smaller picture."
     )
@@ -207,12 +208,3 @@ def _without_own_tiling(vae: Any) -> Iterator[None]:
         yield
     finally:
         vae.use_tiling = True
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Say whether an error means that memory ran out, on an accelerator or in torch's CPU allocator.
-
-    Args:
-        error: What was raised.
-    """
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
