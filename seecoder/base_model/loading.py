@@ -26,6 +26,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 CLASSES = {
     "unet": ("UNet2DConditionModel",),
     "controlnet": ("ControlNetModel",),
+    "adapter": ("T2IAdapter",),
     "vae": ("AutoencoderKL", "AutoencoderTiny", "AsymmetricAutoencoderKL", "VQModel"),
 }
 _CONFIG_NAMES = {"pipeline": "model_index.json", "scheduler": "scheduler_config.json"}
@@ -39,7 +40,7 @@ def load_config(base: str | os.PathLike, part: str, *, at_top: bool = False, **h
 
     Args:
         base: A folder, a file, or a repository on the Hub.
-        part: `unet`, `vae`, `scheduler`, `controlnet`, or `pipeline` for the index.
+        part: `unet`, `vae`, `scheduler`, `controlnet`, `adapter`, or `pipeline` for the index.
         at_top: The part is `base` itself, not a sub-folder of it; the index always is.
         hub: `revision`, `token`, `cache_dir`, `local_files_only`; `prediction_type`, what the base says of
             itself, corrected; `sdxl`, whether a VAE in a file is SDXL's.
@@ -206,17 +207,18 @@ def load_part(
         return scheduler_class(name).from_config(config)
     if Path(base).is_file():
         return SingleFile.open(base).load(part, dtype, variant=variant, **options)
-    if name not in CLASSES[part]:
-        raise ValueError(f"`{base}/{part}` holds a {name}; expected {' or '.join(CLASSES[part])}.")
+    accepted = CLASSES[part.partition("_")[0]]  # `controlnet_1` is the second of several
+    if name not in accepted:
+        raise ValueError(f"`{base}/{part}` holds a {name}; expected {' or '.join(accepted)}.")
     return load_model(getattr(diffusers, name), base, None if at_top else part, dtype, variant=variant, **hub)
 
 
 def load_beside(source: str | os.PathLike, part: str, dtype: torch.dtype | None, *, sdxl: bool) -> Any:
-    """Load a VAE or a ControlNet that does not come with the base.
+    """Load a VAE, a ControlNet or a T2I-Adapter that does not come with the base.
 
     Args:
         source: The part's own folder, repository or file, or the folder or file of a base that has it.
-        part: `vae` or `controlnet`.
+        part: `vae`, `controlnet` or `adapter`.
         dtype: What to load weights as; None for float32.
         sdxl: Whether the base is SDXL's, which a VAE in a file does not say of itself.
 

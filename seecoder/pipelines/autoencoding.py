@@ -69,7 +69,17 @@ def in_float32(module: nn.Module) -> Iterator[None]:
 
     Args:
         module: Any module; its parameters and buffers are the same objects before and after.
+
+    Raises:
+        RuntimeError: Offloading puts its layers back one by one as they were.
     """
+    if any(hasattr(part, "_diffusers_hook") for part in module.modules()) or any(
+        p.is_meta for p in module.parameters()
+    ):
+        raise RuntimeError(
+            f"the {type(module).__name__} is offloaded layer by layer and has to work in float32. Load it in float32, "
+            "or offload by model."
+        )
     originals = [(tensor, tensor.data) for tensor in (*module.parameters(), *module.buffers())]
     try:
         for tensor, original in originals:

@@ -1,30 +1,48 @@
 """What the pipelines for Stable Diffusion and SDXL share: their parts, and how these are loaded and saved."""
 
 import os
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal, Self
 
 import torch
-from diffusers import AutoencoderKL, ControlNetModel, DiffusionPipeline, SchedulerMixin, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    ControlNetModel,
+    DiffusionPipeline,
+    MultiAdapter,
+    MultiControlNetModel,
+    SchedulerMixin,
+    T2IAdapter,
+    UNet2DConditionModel,
+)
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.pipelines.pipeline_utils import StableDiffusionMixin
+from transformers import PreTrainedModel
 
 from seecoder.base_model.facts import family, is_sdxl, pixels_per_cell
 from seecoder.base_model.fit import check_parts
 from seecoder.base_model.loading import load_beside, load_config, load_part
 from seecoder.encoder.model import SeeCoder
 from seecoder.images.scaling import ENCODED_SIZE
+from seecoder.pipelines.adapters.control import check_adapter
+from seecoder.pipelines.adapters.image_prompt import ImagePrompts
+from seecoder.pipelines.adapters.lora import UnetLora
 from seecoder.pipelines.conditioning import encode_pictures
 from seecoder.pipelines.inputs import CALLBACK_TENSORS, Pictures, Request
 from seecoder.sampling.conditions import AddedConditions
 from seecoder.sampling.views import Size
 
+ControlNets = ControlNetModel | MultiControlNetModel | Sequence[ControlNetModel]
+Adapters = T2IAdapter | MultiAdapter | Sequence[T2IAdapter]
+
+_PATH = (str, os.PathLike)
 _PARTS = ("vae", "unet", "scheduler")
-_OPTIONAL_PARTS = ("encoder", "controlnet")
+_OPTIONAL_PARTS = ("encoder", "controlnet", "adapter")
 _CHECKED = ("unet", "vae", "encoder", "controlnet")
 _HUB_OPTIONS = ("variant", "revision", "token", "cache_dir", "local_files_only")
 
 
-class ContextPipeline(DiffusionPipeline, StableDiffusionMixin):
+class ContextPipeline(DiffusionPipeline, StableDiffusionMixin, UnetLora, ImagePrompts):
     """Base of `SeeCoderPipeline` and `SeeCoderXLPipeline`.
 
     One call at a time: like every diffusers pipeline it remembers the running call (`interrupt`). Components are never
@@ -35,17 +53,18 @@ class ContextPipeline(DiffusionPipeline, StableDiffusionMixin):
         unet: The denoiser.
         scheduler: The schedule that the UNet was trained with.
         encoder: The SeeCoder; None if every call brings its `context`.
-        controlnet: Spatial control; None for none.
+        controlnet: Spatial control by one ControlNet, or by several in a list; None for none.
+        adapter: Spatial control by one T2I-Adapter, or by several in a list; None for none.
+        image_encoder: What an IP-Adapter sees pictures with; `load_ip_adapter` brings it.
+        feature_extractor: What prepares them for it.
 
     Raises:
         ValueError: Parts that do not fit each other.
     """
 
-    model_cpu_offload_seq: ClassVar[str] = "encoder->unet->vae"
-    _optional_components: ClassVar[list[str]] = list(_OPTIONAL_PARTS)
+    model_cpu_offload_seq: ClassVar[str] = "encoder->image_encoder->unet->vae"
+    _optional_components: ClassVar[list[str]] = [*_OPTIONAL_PARTS, "image_encoder", "feature_extractor"]
     _callback_tensor_inputs: ClassVar[list[str]] = list(CALLBACK_TENSORS)
-    _lora_loadable_modules: ClassVar[list[str]] = ["unet"]
-    text_encoder = None  # diffusers' LoRA loader asks for it
     unet_family: ClassVar[Literal["sd", "sdxl"]]  # of the UNets that it takes
 
     def __init__(
@@ -54,10 +73,18 @@ class ContextPipeline(DiffusionPipeline, StableDiffusionMixin):
         unet: UNet2DConditionModel,
         scheduler: SchedulerMixin,
         encoder: SeeCoder | None = None,
-        controlnet: ControlNetModel | None = None,
+        controlnet: ControlNets | None = None,
+        adapter: Adapters | None = None,
+        image_encoder: PreTrainedModel | None = None,
+        feature_extractor: Any | None = None,
     ) -> None:
         super().__init__()
+        if isinstance(controlnet, (list, tuple)):
+            controlnet = MultiControlNetModel(controlnet)
+        if isinstance(adapter, (list, tuple)):
+            adapter = MultiAdapter(list(adapter))
         self.register_modules(vae=vae, unet=unet, scheduler=scheduler, encoder=encoder, controlnet=controlnet)
+        self.register_modules(adapter=adapter, image_encoder=image_encoder, feature_extractor=feature_extractor)
         self._interrupt = False
         self._num_timesteps = 0
 
@@ -70,6 +97,8 @@ class ContextPipeline(DiffusionPipeline, StableDiffusionMixin):
         parts = {**{part: self.__dict__.get(part) for part in _CHECKED}, name: value}
         if name in _CHECKED and None not in (parts["unet"], parts["vae"]):
             self._check(**parts)
+        if name == "adapter" and value is not None:
+            check_adapter(self.unet, value)
         super().__setattr__(name, value)
         if name == "vae" and value is not None:
             self.vae_scale_factor: int = pixels_per_cell(value)
@@ -91,7 +120,8 @@ class ContextPipeline(DiffusionPipeline, StableDiffusionMixin):
         encoder: SeeCoder | None = None,
         vae: AutoencoderKL | str | os.PathLike[str] | None = None,
         dtype: torch.dtype | None = None,
-        controlnet: ControlNetModel | str | os.PathLike[str] | None = None,
+        controlnet: ControlNets | str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
+        adapter: Adapters | str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
         prediction_type: str | None = None,
         **hub: Any,
     ) -> Self:
@@ -104,7 +134,8 @@ class ContextPipeline(DiffusionPipeline, StableDiffusionMixin):
             encoder: A `SeeCoder`; None if every call brings its `context`.
             vae: Another autoencoder than the base's, or its folder or file.
             dtype: What to hold the networks in, given ones included; None reads float32 and leaves given ones alone.
-            controlnet: A `ControlNetModel`, or its folder or file.
+            controlnet: A `ControlNetModel`, or its folder or file; or a list of them.
+            adapter: A `T2IAdapter`, or its folder; or a list of them.
             prediction_type: What the UNet predicts ("epsilon", "v_prediction"), where the base says nothing or errs.
             hub: `variant`, `revision`, `token`, `cache_dir`, `local_files_only`.
 
@@ -118,21 +149,25 @@ class ContextPipeline(DiffusionPipeline, StableDiffusionMixin):
             TypeError: An unknown option.
         """
         _check_hub_options(hub)
-        parts: dict[str, Any] = {"vae": vae, "encoder": encoder, "controlnet": controlnet}
+        parts: dict[str, Any] = {"vae": vae, "encoder": encoder, "controlnet": controlnet, "adapter": adapter}
         given = {name: part for name, part in parts.items() if part is not None}
         own: dict[str, Any] = {
             name: load_part(base, name, dtype, prediction_type=prediction_type, **hub)
             for name in _PARTS
             if name not in given
         }
-        for name in ("vae", "controlnet"):
-            if isinstance(given.get(name), (str, os.PathLike)):
-                own[name] = load_beside(given.pop(name), name, dtype, sdxl=is_sdxl(own["unet"]))
+        for name in {"vae", "controlnet", "adapter"} & set(given):
+            members = given[name] if isinstance(given[name], (list, tuple)) else [given[name]]
+            loaded = [
+                load_beside(member, name, dtype, sdxl=is_sdxl(own["unet"])) if isinstance(member, _PATH) else member
+                for member in members
+            ]
+            given[name] = loaded if isinstance(given[name], (list, tuple)) else loaded[0]
         pipeline = cls(**given, **own)
         pipeline.register_to_config(_name_or_path=os.fspath(base))
-        for module in given.values():
-            if dtype is not None and module.dtype != dtype:
-                module.to(dtype)
+        for module in given:
+            if dtype is not None and getattr(pipeline, module).dtype != dtype:
+                getattr(pipeline, module).to(dtype)
         return pipeline
 
     @classmethod
@@ -193,7 +228,7 @@ class ContextPipeline(DiffusionPipeline, StableDiffusionMixin):
             if name == "encoder":
                 parts[name] = SeeCoder.from_pretrained(base, subfolder=name, dtype=dtype or torch.float32, **kwargs)
             else:
-                parts[name] = load_part(base, name, dtype, **kwargs)
+                parts[name] = _load_all(base, name, str(index[name][1]), dtype, kwargs)
         pipeline = cls(**parts)
         pipeline.register_to_config(_name_or_path=os.fspath(base))
         return pipeline
@@ -207,15 +242,16 @@ class ContextPipeline(DiffusionPipeline, StableDiffusionMixin):
             kwargs: Those of `DiffusionPipeline.save_pretrained` (`variant`, `max_shard_size`, `push_to_hub`, ...).
 
         Raises:
-            ValueError: A pickle was asked for.
+            ValueError: A pickle was asked for, or a LoRA or an IP-Adapter is still loaded.
         """
+        if any(".lora_" in name or ".to_k_ip" in name for name in self.unet.state_dict()):
+            raise ValueError(
+                "the UNet holds an adapter, which the folder could not be read with again. Call `fuse_lora()` and "
+                "`unload_lora_weights()`, or `unload_ip_adapter()`, first."
+            )
         if (args and args[0] is False) or kwargs.get("safe_serialization") is False:
             raise ValueError("`safe_serialization`=False would write pickles, which no reader here accepts.")
         super().save_pretrained(save_directory, *args, **kwargs)
-
-    @classmethod
-    def load_lora_into_text_encoder(cls, state_dict: dict[str, Any], *args: Any, **kwargs: Any) -> None:
-        """Leave a LoRA's text parts out: there is no text encoder here."""
 
     # ------------------------------------------------------------------------------------------------------ running
 
@@ -261,6 +297,21 @@ class ContextPipeline(DiffusionPipeline, StableDiffusionMixin):
             size: (height, width) of the result in pixels.
         """
         return None
+
+
+def _load_all(
+    base: str | os.PathLike[str], name: str, class_name: str, dtype: torch.dtype | None, hub: dict[str, Any]
+) -> Any:
+    """Load a part, or the list of its members: diffusers saves these as `controlnet`, `controlnet_1` and so on."""
+    found = [load_part(base, name, dtype, **hub)]
+    while class_name.startswith("Multi"):
+        member = f"{name}_{len(found)}"
+        try:
+            load_config(base, member, **{option: value for option, value in hub.items() if option != "variant"})
+        except FileNotFoundError:
+            return found
+        found.append(load_part(base, member, dtype, **hub))
+    return found[0]
 
 
 def _check_hub_options(options: dict[str, Any]) -> None:

@@ -10,11 +10,13 @@ import torch
 from diffusers.utils import BaseOutput
 
 from seecoder.base_model.facts import is_sdxl, native_size
+from seecoder.pipelines.adapters.control import controllers
+from seecoder.pipelines.adapters.image_prompt import check_image_prompts, embeddings, with_image_prompts
 from seecoder.pipelines.autoencoding import decode_latents, in_float32, vae_decoder, vae_encoder
 from seecoder.pipelines.base import ContextPipeline
 from seecoder.pipelines.conditioning import condition
-from seecoder.pipelines.inputs import Request, check_size, control_pixels, start_pixels
-from seecoder.pipelines.networks import HalvedOnDemand, control_residuals
+from seecoder.pipelines.inputs import Request, check_size, start_pixels
+from seecoder.pipelines.networks import HalvedOnDemand
 from seecoder.sampling.composition import compose
 from seecoder.sampling.conditions import Control
 from seecoder.sampling.engine import sample
@@ -62,16 +64,16 @@ class Call:
             width if request.width is None else request.width,
         )
         check_size(*self._size, self._cell)
-        if (request.control_image is None) != (pipe.controlnet is None):
-            names = ("control_image", "controlnet")
-            have, lack = names if pipe.controlnet is None else names[::-1]
-            raise ValueError(f"there is a `{have}` but no `{lack}`; one works only with the other.")
+        self._controllers = controllers(pipe.controlnet, pipe.adapter, request)
+        check_image_prompts(pipe, request)
+        pipe.check_lora_scale(request.cross_attention_kwargs)
         if is_sdxl(pipe.unet) and (request.context is None) != (request.pooled_context is None):
             raise ValueError("`context` and `pooled_context` go together; `encode_context` gives both.")
         cells = (self._size[0] // self._cell, self._size[1] // self._cell)
         self._recipe = compose(named_methods(request.method, cells, self._native, request.num_inference_steps))
         self._notes: list[str] = []
 
+    @torch.inference_mode(False)  # SyncDiffusion needs gradients, whatever mode the caller is in
     @torch.no_grad()
     def run(self) -> SeeCoderPipelineOutput:
         """Make the pictures.
@@ -109,6 +111,7 @@ class Call:
         extra: dict[str, Any] = {}
         if request.cross_attention_kwargs is not None:
             extra["cross_attention_kwargs"] = dict(request.cross_attention_kwargs)
+        added = pipe.added_conditions(request, pooled, self._size)
         encoder = vae_encoder(pipe.vae, request.autoencoder_memory, notes)
         start = None
         if request.start_image is not None:
@@ -129,8 +132,8 @@ class Call:
             method=self._recipe,
             latents=request.latents,
             image_latents=start,
-            added_conditions=pipe.added_conditions(request, pooled, self._size),
-            control=self._control(count),
+            added_conditions=with_image_prompts(added, embeddings(pipe, request, count)),
+            control=self._controls(count),
             decoder=vae_decoder(pipe.vae, request.autoencoder_memory, notes, self._native),
             encoder=encoder,
             unet=pipe.unet,
@@ -138,20 +141,10 @@ class Call:
             on_stage=self._after_stage,
         )
 
-    def _control(self, count: int) -> Control | None:
-        """The ControlNet and what it sees, if there is one."""
-        pipe, request = self._pipe, self._request
-        if request.control_image is None:
-            return None
-        residuals = control_residuals(
-            pipe.controlnet,
-            request.controlnet_conditioning_scale,
-            request.control_guidance_start,
-            request.control_guidance_end,
-            pipe.scheduler.config.num_train_timesteps,
-        )
-        image = control_pixels(request.control_image, count).to(pipe._execution_device)
-        return Control(image, HalvedOnDemand(residuals, "ControlNet", self._notes), self._cell)
+    def _controls(self, count: int) -> list[Control]:
+        """Spatial control of a number of results."""
+        pipe = self._pipe
+        return [one.control(count, pipe._execution_device, self._cell, self._notes) for one in self._controllers]
 
     def _after_step(self, bar: Any, progress: Progress) -> None:
         """Move the progress bar, call the user's callback, and stop if it asked for that."""

@@ -11,6 +11,7 @@ from seecoder.encoder.model import SeeCoder
 from seecoder.images.gate import load_image
 from seecoder.images.scaling import ENCODED_SIZE, limit_area
 from seecoder.pipelines.inputs import Pictures, Request, as_image_sets
+from seecoder.pipelines.networks import bring_to_device
 
 
 @torch.no_grad()
@@ -56,10 +57,7 @@ def encode_pictures(
 def _encode_set(
     encoder: SeeCoder, entry: ImageSet, pictures: Sequence[torch.Tensor], device: torch.device | str
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    # diffusers' offloading brings a module to the accelerator when `forward` is called; `encode` is not `forward`.
-    hook = getattr(encoder, "_hf_hook", None)
-    if hook is not None:
-        hook.pre_forward(encoder)
+    bring_to_device(encoder)  # `encode` is not `forward`
     # One at a time: every picture keeps its own size and aspect.
     outputs = [encoder.encode(pixels.to(device)) for pixels in pictures]
     context = combine_contexts([output.context for output in outputs], entry.weights, entry.combine)

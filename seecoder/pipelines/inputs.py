@@ -20,21 +20,30 @@ from seecoder.sampling.views import Size
 
 # One picture, several, or several contexts of which each is made of one or more pictures.
 Pictures = Picture | ImageSet | Sequence[Picture | ImageSet | Sequence[Picture]]
+# One picture, one for every result, or a list of these with one entry for every network that sees them.
+ControlPictures = Picture | Sequence[Picture] | Sequence[Picture | Sequence[Picture]]
 
 _ASPECT_TOLERANCE = 0.05  # a start picture may be stretched by this much without a word
 CALLBACK_TENSORS = ("latents", "context", "negative_context")
 _SHARE = number(0.0, 1.0)
+
+
+def _one_or_several(rule: Rule) -> Rule:
+    return either(rule, some_of(rule, "a list with one for every network", minimum=1))
+
+
 _RULES = {
     "num_inference_steps": whole(1),
     "num_images_per_prompt": whole(1),
     "view_batch_size": whole(1),
     "guidance_scale": number(),
     "context_scale": number(),
-    "controlnet_conditioning_scale": number(),
+    "controlnet_conditioning_scale": _one_or_several(number()),
     "guidance_rescale": _SHARE,
     "eta": _SHARE,
-    "control_guidance_start": _SHARE,
-    "control_guidance_end": _SHARE,
+    "adapter_conditioning_scale": _one_or_several(number()),
+    "control_guidance_start": _one_or_several(_SHARE),
+    "control_guidance_end": _one_or_several(_SHARE),
     "autoencoder_memory": either(
         number(0.0, above_minimum=True), Rule(lambda value: value == math.inf, "infinity (in GiB)")
     ),
@@ -84,10 +93,14 @@ class Request:
     image_size: int | None
     context_scale: float
     start_image: Picture | None
-    control_image: Picture | Sequence[Picture] | None
-    controlnet_conditioning_scale: float
-    control_guidance_start: float
-    control_guidance_end: float
+    control_image: ControlPictures | None
+    controlnet_conditioning_scale: float | Sequence[float]
+    control_guidance_start: float | Sequence[float]
+    control_guidance_end: float | Sequence[float]
+    adapter_image: ControlPictures | None
+    adapter_conditioning_scale: float | Sequence[float]
+    ip_adapter_image: ControlPictures | None
+    ip_adapter_image_embeds: Sequence[torch.Tensor] | None
     cross_attention_kwargs: Mapping[str, Any] | None
     view_batch_size: int
     autoencoder_memory: float
@@ -104,11 +117,13 @@ class Request:
 
     def __post_init__(self) -> None:
         check_arguments(vars(self))
-        if self.control_guidance_start > self.control_guidance_end:
-            raise ValueError(
-                f"`control_guidance_start`={self.control_guidance_start} must not lie after "
-                f"`control_guidance_end`={self.control_guidance_end}."
-            )
+        starts, ends = self.control_guidance_start, self.control_guidance_end
+        count = max(len(value) if isinstance(value, Sequence) else 1 for value in (starts, ends))
+        starts = one_each("control_guidance_start", starts, count)
+        ends = one_each("control_guidance_end", ends, count)
+        for start, end in zip(starts, ends, strict=True):
+            if start > end:
+                raise ValueError(f"`control_guidance_start`={start} must not lie after `control_guidance_end`={end}.")
         if self.context is not None and self.context_weights is not None:
             raise ValueError("`context_weights` have no effect on a ready `context`; leave them out.")
 
@@ -147,6 +162,24 @@ def as_image_sets(image: Pictures, weights: Sequence[float] | None = None) -> li
             "`context_weights` have no effect: they weigh the pictures of an inner list, as in image=[[first, second]]."
         )
     return sets
+
+
+def one_each(name: str, value: float | Sequence[float], count: int) -> list[float]:
+    """Give every network its number.
+
+    Args:
+        name: What the value is called where the user gives it.
+        value: One number for all, or a list of them.
+        count: Number of ControlNets or T2I-Adapters.
+
+    Raises:
+        ValueError: A list of another length.
+    """
+    if not isinstance(value, Sequence):
+        return [value] * count
+    if len(value) != count:
+        raise ValueError(f"`{name}`={list(value)} must be one number, or {count}: one for every network.")
+    return list(value)
 
 
 def control_pixels(image: Picture | Sequence[Picture], count: int) -> torch.Tensor:

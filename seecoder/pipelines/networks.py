@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 from accelerate.utils import concatenate, slice_tensors
-from diffusers import ControlNetModel
+from torch import nn
 
-from seecoder.pipelines.bounded_memory import is_out_of_memory
+from seecoder.pipelines.out_of_memory import is_out_of_memory, release_cached_memory
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ class HalvedOnDemand:
                     rows = slice(start, start + size)
                     given, named = slice_tensors(rest, rows), slice_tensors(conditions, rows)
                     parts.append(self._network(latents[rows], timestep, *given, **named))
-            except RuntimeError as error:
+            except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
                 if size == 1:
@@ -61,43 +61,19 @@ class HalvedOnDemand:
                 return joined[0] if isinstance(joined, (list, tuple)) and len(joined) == 1 else joined
             # Outside the handler, whose traceback would keep the failed attempt's tensors alive.
             del parts
-            torch.cuda.empty_cache()
+            release_cached_memory()
             self._max_rows = half = size // 2
             note = f"the {self._name} ran out of memory at {size} rows; it gets {half} at a time, which takes longer."
             logger.warning(note)
             self._notes.append(note)
 
 
-def control_residuals(
-    controlnet: ControlNetModel, scale: float, start: float, end: float, num_train_timesteps: int
-) -> Callable[..., dict[str, Any]]:
-    """Make the engine's control callable of a diffusers ControlNet.
+def bring_to_device(module: nn.Module) -> None:
+    """Let diffusers' offloading bring a module to where it works, as it does when `forward` of the module is called.
 
     Args:
-        controlnet: The ControlNet.
-        scale: Factor on all residuals.
-        start: Fraction of the trajectory after which control sets in; 0 is the noisiest end.
-        end: Fraction after which it stops; the fraction of a timestep t is 1 - t / num_train_timesteps.
-        num_train_timesteps: Of the scheduler.
-
-    Returns:
-        `residuals(latents, timestep, context, image) -> keyword arguments of the UNet`; no arguments outside the range.
+        module: A part of a pipeline, of which something else than `forward` is about to be called.
     """
-
-    def residuals(
-        latents: torch.Tensor, timestep: torch.Tensor, context: torch.Tensor, image: torch.Tensor, **conditions: Any
-    ) -> dict[str, Any]:
-        if not (1.0 - end) * num_train_timesteps <= float(timestep) <= (1.0 - start) * num_train_timesteps:
-            return {}
-        down, middle = controlnet(
-            latents,
-            timestep,
-            encoder_hidden_states=context,
-            controlnet_cond=image,
-            conditioning_scale=scale,
-            return_dict=False,
-            **conditions,
-        )
-        return {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
-
-    return residuals
+    hook = getattr(module, "_hf_hook", None)
+    if hook is not None:
+        hook.pre_forward(module)

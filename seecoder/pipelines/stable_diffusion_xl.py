@@ -23,7 +23,7 @@ from seecoder.pipelines.base import ContextPipeline
 from seecoder.pipelines.bounded_memory import AUTOENCODER_MEMORY
 from seecoder.pipelines.call import Call, SeeCoderPipelineOutput
 from seecoder.pipelines.conditioning import encode_pictures
-from seecoder.pipelines.inputs import Picture, Pictures, Request
+from seecoder.pipelines.inputs import ControlPictures, Picture, Pictures, Request
 from seecoder.sampling.conditions import AddedConditions
 from seecoder.sampling.randomness import Generators
 from seecoder.sampling.recipe import Method
@@ -40,7 +40,10 @@ class SeeCoderXLPipeline(ContextPipeline, StableDiffusionXLLoraLoaderMixin):
         unet: The denoiser.
         scheduler: The schedule that the UNet was trained with; copied for every call.
         encoder: The SeeCoder; None if every call brings `context` and `pooled_context`.
-        controlnet: Spatial control; None for none.
+        controlnet: Spatial control by one ControlNet, or by several in a list; None for none.
+        adapter: Spatial control by one T2I-Adapter, or by several in a list; None for none.
+        image_encoder: What an IP-Adapter sees pictures with; `load_ip_adapter` brings it.
+        feature_extractor: What prepares them for it.
 
     Raises:
         ValueError: Parts that do not fit each other.
@@ -96,10 +99,14 @@ class SeeCoderXLPipeline(ContextPipeline, StableDiffusionXLLoraLoaderMixin):
         image_size: int | None = ENCODED_SIZE,
         context_scale: float = 1.0,
         start_image: Picture | None = None,
-        control_image: Picture | Sequence[Picture] | None = None,
-        controlnet_conditioning_scale: float = 1.0,
-        control_guidance_start: float = 0.0,
-        control_guidance_end: float = 1.0,
+        control_image: ControlPictures | None = None,
+        controlnet_conditioning_scale: float | Sequence[float] = 1.0,
+        control_guidance_start: float | Sequence[float] = 0.0,
+        control_guidance_end: float | Sequence[float] = 1.0,
+        adapter_image: ControlPictures | None = None,
+        adapter_conditioning_scale: float | Sequence[float] = 1.0,
+        ip_adapter_image: ControlPictures | None = None,
+        ip_adapter_image_embeds: Sequence[torch.Tensor] | None = None,
         cross_attention_kwargs: Mapping[str, Any] | None = None,
         view_batch_size: int = 16,
         autoencoder_memory: float = AUTOENCODER_MEMORY,
@@ -141,10 +148,17 @@ class SeeCoderXLPipeline(ContextPipeline, StableDiffusionXLLoraLoaderMixin):
             context_scale: Factor on the context and the pooled vector. 0 is unconditional, 1 as encoded; above 1
                 exaggerates.
             start_image: A picture to enlarge instead of starting from noise, for methods that can (DemoFusion).
-            control_image: What the ControlNet sees: one picture, or one for every result.
-            controlnet_conditioning_scale: Factor on its residuals.
-            control_guidance_start: Fraction of the trajectory, in [0, 1], at which control sets in.
-            control_guidance_end: Fraction of the trajectory, in [0, 1], at which control stops.
+            control_image: What the ControlNet sees: one picture, or one for every result. Of several ControlNets a
+                list with such an entry for each.
+            controlnet_conditioning_scale: Factor on its residuals; of several ControlNets one for all, or a list.
+            control_guidance_start: Fraction of the trajectory, in [0, 1], at which control sets in; a list for several.
+            control_guidance_end: Fraction of the trajectory, in [0, 1], at which control stops; a list for several.
+            adapter_image: What the T2I-Adapter sees, in the same forms.
+            adapter_conditioning_scale: Factor on its features; of several adapters one for all, or a list.
+            ip_adapter_image: What the IP-Adapter sees: a picture, or a list with an entry for each adapter, of which an
+                entry is a picture or a list of them. Needs the adapter's image encoder.
+            ip_adapter_image_embeds: Embeddings in its place, as diffusers' pipelines take them: one tensor for each
+                adapter, (rows, images, width), with guidance the negative rows first.
             cross_attention_kwargs: For the UNet's attention processors (a LoRA's `scale`).
             view_batch_size: Windows that go through the UNet at once; bounds the memory, not the result.
             autoencoder_memory: GiB that the autoencoder may take; what takes more is done in tiles, close to the whole
@@ -193,6 +207,10 @@ class SeeCoderXLPipeline(ContextPipeline, StableDiffusionXLLoraLoaderMixin):
             controlnet_conditioning_scale=controlnet_conditioning_scale,
             control_guidance_start=control_guidance_start,
             control_guidance_end=control_guidance_end,
+            adapter_image=adapter_image,
+            adapter_conditioning_scale=adapter_conditioning_scale,
+            ip_adapter_image=ip_adapter_image,
+            ip_adapter_image_embeds=ip_adapter_image_embeds,
             cross_attention_kwargs=cross_attention_kwargs,
             view_batch_size=view_batch_size,
             autoencoder_memory=autoencoder_memory,

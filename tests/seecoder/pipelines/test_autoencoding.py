@@ -131,3 +131,10 @@ def test_windows_with_gradients_are_decoded_one_at_a_time_and_like_those_without
     plain = latents.detach().clone().requires_grad_()
     tiny_vae.decode(plain / tiny_vae.config.scaling_factor).sample.square().sum().backward()
     torch.testing.assert_close(latents.grad, plain.grad, atol=1e-5, rtol=1e-4)
+
+
+def test_layers_that_are_offloaded_one_by_one_cannot_be_held_in_float32(build):
+    vae = fresh(build, torch.bfloat16)
+    vae.enable_group_offload(torch.device("cpu"), torch.device("cpu"), offload_type="leaf_level")
+    with pytest.raises(RuntimeError, match="AutoencoderKL is offloaded layer by layer and has to work in float32"):
+        in_float32(vae).__enter__()

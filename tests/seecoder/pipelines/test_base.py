@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from seecoder import SeeCoderPipeline, SeeCoderXLPipeline
 from seecoder.weights.safetensors_files import WeightsError
+from tests.fixtures.pipelines import build_controlnet, build_t2i_adapter
 
 
 @pytest.fixture
@@ -109,3 +110,27 @@ def test_context_arguments_stand_for_the_picture(parts, picture):
     settings = {"num_inference_steps": 1, "output_type": "pt"}
     one = pipe(picture, generator=torch.Generator().manual_seed(0), **settings).images
     assert torch.equal(pipe(**given, generator=torch.Generator().manual_seed(0), **settings).images, one)
+
+
+def test_several_networks_are_saved_and_loaded_again(parts, tmp_path):
+    pipe = SeeCoderPipeline(
+        **parts,
+        controlnet=[build_controlnet(parts["unet"], seed) for seed in (4, 5)],
+        adapter=[build_t2i_adapter(seed) for seed in (5, 6)],
+    )
+    pipe.save_pretrained(tmp_path)
+    again = SeeCoderPipeline.from_pretrained(tmp_path)
+    for name in ("controlnet", "adapter"):
+        saved, loaded = getattr(pipe, name).state_dict(), getattr(again, name).state_dict()
+        assert saved.keys() == loaded.keys()
+        assert all(torch.equal(loaded[key], value) for key, value in saved.items())
+    folders = [tmp_path / "controlnet", tmp_path / "controlnet_1"]
+    other = SeeCoderPipeline.from_base(
+        tmp_path, controlnet=folders, adapter=tmp_path / "adapter_1", dtype=torch.float64
+    )
+    assert [net.dtype for net in (*other.controlnet.nets, other.adapter)] == [torch.float64] * 3
+
+
+def test_an_adapter_for_another_unet_is_refused(parts):
+    with pytest.raises(ValueError, match=r"`channels`=\[8, 32\] of the T2I-Adapter must begin with \[8, 16\]"):
+        SeeCoderPipeline(**parts, adapter=build_t2i_adapter(channels=[8, 32]))

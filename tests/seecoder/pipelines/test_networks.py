@@ -1,10 +1,12 @@
 """The networks as callables: fewer rows at a time when memory runs out, and codecs that invert each other's scaling."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from seecoder import SeeCoderPipeline
-from seecoder.pipelines.networks import HalvedOnDemand, control_residuals
+from seecoder.pipelines.networks import HalvedOnDemand, bring_to_device
 
 
 class Greedy:
@@ -77,14 +79,10 @@ def test_the_picture_is_the_same_with_little_memory(parts, picture):
     assert plenty.notes == []
 
 
-def test_control_acts_in_its_range_only():
-    def controlnet(latents, timestep, **given):
-        assert given["conditioning_scale"] == 0.5
-        return [latents], latents
-
-    residuals = control_residuals(controlnet, 0.5, 0.2, 0.6, 1000)
-    acts = {
-        t: bool(residuals(torch.zeros(1), torch.tensor(t), torch.zeros(1), torch.zeros(1)))
-        for t in (999, 801, 800, 400, 399)
-    }
-    assert acts == {999: False, 801: False, 800: True, 400: True, 399: False}
+def test_an_offloaded_module_is_brought_by_its_hook():
+    brought = []
+    module = torch.nn.Linear(1, 1)
+    bring_to_device(module)
+    module._hf_hook = SimpleNamespace(pre_forward=brought.append)
+    bring_to_device(module)
+    assert brought == [module]

@@ -254,12 +254,6 @@ def test_parts_that_do_not_fit_are_refused(parts, build):
         SeeCoderPipeline(**{**parts, "unet": build["unet"](time_cond_proj_dim=8)})
 
 
-def test_lora_parts_for_a_text_encoder_are_left_out(pipe):
-    assert pipe.text_encoder is None
-    assert pipe.load_lora_into_text_encoder({}, text_encoder=None) is None
-    assert pipe._lora_loadable_modules == ["unet"]
-
-
 def test_closed_loops_are_decoded_without_a_seam(pipe, parts):
     """The wrapped decode of a rolled panorama is the rolled decode; a plain decode has borders."""
     from seecoder.pipelines.autoencoding import decode_latents

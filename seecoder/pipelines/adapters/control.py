@@ -1,0 +1,118 @@
+"""Spatial control: which networks control a run (ControlNets, T2I-Adapters), what each sees, how much and when."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from diffusers import MultiAdapter, MultiControlNetModel
+from torch import nn
+
+from seecoder.pipelines.inputs import Picture, Request, control_pixels, one_each
+from seecoder.pipelines.networks import HalvedOnDemand, bring_to_device
+from seecoder.sampling.conditions import Control
+
+
+@dataclass(frozen=True)
+class Controller:
+    """One network that controls a run.
+
+    Attributes:
+        name: What it is called in notes.
+        residuals: What it adds to the UNet's features, as the sampling engine asks for it.
+        image: What it sees: one picture, or one for every result.
+        span: Fractions of the trajectory between which it acts.
+    """
+
+    name: str
+    residuals: Callable[..., dict[str, Any]]
+    image: Picture | Sequence[Picture]
+    span: tuple[float, float] = (0.0, 1.0)
+
+    def control(self, count: int, device: torch.device | str, cell: int, notes: list[str]) -> Control:
+        """Make what the sampling engine works with, for `count` results and cells of so many pixels a side.
+
+        Raises:
+            ImageError: A picture that cannot be read.
+            ValueError: Another number of pictures than results, or pictures of several sizes.
+        """
+        image = control_pixels(self.image, count).to(device)
+        return Control(image, HalvedOnDemand(self.residuals, self.name, notes), cell, self.span)
+
+
+def controllers(controlnet: nn.Module | None, adapter: nn.Module | None, request: Request) -> list[Controller]:
+    """Give every ControlNet and T2I-Adapter of a pipeline its own picture, scale and span.
+
+    Args:
+        controlnet: The pipeline's: one, several in a `MultiControlNetModel`, or None.
+        adapter: The pipeline's: one, several in a `MultiAdapter`, or None.
+        request: The call.
+
+    Raises:
+        ValueError: A picture without a network or the other way round, or another number of entries than of networks.
+    """
+    nets = _members("control_image", request.control_image, "controlnet", controlnet)
+    numbers = [
+        one_each(name, getattr(request, name), len(nets))
+        for name in ("controlnet_conditioning_scale", "control_guidance_start", "control_guidance_end")
+    ]
+    found = [
+        Controller("ControlNet", partial(_control_residuals, net, controlnet, scale), image, (start, end))
+        for (net, image), scale, start, end in zip(nets, *numbers, strict=True)
+    ]
+    adapters = _members("adapter_image", request.adapter_image, "adapter", adapter)
+    scales = one_each("adapter_conditioning_scale", request.adapter_conditioning_scale, len(adapters))
+    return found + [
+        Controller("T2I-Adapter", partial(_adapter_features, network, adapter, scale), image)
+        for (network, image), scale in zip(adapters, scales, strict=True)
+    ]
+
+
+def _members(argument: str, given: Any, part: str, owner: Any) -> list[tuple[Any, Any]]:
+    """The networks of a part of the pipeline, each with its entry of an argument of the call."""
+    if (given is None) != (owner is None):
+        have, lack = (argument, part) if owner is None else (part, argument)
+        raise ValueError(f"there is a `{have}` but no `{lack}`; one works only with the other.")
+    if owner is None:
+        return []
+    if not isinstance(owner, (MultiControlNetModel, MultiAdapter)):
+        return [(owner, given)]
+    networks = list(owner.nets if isinstance(owner, MultiControlNetModel) else owner.adapters)
+    if not isinstance(given, (list, tuple)) or len(given) != len(networks):
+        raise ValueError(f"`{argument}` must be a list of {len(networks)} entries, one for every network of `{part}`.")
+    return list(zip(networks, given, strict=True))
+
+
+def _control_residuals(
+    network: nn.Module, owner: nn.Module, scale: float, *inputs: torch.Tensor, **added: Any
+) -> dict[str, Any]:
+    """What a ControlNet adds at (latents, timestep, context, image); offloading moves its owner as a whole."""
+    bring_to_device(owner)
+    down, middle = network(*inputs, conditioning_scale=scale, return_dict=False, **added)
+    return {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
+
+
+def _adapter_features(
+    network: Any, owner: nn.Module, scale: float, *inputs: torch.Tensor, **added: Any
+) -> dict[str, Any]:
+    """What a T2I-Adapter adds, which looks at the image alone; one for sketches sees grey."""
+    bring_to_device(owner)
+    image = inputs[-1]
+    grey = image.mean(dim=1, keepdim=True) if network.config.in_channels == 1 else image
+    return {"down_intrablock_additional_residuals": [scale * features for features in network(grey)]}
+
+
+def check_adapter(unet: Any, adapter: Any) -> None:
+    """Refuse a T2I-Adapter, or several in a `MultiAdapter`, whose features have other widths than a UNet's levels.
+
+    Raises:
+        ValueError: One has.
+    """
+    for network in adapter.adapters if isinstance(adapter, MultiAdapter) else [adapter]:
+        widths = list(unet.config.block_out_channels)
+        if list(network.config.channels)[: len(widths)] != widths:
+            raise ValueError(
+                f"`channels`={list(network.config.channels)} of the T2I-Adapter must begin with {widths}, as this "
+                "base's UNet has. Use an adapter of this base's family."
+            )

@@ -1,0 +1,130 @@
+"""IP-Adapter beside our context: pictures that its own cross-attention layers look at.
+
+The adapter lies in the UNet (`load_ip_adapter`, diffusers' own). A call brings either embeddings, as diffusers'
+`prepare_ip_adapter_image_embeds` gives them, or pictures, where the pipeline has the adapter's image encoder.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from diffusers.loaders import IPAdapterMixin
+from diffusers.models.embeddings import ImageProjection
+
+from seecoder.images.gate import load_image
+from seecoder.images.saving import to_pil
+from seecoder.pipelines.inputs import Request
+from seecoder.sampling.conditions import AddedConditions
+from seecoder.sampling.views import Size, View
+
+Embeddings = list[tuple[torch.Tensor, torch.Tensor]]  # one (negative, positive) for every adapter
+
+
+class ImagePrompts(IPAdapterMixin):
+    """IP-Adapters for a pipeline: diffusers' loader, safetensors only."""
+
+    def load_ip_adapter(
+        self, source: Any, subfolder: Any = "", weight_name: Any = None, *args: Any, **kwargs: Any
+    ) -> None:
+        """Load IP-Adapters into the UNet, as diffusers does.
+
+        With `image_encoder_folder=None` no image encoder is loaded, and calls bring `ip_adapter_image_embeds`.
+
+        Raises:
+            ValueError: A pickle.
+        """
+        for name in weight_name if isinstance(weight_name, list) else [weight_name]:
+            if not isinstance(source, dict) and not str(name).endswith(".safetensors"):
+                raise ValueError(f"`weight_name`={name} must be a safetensors file; pickles are not read.")
+        super().load_ip_adapter(source, subfolder, weight_name, *args, **kwargs)
+
+
+def check_image_prompts(pipe: Any, request: Request) -> None:
+    """Refuse image prompts that nothing in a pipeline reads, and an IP-Adapter without them.
+
+    Raises:
+        ValueError: They do not go together.
+    """
+    given = request.ip_adapter_image is not None or request.ip_adapter_image_embeds is not None
+    has_adapter = pipe.unet.config.encoder_hid_dim_type == "ip_image_proj"
+    if given and not has_adapter:
+        raise ValueError("`ip_adapter_image` has no effect: no IP-Adapter is loaded. Call `load_ip_adapter` first.")
+    if has_adapter and not given:
+        raise ValueError(
+            "an IP-Adapter is loaded, but there is neither `ip_adapter_image` nor `ip_adapter_image_embeds`. Give one, "
+            "or call `unload_ip_adapter()`."
+        )
+    if has_adapter and request.ip_adapter_image_embeds is None and pipe.image_encoder is None:
+        raise ValueError(
+            "`ip_adapter_image` needs the adapter's image encoder. Load one (`image_encoder_folder` of "
+            "`load_ip_adapter`), or give `ip_adapter_image_embeds`."
+        )
+    if "ip_adapter_masks" in (request.cross_attention_kwargs or {}) and request.method is not None:
+        raise ValueError("`ip_adapter_masks` lie over the whole result, which a `method` cuts; use one of them.")
+
+
+@torch.no_grad()
+def embeddings(pipe: Any, request: Request, count: int) -> Embeddings:
+    """Embed the image prompts of a call.
+
+    Args:
+        pipe: The pipeline.
+        request: The call, checked by `check_image_prompts`.
+        count: Number of results.
+
+    Returns:
+        For every adapter the negative and the positive embeddings, (1 or N, images, …) each; empty without adapters.
+
+    Raises:
+        ImageError: A picture that cannot be read.
+        ValueError: Another number of entries than of adapters, or of rows than of results.
+    """
+    if pipe.unet.config.encoder_hid_dim_type != "ip_image_proj":
+        return []
+    layers = pipe.unet.encoder_hid_proj.image_projection_layers
+    given = request.ip_adapter_image if request.ip_adapter_image_embeds is None else request.ip_adapter_image_embeds
+    entries = list(given) if isinstance(given, (list, tuple)) else [given]
+    if len(entries) != len(layers):
+        raise ValueError(f"`ip_adapter_image` has {len(entries)} entries for {len(layers)} IP-Adapters; give one each.")
+    if request.ip_adapter_image_embeds is None:
+        pairs = [_encoded(pipe, entry, layer) for entry, layer in zip(entries, layers, strict=True)]
+    else:
+        pairs = [_halves(entry, request.guidance_scale != 1.0) for entry in entries]
+    for negative, positive in pairs:
+        if {len(negative), len(positive)} - {1, count}:
+            raise ValueError(f"`ip_adapter_image_embeds` has {len(positive)} rows; give 1, or {count} as results.")
+    like = {"device": pipe._execution_device, "dtype": pipe.unet.dtype}
+    return [(negative.to(**like), positive.to(**like)) for negative, positive in pairs]
+
+
+def _encoded(pipe: Any, entry: Any, layer: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Negative and positive embeddings of the pictures of one adapter, as diffusers' pipelines make them."""
+    pictures = [to_pil(load_image(picture)) for picture in (entry if isinstance(entry, list) else [entry])]
+    encoder, pixels = pipe.image_encoder, pipe.feature_extractor(pictures, return_tensors="pt").pixel_values
+    pixels = pixels.to(pipe._execution_device, encoder.dtype)
+    if isinstance(layer, ImageProjection):
+        found = encoder(pixels).image_embeds
+        return torch.zeros_like(found)[None], found[None]
+    empty, found = (encoder(p, output_hidden_states=True).hidden_states[-2] for p in (torch.zeros_like(pixels), pixels))
+    return empty[None], found[None]
+
+
+def _halves(entry: torch.Tensor, guided: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Negative and positive embeddings of a tensor that holds both with guidance, and else the positive ones alone."""
+    if guided and len(entry) % 2 == 0:
+        negative, positive = entry.chunk(2)
+        return negative, positive
+    return torch.zeros_like(entry), entry
+
+
+def with_image_prompts(added: AddedConditions | None, prompts: Embeddings) -> AddedConditions | None:
+    """Add image prompts to what the UNet is told besides the context."""
+    if not prompts:
+        return added
+
+    def conditions(view: View, branch: Any, latent_size: Size) -> Mapping[str, Any]:
+        before: Mapping[str, Any] = {} if added is None else added(view, branch, latent_size)
+        embeds: Sequence[torch.Tensor] = [pair[branch == "positive"] for pair in prompts]
+        return {**before, "added_cond_kwargs": {**before.get("added_cond_kwargs", {}), "image_embeds": embeds}}
+
+    return conditions

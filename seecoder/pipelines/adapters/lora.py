@@ -1,0 +1,157 @@
+"""LoRA in the UNet: what diffusers' loaders do, strictly, and without the text encoder that these pipelines lack."""
+
+import logging
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from diffusers.loaders.lora_base import LoraBaseMixin
+from diffusers.utils.state_dict_utils import convert_unet_state_dict_to_peft
+
+from seecoder.weights.safetensors_files import WeightsError
+
+logger = logging.getLogger(__name__)
+
+_TEXT = "text_encoder"  # what the parts that these pipelines do not have are called in diffusers
+_FAMILIES = {768: "SD 1.x", 1024: "SD 2.x", 2048: "SDXL"}  # by what a cross-attention layer reads
+
+
+class UnetLora(LoraBaseMixin):
+    """LoRA for a pipeline whose only part that takes one is the UNet.
+
+    `load_lora_weights`, `set_adapters`, `fuse_lora` and the others are diffusers' own; here is what they would do
+    silently or wrongly without a text encoder.
+    """
+
+    _lora_loadable_modules = ["unet"]  # noqa: RUF012 (diffusers' name and form)
+    text_encoder = None  # diffusers' loader asks for it
+
+    @classmethod
+    def lora_state_dict(cls, *args: Any, **kwargs: Any) -> Any:
+        """Read a LoRA's file: safetensors only, and errors in one line."""
+        loader: Any = super()
+        try:
+            return loader.lora_state_dict(*args, **{"use_safetensors": True, **kwargs})
+        except (ValueError, KeyError) as error:
+            names = " ".join(str(error).split())[:200]
+            raise WeightsError(
+                f"the LoRA has weights that no layer of a Stable Diffusion UNet takes: {names}"
+            ) from error
+
+    @classmethod
+    def load_lora_into_unet(
+        cls, state_dict: Mapping[str, torch.Tensor], network_alphas: Any, unet: Any, *args: Any, **kwargs: Any
+    ) -> None:
+        """Load a LoRA's layers into the UNet; diffusers calls it.
+
+        Raises:
+            WeightsError: No layer of the LoRA is one of the UNet, or one has another size.
+        """
+        text = [name for name in state_dict if name.startswith(_TEXT)]
+        check_lora(unet, {name: value for name, value in state_dict.items() if name not in text})
+        if text:
+            logger.warning("%d weights of the LoRA are for a text encoder and left out: there is none here.", len(text))
+        loader: Any = super()
+        with warnings.catch_warnings():  # several LoRAs in one UNet are meant
+            warnings.filterwarnings("ignore", "Already found a `peft_config` attribute")
+            loader.load_lora_into_unet(state_dict, network_alphas, unet, *args, **kwargs)
+
+    @classmethod
+    def load_lora_into_text_encoder(cls, *args: Any, **kwargs: Any) -> None:
+        """Leave a LoRA's text parts out; `load_lora_into_unet` has said so."""
+
+    def fuse_lora(self, components: Sequence[str] | None = None, *args: Any, **kwargs: Any) -> None:
+        """Add the active LoRAs to the UNet's own weights; text encoders among the `components` are passed over.
+
+        Raises:
+            ValueError: No LoRA is loaded.
+        """
+        if not self.get_list_adapters():
+            raise ValueError("`fuse_lora` has no effect: no LoRA is loaded. Call `load_lora_weights` first.")
+        super().fuse_lora(_without_text(components), *args, **kwargs)
+
+    def unfuse_lora(self, components: Sequence[str] | None = None, **kwargs: Any) -> None:
+        """Take fused LoRAs out of the UNet's weights again; text encoders among the `components` are passed over.
+
+        Raises:
+            ValueError: No LoRA is fused, or it was unloaded since, and its weights cannot be told apart any more.
+        """
+        if not self._fused():
+            raise ValueError("`unfuse_lora` has no effect: no LoRA is fused, or it was unloaded since.")
+        super().unfuse_lora(_without_text(components), **kwargs)
+
+    def set_adapters(self, adapter_names: list[str] | str, adapter_weights: Any = None) -> None:
+        """Choose the active LoRAs and their weights, as diffusers' `set_adapters`.
+
+        Raises:
+            ValueError: A LoRA is fused, so that this would change nothing.
+        """
+        if self._fused():
+            names = ", ".join(sorted(self._fused()))
+            raise ValueError(f"`set_adapters` has no effect while {names} is fused; call `unfuse_lora()` first.")
+        super().set_adapters(adapter_names, adapter_weights)
+
+    def check_lora_scale(self, cross_attention_kwargs: Mapping[str, Any] | None) -> None:
+        """Refuse a call's `scale` of LoRAs where none is loaded, or where they are fused: it would change nothing."""
+        scale = (cross_attention_kwargs or {}).get("scale", 1.0)
+        if scale != 1.0 and (self._fused() or not self.get_list_adapters()):
+            raise ValueError(
+                f"`cross_attention_kwargs`: its scale={scale} has no effect, since no LoRA is loaded, or it is fused. "
+                "Leave it out, or give `lora_scale` to `fuse_lora`."
+            )
+
+    def _fused(self) -> set[str]:
+        """The names of the LoRAs that are fused and not unloaded."""
+        unet: Any = self.unet
+        return {name for layer in unet.modules() for name in getattr(layer, "merged_adapters", ())}
+
+
+def _without_text(components: Sequence[str] | None) -> list[str]:
+    return [name for name in components or ["unet"] if not name.startswith(_TEXT)] or ["unet"]
+
+
+def _width(layer: Any, *names: str) -> int | None:
+    """The first of a layer's attributes that it has."""
+    return next((getattr(layer, name) for name in names if hasattr(layer, name)), None)
+
+
+def check_lora(unet: Any, state_dict: Mapping[str, torch.Tensor]) -> None:
+    """Refuse a LoRA that was made for another network.
+
+    Args:
+        unet: The UNet.
+        state_dict: The LoRA's weights by diffusers' names, such as `unet.mid_block.….to_q.lora_A.weight`.
+
+    Raises:
+        WeightsError: None of its layers is one of the UNet, or one has another size.
+    """
+    layers = dict(unet.named_modules())
+    unknown, known = set(), set()
+    for key, value in convert_unet_state_dict_to_peft(dict(state_dict)).items():
+        name, _, half = key.removeprefix("unet.").partition(".lo")
+        layer = layers.get(name)
+        if layer is None:
+            unknown.add(name)
+            continue
+        known.add(name)
+        layer = getattr(layer, "base_layer", layer)
+        found, wanted = 0, None
+        if half == "ra_A.weight":
+            found, wanted = value.shape[1], _width(layer, "in_features", "in_channels")
+        elif half == "ra_B.weight":
+            found, wanted = value.shape[0], _width(layer, "out_features", "out_channels")
+        if wanted not in (None, found):
+            family = _FAMILIES.get(found) if name.endswith(("attn2.to_k", "attn2.to_v")) else None
+            made_for = f", which is as in {family}" if family else ""
+            raise WeightsError(
+                f"the LoRA does not fit this base: its layer {name} is {found} wide{made_for}, the UNet's {wanted}. "
+                "Use a LoRA of this base's family."
+            )
+    if not known:
+        first = f" (first: {min(unknown)})" if unknown else ""
+        raise WeightsError(f"the LoRA has no layer of this base's UNet{first}. Use a LoRA of this base's family.")
+    if unknown:
+        logger.warning(
+            "%d layers of the LoRA are not in this UNet and left out (first: %s).", len(unknown), min(unknown)
+        )

@@ -1,0 +1,105 @@
+"""Several ControlNets, and SDXL's, against diffusers' own pipelines."""
+
+import diffusers
+import pytest
+import torch
+
+from seecoder import SeeCoderPipeline, SeeCoderXLPipeline
+from seecoder.sampling import HiDiffusion, MultiDiffusion
+from tests.fixtures.pipelines import build_controlnet, build_scheduler, build_sdxl_unet, build_unet, build_vae
+
+CONTEXT, POOLED = torch.randn(1, 6, 32), torch.randn(1, 32)
+PICTURES = list(torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)))
+
+
+def pair(*, xl=False, count=2):
+    """Our pipeline with so many ControlNets, and diffusers' with the same parts."""
+    unet, vae = (build_sdxl_unet if xl else build_unet)(), build_vae()
+    nets = [build_controlnet(unet, seed) for seed in range(count)]
+    ours = (SeeCoderXLPipeline if xl else SeeCoderPipeline)(vae, unet, build_scheduler(), controlnet=nets)
+    name = "StableDiffusionXLControlNetPipeline" if xl else "StableDiffusionControlNetPipeline"
+    lacks = ["text_encoder", "tokenizer", *(["text_encoder_2", "tokenizer_2"] if xl else ["safety_checker"])]
+    options = {"add_watermarker": False} if xl else {"feature_extractor": None, "requires_safety_checker": False}
+    stock = getattr(diffusers, name)(
+        vae=vae, unet=unet, controlnet=nets, scheduler=build_scheduler(), **dict.fromkeys(lacks), **options
+    )
+    for pipe in (ours, stock):
+        pipe.set_progress_bar_config(disable=True)
+    return ours, stock
+
+
+def common():
+    return {
+        "height": 16,
+        "width": 16,
+        "num_inference_steps": 5,
+        "guidance_scale": 3.0,
+        "output_type": "latent",
+        "generator": torch.Generator().manual_seed(0),
+    }
+
+
+@pytest.mark.parametrize("xl", [False, True])
+@pytest.mark.parametrize("count", [1, 2])
+def test_the_latents_are_those_of_the_stock_pipeline(xl, count) -> None:
+    ours, stock = pair(xl=xl, count=count)
+    spans = {
+        "controlnet_conditioning_scale": [0.7, 1.3][:count],
+        "control_guidance_start": [0.0, 0.5][:count],
+        "control_guidance_end": [0.5, 1.0][:count],
+    }
+    pooled = {"pooled_context": POOLED} if xl else {}
+    got = ours(context=CONTEXT, control_image=PICTURES[:count], **pooled, **spans, **common()).images
+    pooled = {"pooled_prompt_embeds": POOLED, "negative_pooled_prompt_embeds": POOLED * 0} if xl else {}
+    images = [picture[None] for picture in PICTURES[:count]]
+    want = stock(
+        prompt_embeds=CONTEXT, negative_prompt_embeds=CONTEXT * 0, image=images, **pooled, **spans, **common()
+    ).images
+    torch.testing.assert_close(got, want, atol=1e-4, rtol=0)
+    without = ours(
+        context=CONTEXT,
+        control_image=PICTURES[:count],
+        controlnet_conditioning_scale=0.0,
+        **({"pooled_context": POOLED} if xl else {}),
+        **common(),
+    ).images
+    assert (got - without).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("method", [MultiDiffusion(), HiDiffusion()], ids=repr)
+def test_the_same_net_twice_at_half_the_scale_is_one_net(method) -> None:
+    ours, _ = pair(count=2)
+    net = ours.controlnet.nets[0]
+    one = SeeCoderPipeline(ours.vae, ours.unet, ours.scheduler, controlnet=net)
+    two = SeeCoderPipeline(ours.vae, ours.unet, ours.scheduler, controlnet=[net, net])
+    options = {**common(), "height": 32, "width": 32, "context": CONTEXT, "method": method}
+    single = one(control_image=PICTURES[0], **{**options, "generator": torch.Generator().manual_seed(0)}).images
+    options["generator"] = torch.Generator().manual_seed(0)
+    both = two(control_image=[PICTURES[0]] * 2, controlnet_conditioning_scale=0.5, **options).images
+    torch.testing.assert_close(both, single, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, r"there is a `controlnet` but no `control_image`"),
+        ({"control_image": PICTURES[0]}, r"`control_image` must be a list of 2 entries, one for every network"),
+        ({"control_image": PICTURES[:1]}, r"`control_image` must be a list of 2 entries"),
+        (
+            {"control_image": PICTURES, "controlnet_conditioning_scale": [1.0] * 3},
+            r"`controlnet_conditioning_scale`=\[1.0, 1.0, 1.0\] must be one number, or 2: one for every network",
+        ),
+        (
+            {"control_image": PICTURES, "control_guidance_end": [1.0, 1.5]},
+            r"`control_guidance_end`=\[1.0, 1.5\] must be a number from 0 to 1 or a list with one for every network",
+        ),
+        (
+            {"control_image": PICTURES, "control_guidance_start": [0.2, 0.6], "control_guidance_end": [0.5, 0.5]},
+            r"`control_guidance_start`=0.6 must not lie after `control_guidance_end`=0.5",
+        ),
+    ],
+)
+def test_what_does_not_go_with_the_nets_is_refused(options, message) -> None:
+    ours, _ = pair(count=2)
+    with pytest.raises(ValueError, match=message):
+        ours(context=CONTEXT, **options)

@@ -1,0 +1,165 @@
+"""LoRA: what is loaded is what is seen, and what cannot be is said."""
+
+import logging
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from seecoder import SeeCoderPipeline, SeeCoderXLPipeline
+from seecoder.weights.safetensors_files import WeightsError
+from tests.fixtures.pipelines import build_lora, build_scheduler, build_sdxl_unet, build_unet, build_vae
+
+pytest.importorskip("peft")
+CONVOLUTIONS = ("downsamplers.0.conv", "conv1", "conv2")
+
+
+def pipeline(*, xl=False, unet=None):
+    cls, made = (SeeCoderXLPipeline, build_sdxl_unet) if xl else (SeeCoderPipeline, build_unet)
+    pipe = cls(build_vae(), unet or made(), build_scheduler())
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def latents(pipe, **options):
+    generator = torch.Generator().manual_seed(0)
+    given = {"context": torch.randn(1, 6, 32, generator=generator), "num_inference_steps": 2, "output_type": "latent"}
+    if isinstance(pipe, SeeCoderXLPipeline):
+        given["pooled_context"] = torch.randn(1, 32, generator=generator)
+    return pipe(**given, generator=generator, **options).images
+
+
+@pytest.mark.parametrize("xl", [False, True])
+def test_a_fused_lora_is_the_loaded_one_and_can_be_taken_out_again(xl) -> None:
+    pipe = pipeline(xl=xl)
+    plain = latents(pipe)
+    pipe.load_lora_weights(build_lora(pipe.unet, ("attn2.to_k", *CONVOLUTIONS)))
+    loaded = latents(pipe)
+    assert (loaded - plain).abs().max() > 1e-2
+    pipe.fuse_lora()
+    torch.testing.assert_close(latents(pipe), loaded, atol=1e-4, rtol=0)
+    with pytest.raises(ValueError, match=r"`set_adapters` has no effect while default_0 is fused"):
+        pipe.set_adapters(["default_0"], [0.5])
+    pipe.unfuse_lora(components=["unet", "text_encoder"])
+    torch.testing.assert_close(latents(pipe), loaded, atol=1e-4, rtol=0)
+    pipe.unload_lora_weights()
+    torch.testing.assert_close(latents(pipe), plain, atol=1e-4, rtol=0)
+
+
+def test_what_would_change_nothing_is_refused() -> None:
+    pipe = pipeline()
+    with pytest.raises(ValueError, match="`fuse_lora` has no effect: no LoRA is loaded"):
+        pipe.fuse_lora()
+    with pytest.raises(ValueError, match="`unfuse_lora` has no effect: no LoRA is fused"):
+        pipe.unfuse_lora()
+
+
+def test_several_loras_have_weights_of_their_own() -> None:
+    pipe = pipeline()
+    plain = latents(pipe)
+    for name, seed in (("one", 1), ("two", 2)):
+        pipe.load_lora_weights(build_lora(pipe.unet, seed=seed), adapter_name=name)
+    pipe.set_adapters(["one", "two"], [0.0, 1.0])
+    second = latents(pipe)
+    pipe.set_adapters(["one", "two"], [1.0, 0.5])
+    both = latents(pipe)
+    pipe.set_adapters(["one", "two"], [0.0, 0.0])
+    torch.testing.assert_close(latents(pipe), plain)
+    other = pipeline()
+    other.load_lora_weights(build_lora(other.unet, seed=2))
+    torch.testing.assert_close(latents(other), second)
+    other.fuse_lora(lora_scale=0.5)
+    other.unload_lora_weights()
+    other.load_lora_weights(build_lora(other.unet, seed=1), adapter_name="one")
+    other.set_adapters("one", 1.0)
+    torch.testing.assert_close(latents(other), both, atol=1e-4, rtol=0)
+
+
+def test_files_with_the_names_of_kohya_and_of_diffusers_are_one_lora(tmp_path) -> None:
+    pipe = pipeline()
+    tensors = build_lora(pipe.unet)
+    save_file(tensors, tmp_path / "kohya.safetensors")
+    pipe.load_lora_weights(tmp_path / "kohya.safetensors")
+    first = latents(pipe)
+    renamed = {}
+    for name in (name for name, _ in pipe.unet.named_modules()):
+        key = f"lora_unet_{name.replace('.', '_')}"
+        if f"{key}.alpha" in tensors:  # diffusers' names carry no alpha: 2 of rank 4 is a factor of a half
+            renamed[f"unet.{name}.lora_A.weight"] = tensors[f"{key}.lora_down.weight"] * 0.5
+            renamed[f"unet.{name}.lora_B.weight"] = tensors[f"{key}.lora_up.weight"]
+    save_file(renamed, tmp_path / "diffusers.safetensors")
+    other = pipeline()
+    other.load_lora_weights(str(tmp_path), weight_name="diffusers.safetensors")
+    torch.testing.assert_close(latents(other), first, atol=1e-5, rtol=0)
+
+
+def test_parts_for_a_text_encoder_are_left_out_and_that_is_said_once(caplog) -> None:
+    pipe = pipeline()
+    tensors = build_lora(pipe.unet)
+    for half, shape in (("down", (4, 768)), ("up", (768, 4))):
+        tensors[f"lora_te_text_model_encoder_layers_0_self_attn_q_proj.lora_{half}.weight"] = torch.randn(shape)
+    with caplog.at_level(logging.WARNING):
+        pipe.load_lora_weights(tensors)
+    assert [record.message for record in caplog.records if "text encoder" in record.message] == [
+        "2 weights of the LoRA are for a text encoder and left out: there is none here."
+    ]
+    only_text = {key: value for key, value in tensors.items() if key.startswith("lora_te")}
+    with pytest.raises(WeightsError, match="the LoRA has no layer of this base's UNet"):
+        pipeline().load_lora_weights(only_text)
+
+
+def test_a_lora_of_another_family_is_refused_with_names() -> None:
+    wide = build_lora(build_unet(cross_attention_dim=768))
+    pipe = pipeline()
+    with pytest.raises(WeightsError, match=r"attn2.to_k is 768 wide, which is as in SD 1.x, the UNet's 32"):
+        pipe.load_lora_weights(wide)
+    assert pipe.get_list_adapters() == {}
+    latents(pipe)
+    deep = build_lora(
+        build_unet(
+            block_out_channels=(8, 16, 16), down_block_types=("DownBlock2D",) * 3, up_block_types=("UpBlock2D",) * 3
+        ),
+        ("down_blocks.2.resnets.0.conv1",),
+    )
+    with pytest.raises(WeightsError, match=r"no layer of this base's UNet \(first: down_blocks.2.resnets.0.conv1\)"):
+        pipe.load_lora_weights(deep)
+
+
+def test_layers_that_are_not_there_are_left_out_and_named(caplog) -> None:
+    pipe = pipeline()
+    tensors = build_lora(pipe.unet)
+    for half, shape in (("down", (4, 8, 3, 3)), ("up", (8, 4, 1, 1))):
+        tensors[f"lora_unet_down_blocks_9_resnets_0_conv1.lora_{half}.weight"] = torch.randn(shape)
+    with caplog.at_level(logging.WARNING):
+        pipe.load_lora_weights(tensors)
+    assert (
+        "1 layers of the LoRA are not in this UNet and left out (first: down_blocks.9.resnets.0.conv1)." in caplog.text
+    )
+
+
+def test_files_that_are_no_lora_are_refused_in_one_line() -> None:
+    with pytest.raises(WeightsError, match="no layer of a Stable Diffusion UNet takes") as error:
+        pipeline().load_lora_weights({"lora_unet_down_blocks_0.hada_w1_a": torch.ones(2, 2)})
+    assert "\n" not in str(error.value)
+
+
+def test_a_pipeline_with_a_loaded_lora_is_not_saved_to_a_folder_that_cannot_be_read(tmp_path) -> None:
+    pipe = pipeline()
+    pipe.load_lora_weights(build_lora(pipe.unet))
+    with pytest.raises(ValueError, match="the UNet holds an adapter, which the folder could not be read with again"):
+        pipe.save_pretrained(tmp_path)
+    pipe.fuse_lora()
+    wanted = latents(pipe)
+    pipe.unload_lora_weights()
+    pipe.save_pretrained(tmp_path)
+    torch.testing.assert_close(latents(SeeCoderPipeline.from_pretrained(tmp_path)), wanted, atol=1e-5, rtol=0)
+
+
+def test_a_scale_that_nothing_reads_is_refused() -> None:
+    pipe = pipeline()
+    with pytest.raises(ValueError, match=r"its scale=0.5 has no effect, since no LoRA is loaded"):
+        latents(pipe, cross_attention_kwargs={"scale": 0.5})
+    pipe.load_lora_weights(build_lora(pipe.unet))
+    whole, none = latents(pipe), latents(pipe, cross_attention_kwargs={"scale": 0.0})
+    assert (whole - none).abs().max() > 1e-2
+    torch.testing.assert_close(none, latents(pipeline()))
