@@ -8,6 +8,7 @@ It listens on this machine only, takes no path from the browser, and works on on
 
 import argparse
 
+from seecoder.cli.conditions.adapters import control_pictures
 from seecoder.cli.opening import load_pipeline, saved_contexts
 from seecoder.cli.options import add_autoencoder_memory, add_base_options, add_image_size
 
@@ -25,8 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Serve until interrupted."""
-    if arguments.control_image:
-        raise ValueError("the web app has no ControlNet; use `seecoder vary`.")
+    if control_pictures(arguments) or arguments.ip_adapter_image:
+        raise ValueError("the web app has no ControlNet, T2I-Adapter or IP-Adapter; use `seecoder vary`.")
     from seecoder.app.page import Variations, require_gradio, serve
 
     require_gradio()

@@ -18,7 +18,8 @@ from seecoder.cli.options import LIST, with_flags
 from seecoder.lookup import check_source
 from seecoder.threads import wait_passively
 
-_SOURCES = ("base", "encoder", "vae", "controlnet")  # options that are looked up before anything heavy is imported
+# Options that are looked up before anything heavy is imported.
+_SOURCES = ("base", "encoder", "vae", "controlnet", "adapter", "lora")
 _COMMANDS = (vary, panorama, encode, export, import_, info, app)
 
 
@@ -70,8 +71,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(describe_methods(arguments))
         else:
             for name in _SOURCES:
-                if (source := getattr(arguments, name, None)) is not None:
-                    check_source(f"--{name}", source)
+                given = getattr(arguments, name, None)
+                for source in given if isinstance(given, list) else filter(None, [given]):
+                    check_source(f"--{name}", source[0] if isinstance(source, tuple) else source)
             arguments.run(arguments)
     except KeyboardInterrupt:
         say("interrupted; what was finished stays")

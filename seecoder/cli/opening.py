@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from seecoder.cli.conditions.adapters import control_pictures, load_adapters, one_or_all, place
 from seecoder.cli.console import say
 from seecoder.lookup import check_source
 
@@ -26,8 +27,8 @@ class OpenedPictures:
     Attributes:
         encoded: What the encoder sees, (3, h, w) in [0, 1]: reduced as `--image-size` says.
         thumbnails: What the contact sheet shows.
-        whole: The start picture, (3, H, W) in [0, 1].
-        controls: The control picture, (3, H, W) in [0, 1], black where it is transparent.
+        whole: The start picture and what an IP-Adapter sees, (3, H, W) in [0, 1].
+        controls: Control pictures, (3, H, W) in [0, 1], black where they are transparent.
         masks: How much each pixel counts, (H, W) in [0, 1].
     """
 
@@ -50,9 +51,9 @@ def open_pictures(arguments: argparse.Namespace) -> OpenedPictures:
     from seecoder.images.scaling import limit_area
 
     encoded = {*arguments.pictures, *(picture for _, picture in arguments.region)}
-    whole = {path for path in [arguments.start_image] if path is not None}
+    whole = {path for path in [arguments.start_image, arguments.ip_adapter_image] if path is not None}
     opened = OpenedPictures(
-        controls={path: load_control_image(path) for path in [arguments.control_image] if path is not None},
+        controls={path: load_control_image(path) for path in control_pictures(arguments)},
         masks={mask: load_mask(mask) for mask, _ in arguments.region},
     )
     for path in sorted(encoded | whole):
@@ -156,8 +157,6 @@ def load_pipeline(arguments: argparse.Namespace) -> "SeeCoderPipeline | SeeCoder
 
     device = pick_device(arguments.device)
     dtype = pick_dtype(arguments.dtype, device)
-    if (arguments.controlnet is None) != (arguments.control_image is None):
-        raise ValueError("`--controlnet` and `--control-image` work only together.")
     encoder = None if is_context_file(arguments.encoder) else load_encoder(arguments.encoder, dtype)
     cls = SeeCoderXLPipeline if is_sdxl(load_config(arguments.base, "unet")) else SeeCoderPipeline
     say(f"base {arguments.base}, encoder {arguments.encoder}, {str(dtype).removeprefix('torch.')} on {device}")
@@ -166,7 +165,8 @@ def load_pipeline(arguments: argparse.Namespace) -> "SeeCoderPipeline | SeeCoder
         encoder=encoder,
         vae=arguments.vae,
         dtype=dtype,
-        controlnet=arguments.controlnet,
+        controlnet=one_or_all(arguments.controlnet),
+        adapter=one_or_all(arguments.adapter),
         prediction_type=arguments.prediction_type,
         variant=arguments.variant,
     )
@@ -174,4 +174,6 @@ def load_pipeline(arguments: argparse.Namespace) -> "SeeCoderPipeline | SeeCoder
     if scheduler:
         name = scheduler if scheduler.endswith("Scheduler") else f"{scheduler}Scheduler"
         pipe.scheduler = scheduler_class(name).from_config(pipe.scheduler.config)
-    return pipe.to(device)
+    load_adapters(pipe, arguments)
+    place(pipe, arguments.offload, device)
+    return pipe

@@ -4,6 +4,8 @@ import argparse
 import ast
 from typing import TYPE_CHECKING, Any
 
+from seecoder.cli.conditions.adapters import ADAPTER_OPTIONS, adapter_arguments, add_adapter_options
+
 if TYPE_CHECKING:
     from seecoder.cli.opening import OpenedPictures
 
@@ -22,9 +24,7 @@ _OPTIONS = {
     "context_scale": "context_scale",
     "view_batch_size": "view_batch",
     "autoencoder_memory": "autoencoder_memory",
-    "controlnet_conditioning_scale": "control_scale",
     "start_image": "start_image",
-    "control_image": "control_image",
 }
 
 
@@ -37,9 +37,8 @@ def pipeline_arguments(arguments: argparse.Namespace, opened: "OpenedPictures | 
     """
     given = {argument: getattr(arguments, option) for argument, option in _OPTIONS.items()}
     if opened is not None:
-        for name, pictures in (("start_image", opened.whole), ("control_image", opened.controls)):
-            given[name] = pictures.get(given[name])
-    return given
+        given["start_image"] = opened.whole.get(given["start_image"])
+    return given | adapter_arguments(arguments, opened)
 
 
 def with_flags(text: str) -> str:
@@ -49,7 +48,7 @@ def with_flags(text: str) -> str:
         text: Such as "`num_inference_steps`=0 must be …", which becomes "`--steps`=0 must be …".
     """
     same = {name: name for name in ("height", "width", "weights", "port", "max_side", "method")}
-    for argument, option in {**_OPTIONS, **same}.items():
+    for argument, option in {**_OPTIONS, **ADAPTER_OPTIONS, **same}.items():
         text = text.replace(f"`{argument}`", f"`--{option.replace('_', '-')}`")
     return text
 
@@ -126,9 +125,6 @@ def add_base_options(parser: argparse.ArgumentParser) -> None:
         "`seecoder encode`",
     )
     group.add_argument("--vae", metavar="FOLDER_OR_FILE", help="another VAE than the base's")
-    group.add_argument("--controlnet", metavar="FOLDER_OR_FILE", help="a ControlNet; needs --control-image")
-    group.add_argument("--control-image", metavar="PICTURE", help="what the ControlNet sees")
-    group.add_argument("--control-scale", type=float, default=1.0, help="factor on the ControlNet's residuals")
     group.add_argument("--variant", help="variant of the base's weight files, such as fp16 or non_ema")
     group.add_argument(
         "--prediction-type", choices=PREDICTIONS, help="what the base's UNet predicts, where the base does not say"
@@ -139,6 +135,7 @@ def add_base_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--dtype", choices=DTYPES, default="auto", help="auto: float16 on an accelerator, float32 on the CPU"
     )
+    add_adapter_options(parser)
 
 
 def add_sampling_options(parser: argparse.ArgumentParser, *, method: str | None) -> None:

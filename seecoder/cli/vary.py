@@ -24,11 +24,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from seecoder.checks import optional, require, whole
 from seecoder.cli.batch_runs import Batches, write_picture
+from seecoder.cli.conditions.adapters import control_pictures
+from seecoder.cli.conditions.regions import add_regions, with_regions
 from seecoder.cli.console import check_new, check_space, say
 from seecoder.cli.jobs import Job, Variation, make_jobs, seeds_of
 from seecoder.cli.opening import THUMBNAIL_SIDE, load_pipeline, open_pictures
 from seecoder.cli.options import add_base_options, add_image_size, add_sampling_options, pipeline_arguments
-from seecoder.cli.regions import add_regions, with_regions
 from seecoder.presets import PRESETS, preset_sentence, preset_settings
 
 if TYPE_CHECKING:
@@ -205,7 +206,8 @@ def sheet_path(sheet: str, out: Path) -> Path | None:
 def _inputs(arguments: argparse.Namespace) -> list[str]:
     """All pictures that are read."""
     parts = [path for pair in arguments.region for path in pair]
-    return [*arguments.pictures, *parts, *filter(None, [arguments.control_image, arguments.start_image])]
+    single = filter(None, [arguments.start_image, arguments.ip_adapter_image])
+    return [*arguments.pictures, *parts, *control_pictures(arguments), *single]
 
 
 def _check_sheet(path: Path, jobs: list[Job], seeds: int, size: tuple[int, int]) -> None:

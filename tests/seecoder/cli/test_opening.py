@@ -15,7 +15,13 @@ from seecoder.images.scaling import limit_area
 def test_pictures_are_kept_as_they_are_needed(pictures):
     first, second = pictures
     arguments = Namespace(
-        pictures=[first], control_image=None, start_image=second, region=[(second, first)], image_size=32
+        pictures=[first],
+        control_image=[],
+        adapter_image=[],
+        ip_adapter_image=None,
+        start_image=second,
+        region=[(second, first)],
+        image_size=32,
     )
     opened = open_pictures(arguments)
     assert list(opened.encoded) == list(opened.thumbnails) == [first]

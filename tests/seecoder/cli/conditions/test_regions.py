@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from seecoder.cli.conditions.regions import with_regions
 from seecoder.cli.opening import OpenedPictures
-from seecoder.cli.regions import with_regions
 from seecoder.sampling import MultiDiffusion
 
 

@@ -1,0 +1,1 @@
+"""What guides a result besides its pictures: regions, control, adapters."""

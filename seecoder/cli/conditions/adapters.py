@@ -1,0 +1,158 @@
+"""What people put beside the base: ControlNets, T2I-Adapters, LoRAs, an IP-Adapter; and where all networks are held."""
+
+import argparse
+import importlib.util
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+    from seecoder.cli.opening import OpenedPictures
+    from seecoder.pipelines import SeeCoderPipeline, SeeCoderXLPipeline
+
+# Arguments of a pipeline's call, and the options that give them; an option that can be repeated gives a list.
+ADAPTER_OPTIONS = {
+    "controlnet_conditioning_scale": "control_scale",
+    "control_guidance_start": "control_start",
+    "control_guidance_end": "control_end",
+    "control_image": "control_image",
+    "adapter_conditioning_scale": "adapter_scale",
+    "adapter_image": "adapter_image",
+    "ip_adapter_image": "ip_adapter_image",
+}
+_TOGETHER = (("controlnet", "control_image"), ("adapter", "adapter_image"), ("ip_adapter", "ip_adapter_image"))
+_OFFLOADING = ("model", "sequential", "group")
+
+
+def file_and_weight(text: str) -> tuple[str, float]:
+    """Read `FILE` or `FILE=WEIGHT`."""
+    name, equals, weight = text.rpartition("=")
+    try:
+        return (name, float(weight)) if equals else (text, 1.0)
+    except ValueError:
+        return text, 1.0
+
+
+def add_adapter_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options."""
+    group = parser.add_argument_group("beside the base")
+
+    def repeated(flag: str, metavar: str, text: str, kind: Any = str) -> None:
+        group.add_argument(flag, action="append", default=[], type=kind, metavar=metavar, help=text)
+
+    repeated("--lora", "FILE[=WEIGHT]", "a LoRA in kohya's or diffusers' names; may be repeated", file_and_weight)
+    repeated("--controlnet", "FOLDER_OR_FILE", "a ControlNet; needs --control-image; both may be repeated")
+    repeated("--control-image", "PICTURE", "what the ControlNet sees")
+    repeated("--control-scale", "NUMBER", "factor on the ControlNet's residuals: one for all, or one each", float)
+    repeated("--control-start", "FRACTION", "where on the trajectory control sets in (0: at once)", float)
+    repeated("--control-end", "FRACTION", "where on the trajectory control stops (1: never)", float)
+    repeated("--adapter", "FOLDER", "a T2I-Adapter; needs --adapter-image; both may be repeated")
+    repeated("--adapter-image", "PICTURE", "what the T2I-Adapter sees")
+    repeated("--adapter-scale", "NUMBER", "factor on the T2I-Adapter's features: one for all, or one each", float)
+    group.add_argument(
+        "--ip-adapter",
+        type=file_and_weight,
+        metavar="FILE[=SCALE]",
+        help="an IP-Adapter beside the context, with its image_encoder/ in the same folder; needs --ip-adapter-image",
+    )
+    group.add_argument("--ip-adapter-image", metavar="PICTURE", help="what the IP-Adapter sees")
+    group.add_argument(
+        "--offload",
+        choices=_OFFLOADING,
+        help="hold on the accelerator only the network that works (model), or its layers (group, sequential: slow)",
+    )
+
+
+def control_pictures(arguments: argparse.Namespace) -> list[str]:
+    """The paths of the pictures that ControlNets and T2I-Adapters see."""
+    return [*arguments.control_image, *arguments.adapter_image]
+
+
+def adapter_arguments(arguments: argparse.Namespace, opened: "OpenedPictures | None" = None) -> dict[str, Any]:
+    """Translate the options into arguments of a pipeline's call; what was not given is left to its defaults.
+
+    Args:
+        arguments: The parsed options.
+        opened: Decoded pictures that take the place of their paths.
+
+    Raises:
+        ValueError: A network without a picture, or the other way round.
+    """
+    for network, picture in _TOGETHER:
+        if _count(getattr(arguments, network)) != _count(getattr(arguments, picture)):
+            flags = f"`--{network.replace('_', '-')}` and `--{picture.replace('_', '-')}`"
+            raise ValueError(f"{flags} work only together, as many of one as of the other.")
+    given = {argument: getattr(arguments, option) for argument, option in ADAPTER_OPTIONS.items()}
+    if opened is not None:
+        for name in ("control_image", "adapter_image"):
+            given[name] = [opened.controls[path] for path in given[name]]
+        given["ip_adapter_image"] = opened.whole.get(given["ip_adapter_image"])
+    single = {name: one_or_all(value) if isinstance(value, list) else value for name, value in given.items()}
+    return {name: value for name, value in single.items() if value is not None}
+
+
+def load_adapters(pipe: "SeeCoderPipeline | SeeCoderXLPipeline", arguments: argparse.Namespace) -> None:
+    """Load LoRAs and an IP-Adapter into a pipeline.
+
+    Args:
+        pipe: The pipeline.
+        arguments: The parsed options.
+
+    Raises:
+        ImportError: peft is not installed.
+        FileNotFoundError: A file is missing.
+        WeightsError: One for another base.
+    """
+    if arguments.lora and importlib.util.find_spec("peft") is None:
+        raise ImportError("`--lora` needs peft. Install the extra: pip install 'seecoder[lora]'.")
+    names = []
+    for source, _ in arguments.lora:
+        names.append(f"lora{len(names) + 1}")
+        pipe.load_lora_weights(source, adapter_name=names[-1])
+    if names:
+        pipe.set_adapters(names, [weight for _, weight in arguments.lora])
+    if arguments.ip_adapter is not None:
+        path, scale = Path(arguments.ip_adapter[0]), arguments.ip_adapter[1]
+        if not path.is_file() or not (path.parent / "image_encoder").is_dir():
+            raise FileNotFoundError(f"`--ip-adapter`={path} must be a file with a folder image_encoder/ beside it.")
+        pipe.load_ip_adapter(str(path.parent), weight_name=path.name)
+        pipe.set_ip_adapter_scale(scale)
+
+
+def place(pipe: "SeeCoderPipeline | SeeCoderXLPipeline", offload: str | None, device: "torch.device") -> None:
+    """Bring a pipeline to its device, whole or only in the parts that work.
+
+    Args:
+        pipe: The pipeline.
+        offload: What `--offload` gave.
+        device: Where the networks work.
+
+    Raises:
+        ValueError: Offloading from the CPU.
+    """
+    import torch
+
+    if offload is None:
+        pipe.to(device)
+        return
+    if device.type == "cpu":
+        raise ValueError(f"`--offload`={offload} has no effect on the CPU, where everything is anyway; leave it out.")
+    if offload == "model":
+        pipe.enable_model_cpu_offload(device=device)
+        return
+    if pipe.upcasts_vae():  # its layers are put back one by one as they were
+        pipe.vae.to(torch.float32)
+    if offload == "sequential":
+        pipe.enable_sequential_cpu_offload(device=device)
+    else:
+        pipe.enable_group_offload(device, torch.device("cpu"), "leaf_level", use_stream=device.type == "cuda")
+
+
+def one_or_all(values: list[Any]) -> Any:
+    """The value of an option that was given once, all values of a repeated one, or None."""
+    return values if len(values) > 1 else next(iter(values), None)
+
+
+def _count(value: Any) -> int:
+    return len(value) if isinstance(value, list) else int(value is not None)
