@@ -200,8 +200,14 @@ def _first_cause(error: BaseException) -> BaseException:
 
 
 def _error_text(error: BaseException) -> str:
-    """An error's text; of one from a reading process without the traceback that torch puts before it."""
+    """An error's text, without what torch and the parser put around it.
+
+    torch puts a traceback before an error from a reading process. jsonargparse says of a part that could not be made
+    every type that it tried and all arguments; what the part's class said stands between.
+    """
     text = str(error)
+    if said := re.search(r"Union subtypes.*?Errors:\s*- (.*?)\s*- Expected a <class 'NoneType'>", text, re.DOTALL):
+        return said[1]
     return text.rpartition(f"{type(error).__name__}: ")[2] if text.startswith("Caught ") else text
 
 

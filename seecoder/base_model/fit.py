@@ -69,6 +69,18 @@ def check_parts(unet: Any, vae: Any, *, encoder: Any = None, controlnet: Any = N
             _check_controlnet(net, unet, vae)
 
 
+def check_dtypes(unet: Any, controlnet: Any) -> None:
+    """Refuse a ControlNet in another dtype than the UNet, when both are about to run.
+
+    Raises:
+        ValueError: The dtypes differ.
+    """
+    if controlnet is not None and controlnet.dtype != unet.dtype:
+        raise ValueError(
+            f"`controlnet` in {controlnet.dtype} must be in {unet.dtype}, as the base's UNet is. Use `pipe.to(dtype)`."
+        )
+
+
 def _check_class(name: str, part: Any, accepted: tuple[str, ...]) -> None:
     """Refuse networks of other classes: those for video, for instance, have configurations that look alike."""
     if isinstance(part, Mapping):

@@ -39,8 +39,8 @@ _CONVERTERS: Mapping[str, Callable[..., dict[str, Tensor]]] = {
     "controlnet": ldm.convert_controlnet_checkpoint,
 }
 _CLASSES = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "controlnet": "ControlNetModel"}
-_NOT_NEEDED = re.compile(  # text encoders, averages, and numbers of the schedule, which is Stable Diffusion's
-    r"(cond_stage_model|conditioner|model_ema|embedding_manager)\..*|betas|alphas_cumprod(_prev)?|(sqrt|log)_\w+|logvar"
+_NOT_NEEDED = re.compile(  # text encoders, averages, losses, and numbers of the schedule, which is Stable Diffusion's
+    r"(cond_stage_model|conditioner|model_ema|embedding_manager|loss)\..*|betas|alphas_cumprod(_prev)?|(sqrt|log)_\w+|logvar"
     r"|posterior_\w+|lvlb_weights|scale_factor|global_step|v_pred|ztsnr|denoiser\.sigmas"
 )
 _OTHERS = (  # what else lies in such files, by a name that only it has
@@ -85,8 +85,6 @@ class SingleFile:
             FileNotFoundError: There is no such file.
             WeightsError: It is a pickle, damaged or something else.
         """
-        if Path(path).suffix.lower() == ".gguf":
-            raise WeightsError(f"`{path}` is a quantised checkpoint (GGUF); give one in safetensors.")
         return cls(os.fspath(path), *read_safetensors(path))
 
     @property
@@ -213,7 +211,7 @@ class SingleFile:
             return "epsilon"
         say_once(
             f"`{self.source}` is SD 2.x and does not say what it predicts; velocity is assumed, as of the published "
-            "models of 768 pixels. Say prediction_type='epsilon' for one of 512 pixels."
+            "models of 768 pixels. For one of 512 give prediction_type='epsilon'; for training, to `seecoder import`."
         )
         return "v_prediction"
 
@@ -237,6 +235,7 @@ class SingleFile:
                 f"{' and '.join(found) or 'no part of SD 1.x, 2.x or SDXL'}. Give its {part} beside it."
             )
         names = {name.removeprefix(prefix): name for name in self.tensors if name.startswith(prefix)}
+        names = {own: name for own, name in names.items() if not _NOT_NEEDED.fullmatch(own)}
         if part == "unet" and self.has_averages and variant != "non_ema":
             names = {own: "model_ema." + f"diffusion_model.{own}".replace(".", "") for own in names}
         known = (*names.values(), *(name for name in self.tensors if name.startswith(tuple(_PREFIXES.values()))))

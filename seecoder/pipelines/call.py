@@ -10,6 +10,7 @@ import torch
 from diffusers.utils import BaseOutput
 
 from seecoder.base_model.facts import is_sdxl, native_size
+from seecoder.base_model.fit import check_dtypes
 from seecoder.pipelines.adapters.control import controllers
 from seecoder.pipelines.adapters.image_prompt import check_image_prompts, embeddings, with_image_prompts
 from seecoder.pipelines.autoencoding import decode_latents, in_float32, vae_decoder, vae_encoder
@@ -67,6 +68,7 @@ class Call:
         self._controllers = controllers(pipe.controlnet, pipe.adapter, request)
         check_image_prompts(pipe, request)
         pipe.check_lora_scale(request.cross_attention_kwargs)
+        check_dtypes(pipe.unet, pipe.controlnet)
         if is_sdxl(pipe.unet) and (request.context is None) != (request.pooled_context is None):
             raise ValueError("`context` and `pooled_context` go together; `encode_context` gives both.")
         cells = (self._size[0] // self._cell, self._size[1] // self._cell)

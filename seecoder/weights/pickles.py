@@ -10,12 +10,19 @@ from torch import Tensor
 
 from seecoder.weights.safetensors_files import WeightsError, check_file
 
+_CALLBACK = "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"
+
+
+class _Callback:
+    """Takes the place of `_CALLBACK`, a key beside the weights."""
+
 
 def read_pickle_allowed(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """Read the tensors of a pickle, for `seecoder import --allow-pickle` and nothing else.
 
     Only with torch's restricted unpickler (`weights_only=True`), which builds tensors and plain containers and refuses
-    everything else. It keeps a file from running code as far as torch knows how; it is no sandbox.
+    everything else. It keeps a file from running code as far as torch knows how; it is no sandbox. The name of
+    Lightning's callback that Stable Diffusion's own checkpoints mention stands for a class that does nothing.
 
     Args:
         path: A checkpoint of tensors by name, bare or under `state_dict` or `model`.
@@ -28,7 +35,8 @@ def read_pickle_allowed(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     check_file(path)
     _refuse_compressed_archive(path)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([(_Callback, _CALLBACK)]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
     # What the unpickler raises on hostile bytes is open-ended; whatever it is, nothing was loaded.
     except Exception as error:
         raise WeightsError(

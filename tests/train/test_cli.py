@@ -1,3 +1,4 @@
+import json
 import os
 import shutil
 import signal
@@ -114,8 +115,21 @@ def test_a_base_that_cannot_be_reached_is_named(settings, fit, capsys, monkeypat
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     assert fit(settings(**{"stage.init_args.base": "owner/name"})) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "`base`=owner/name does not exist on this disk or on the Hub: " in line
+    assert line.startswith("python -m train: `base`=owner/name does not exist on this disk or on the Hub: ")
     assert "cannot be reached" in line
+
+
+def test_a_base_that_cannot_be_trained_on_is_refused_by_plan_and_run_in_one_sentence(settings, fit, capsys, tmp_path):
+    config = settings()
+    base = Path(yaml.safe_load(config.read_text())["stage"]["init_args"]["base"])
+    shutil.copytree(base, tmp_path / "inpainting")
+    file = tmp_path / "inpainting" / "unet" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"in_channels": 9}))
+    changed = settings(**{"stage.init_args.base": str(tmp_path / "inpainting")})
+    assert (fit(changed), fit(changed, "--plan")) == (2, 2)
+    run, plan = capsys.readouterr().err.splitlines()
+    assert run == plan
+    assert run.startswith("python -m train: `in_channels`=9 of the base's UNet must be 4")
 
 
 def test_a_gpu_that_is_not_there_is_one_line(settings, fit, capsys, monkeypatch, tmp_path):

@@ -3,6 +3,7 @@
 import logging
 
 import pytest
+import torch
 from diffusers import ControlNetModel, MultiControlNetModel, UNetMotionModel
 
 from seecoder import SeeCoderPipeline, SeeCoderXLPipeline
@@ -140,6 +141,16 @@ def test_a_part_that_replaces_another_is_compared_with_the_rest():
     kinds = {"down_block_types": ("DownEncoderBlock2D",) * 3, "up_block_types": ("UpDecoderBlock2D",) * 3}
     pipe.vae = build_vae(block_out_channels=(8, 8, 16), **kinds)
     assert pipe.vae_scale_factor == pipe.image_processor.config["vae_scale_factor"] == 4
+
+
+def test_a_controlnet_in_another_dtype_is_refused_before_the_first_step():
+    controlnet = ControlNetModel.from_unet(build_unet(), **HINT).half()
+    pipe = SeeCoderPipeline(build_vae(), build_unet(), build_scheduler(), controlnet=controlnet)
+    given = {"context": torch.zeros(1, 6, 32), "control_image": torch.zeros(3, 16, 16), "output_type": "latent"}
+    with pytest.raises(ValueError, match=r"`controlnet` in torch\.float16 must be in torch\.float32"):
+        pipe(**given, num_inference_steps=1)
+    pipe.to(torch.float32)
+    assert pipe(**given, num_inference_steps=1).images.shape == (1, 4, 8, 8)
 
 
 def test_a_vae_scaled_for_the_other_family_is_said(caplog):

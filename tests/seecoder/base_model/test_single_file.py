@@ -128,6 +128,16 @@ def test_the_vae_decodes_as_before(vae, tmp_path):
             assert loaded.config["scaling_factor"] == 0.13025
 
 
+def test_losses_and_averages_beside_a_vae_are_not_needed(vae, tmp_path):
+    changes = {"loss.logvar": torch.zeros(1), "model_ema.encoderconv_inweight": torch.zeros(1)}
+    for prefix in ("", VAE):
+        more = {prefix + name: tensor for name, tensor in changes.items()}
+        path = write_checkpoint(tmp_path / "vae.safetensors", {VAE: vae}, text=False)
+        bare = {prefix + name.removeprefix(VAE): tensor for name, tensor in load_file(path).items()}
+        save_file(bare | more, path)
+        assert same_weights(SingleFile.open(path).load("vae"), vae)
+
+
 def test_averages_are_used_where_they_are_there(vae, tmp_path):
     trained, averaged = tiny_unet(), tiny_unet()
     with torch.no_grad():

@@ -95,4 +95,4 @@ def test_a_base_in_one_file_becomes_a_folder(build, pickled, tmp_path, capsys):
     assert pipe.scheduler.config["prediction_type"] == "epsilon"
     assert torch.equal(pipe.unet.conv_in.weight, unet.conv_in.weight.float())
     assert main(arguments) == 2
-    assert "is a folder that is not empty" in capsys.readouterr().err
+    assert "exists; use --overwrite" in capsys.readouterr().err

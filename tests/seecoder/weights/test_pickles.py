@@ -1,6 +1,9 @@
 """Pickles are read as tensors where a user allows it, and run nothing even then."""
 
+import sys
 import zipfile
+from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -72,3 +75,21 @@ def test_damaged_pickles(tmp_path, content):
     (tmp_path / "w.pth").write_bytes(content)
     with pytest.raises(WeightsError):
         read_pickle_allowed(tmp_path / "w.pth")
+
+
+def test_the_callback_that_published_checkpoints_mention_is_no_hindrance(tmp_path, monkeypatch):
+    name = "pytorch_lightning.callbacks.model_checkpoint"
+    module = ModuleType(name)
+    module.ModelCheckpoint = type("ModelCheckpoint", (), {"__module__": name})
+    monkeypatch.setitem(sys.modules, name, module)
+    content = {"state_dict": {"a": torch.ones(2)}, "callbacks": {module.ModelCheckpoint: {"best": torch.zeros(1)}}}
+    torch.save(content, tmp_path / "w.ckpt")
+    monkeypatch.delitem(sys.modules, name)
+    assert read_pickle_allowed(tmp_path / "w.ckpt")["a"].tolist() == [1, 1]
+    assert not torch.serialization.get_safe_globals()
+
+
+def test_the_reason_is_told_without_advice_to_read_unsafely(tmp_path):
+    torch.save({"x": Path("x")}, tmp_path / "w.ckpt")
+    with pytest.raises(WeightsError, match=r"Unsupported global: GLOBAL pathlib\S+$"):
+        read_pickle_allowed(tmp_path / "w.ckpt")
