@@ -119,9 +119,7 @@ def test_a_base_that_cannot_be_reached_is_named(settings, fit, capsys, monkeypat
     assert "cannot be reached" in line
 
 
-def test_a_base_that_cannot_be_trained_on_is_refused_by_plan_and_run_in_one_sentence(settings, fit, capsys, tmp_path):
-    config = settings()
-    base = Path(yaml.safe_load(config.read_text())["stage"]["init_args"]["base"])
+def test_plan_and_run_refuse_a_base_in_the_same_sentence(settings, fit, base, capsys, tmp_path):
     shutil.copytree(base, tmp_path / "inpainting")
     file = tmp_path / "inpainting" / "unet" / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"in_channels": 9}))
