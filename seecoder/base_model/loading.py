@@ -31,7 +31,7 @@ CLASSES = {
 }
 _CONFIG_NAMES = {"pipeline": "model_index.json", "scheduler": "scheduler_config.json"}
 _FILE_OPTIONS = ("prediction_type", "sdxl")  # what a file does not say of itself
-_WEIGHTS = re.compile(r"diffusion_pytorch_model(?:\.(\w+))?(?:-\d+-of-\d+)?(?:\.(\w+))?\.safetensors")
+_WEIGHTS = re.compile(r"(?:diffusion_pytorch_)?model(?:\.(\w+))?(?:-\d+-of-\d+)?(?:\.(\w+))?\.safetensors")
 _PICKLES = ("*.bin", "*.ckpt", "*.pt", "*.pth")
 
 
@@ -54,6 +54,8 @@ def load_config(base: str | os.PathLike, part: str, *, at_top: bool = False, **h
     check_source("base", base, **hub)
     options = {key: hub.pop(key) for key in _FILE_OPTIONS if key in hub}
     if Path(base).is_file():
+        if part == "pipeline":
+            return {"_class_name": "checkpoint in one file"}
         return SingleFile.open(base).config(part, **options)
     name = _CONFIG_NAMES.get(part, "config.json")
     folder = None if at_top or part == "pipeline" else part

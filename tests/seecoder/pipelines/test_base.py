@@ -79,6 +79,12 @@ def test_another_pipeline_is_refused_with_the_way_out(base):
         SeeCoderPipeline.from_pretrained(base)
 
 
+def test_a_file_is_no_saved_pipeline_and_the_way_is_said(tmp_path):
+    save_file({"x": torch.zeros(1)}, tmp_path / "base.safetensors")
+    with pytest.raises(ValueError, match=r"holds a checkpoint in one file, .*\.from_base"):
+        SeeCoderPipeline.from_pretrained(tmp_path / "base.safetensors")
+
+
 def test_pickles_are_not_written(parts, tmp_path):
     with pytest.raises(ValueError, match="pickles"):
         SeeCoderPipeline(**parts).save_pretrained(tmp_path / "saved", safe_serialization=False)
