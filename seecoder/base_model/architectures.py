@@ -88,5 +88,6 @@ def vae_config(shapes: Shapes) -> dict[str, Any]:
         "norm_num_groups": math.gcd(32, *widths),
         "use_quant_conv": "quant_conv.weight" in shapes,
         "use_post_quant_conv": "post_quant_conv.weight" in shapes,
+        "mid_block_add_attention": "encoder.mid_block.attentions.0.to_q.weight" in shapes,
         "sample_size": 512,
     }

@@ -6,7 +6,7 @@ asks before any weights are there. All three get the same sentences.
 
 import logging
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from torch.nn import ModuleList
 
@@ -43,7 +43,15 @@ _COPIED = (  # what a ControlNet has in common with the UNet whose copy it is
 _SCALING_FACTORS = {"sd": 0.18215, "sdxl": 0.13025}  # published with the autoencoders of each family
 
 
-def check_parts(unet: Any, vae: Any, *, encoder: Any = None, controlnet: Any = None, training: bool = False) -> None:
+def check_parts(
+    unet: Any,
+    vae: Any,
+    *,
+    encoder: Any = None,
+    controlnet: Any = None,
+    expected: Literal["sd", "sdxl"] | None = None,
+    training: bool = False,
+) -> None:
     """Refuse parts of a base that do not go together.
 
     Args:
@@ -51,6 +59,7 @@ def check_parts(unet: Any, vae: Any, *, encoder: Any = None, controlnet: Any = N
         vae: The autoencoder, or its configuration.
         encoder: A SeeCoder, or its arguments; None for none.
         controlnet: A ControlNet, several in a list or in diffusers' `MultiControlNetModel`; None for none.
+        expected: Family of the pipeline's UNets; None for any.
         training: Whether an encoder is to be trained on the base, which needs the autoencoder's posterior.
 
     Raises:
@@ -60,6 +69,9 @@ def check_parts(unet: Any, vae: Any, *, encoder: Any = None, controlnet: Any = N
     _check_class("vae", vae, ("AutoencoderKL",) if training else CLASSES["vae"])
     _check_conditions(unet)
     _check_latents(unet, vae)
+    if expected not in (None, found := family(unet)):
+        name, pipeline = {"sd": ("SD 1.x or 2.x", "SeeCoder"), "sdxl": ("SDXL", "SeeCoderXL")}[found]
+        raise ValueError(f"`unet` is one of {name}; use {pipeline}Pipeline for it.")
     if encoder is not None:
         arguments = config_of(encoder)
         check_widths(unet, arguments.get("context_dim", 768), arguments.get("pooled_dim"))

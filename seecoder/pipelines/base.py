@@ -19,7 +19,7 @@ from diffusers.image_processor import VaeImageProcessor
 from diffusers.pipelines.pipeline_utils import StableDiffusionMixin
 from transformers import PreTrainedModel
 
-from seecoder.base_model.facts import family, is_sdxl, pixels_per_cell
+from seecoder.base_model.facts import is_sdxl, pixels_per_cell
 from seecoder.base_model.fit import check_parts
 from seecoder.base_model.loading import load_beside, load_config, load_part
 from seecoder.encoder.model import SeeCoder
@@ -96,20 +96,13 @@ class ContextPipeline(DiffusionPipeline, StableDiffusionMixin, UnetLora, ImagePr
         """
         parts = {**{part: self.__dict__.get(part) for part in _CHECKED}, name: value}
         if name in _CHECKED and None not in (parts["unet"], parts["vae"]):
-            self._check(**parts)
+            check_parts(**parts, expected=self.unet_family)
         if name == "adapter" and value is not None:
             check_adapter(self.unet, value)
         super().__setattr__(name, value)
         if name == "vae" and value is not None:
             self.vae_scale_factor: int = pixels_per_cell(value)
             self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
-
-    def _check(self, *, unet: Any, vae: Any, encoder: Any, controlnet: Any) -> None:
-        """Refuse parts that do not fit each other, or this pipeline."""
-        check_parts(unet, vae, encoder=encoder, controlnet=controlnet)
-        if family(unet) != self.unet_family:
-            found, other = {"sd": ("SD 1.x or 2.x", ""), "sdxl": ("SDXL", "XL")}[family(unet)]
-            raise ValueError(f"`unet` is one of {found}; use SeeCoder{other}Pipeline for it.")
 
     # ----------------------------------------------------------------------------------------------------- loading
 

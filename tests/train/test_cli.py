@@ -10,6 +10,8 @@ import torch
 import yaml
 
 from data.shards.reading.skips import NoReadableSample
+from seecoder.base_model.loading import load_part
+from tests.fixtures.single_files import write_checkpoint
 from train.cli import _print_error, build_parser, main
 from train.settings import RunSettings
 
@@ -117,6 +119,16 @@ def test_a_base_that_cannot_be_reached_is_named(settings, fit, capsys, monkeypat
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("python -m train: `base`=owner/name does not exist on this disk or on the Hub: ")
     assert "cannot be reached" in line
+
+
+def test_a_base_in_one_file_is_planned_and_trained_on(settings, fit, base, capsys, tmp_path):
+    networks = {"model.diffusion_model.": load_part(base, "unet"), "first_stage_model.": load_part(base, "vae")}
+    path = write_checkpoint(tmp_path / "base.safetensors", networks)
+    changed = settings(**{"stage.init_args.base": str(path), "run.max_steps": 2})
+    assert fit(changed, "--plan") == 0
+    assert f"base     {path} (configurations in {path}); no weights were read" in capsys.readouterr().out
+    assert fit(changed) == 0
+    assert (tmp_path / "run").is_dir()
 
 
 def test_plan_and_run_refuse_a_base_in_the_same_sentence(settings, fit, base, capsys, tmp_path):

@@ -34,7 +34,12 @@ def test_a_unet_of_these_shapes_is_built_again(changes):
 def test_a_controlnet_and_a_vae_of_these_shapes_are_built_again():
     controlnet = ControlNetModel.from_unet(build_unet(), conditioning_embedding_out_channels=(8, 12, 16))
     assert shapes_of(ControlNetModel.from_config(controlnet_config(shapes_of(controlnet)))) == shapes_of(controlnet)
-    for changes in ({}, {"layers_per_block": 2, "latent_channels": 16}, {"use_quant_conv": False}):
+    for changes in (
+        {},
+        {"layers_per_block": 2, "latent_channels": 16},
+        {"use_quant_conv": False},
+        {"mid_block_add_attention": False},
+    ):
         vae = build_vae(**changes)
         assert shapes_of(AutoencoderKL.from_config(vae_config(shapes_of(vae)))) == shapes_of(vae)
 

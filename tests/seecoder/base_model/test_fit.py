@@ -64,8 +64,9 @@ def test_the_refiner_is_refused_by_name():
     assert sizes is not None
     check_parts(sizes.unet, sizes.vae, encoder={"context_dim": 2048, "pooled_dim": 1280})
     refiner = {**sizes.unet, "cross_attention_dim": 1280, "projection_class_embeddings_input_dim": 2560}
-    with pytest.raises(ValueError, match="refiner"):
-        check_parts(refiner, sizes.vae)
+    for expected in (None, "sd", "sdxl"):  # no pipeline sends it to the other
+        with pytest.raises(ValueError, match="refiner"):
+            check_parts(refiner, sizes.vae, expected=expected)
 
 
 @pytest.mark.parametrize(
@@ -130,7 +131,7 @@ def test_a_part_that_replaces_another_is_compared_with_the_rest():
         ("unet", build_unet(cross_attention_dim=24), f"`context_dim`={CONTEXT_DIM} of the encoder must be 24"),
         ("vae", build_vae(latent_channels=16), "`latent_channels`=16"),
         ("encoder", build_encoder(context_dim=24), "`context_dim`=24 of the encoder must be 32"),
-        ("unet", build_unet(**XL), "`pooled_dim`=None of the encoder must be 20"),
+        ("unet", build_unet(**XL), "`unet` is one of SDXL; use SeeCoderXLPipeline"),
     ):
         before = getattr(pipe, name)
         with pytest.raises(ValueError, match=message):

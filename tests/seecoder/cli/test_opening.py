@@ -5,11 +5,13 @@ from argparse import Namespace
 import pytest
 import torch
 
-from seecoder.cli.opening import load_encoder, open_pictures, pick_device, pick_dtype, saved_contexts
+from seecoder.cli.commands import build_parser
+from seecoder.cli.opening import load_encoder, load_pipeline, open_pictures, pick_device, pick_dtype, saved_contexts
 from seecoder.encoder.context import save_context
 from seecoder.images.gate import load_image
 from seecoder.images.masks import load_mask
 from seecoder.images.scaling import limit_area
+from tests.fixtures.single_files import write_checkpoint
 
 
 def test_pictures_are_kept_as_they_are_needed(pictures):
@@ -52,3 +54,19 @@ def test_an_encoder_or_contexts(encoder_folder, tmp_path):
         load_encoder(file)
     with pytest.raises(FileNotFoundError, match=r"`--encoder`=\./nowhere does not exist"):
         load_encoder("./nowhere")
+
+
+def test_a_base_and_a_vae_in_one_file_are_opened(build, tmp_path, capsys):
+    unet, vae = build["unet"](), build["vae"]()
+    base = write_checkpoint(tmp_path / "base.safetensors", {"model.diffusion_model.": unet, "first_stage_model.": vae})
+    with torch.no_grad():
+        vae.decoder.conv_in.weight.zero_()
+    other = write_checkpoint(tmp_path / "vae.safetensors", {"first_stage_model.": vae}, text=False)
+    save_context(tmp_path / "contexts.safetensors", torch.zeros(1, 6, 32))
+    options = {"base": base, "vae": other, "encoder": tmp_path / "contexts.safetensors", "out": tmp_path}
+    options["prediction-type"] = "v_prediction"
+    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    pipe = load_pipeline(build_parser().parse_args(["vary", *words, "--device", "cpu"]))
+    assert torch.equal(pipe.unet.conv_in.weight, unet.conv_in.weight)
+    assert not pipe.vae.decoder.conv_in.weight.any()
+    assert pipe.scheduler.config["prediction_type"] == "v_prediction"
