@@ -11,15 +11,15 @@ import json
 from pathlib import Path
 
 from seecoder.cli.console import check_new, say
-from seecoder.cli.opening import load_encoder, pick_device, pick_dtype
-from seecoder.cli.options import DTYPES, add_image_size
+from seecoder.cli.opening import files_of, load_encoder, pick_device, pick_dtype
+from seecoder.cli.options import DTYPES, add_image_size, add_max_pixels
 
 HELP = "keep the contexts of pictures in a file"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add this command's arguments."""
-    parser.add_argument("pictures", nargs="+", metavar="PICTURE", help="pictures to encode")
+    parser.add_argument("pictures", nargs="+", metavar="PICTURE", help="pictures to encode, or folders of them")
     parser.add_argument(
         "--encoder", required=True, metavar="FOLDER_OR_FILE", help="exported encoder or released .safetensors file"
     )
@@ -27,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--together", action="store_true", help="make one context of all pictures")
     parser.add_argument("--weights", type=float, nargs="+", help="with --together: one number a picture")
     add_image_size(parser)
+    add_max_pixels(parser)
     parser.add_argument("--device", default="auto", help="cpu, cuda, mps; auto takes an accelerator if there is one")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="what to encode in")
     parser.add_argument("--overwrite", action="store_true", help="write over an existing file")
@@ -39,15 +40,22 @@ def run(arguments: argparse.Namespace) -> None:
         raise ValueError(f"`--out` {out} must end in .safetensors.")
     if arguments.weights is not None and not arguments.together:
         raise ValueError("`--weights` has no effect without `--together`.")
+    arguments.pictures = files_of(arguments.pictures)
     check_new([out], arguments.overwrite, arguments.pictures)
     from seecoder.encoder.context import ImageSet, save_context
+    from seecoder.images.gate import MAX_PIXELS, load_image
+    from seecoder.images.scaling import encodable
     from seecoder.pipelines.conditioning import encode_pictures
 
-    entry = [ImageSet(arguments.pictures, arguments.weights)] if arguments.together else list(arguments.pictures)
+    limit = MAX_PIXELS if arguments.max_pixels is None else arguments.max_pixels
+    pictures = [
+        encodable(path, load_image(path, max_pixels=limit), arguments.image_size) for path in arguments.pictures
+    ]
+    entry = [ImageSet(pictures, arguments.weights)] if arguments.together else pictures
     device = pick_device(arguments.device)
     encoder = load_encoder(arguments.encoder, pick_dtype(arguments.dtype, device))
     say(f"encoding {len(arguments.pictures)} pictures with {arguments.encoder} on {device}")
-    context, pooled = encode_pictures(encoder.to(device), entry, None, device, arguments.image_size)
+    context, pooled = encode_pictures(encoder.to(device), entry, None, device, image_size=None)
     metadata = {"encoder": str(arguments.encoder), "sources": json.dumps(arguments.pictures)}
     out.parent.mkdir(parents=True, exist_ok=True)
     save_context(out, context, pooled, metadata)

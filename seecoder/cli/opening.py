@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 
 THUMBNAIL_SIDE = 256
+_NAMED = 5  # files that are passed over
 
 
 @dataclass(frozen=True)
@@ -39,29 +40,63 @@ class OpenedPictures:
     masks: "dict[str, torch.Tensor]" = field(default_factory=dict)
 
 
+def files_of(pictures: list[str]) -> list[str]:
+    """Put the pictures of a folder in its place, sorted by name; what else is in it is named and counted.
+
+    Args:
+        pictures: Files and folders.
+
+    Raises:
+        ValueError: A folder without pictures.
+    """
+    from seecoder.images.decoding import is_image
+
+    def has_image(path: Path) -> bool:
+        if not path.is_file():
+            return False
+        with path.open("rb") as file:
+            return is_image(file.read(64))
+
+    found = []
+    for given in pictures:
+        if not Path(given).is_dir():
+            found.append(given)
+            continue
+        entries = sorted(Path(given).iterdir())
+        files = [str(path) for path in entries if has_image(path)]
+        others = [path.name for path in entries if str(path) not in files]
+        named = ", ".join(others[:_NAMED]) + (", …" if len(others) > _NAMED else "")
+        if not files:
+            raise ValueError(f"`PICTURE`={given} is a folder without pictures" + (f" ({named})." if others else "."))
+        say(f"{given}: {len(files)} pictures" + (f"; passed over {len(others)}: {named}" if others else ""))
+        found += files
+    return found
+
+
 def open_pictures(arguments: argparse.Namespace) -> OpenedPictures:
     """Open all pictures of a command before anything is loaded, so that a bad one costs no time.
 
     Raises:
-        ImageError: A picture that cannot be read.
+        ImageError: A picture that cannot be read, or is too small to be encoded.
     """
-    from seecoder.images.gate import load_image
+    from seecoder.images.gate import MAX_PIXELS, load_image
     from seecoder.images.masks import load_control_image, load_mask
     from seecoder.images.saving import to_pil
-    from seecoder.images.scaling import limit_area
+    from seecoder.images.scaling import encodable
 
+    limit = MAX_PIXELS if arguments.max_pixels is None else arguments.max_pixels
     encoded = {*arguments.pictures, *(picture for _, picture in arguments.region)}
     whole = {path for path in [arguments.start_image, arguments.ip_adapter_image] if path is not None}
     opened = OpenedPictures(
-        controls={path: load_control_image(path) for path in control_pictures(arguments)},
-        masks={mask: load_mask(mask) for mask, _ in arguments.region},
+        controls={path: load_control_image(path, max_pixels=limit) for path in control_pictures(arguments)},
+        masks={mask: load_mask(mask, max_pixels=limit) for mask, _ in arguments.region},
     )
     for path in sorted(encoded | whole):
-        pixels = load_image(path)
+        pixels = load_image(path, max_pixels=limit)
         if path in whole:
             opened.whole[path] = pixels
         if path in encoded:
-            opened.encoded[path] = limit_area(pixels, arguments.image_size)
+            opened.encoded[path] = encodable(path, pixels, arguments.image_size)
             opened.thumbnails[path] = to_pil(pixels)
             opened.thumbnails[path].thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
     return opened

@@ -47,7 +47,7 @@ def with_flags(text: str) -> str:
     Args:
         text: Such as "`num_inference_steps`=0 must be …", which becomes "`--steps`=0 must be …".
     """
-    same = {name: name for name in ("height", "width", "weights", "port", "max_side", "method")}
+    same = {name: name for name in ("height", "width", "weights", "port", "max_side", "max_pixels", "method")}
     for argument, option in {**_OPTIONS, **ADAPTER_OPTIONS, **same}.items():
         text = text.replace(f"`{argument}`", f"`--{option.replace('_', '-')}`")
     return text
@@ -67,6 +67,16 @@ def add_image_size(parser: argparse._ActionsContainer) -> None:
         metavar="PIXELS",
         help="larger pictures are reduced to the area of such a square before they are encoded; best is what the "
         "encoder was trained at; own: never (default: %(default)s)",
+    )
+
+
+def add_max_pixels(parser: argparse._ActionsContainer) -> None:
+    """Add what says how large a picture may be that is opened."""
+    parser.add_argument(
+        "--max-pixels",
+        type=int,
+        metavar="COUNT",
+        help="larger pictures are refused before they are decoded (default: 64 million); raise it for files you trust",
     )
 
 

@@ -28,8 +28,14 @@ from seecoder.cli.conditions.adapters import control_pictures
 from seecoder.cli.conditions.regions import add_regions, with_regions
 from seecoder.cli.console import check_new, check_space, say
 from seecoder.cli.jobs import Job, Variation, make_jobs, seeds_of
-from seecoder.cli.opening import THUMBNAIL_SIDE, load_pipeline, open_pictures
-from seecoder.cli.options import add_base_options, add_image_size, add_sampling_options, pipeline_arguments
+from seecoder.cli.opening import THUMBNAIL_SIDE, files_of, load_pipeline, open_pictures
+from seecoder.cli.options import (
+    add_base_options,
+    add_image_size,
+    add_max_pixels,
+    add_sampling_options,
+    pipeline_arguments,
+)
 from seecoder.presets import PRESETS, preset_sentence, preset_settings
 
 if TYPE_CHECKING:
@@ -48,7 +54,10 @@ Entry = TypeVar("Entry")  # of a contact sheet
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add this command's arguments."""
     parser.add_argument(
-        "pictures", nargs="*", metavar="PICTURE", help="pictures to vary; none if --encoder names contexts"
+        "pictures",
+        nargs="*",
+        metavar="PICTURE",
+        help="pictures to vary, or folders of them; none if --encoder names contexts",
     )
     add_base_options(parser)
     add_sampling_options(parser, method=None)
@@ -64,6 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--together", action="store_true", help="make one context of all pictures")
     add_image_size(group)
+    add_max_pixels(group)
     group.add_argument("--weights", type=float, nargs="+", help="with --together: one number a picture")
     group.add_argument(
         "--concatenate", action="store_true", help="with --together: put the tokens side by side, do not average"
@@ -109,6 +119,7 @@ def make(arguments: argparse.Namespace, methods: "list[Method] | None", *, aspec
     check_arguments(pipeline_arguments(arguments))
     seeds = seeds_of(arguments.seed, arguments.count)
     require("--batch", arguments.batch, optional(whole(1)))
+    arguments.pictures = files_of(arguments.pictures)
     opened = open_pictures(arguments)
     jobs = make_jobs(arguments, opened)
     out = Path(arguments.out)

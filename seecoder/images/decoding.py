@@ -59,6 +59,11 @@ def open_image(data: bytes, max_pixels: int) -> Image.Image:
     raise BadImage(f"this is {what}; JPEG, PNG, WEBP, TIFF, BMP, GIF, AVIF and HEIC are read")
 
 
+def is_image(head: bytes) -> bool:
+    """Whether a file that begins with these bytes, sixteen or more, is of a format that is read."""
+    return any(signature.match(head) for signature, _ in _OPENERS)
+
+
 def rasterise(image: Image.Image) -> np.ndarray:
     """Pixels of a loaded Pillow image of any mode, which is not changed.
 

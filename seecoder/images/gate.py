@@ -10,9 +10,10 @@ leaves to the caller:
 * the first frame of an animation is taken;
 * 16- and 32-bit greyscale keep their range; of deeper *colour* the upper 8 bits are read, as Pillow keeps no more;
 * transparency is composited on a background; CMYK and foreign RGB profiles are converted to sRGB;
+* what a file says of its resolution (DPI) is not asked for: pixels are pixels;
 * a file that lost its tail is refused, even if another library set `ImageFile.LOAD_TRUNCATED_IMAGES`.
 
-Memory stays below 30 bytes a pixel plus three times the file. All of it may be called from several threads.
+Memory stays below 35 bytes a pixel plus three times the file. All of it may be called from several threads.
 """
 
 import os
@@ -62,7 +63,8 @@ def load_image(
         source: A path; the bytes of a file; a Pillow image (its current frame); an array, (H, W) or (H, W, 1 to 4),
             uint8, uint16 or float in [0, 1]; or a tensor, (H, W) or (1 to 4, H, W), uint8 or float in [0, 1]. Of two
             or four channels the last is alpha.
-        max_pixels: Larger pictures are refused, files before they are decoded. Raise it for sources that you trust.
+        max_pixels: Larger files are refused before they are decoded. Raise it for sources that you trust. What is in
+            memory already, such as a result, is not limited.
         background: What shows through transparent pixels, as RGB in 0-255.
 
     Returns:
@@ -132,12 +134,12 @@ def _read(source: Source, max_pixels: int) -> np.ndarray:
         tensor = tensor.float() if tensor.is_floating_point() else tensor
         source = (tensor.permute(1, 2, 0) if tensor.ndim == 3 else tensor).numpy()
     if isinstance(source, np.ndarray):
-        return _from_array(source, max_pixels)
+        return _from_array(source)
     if isinstance(source, Image.Image):
         unloaded = getattr(source, "_im", None) is None or bool(getattr(source, "tile", None))
         if isinstance(source, ImageFile.ImageFile) and unloaded and source.format not in _ALLOWED_UNLOADED:
             raise BadImage(f"{source.format} files are not decoded; load it yourself if you trust the source")
-        check_size(*source.size, max_pixels)
+        check_size(*source.size, max_pixels if unloaded else source.width * source.height)
         source.load()
         return _upright(source)
     limit = _MAX_BYTES_PER_PIXEL * max_pixels + _MAX_METADATA_BYTES
@@ -170,12 +172,12 @@ def _check_bytes(length: int, limit: int) -> None:
         raise BadImage(f"{length:,} bytes are more than a picture of the allowed size can need")
 
 
-def _from_array(values: np.ndarray, max_pixels: int) -> np.ndarray:
+def _from_array(values: np.ndarray) -> np.ndarray:
     if values.ndim == 2:
         values = values[..., None]
     if values.ndim != 3 or values.shape[2] not in (1, 2, 3, 4):
         raise BadImage("arrays must be (H, W) or (H, W, 1 to 4), tensors (H, W) or (1 to 4, H, W): one picture")
-    check_size(values.shape[1], values.shape[0], max_pixels)
+    check_size(values.shape[1], values.shape[0], values.size)
     if values.dtype.kind == "u" and values.dtype.itemsize == 2:  # of either byte order
         return values.astype(np.float32) / np.float32(65535)
     if not np.issubdtype(values.dtype, np.floating):

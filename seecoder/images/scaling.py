@@ -5,10 +5,35 @@ import math
 import torch
 from torch.nn import functional
 
+from seecoder.images.gate import ImageError, Source, describe
+
 ENCODED_SIZE = 512  # pixels; what released encoders were trained on, and the default of `image_size`
+_SMALLEST = 32  # pixels a side that every encoder needs
 
 
-def limit_area(pixels: torch.Tensor, side: int | None, *, smallest: int = 32) -> torch.Tensor:
+def encodable(source: Source, pixels: torch.Tensor, side: int | None) -> torch.Tensor:
+    """Bring a picture to the size at which an encoder sees it.
+
+    Args:
+        source: What the picture was loaded from, for the error.
+        pixels: (3, H, W) in [0, 1].
+        side: As for `limit_area`.
+
+    Returns:
+        (3, h, w) in [0, 1].
+
+    Raises:
+        ImageError: If it is too small for any encoder.
+        ValueError: If `side` is too small.
+    """
+    height, width = pixels.shape[-2:]
+    if min(height, width) < _SMALLEST:
+        reason = f"its {width} x {height} pixels are too few to encode; use a picture of at least {_SMALLEST} a side"
+        raise ImageError(describe(source), reason)
+    return limit_area(pixels, side)
+
+
+def limit_area(pixels: torch.Tensor, side: int | None, *, smallest: int = _SMALLEST) -> torch.Tensor:
     """Reduce a picture that has more pixels than a square of `side`, for an encoder that was trained on such squares.
 
     Bicubic with antialiasing. The aspect ratio is kept to a pixel, except where the shorter side would fall below

@@ -9,7 +9,7 @@ from seecoder.base_model.facts import context_width
 from seecoder.encoder.context import ImageSet, combine_contexts
 from seecoder.encoder.model import SeeCoder
 from seecoder.images.gate import load_image
-from seecoder.images.scaling import ENCODED_SIZE, limit_area
+from seecoder.images.scaling import ENCODED_SIZE, encodable
 from seecoder.pipelines.inputs import Pictures, Request, as_image_sets
 from seecoder.pipelines.networks import bring_to_device
 
@@ -36,14 +36,16 @@ def encode_pictures(
         Contexts (N, T, D) and, if the encoder has them, pooled vectors (N, P), in the encoder's dtype.
 
     Raises:
-        ImageError: A picture that cannot be read.
+        ImageError: A picture that cannot be read, or is too small.
         ValueError: No encoder, weights that do not fit, or entries whose contexts differ in length.
     """
     if encoder is None:
         raise ValueError("`image` needs an encoder, and this pipeline has none. Pass `context`, or set `pipe.encoder`.")
     sets = as_image_sets(image, weights)
     # All pictures are opened before the first is encoded: a bad one should not cost the time of the others.
-    pictures = [[limit_area(load_image(picture), image_size)[None] for picture in entry.images] for entry in sets]
+    pictures = [
+        [encodable(picture, load_image(picture), image_size)[None] for picture in entry.images] for entry in sets
+    ]
     rows = [_encode_set(encoder, entry, pixels, device) for entry, pixels in zip(sets, pictures, strict=True)]
     lengths = {context.shape[1] for context, _ in rows}
     if len(lengths) > 1:

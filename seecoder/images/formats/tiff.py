@@ -38,7 +38,12 @@ class _TiffFile(TiffImageFile):
 def open_tiff(data: bytes, max_pixels: int) -> TiffImageFile:
     """Open the first page of a TIFF file."""
     _check_directory(data)
-    image = _TiffFile(BytesIO(data))
+    try:
+        image = _TiffFile(BytesIO(data))
+    except SyntaxError as error:
+        if "unknown pixel mode" not in str(error):
+            raise
+        raise BadImage("this kind of TIFF (unknown pixel mode) is not read; save 8 or 16 bits a channel") from None
     check_size(*image.size, max_pixels)
     compression = image.tag_v2.get(259, 1)
     if compression not in _COMPRESSIONS:

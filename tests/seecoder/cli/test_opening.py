@@ -1,15 +1,26 @@
 """What the command line names is opened: pictures, devices, encoders or contexts."""
 
 from argparse import Namespace
+from pathlib import Path
 
 import pytest
 import torch
 
+from seecoder.cli import main
 from seecoder.cli.commands import build_parser
-from seecoder.cli.opening import load_encoder, load_pipeline, open_pictures, pick_device, pick_dtype, saved_contexts
+from seecoder.cli.opening import (
+    files_of,
+    load_encoder,
+    load_pipeline,
+    open_pictures,
+    pick_device,
+    pick_dtype,
+    saved_contexts,
+)
 from seecoder.encoder.context import save_context
 from seecoder.images.gate import load_image
 from seecoder.images.masks import load_mask
+from seecoder.images.saving import save_image
 from seecoder.images.scaling import limit_area
 from tests.fixtures.single_files import write_checkpoint
 
@@ -24,6 +35,7 @@ def test_pictures_are_kept_as_they_are_needed(pictures):
         start_image=second,
         region=[(second, first)],
         image_size=32,
+        max_pixels=None,
     )
     opened = open_pictures(arguments)
     assert list(opened.encoded) == list(opened.thumbnails) == [first]
@@ -70,3 +82,30 @@ def test_a_base_and_a_vae_in_one_file_are_opened(build, tmp_path, capsys):
     assert torch.equal(pipe.unet.conv_in.weight, unet.conv_in.weight)
     assert not pipe.vae.decoder.conv_in.weight.any()
     assert pipe.scheduler.config["prediction_type"] == "v_prediction"
+
+
+def test_a_folder_stands_for_its_pictures_and_says_what_is_passed_over(pictures, tmp_path, capsys):
+    folder = tmp_path / "in"
+    (folder / "deeper").mkdir(parents=True)
+    for name, source in (("b.jpg", pictures[0]), ("a.heic", pictures[1])):  # content decides, not the name
+        (folder / name).write_bytes(Path(source).read_bytes())
+    (folder / "notes.txt").write_text("hello")
+    assert files_of([pictures[0], str(folder)]) == [pictures[0], str(folder / "a.heic"), str(folder / "b.jpg")]
+    assert "2 pictures; passed over 2: deeper, notes.txt" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="is a folder without pictures"):
+        files_of([str(folder / "deeper")])
+
+
+def test_the_limit_on_pixels_is_an_option(pictures, encoder_folder, tmp_path, capsys):
+    encoding = ["--encoder", str(encoder_folder), "--out", str(tmp_path / "x.safetensors")]
+    assert main(["encode", pictures[0], *encoding, "--max-pixels", "5"]) == 2
+    assert "the limit is 5. Resize it, or pass a larger `--max-pixels`" in capsys.readouterr().err
+
+
+def test_a_picture_too_small_is_named_before_anything_is_loaded(pictures, networks, encoder_folder, tmp_path, capsys):
+    save_image(torch.rand(3, 16, 16), tmp_path / "icon.png")
+    given = [*pictures, str(tmp_path / "icon.png"), "--out", str(tmp_path / "x.safetensors")]
+    for command in (["vary", *given, *networks], ["encode", *given, "--encoder", str(encoder_folder)]):
+        assert main(command) == 2
+        (line,) = capsys.readouterr().err.splitlines()  # nothing of networks that are loaded
+        assert "icon.png`: its 16 x 16 pixels are too few to encode" in line

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image, ImageCms
 
+from seecoder.images.decoding import is_image
 from seecoder.images.gate import ImageError, load_image
 from tests.fixtures.images import UPRIGHT, assert_levels, encode, levels, png, refuse, tiff
 
@@ -238,3 +239,10 @@ def test_lab_is_converted():
     grey = Image.new("LAB", (2, 2), (136, 128, 128))
     pixels = levels(load_image(grey))
     assert abs(pixels - 127).max() < 3, "L* = 53.3 is level 127 of sRGB"
+
+
+def test_files_are_told_by_how_they_begin():
+    for format in ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF"):
+        assert is_image(encode(UPRIGHT, format)[:64])
+    for head in (b"", b"# notes", encode(Image.new("RGB", (8, 8)), "PPM")):
+        assert not is_image(head)

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from seecoder.images.scaling import limit_area
+from seecoder.images.gate import ImageError
+from seecoder.images.scaling import encodable, limit_area
 
 
 @pytest.mark.parametrize(
@@ -39,3 +40,10 @@ def test_limit_area_keeps_a_smooth_picture():
 def test_limit_area_refuses_sizes_no_encoder_takes():
     with pytest.raises(ValueError, match="`image_size`=31"):
         limit_area(torch.rand(3, 64, 64), 31)
+
+
+def test_a_picture_too_small_to_encode_is_named():
+    assert encodable("a.png", torch.rand(3, 32, 40), 512).shape == (3, 32, 40)
+    assert encodable("a.png", torch.rand(3, 100, 100), 50).shape == (3, 50, 50)
+    with pytest.raises(ImageError, match=r"`a\.png`: its 31 x 40 pixels are too few .* at least 32 a side"):
+        encodable("a.png", torch.rand(3, 40, 31), 512)

@@ -58,3 +58,11 @@ def test_jpeg_with_padding_and_junk_between_segments_is_read():
 def test_what_follows_the_picture_is_not_read():
     data = encode(NOISE, "JPEG")
     assert torch.equal(load_image(data + b"\xff\xda\xff\xd8 trailing" * 1000), load_image(data))
+
+
+def test_the_first_picture_of_a_phone_is_read_whatever_follows_it():
+    data = encode(NOISE, "MPO", save_all=True, append_images=[NOISE.rotate(180)])
+    film = b"\0\0\0\x18ftypmp42" + b"\xff\xda" * 500 + b"SEFT"
+    for whole in (data, data + film):
+        assert load_image(whole).shape == (3, 24, 32)
+        assert torch.equal(load_image(whole), load_image(data[: data.index(b"\xff\xd9\xff\xd8") + 2]))

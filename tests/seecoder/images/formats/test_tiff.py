@@ -20,6 +20,11 @@ def test_sixteen_bit_tiff_in_both_byte_orders_and_inverted(order):
         np.testing.assert_allclose(load_image(inverted)[0], 1 - ramp / 65535, atol=1e-6)
 
 
+def test_floats_in_colour_say_what_to_do():
+    data = tiff(4, 4, bytes(4 * 4 * 12), t258=32, t262=2, t277=3, t339=3)
+    refuse(data, r"this kind of TIFF .* is not read; save 8 or 16 bits a channel")
+
+
 def test_twelve_bit_tiff_reaches_white():
     values = np.array([[0, 4095], [2048, 1]])
     packed = b"".join(bytes([a >> 4, (a & 15) << 4 | b >> 8, b & 255]) for a, b in values.tolist())
