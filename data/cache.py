@@ -27,9 +27,9 @@ from tqdm import tqdm
 from data.command import make_parser, run_command
 from data.shards.building.claim import claimed_folder
 from data.shards.building.shard_build import REPORT, run_build
-from data.shards.caching.cached_samples import CacheBuild, CachedSamples, Extra
-from data.shards.caching.maps import Maps, MapsSource
-from data.shards.caching.moments import Moments, MomentsSource
+from data.shards.caching.cached_samples import CacheBuild, CachedSamples
+from data.shards.caching.maps import maps_beside
+from data.shards.caching.moments import moments_beside
 from data.shards.reading.square_image import SquareImage
 from data.shards.shard_set import check_location, open_shards
 from seecoder.base_model.loading import load_frozen
@@ -70,20 +70,17 @@ def _cache(options: Namespace) -> None:
     _check_folders(options.shards, options.out)
     shards = open_shards(options.shards)
     vae = load_autoencoder(options.base, options.dtype, options.device)
-    moments = Moments(vae, MomentsSource.from_vae(vae, options.size), options.flip)
-    extras: list[Extra] = [moments]
-    values = 2 * math.prod(moments.source.shape)
+    extras = [moments_beside(vae, options.size, options.flip)]
+    moments = extras[0].source
     if options.maps is not None:
-        encoder = load_backbone(options.maps, vae.device)
-        maps = Maps(encoder, MapsSource.from_encoder(encoder, options.size), options.flip)
-        extras.append(maps)
-        values += sum(map(math.prod, maps.source.shapes))
+        extras.append(maps_beside(load_backbone(options.maps, vae.device), options.size, options.flip))
+    values = sum(math.prod(shape) for extra in extras for _, shape in extra.source.columns.values())
     source = CachedSamples(shards, SquareImage(options.size), tuple(extras), options.batch_size, options.threads)
     build = CacheBuild(source, options.out, max_bad_rate=options.max_bad_rate)
     added = len(source) * (2 if options.flip else 1) * 2 * values  # two bytes each
     print(
         f"{len(source):,} samples of {len(shards.shards):,} shards -> {options.out}, with moments "
-        f"{moments.source.describe()}{' and backbone maps' if options.maps else ''}"
+        f"{moments.describe(moments.settings)}{' and backbone maps' if options.maps else ''}"
         f"{', also mirrored' if options.flip else ''}, made on {vae.device}; about "
         f"{added / 1e6:,.1f} MB beside the pictures. What is finished there is verified and kept",
         flush=True,

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from data.shards.caching.moments import CACHED, MEAN, STD, WithMoments
+from data.shards.caching.cache_source import WithCaches
+from data.shards.caching.moments import MEAN, STD, MomentsSource
 from data.shards.reading.shard_loader import ShardLoader
-from data.shards.reading.square_image import SquareImage, Transform
+from data.shards.reading.square_image import SquareImage
 from scripts.benchmarks.timed_network import median_seconds, synchronise
 from seecoder.base_model.known_bases import base_sizes
 from train.estimate.costs import count_costs
@@ -146,13 +147,11 @@ class Loop:
 
     def _make_loader(self) -> ShardLoader:
         work, ahead = self.work, self.levers.loading_ahead
-        transform: Transform = SquareImage(work.size)
-        if self.levers.cached:
-            transform = WithMoments(SquareImage(work.size), self.stage.moments_source(work.size))
+        sources = (self.stage.moments_source(work.size),) if self.levers.cached else ()
         workers = work.workers if ahead else 0
         return ShardLoader(
             [work.cached if self.levers.cached else work.raw],
-            transform,
+            WithCaches(SquareImage(work.size), sources),
             self.batch_size,
             rank=0,
             world_size=1,
@@ -165,7 +164,7 @@ class Loop:
         for batch in self.loader:
             keys = torch.stack([batch["epoch"], batch["sample_id"]], dim=1)
             pixels = batch["pixels"] if self.levers.loading_ahead else batch["pixels"].float()
-            columns = {MEAN: batch[MEAN], STD: batch[STD]} if all(batch.get(CACHED, [False])) else {}
+            columns = {MEAN: batch[MEAN], STD: batch[STD]} if all(batch.get(MomentsSource.flag, [False])) else {}
             moved = {
                 name: value.to(self.work.device, non_blocking=self.levers.loading_ahead)
                 for name, value in {"pixels": pixels, **columns}.items()

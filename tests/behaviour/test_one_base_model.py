@@ -16,7 +16,7 @@ from torch import Tensor
 
 import train.stages.previews as previews
 from data.cache import main as cache
-from data.shards.caching.moments import MEMBER, encode_moments
+from data.shards.caching.moments import MomentsSource, encode_moments
 from data.shards.reading.shard_reader import ShardReader
 from data.shards.shard_set import open_shards
 from scripts.evaluation.counts import encode_latents
@@ -79,9 +79,9 @@ def assert_moments(found: Any, expected: tuple[np.ndarray, np.ndarray], toleranc
 def member_moments(folder: Path) -> tuple[Tensor, Tensor]:
     """Mean and deviation of all samples of shards, as they lie there."""
     shards = open_shards(folder)
-    reader = ShardReader(shards, {MEMBER})
+    reader = ShardReader(shards, {MomentsSource.member()})
     places = [(shard, number) for shard, count in enumerate(shards.counts) for number in range(count)]
-    rows = [load_tensors(reader.read(*place)[MEMBER]) for place in places]
+    rows = [load_tensors(reader.read(*place)[MomentsSource.member()]) for place in places]
     return torch.stack([row["mean"] for row in rows]), torch.stack([row["std"] for row in rows])
 
 

@@ -14,7 +14,8 @@ from data import cache
 from data.shards.building import shard_build
 from data.shards.building.writing import write_shard
 from data.shards.caching import cached_samples, moments
-from data.shards.caching.moments import FORMAT, MEMBER, MomentsSource, WithMoments, encode_moments
+from data.shards.caching.cache_source import WithCaches
+from data.shards.caching.moments import MomentsSource, encode_moments
 from data.shards.caching.tensor_members import unpack_tensors
 from data.shards.manifest import Manifest, read_manifest, write_manifest
 from data.shards.reading.shard_loader import ShardLoader
@@ -22,7 +23,7 @@ from data.shards.reading.shard_reader import ShardReader
 from data.shards.reading.square_image import SquareImage
 from data.shards.shard_set import open_shards
 
-SIZE = 8
+SIZE, MEMBER = 8, MomentsSource.member()
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +77,7 @@ def test_every_sample_is_copied_and_gets_its_moments(base, run, make_shards, tmp
     for before, after in zip(members(raw), members(out), strict=True):
         content = after.pop(MEMBER)
         assert after == before
-        digest, tensors = unpack_tensors(content, FORMAT)
+        digest, tensors = unpack_tensors(content, about.form())
         assert digest == about.digest
         pixels = SquareImage(SIZE)(before, 0, 0)["pixels"][None].float() / 255
         for prefix, picture in (("", pixels), ("flipped_", pixels.flip(3))):
@@ -90,7 +91,7 @@ def test_order_is_the_same_from_raw_cached_and_mixed_shards(base, run, make_shar
     one, two = make_shards([5, 4], "one"), make_shards([6, 3], "two")
     for name in ("one", "two"):
         assert run(tmp_path / name, tmp_path / f"cached-{name}") == 0
-    transform = WithMoments(SquareImage(SIZE, flip=False), source(base)[1])
+    transform = WithCaches(SquareImage(SIZE, flip=False), (source(base)[1],))
     orders = []
     for places in ([one, two], [tmp_path / "cached-one", tmp_path / "cached-two"], [tmp_path / "cached-one", two]):
         loader = ShardLoader(places, transform, 4, rank=0, world_size=1, seed=3, window=2, batches=9)
@@ -124,7 +125,7 @@ def test_bad_and_lost_samples_keep_their_places(base, run, make_picture, tmp_pat
     report = [json.loads(line) for line in (out / shard_build.REPORT).read_text().splitlines()]
     assert [row["source"] for row in report] == ["0.tar[2]", "0.tar[4]", "1.tar[0]", "1.tar[1]"]
     assert read_manifest(out).samples == 8
-    transform = WithMoments(SquareImage(SIZE), source(base)[1])
+    transform = WithCaches(SquareImage(SIZE), (source(base)[1],))
     seen = []
     for place in (raw, out):
         loader = ShardLoader([place], transform, 2, rank=0, world_size=1, seed=1, batches=8, ceiling=1)

@@ -4,9 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from data.shards.caching import maps, moments
+from data.shards.caching.cache_source import CacheSource, check_cache
+from data.shards.caching.maps import MapsSource
+from data.shards.caching.moments import MomentsSource
 from data.shards.reading.square_image import SquareImage
-from data.shards.shard_set import LocatedShard, ShardSet
+from data.shards.shard_set import ShardSet
 
 
 @dataclass(frozen=True)
@@ -53,8 +55,8 @@ def find_caches(options: Mapping[str, Any], source: Mapping[str, Any], shards: S
     """
     sized = "`encoder_size` is set" if options.get("encoder_size") is not None else ""
     return Caches(
-        Cached(_fraction(shards, "moments", moments.MEMBER), _switch(source, "cached_moments")),
-        Cached(_fraction(shards, "maps", maps.MEMBER), _switch(source, "cached_maps") or sized),
+        Cached(_fraction(shards, MomentsSource), _switch(source, "cached_moments")),
+        Cached(_fraction(shards, MapsSource), _switch(source, "cached_maps") or sized),
     )
 
 
@@ -62,11 +64,11 @@ def _switch(source: Mapping[str, Any], name: str) -> str:
     return "" if source.get(name, False) else f"`{name}` is false"
 
 
-def _fraction(shards: ShardSet | None, name: str, member: str) -> float:
+def _fraction(shards: ShardSet | None, kind: type[CacheSource]) -> float:
     """Fraction of samples with a cache by the manifests, which require it of no sample, because bad ones have none."""
     if shards is None:
         return 0.0
-    has = (row.shard.samples for row in shards.shards if name in row.settings or member in row.members)
+    has = (row.shard.samples for row in shards.shards if kind.kind in row.settings or kind.member() in row.members)
     return sum(has) / max(1, sum(shards.counts))
 
 
@@ -83,22 +85,11 @@ def check_caches(options: Mapping[str, Any], source: Mapping[str, Any], shards: 
     """
     found = find_caches(options, source, shards)
     picture = SquareImage(source["image_size"], crop=source["crop"], flip=source["flip"])
-    for row in shards.shards:
-        if found.latents.used and "moments" in row.settings:
-            moments.check_moments(ShardSet((row,)), picture, _moments_source(row, options, picture.size))
-        if found.maps.used and "maps" in row.settings:
-            maps.check_maps(ShardSet((row,)), picture, _maps_source(row, options, picture.size))
-
-
-def _moments_source(row: LocatedShard, options: Mapping[str, Any], size: int) -> moments.MomentsSource:
-    """The run's, if its autoencoder is the one that made the cache."""
-    about = row.settings["moments"]
-    dtype = options.get("vae_dtype", "float32")
-    return moments.MomentsSource(about.get("autoencoder"), dtype, size, tuple(about.get("shape", ())))
-
-
-def _maps_source(row: LocatedShard, options: Mapping[str, Any], size: int) -> maps.MapsSource:
-    """The run's, if its backbone is the one that made the cache."""
-    about = row.settings["maps"]
-    dtype = options.get("frozen_dtype", "float32")
-    return maps.MapsSource(about.get("backbone"), dtype, size, tuple(map(tuple, about.get("shapes", ()))))
+    # Of the run's own source all is known but the model: it is taken to be the one that made the cache.
+    moments = (found.latents, MomentsSource, options.get("vae_dtype", "float32"))
+    maps = (found.maps, MapsSource, options.get("frozen_dtype", "float32"))
+    for cached, kind, dtype in (moments, maps):
+        for row in shards.shards if cached.used else ():
+            if kind.kind in row.settings:
+                source = kind.from_settings(row.settings[kind.kind], dtype=dtype, size=picture.size)
+                check_cache(ShardSet((row,)), picture, source)

@@ -7,12 +7,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from data.shards.caching.maps import MAPS_CACHED, MapsSource, WithMaps, check_maps, has_maps, map_column
-from data.shards.caching.moments import CACHED, MEAN, STD, MomentsSource, WithMoments, check_moments
+from data.shards.caching.cache_source import CacheSource, WithCaches, check_cache
+from data.shards.caching.maps import MapsSource
 from data.shards.https.addresses import redacted
 from data.shards.https.fetcher import Fetcher
 from data.shards.reading.shard_loader import ShardLoader
-from data.shards.reading.square_image import SquareImage, Transform
+from data.shards.reading.square_image import SquareImage
 from data.shards.shard_set import open_shards
 from seecoder.checks import number, require, whole
 from train.sources.held_out import HELD_OUT_SEED, check_apart, check_scenes, listed
@@ -117,17 +117,11 @@ class ShardPictures(StageData):
             WeightsError: Shards hold moments or maps that the stage would not compute.
         """
         where = self.position()
-        source = self._moments_source()
-        transform: Transform = self.transform
-        if source is not None and self.transform.crop == source.crop:
-            transform = WithMoments(self.transform, source)
-        maps = self._maps_source()
-        if maps is not None:
-            transform = WithMaps(transform, self.transform, maps)
+        sources = self._cache_sources()
         folder = Path(self.trainer.default_root_dir) if self.trainer is not None else Path()
         loader = ShardLoader(
             list(self.places),
-            transform,
+            WithCaches(self.transform, sources),
             self.batch_size,
             rank=where.rank,
             world_size=where.world_size,
@@ -141,28 +135,22 @@ class ShardPictures(StageData):
             cache=self.cache,
             pin_memory=torch.cuda.is_available(),
         )
-        if source is not None:
-            check_moments(loader.dataset.reader.shards, self.transform, source)
         loader.seek(where.samples_before(self.batch_size))
-        return _KeyedBatches(loader)
+        return _KeyedBatches(loader, sources)
 
-    def _moments_source(self) -> MomentsSource | None:
-        """What moments must be of, or None for a stage that takes none."""
+    def _cache_sources(self) -> tuple[CacheSource, ...]:
+        """What caches must be of, for those that the stage takes in place of computing it."""
         stage: Any = None if self.trainer is None else self.trainer.lightning_module
-        if not self.cached_moments or not hasattr(stage, "moments_source"):
-            return None
-        return stage.moments_source(self.transform.size)
-
-    def _maps_source(self) -> MapsSource | None:
-        """What maps must be of, or None where there are none, or the stage takes none."""
-        stage: Any = None if self.trainer is None else self.trainer.lightning_module
-        if not self.cached_maps or not hasattr(stage, "maps_source"):
-            return None
-        shards = open_shards(list(self.places), None if self.cache is None else Fetcher(Path(self.cache)))
-        source = stage.maps_source(self.transform.size) if has_maps(shards) else None
-        if source is not None:
-            check_maps(shards, self.transform, source)
-        return source
+        shards, found = open_shards([*self.places], None if self.cache is None else Fetcher(Path(self.cache))), []
+        if self.cached_moments and hasattr(stage, "moments_source"):
+            found.append(stage.moments_source(self.transform.size))
+        if self.cached_maps and hasattr(stage, "maps_source"):  # it takes time to say what maps must be of
+            has_maps = any(MapsSource.kind in row.settings for row in shards.shards)
+            found.append(stage.maps_source(self.transform.size) if has_maps else None)
+        sources = [source for source in found if source is not None]
+        for source in sources:
+            check_cache(shards, self.transform, source)
+        return tuple(source for source in sources if self.transform.crop == source.crop)
 
 
 def check_reading(
@@ -192,25 +180,18 @@ def check_reading(
 class _KeyedBatches:
     """A shard loader whose batches name their samples as the noise wants it; Lightning sees no state to save."""
 
-    def __init__(self, loader: ShardLoader) -> None:
-        self.loader = loader
+    def __init__(self, loader: ShardLoader, sources: tuple[CacheSource, ...]) -> None:
+        self.loader, self.sources = loader, sources
 
     def __len__(self) -> int:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         for batch in self.loader:
-            keys = torch.stack([batch["epoch"], batch["sample_id"]], dim=1)
-            moments = _cached_columns(batch, CACHED, [MEAN, STD])
-            levels = [map_column(level) for level in range(len(batch)) if map_column(level) in batch]
-            maps = _cached_columns(batch, MAPS_CACHED, levels)
-            yield {"pixels": batch["pixels"], "keys": keys} | moments | maps
-
-
-def _cached_columns(batch: dict[str, Any], flag: str, names: list[str]) -> dict[str, Any]:
-    """Columns that at least one sample has; with the flag unless all have them."""
-    has = batch.get(flag, ())
-    if not any(has):
-        return {}
-    columns = {name: batch[name] for name in names}
-    return columns if all(has) else columns | {flag: has}
+            columns = {"pixels": batch["pixels"], "keys": torch.stack([batch["epoch"], batch["sample_id"]], dim=1)}
+            for source in self.sources:
+                has = batch[source.flag]
+                if any(has):  # columns that at least one sample has; with the flag unless all have them
+                    columns |= {name: batch[name] for name in source.columns}
+                    columns |= {} if all(has) else {source.flag: has}
+            yield columns

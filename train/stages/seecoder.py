@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from data.shards.caching.maps import MAPS_CACHED, MapsSource, map_column
-from data.shards.caching.moments import CACHED, MEAN, STD, MomentsSource, encode_moments
+from data.shards.caching.maps import MapsSource, map_column
+from data.shards.caching.moments import MEAN, STD, MomentsSource, encode_moments
 from seecoder.base_model.added_conditions import added_conditions
 from seecoder.base_model.fit import check_parts
 from seecoder.base_model.loading import load_config, load_frozen
@@ -175,7 +175,7 @@ class SeeCoderStage(DenoisingStage):
         """Maps of the backbone: from the batch where they were cached, by the backbone where they were not."""
         levels = range(len(self.encoder.backbone.channels))
         cached = [batch[map_column(level)] for level in levels if map_column(level) in batch]
-        return _completed(cached, batch.get(MAPS_CACHED, ()), lambda rows: self.encoder.compute_maps(pixels[rows]))
+        return _completed(cached, batch.get(MapsSource.flag, ()), lambda rows: self.encoder.compute_maps(pixels[rows]))
 
     def maps_source(self, size: int) -> MapsSource | None:
         """What cached maps must be of; None if the encoder sees pictures at another size."""
@@ -202,7 +202,7 @@ class SeeCoderStage(DenoisingStage):
         def compute(rows: Tensor) -> tuple[Tensor, Tensor]:
             return encode_moments(self.vae, batch["pixels"][rows].float() / 255)
 
-        mean, std = _completed([batch[MEAN].float(), batch[STD].float()], batch.get(CACHED, ()), compute)
+        mean, std = _completed([batch[MEAN].float(), batch[STD].float()], batch.get(MomentsSource.flag, ()), compute)
         return mean, std
 
     def moments_source(self, size: int) -> MomentsSource:

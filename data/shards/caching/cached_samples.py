@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from torch import Tensor
 from data.shards import index as shard_index
 from data.shards.building.shard_build import Build
 from data.shards.building.sources import Item
+from data.shards.caching.cache_source import Extra
 from data.shards.manifest import IMAGE_MEMBERS
 from data.shards.reading.shard_reader import BadSample, ShardReader
 from data.shards.reading.square_image import SquareImage
@@ -32,24 +33,6 @@ LOST = "lost"  # the only member of a sample that was lost: it holds the reason
 NOT_FINITE = "moments are not finite in half precision"
 
 _PLAIN_KEY = re.compile(r"[A-Za-z0-9_-]{1,80}")
-
-
-class Extra(Protocol):
-    """What is computed of pictures and laid beside them."""
-
-    @property
-    def member(self) -> str:
-        """Kind of member that it writes."""
-        ...
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """Entry of the manifest: all that the member depends on beside the picture."""
-        ...
-
-    def __call__(self, pixels: Tensor) -> list[bytes | None]:
-        """Make the members of (N, 3, size, size) uint8 pictures; None where the result is not usable."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -112,7 +95,7 @@ class CachedSamples:
         located, first = self.shards.shards[number], start - borders[number]
         if stop > borders[number + 1]:
             raise ValueError(f"`start`={start}, `stop`={stop}: samples of more than one shard.")
-        shard = _ShardCopy(located, {extra.member for extra in self.extras})
+        shard = _ShardCopy(located, {extra.source.member() for extra in self.extras})
         with ThreadPoolExecutor(self.threads) as pool:
             numbers = range(first, first + stop - start)
             for part, rows in _ahead(pool, self._read(shard), _chunks(numbers, self.batch_size)):
@@ -141,7 +124,7 @@ class CachedSamples:
             if row.square is None:
                 yield Item(name, key, row.members, row.reason)
                 continue
-            extras = {extra.member: content for extra, content in zip(self.extras, next(results), strict=True)}
+            extras = {extra.source.member(): content for extra, content in zip(self.extras, next(results), strict=True)}
             usable = {kind: content for kind, content in extras.items() if content is not None}
             yield Item(name, key, {**row.members, **usable}, "" if len(usable) == len(extras) else NOT_FINITE)
 

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from data.shards.building.writing import write_shard
-from data.shards.caching.moments import FORMAT, MEMBER, MomentsSource, WithMoments
+from data.shards.caching.cache_source import WithCaches
+from data.shards.caching.moments import MomentsSource
 from data.shards.caching.tensor_members import pack_tensors
 from data.shards.index import index_path
 from data.shards.manifest import MANIFEST, Manifest, write_manifest
@@ -42,7 +43,7 @@ def files(tmp_path: Path, make_picture: Callable[..., bytes]) -> dict[str, bytes
         return f"{number:06d}", {
             "png": make_picture(number),
             "json": about,
-            MEMBER: pack_tensors(moments, FORMAT, SOURCE.digest),
+            SOURCE.member(): pack_tensors(moments, SOURCE.form(), SOURCE.digest),
         }
 
     starts = [sum(COUNTS[:shard]) for shard in range(3)]
@@ -137,7 +138,7 @@ def check(folder: Path, *, same_plan: bool, seed: int) -> None:
     """Read an epoch; nothing but the documented errors, and counters that equal the manifest less the loss."""
     try:
         own = ShardLoader(
-            folder, WithMoments(SquareImage(8), SOURCE), 1, rank=0, world_size=1, ceiling=1.0, window=2, seed=seed
+            folder, WithCaches(SquareImage(8), (SOURCE,)), 1, rank=0, world_size=1, ceiling=1.0, window=2, seed=seed
         )
     except (ValueError, FileNotFoundError) as refused:
         check_refusal(refused, same_plan)
@@ -188,7 +189,11 @@ def test_mutated_members_cost_their_samples_at_most(
     tmp_path: Path, files: dict[str, bytes], make_picture: Callable[..., bytes]
 ):
     moments = {name: torch.zeros(SOURCE.shape, dtype=torch.half) for name in ("mean", "std")}
-    healthy = {"png": make_picture(5), "json": b'{"number": 5}', MEMBER: pack_tensors(moments, FORMAT, SOURCE.digest)}
+    healthy = {
+        "png": make_picture(5),
+        "json": b'{"number": 5}',
+        SOURCE.member(): pack_tensors(moments, SOURCE.form(), SOURCE.digest),
+    }
     for case in range(40):
         generator = random.Random(f"member {case}")
         samples = []

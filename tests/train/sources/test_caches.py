@@ -107,8 +107,8 @@ REFUSED = {
     "random crop": ("cached", {"data.init_args.crop": "random"}, "`crop`='random'"),
     "another size": ("cached", {"data.init_args.image_size": 64}, "64 x 64 pixels"),
     "another dtype": ("cached", {"stage.init_args.vae_dtype": "bfloat16"}, "in bfloat16"),
-    "maps of another dtype": ("with_maps", {"stage.init_args.frozen_dtype": "bfloat16"}, "holds backbone maps"),
-    "maps, random crop": ("with_maps", {"data.init_args.crop": "random", **NO_LATENTS}, "holds backbone maps"),
+    "maps of another dtype": ("with_maps", {"stage.init_args.frozen_dtype": "bfloat16"}, "holds maps of"),
+    "maps, random crop": ("with_maps", {"data.init_args.crop": "random", **NO_LATENTS}, "holds maps of"),
     "not mirrored": ("cached", {"data.init_args.flip": True}, "no moments of mirrored pictures"),
     "maps not mirrored": ("with_maps", {"data.init_args.flip": True, **NO_LATENTS}, "no maps of mirrored pictures"),
 }

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from data.shards.shard_set import open_shards
 class FirstValue:
     """An extra: the first value of every picture; none for odd ones."""
 
-    member = "first"
+    source = SimpleNamespace(member=lambda: "first")
     settings: dict[str, Any] = {"first": {"odd": False}}  # noqa: RUF012
 
     def __call__(self, pixels: Tensor) -> list[bytes | None]:
@@ -24,7 +25,8 @@ class FirstValue:
 
 
 def cached(folder: Path, **settings: int) -> CachedSamples:
-    return CachedSamples(open_shards(folder), SquareImage(8), (FirstValue(),), **settings)
+    extras: Any = (FirstValue(),)
+    return CachedSamples(open_shards(folder), SquareImage(8), extras, **settings)
 
 
 def test_samples_are_copied_with_their_extras(make_shards: Callable[..., Path]):

@@ -11,15 +11,8 @@ import yaml
 from diffusers import AutoencoderKL
 
 from data import cache
-from data.shards.caching.maps import (
-    MAPS_CACHED,
-    MEMBER,
-    MapsSource,
-    WithMaps,
-    check_maps,
-    has_maps,
-    map_column,
-)
+from data.shards.caching.cache_source import WithCaches, check_cache
+from data.shards.caching.maps import MapsSource, map_column
 from data.shards.manifest import Shard
 from data.shards.reading.shard_reader import ShardReader
 from data.shards.reading.square_image import SquareImage, UnusableSample
@@ -105,16 +98,15 @@ def test_cached_maps_are_those_of_the_picture(cached: tuple[Path, Path]):
     encoder = cache.load_backbone(cached[0], torch.device("cpu"))
     source, picture = MapsSource.from_encoder(encoder, SIZE), SquareImage(SIZE, flip=True)
     shards = open_shards(cached[1])
-    assert has_maps(shards)
-    check_maps(shards, picture, source)
-    transform = WithMaps(picture, picture, source)
+    check_cache(shards, picture, source)
+    transform = WithCaches(picture, (source,))
     reader = ShardReader(shards, transform.members)
     flips = set()
     for number in range(3):
         for epoch in range(6):
             example = transform(reader.read(0, number), epoch, number)
             flips.add(picture.is_flipped(epoch, number))
-            assert example[MAPS_CACHED] is True
+            assert example[MapsSource.flag] is True
             for level, value in enumerate(encoder.compute_maps(example["pixels"][None].float() / 255)):
                 torch.testing.assert_close(example[map_column(level)].float(), value[0], rtol=2**-10, atol=1e-5)
     assert flips == {True, False}
@@ -124,10 +116,10 @@ def test_maps_that_do_not_belong_are_refused(cached: tuple[Path, Path], make_pic
     source = MapsSource.from_encoder(cache.load_backbone(cached[0], torch.device("cpu")), SIZE)
     other, picture = replace(source, backbone="b" * 64), SquareImage(SIZE)
     shards = open_shards(cached[1])
-    sample = ShardReader(shards, {MEMBER}).read(0, 0)
+    sample = ShardReader(shards, {MapsSource.member()}).read(0, 0)
     for refused in (
-        lambda: check_maps(shards, picture, other),
-        lambda: WithMaps(picture, picture, other)(sample, 0, 0),
+        lambda: check_cache(shards, picture, other),
+        lambda: WithCaches(picture, (other,))(sample, 0, 0),
     ):
         with pytest.raises(WeightsError) as caught:
             refused()
@@ -136,13 +128,13 @@ def test_maps_that_do_not_belong_are_refused(cached: tuple[Path, Path], make_pic
     about = {**shards.shards[0].settings["maps"], "flipped": False}
     unflipped = ShardSet((LocatedShard(Shard("0.tar", 1), Path("x"), (), {"maps": about}),))
     with pytest.raises(WeightsError, match="--flip"):
-        check_maps(unflipped, SquareImage(SIZE, flip=True), source)
+        check_cache(unflipped, SquareImage(SIZE, flip=True), source)
     with pytest.raises(ValueError, match="do not belong"):
-        WithMaps(picture, SquareImage(SIZE, crop="random"), source)
+        WithCaches(SquareImage(SIZE, crop="random"), (source,))
     with pytest.raises(UnusableSample, match="do not parse"):
-        WithMaps(picture, picture, source)({**sample, MEMBER: sample[MEMBER][:-1]}, 0, 0)
-    raw = WithMaps(picture, picture, source)({"png": make_picture(1)}, 0, 0)
-    assert raw[MAPS_CACHED] is False
+        WithCaches(picture, (source,))({**sample, MapsSource.member(): sample[MapsSource.member()][:-1]}, 0, 0)
+    raw = WithCaches(picture, (source,))({"png": make_picture(1)}, 0, 0)
+    assert raw[MapsSource.flag] is False
     assert raw[map_column(0)].shape == source.shapes[0]
 
 

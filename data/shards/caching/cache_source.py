@@ -1,0 +1,207 @@
+"""What lies beside pictures in a cache, whatever its kind: how it is made, what binds it, how training takes it."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from data.shards.caching.tensor_members import get_tensor, pack_rows, unpack_tensors
+from data.shards.reading.square_image import SquareImage
+from data.shards.shard_set import ShardSet
+from seecoder.weights.safetensors_files import WeightsError
+
+
+class CacheSource:
+    """All that one kind of cached tensors depends on beside the picture; each kind is a frozen dataclass.
+
+    A sample's member holds them in half precision, maybe also those of the mirrored picture (`flipped_...`), and the
+    digest of the source that they were made with. Nothing else is trusted: a training whose own source has another
+    digest refuses them.
+
+    Attributes:
+        kind: Names the entry of the manifest, the member, and what is set to switch it off.
+        model: The attribute with the digest of the model.
+        flag: Column of a batch, a list: whether the row's tensors are there; False: zeros stand for them.
+        columns: By column of a batch, the tensor's name in a member and the shape of one row.
+        dtype: In which the model computed.
+        size: Side of the square picture in pixels.
+        crop: How the square was cut; "center" is the only cut that is the same in every epoch.
+    """
+
+    kind: ClassVar[str]
+    model: ClassVar[str]
+    flag: ClassVar[str]
+    columns: Mapping[str, tuple[str, tuple[int, ...]]]
+    dtype: str
+    size: int
+    crop: str
+
+    @classmethod
+    def member(cls) -> str:
+        """Kind of member that holds the tensors."""
+        return f"{cls.kind}.safetensors"
+
+    @classmethod
+    def form(cls) -> str:
+        """Name and version of the member's format."""
+        return f"seecoder.{cls.kind}.1"
+
+    @property
+    def digest(self) -> str:
+        """64 hexadecimal digits that stand for all attributes."""
+        return hashlib.sha256(json.dumps([self.form(), vars(self)], sort_keys=True).encode()).hexdigest()
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All attributes as plain values, as a manifest holds them."""
+        return {"digest": self.digest, **json.loads(json.dumps(vars(self)))}
+
+    @classmethod
+    def from_settings(cls, about: Mapping[str, Any], **own: Any) -> Self:
+        """The source that a manifest describes, but with some values of a training's own."""
+        kind: Any = cls
+        return cls(**{field.name: about.get(field.name) for field in fields(kind)} | {"crop": "center"} | own)
+
+    def describe(self, about: Mapping[str, Any]) -> str:
+        """Say in a few words what the source is that a manifest has as `about`, with the first digits of its hashes."""
+        digest, model = (str(about.get(name))[:16] for name in ("digest", self.model))
+        side = f"{about.get('size')} x {about.get('size')} pixels, {about.get('crop')} crop"
+        return f"{digest} ({self.model} {model} in {about.get('dtype')}, {side})"
+
+    def check(self, where: str, there: str, *, is_same: bool, is_mirrored: bool) -> None:
+        """Refuse what was made with another source, or lacks mirrored pictures.
+
+        Args:
+            where: What holds it.
+            there: What it was made with.
+            is_same: Whether that is this source.
+            is_mirrored: Whether the mirrored pictures that are needed are there.
+
+        Raises:
+            WeightsError: It does not fit.
+        """
+        if not is_same:
+            raise WeightsError(
+                f"{where} holds {self.kind} of {there}, but this training's are {self.describe(self.settings)}. Cache "
+                f"with the same configuration (`python -m data.cache`), or set `cached_{self.kind}` to false."
+            )
+        if not is_mirrored:
+            raise WeightsError(
+                f"{where} has no {self.kind} of mirrored pictures, and `flip` is on. Cache with --flip, or set `flip` "
+                f"or `cached_{self.kind}` to false."
+            )
+
+    def read(self, sample: Mapping[str, bytes], sample_id: int, is_flipped: bool) -> dict[str, Any]:
+        """Columns of one sample, with its flag; zeros where the sample has no such member.
+
+        Raises:
+            WeightsError: The member is of another source, or lacks the mirrored picture. This is no fault of a sample,
+                so it ends the run.
+            UnusableSample: The member is damaged.
+        """
+        if self.member() not in sample:
+            empty = {name: torch.zeros(shape, dtype=torch.float16) for name, (_, shape) in self.columns.items()}
+            return empty | {self.flag: False}
+        digest, tensors = unpack_tensors(sample[self.member()], self.form())
+        prefix = "flipped_" if is_flipped else ""
+        is_mirrored = any(name.startswith(prefix) for name in tensors)
+        self.check(f"Sample {sample_id}", digest[:16], is_same=digest == self.digest, is_mirrored=is_mirrored)
+        found = {
+            column: get_tensor(tensors, prefix + name, torch.float16, shape, self.kind)
+            for column, (name, shape) in self.columns.items()
+        }
+        return found | {self.flag: True}
+
+
+@dataclass(frozen=True)
+class Extra:
+    """Computes what a source describes, and lays it beside pictures.
+
+    Attributes:
+        source: What it is of.
+        compute: Pictures (N, 3, size, size) in [0, 1] -> tensors of N rows by their names in a member.
+        device: Where it computes.
+        flip: Also of the mirrored pictures.
+    """
+
+    source: CacheSource
+    compute: Callable[[Tensor], Mapping[str, Tensor]]
+    device: torch.device
+    flip: bool = False
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Entry of the manifest: all that the member depends on beside the picture."""
+        return {self.source.kind: {**self.source.settings, "flipped": self.flip}}
+
+    def __call__(self, pixels: Tensor) -> list[bytes | None]:
+        """Make the members of (N, 3, size, size) uint8 pictures; None where the result is not finite."""
+        inputs = pixels.to(self.device).float() / 255
+        columns = {name: value.half() for name, value in self.compute(inputs).items()}
+        if self.flip:  # convolutions are not symmetric: a mirrored result is not the result of the mirrored picture
+            columns |= {f"flipped_{name}": value.half() for name, value in self.compute(inputs.flip(3)).items()}
+        return pack_rows(columns, self.source.form(), self.source.digest)
+
+
+@dataclass(frozen=True)
+class WithCaches:
+    """A transform that adds the columns and flags of caches to what `SquareImage` gives.
+
+    Attributes:
+        picture: Makes the pixels.
+        sources: What each cache has to be of.
+
+    Raises:
+        ValueError: Pictures are cut in another way or to another size than a cache is.
+    """
+
+    picture: SquareImage
+    sources: tuple[CacheSource, ...]
+
+    def __post_init__(self) -> None:
+        for source in self.sources:
+            if (self.picture.size, self.picture.crop) != (source.size, source.crop):
+                raise ValueError(
+                    f"`size`={self.picture.size}, `crop`={self.picture.crop!r}: {source.kind} of {source.size} pixels, "
+                    f"{source.crop} crop, do not belong to such pictures."
+                )
+
+    @property
+    def members(self) -> frozenset[str]:
+        """What the picture wants, and the caches."""
+        return self.picture.members | {source.member() for source in self.sources}
+
+    def __call__(self, sample: Mapping[str, bytes], epoch: int, sample_id: int) -> dict[str, Any]:
+        """Make an example with the cached tensors."""
+        example, is_flipped = self.picture(sample, epoch, sample_id), self.picture.is_flipped(epoch, sample_id)
+        for source in self.sources:
+            example |= source.read(sample, sample_id, is_flipped)
+        return example
+
+
+def check_cache(shards: ShardSet, picture: SquareImage, source: CacheSource) -> None:
+    """Compare what the manifests say of a cache with what a training needs, before it begins.
+
+    Args:
+        shards: The shards, cached and raw ones alike.
+        picture: How the training cuts pictures.
+        source: What it would compute itself.
+
+    Raises:
+        WeightsError: A cache is of another source or crop, or lacks mirrored pictures that the training needs.
+    """
+    for row in shards.shards:
+        about = row.settings.get(source.kind)
+        if about is None:
+            continue
+        if picture.crop != source.crop:
+            raise WeightsError(
+                f"`crop`={picture.crop!r}: `{row.label}` holds {source.kind} of {source.crop} crops. Set `crop` to "
+                f"'{source.crop}', or `cached_{source.kind}` to false."
+            )
+        is_mirrored, is_same = not picture.flip or bool(about.get("flipped")), about.get("digest") == source.digest
+        source.check(f"`{row.label}`", source.describe(about), is_same=is_same, is_mirrored=is_mirrored)
