@@ -2,7 +2,7 @@
 
 import json
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -34,19 +34,28 @@ def write_json(path: Path | None, content: Mapping[str, Any]) -> None:
             temporary.write_text(json.dumps(content, indent=1) + "\n")
 
 
-def markdown(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) -> str:
+def markdown(
+    rows: Sequence[Mapping[str, Any]],
+    columns: Sequence[str] = (),
+    cell: Callable[[str, Any], str] | None = None,
+    to_the_right: bool = False,
+) -> str:
     """A table in Markdown.
 
     Args:
         rows: Cells by column; what a row lacks stays empty.
         columns: Which ones, in order; those of the first row by default.
+        cell: Text of a value by its column; three digits of a number by default.
+        to_the_right: Align all columns but the first to the right.
     """
-    names = list(columns or rows[0])
-    lines = ["| " + " | ".join(names) + " |", "|---" * len(names) + "|"]
-    return "\n".join(lines + ["| " + " | ".join(_cell(row.get(name)) for name in names) + " |" for row in rows])
+    names, text = list(columns or rows[0]), cell or _three_digits
+    line = "|---" + ("|---:" if to_the_right else "|---") * (len(names) - 1) + "|"
+    lines = ["|" + "".join(f" {name} |" if name else " |" for name in names), line]
+    for row in rows:
+        cells = ("" if row.get(name) is None else text(name, row[name]) for name in names)
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
-def _cell(value: Any) -> str:
-    if value is None:
-        return ""
+def _three_digits(name: str, value: Any) -> str:
     return f"{value:,.3g}" if isinstance(value, float) else str(value)

@@ -22,9 +22,10 @@ wait_passively()  # before torch is imported
 import numpy as np
 import torch
 
-from data.world.reader.readings import agreement, read
+from data.world.reader.readings import read
 from data.world.render import compose, render
 from data.world.scenes import Scenes, sample_scenes
+from scripts.evaluation.counts import ATTRIBUTES, rates
 
 
 def rendering_row(side: int, count: int, seed: int) -> dict[str, object]:
@@ -33,14 +34,12 @@ def rendering_row(side: int, count: int, seed: int) -> dict[str, object]:
     start = time.perf_counter()
     readings = read(picture for part in scenes.split(32) for picture in render(part, side))
     seconds = time.perf_counter() - start
-    right = agreement(readings, {name: getattr(scenes, name) for name in ("shape", "hue", "texture", "background")})
+    found = rates(readings, scenes)
     return {
         "pictures": "true renderings",
         "side": side,
         "count": count,
-        **{name: round(float(values.mean()), 4) for name, values in right.items()},
-        "horizons": round(float(np.mean([reading.num_horizons for reading in readings])), 4),
-        "specks": round(float(np.mean([reading.num_specks for reading in readings])), 4),
+        **{name: round(found[name], 4) for name in ("count", *ATTRIBUTES, "all", "horizons", "specks")},
         "pictures_per_second": round(count / seconds),
     }
 

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from data.world.reader.readings import Reading, agreement, read
 from data.world.scenes import Scenes
-from seecoder.base_model.facts import prediction_type
+from scripts.results import markdown
 from seecoder.base_model.latents import encode_posterior
+from train.stages.noise_schedule import NoiseSchedule
 
 ATTRIBUTES = ("shape", "hue", "texture", "background")
 
@@ -76,11 +77,6 @@ def sample_pictures(
     return torch.cat(pictures)
 
 
-def truth(scenes: Scenes) -> dict[str, Tensor]:
-    """The attributes that a reading is compared with."""
-    return {name: getattr(scenes, name) for name in ATTRIBUTES}
-
-
 def rates(readings: Sequence[Reading], scenes: Scenes) -> dict[str, float]:
     """Share of pictures that agree with their scenes, and means of what is counted.
 
@@ -88,7 +84,7 @@ def rates(readings: Sequence[Reading], scenes: Scenes) -> dict[str, float]:
         "count" (exactly one object), the four attributes, "all" of these at once, all in [0, 1]; mean "objects",
         "specks" and "horizons" a picture.
     """
-    right = agreement(list(readings), truth(scenes))
+    right = agreement(list(readings), {name: getattr(scenes, name) for name in ATTRIBUTES})
     shares = {name: float(values.mean()) for name, values in right.items()}
     return shares | {
         "objects": float(np.mean([reading.num_objects for reading in readings])),
@@ -142,12 +138,11 @@ def denoising_losses(
     """
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(latents.shape, generator=generator)
-    steps = pipeline.scheduler.config.num_train_timesteps
-    timesteps = (torch.arange(len(latents)) * steps // len(latents))[torch.randperm(len(latents), generator=generator)]
-    noisy = pipeline.scheduler.add_noise(latents, noise, timesteps)
-    target = noise
-    if prediction_type(pipeline.scheduler) == "v_prediction":
-        target = pipeline.scheduler.get_velocity(latents, noise, timesteps)
+    schedule = NoiseSchedule(pipeline.scheduler.config)
+    even = torch.arange(len(latents)) * schedule.num_timesteps // len(latents)
+    timesteps = even[torch.randperm(len(latents), generator=generator)]
+    noisy = schedule.add_noise(latents, noise, timesteps)
+    target = schedule.target(latents, noise, timesteps)
     dtype = pipeline.unet.dtype
     losses: dict[str, list[Tensor]] = {name: [] for name in contexts}
     for start in range(0, len(latents), batch_size):
@@ -168,16 +163,9 @@ def encode_latents(pipeline: Any, pixels: Tensor, batch_size: int = 64) -> Tenso
 
 def markdown_table(rows: dict[str, dict[str, float]], columns: Sequence[str]) -> str:
     """Format named rows of shares in [0, 1] as percentages, other numbers with two decimals."""
-    plain = {"objects", "specks", "horizons"}
 
-    def cell(name: str, value: float | None) -> str:
-        if value is None:
-            return ""
-        return f"{value:.2f}" if name in plain or name.startswith(("corr_", "excess")) else f"{100 * value:.1f}"
+    def cell(name: str, value: Any) -> str:
+        is_plain = name in ("objects", "specks", "horizons") or name.startswith(("corr_", "excess"))
+        return str(value) if not name else f"{value:.2f}" if is_plain else f"{100 * value:.1f}"
 
-    lines = ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
-    lines += [
-        f"| {label} | " + " | ".join(cell(name, row.get(name)) for name in columns) + " |"
-        for label, row in rows.items()
-    ]
-    return "\n".join(lines)
+    return markdown([{"": label, **row} for label, row in rows.items()], ("", *columns), cell)

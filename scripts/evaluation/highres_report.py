@@ -10,7 +10,7 @@ from typing import Any
 from filelock import FileLock
 
 from scripts.evaluation.highres import Factor, Row
-from scripts.results import write_json
+from scripts.results import markdown, write_json
 
 PERCENT = ("count", "shape", "hue", "texture", "background", "all")
 COLUMNS = {
@@ -105,7 +105,7 @@ class Report:
             earlier = self.content["about"].get("commands", [])
             commands = list(dict.fromkeys([*earlier, *about.pop("commands", [])]))
             self.content["about"] = about | {"commands": commands}
-            self._write()
+            write_json(self.path, self.content)
 
     def has(self, part: str, group: str, label: str, mark: str, pictures: int) -> bool:
         """Whether a cell is there already, measured the same way on at least so many pictures."""
@@ -118,10 +118,7 @@ class Report:
         with self._alone():
             self.content = self._read()
             self.content[part].setdefault(group, {})[label] = dict(cell)
-            self._write()
-
-    def _write(self) -> None:
-        write_json(self.path, self.content)
+            write_json(self.path, self.content)
 
     def markdown(self, rows: Sequence[Row]) -> str:
         """All cells as tables, one for each size."""
@@ -142,17 +139,14 @@ def _area(group: str) -> tuple[int, int]:
 def table(cells: Mapping[str, Mapping[str, Any]], columns: Mapping[str, str], order: Sequence[str]) -> str:
     """Markdown of named cells; rows that `order` does not know come last."""
     known = {label: place for place, label in enumerate(order)}
-    lines = ["| | " + " | ".join(columns.values()) + " |", "|---" + "|---:" * len(columns) + "|"]
-    for label in sorted(cells, key=lambda label: known.get(label, len(known))):
-        values = (_formatted(name, cells[label].get(name)) for name in columns)
-        lines.append(f"| {label} | " + " | ".join(values) + " |")
-    return "\n".join(lines)
+    labels = sorted(cells, key=lambda label: known.get(label, len(known)))
+    names = {title: name for name, title in columns.items()}
+    rows = [{"": label} | {title: cells[label].get(name) for title, name in names.items()} for label in labels]
+    return markdown(rows, ("", *names), lambda title, value: _formatted(names.get(title, ""), value), to_the_right=True)
 
 
-def _formatted(name: str, value: float | None) -> str:
-    if value is None:
-        return ""
-    if name == "pictures":
+def _formatted(name: str, value: Any) -> str:
+    if name in ("", "pictures"):
         return str(value)
     if name in PERCENT:
         return f"{100 * value:.1f}"

@@ -1,4 +1,4 @@
-"""The rows of the table of methods above the native size.
+"""The rows of the table of methods above the native size, and of that of panoramas.
 
 Published settings first, then those that were tuned for the world, then the ablations of the papers. Tuned settings
 come from other scenes and seeds than the table's, by one rule for each size: the most pictures that are right in
@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from scripts.evaluation.highres import Factor, Row
-from seecoder.sampling import DemoFusion, HiDiffusion, MultiDiffusion, RectifiedHR, ScaleCrafter
+from seecoder.sampling import DemoFusion, HiDiffusion, MultiDiffusion, RectifiedHR, ScaleCrafter, SyncDiffusion
+from seecoder.sampling.methods.perceptual import pyramid_distance
 
 NATIVE: Factor = (1, 1)
 SQUARE: tuple[Factor, ...] = ((2, 2), (3, 3), (4, 4))
@@ -18,6 +19,8 @@ WIDE: tuple[Factor, ...] = ((1, 2), (1, 4))
 ABOVE = SQUARE + WIDE
 TWICE: tuple[Factor, ...] = ((2, 2),)
 FAR: tuple[Factor, ...] = ((2, 2), (4, 4))
+PANORAMA: Factor = (1, 4)
+STRIDE = 4  # cells: a quarter of the world's native side
 HALF = 8  # half of the world's native side in cells: DemoFusion's stride
 BLIND_WINDOWS = DemoFusion(windows_see_context=False, resize_in="pixels", cosine_scale_1=1.0, cosine_scale_2=0.5)
 
@@ -66,8 +69,26 @@ ABLATIONS: tuple[Row, ...] = (
 )
 
 
-def chosen(names: Sequence[str]) -> list[Row]:
-    """Rows by name, in the order of the table.
+def _synchronised(weight: float) -> SyncDiffusion:
+    """A closed loop. The loss needs no weights, whatever is installed: the table has to be the same everywhere."""
+    return SyncDiffusion(stride=STRIDE, closed_loop=True, sync_weight=weight, sync_threshold=0.2, loss=pyramid_distance)
+
+
+PANORAMAS: tuple[Row, ...] = tuple(
+    Row(label, (method,), factors=(PANORAMA,), is_panorama=True)
+    for label, method in (
+        ("MultiDiffusion, open", MultiDiffusion(stride=STRIDE)),
+        ("MultiDiffusion, closed loop", MultiDiffusion(stride=STRIDE, closed_loop=True)),
+        ("SyncDiffusion, closed loop, weight 20", _synchronised(20.0)),  # as published
+        ("SyncDiffusion, closed loop, weight 100", _synchronised(100.0)),
+        ("SyncDiffusion, closed loop, weight 500", _synchronised(500.0)),
+        ("SyncDiffusion, closed loop, weight 2000", _synchronised(2000.0)),
+    )
+)
+
+
+def chosen(names: Sequence[str]) -> tuple[list[Row], list[Row]]:
+    """Rows by name, in the order of the table: of pictures, and of panoramas.
 
     Args:
         names: Labels in any case; none is the methods alone, "ablations" is those.
@@ -76,16 +97,12 @@ def chosen(names: Sequence[str]) -> list[Row]:
         ValueError: A name is unknown.
     """
     if not names:
-        return list(ROWS)
+        return list(ROWS), []
     rows = ROWS + ABLATIONS
-    known = {row.label.lower() for row in rows}
-    groups = {"methods": ROWS, "ablations": ABLATIONS}
+    groups = {row.label.lower(): (row,) for row in rows + PANORAMAS} | {"methods": ROWS, "ablations": ABLATIONS}
     wanted: set[str] = set()
     for name in (entry.strip().lower() for entry in names):
-        if name in known:
-            wanted.add(name)
-        elif name in groups:
-            wanted |= {row.label.lower() for row in groups[name]}
-        else:
+        if name not in groups:
             raise ValueError(f"`--rows` {name!r} is unknown; choose from {'; '.join(row.label for row in rows)}.")
-    return [row for row in rows if row.label.lower() in wanted]
+        wanted |= {row.label for row in groups[name]}
+    return [row for row in rows if row.label in wanted], [row for row in PANORAMAS if row.label in wanted]

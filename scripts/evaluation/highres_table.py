@@ -28,13 +28,13 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from data.world.conditioner import without
 from data.world.pretrained import BASE, load_conditioner
 from data.world.scenes import sample_scenes
 from scripts.evaluation.counts import Sampling
 from scripts.evaluation.highres import Factor, Row, compiled, measure
 from scripts.evaluation.highres_report import Report, described, factor_name, fingerprint, parsed_factor
-from scripts.evaluation.highres_rows import ABLATIONS, ROWS, chosen
-from scripts.evaluation.panorama_rows import PanoramaRow, chosen_panoramas, measure_panoramas
+from scripts.evaluation.highres_rows import ABLATIONS, PANORAMA, PANORAMAS, ROWS, chosen
 from scripts.results import versions
 from seecoder import SeeCoderPipeline
 from seecoder.images.gate import load_image
@@ -109,43 +109,26 @@ class Table:
         return Sampling(options.steps, options.guidance, options.seed, batch, height, width)
 
     def cell(self, row: Row, factor: Factor) -> None:
-        """Measure a cell, unless it is there."""
-        group, count = factor_name(factor), self.options.count
-        mark = fingerprint(
-            row=[described(entry) for entry in row.methods], source=row.source, factor=factor, **self.settings
-        )
-        if self.report.has("cells", group, row.label, mark, count):
+        """Measure a cell of pictures or panoramas, unless it is there."""
+        part, group, count, first = "cells", factor_name(factor), self.options.count, self.options.seed
+        batch, shown_in, dropped = max(1, 64 // (factor[0] * factor[1])), group, ()
+        if row.is_panorama:  # of other scenes; each window would choose a background of its own
+            part, count, first = "panoramas", self.options.panoramas, first + 500_000
+            batch, shown_in, dropped = 4, "panorama", ("background", "layout")
+        methods = [described(entry) for entry in row.methods]
+        mark = fingerprint(row=methods, source=row.source, factor=factor, **self.settings)
+        if self.report.has(part, group, row.label, mark, count):
             return
-        scenes = sample_scenes(count, self.options.seed)
+        scenes = sample_scenes(count, first)
         with torch.no_grad():
-            context = self.conditioner(scenes).to(self.pipeline.unet.dtype)
-        batch = max(1, 64 // (factor[0] * factor[1]))
+            context = self.conditioner(scenes, without(dropped, count)).to(self.pipeline.unet.dtype)
         use_compiled = self.options.compile and not row.changes_network
         with compiled(self.pipeline.unet, use_compiled):
             found = measure(row, self.pipeline, scenes, context, self.sampling(factor, batch))
         for index, picture in enumerate(found.pictures[:SHOWN]):
-            save_image(picture, self.picture(row.label, group, index))
-        methods = [described(entry) for entry in row.methods]
+            save_image(picture, self.picture(row.label, shown_in, index))
         about = {"pictures": count, "methods": methods, "fingerprint": mark, "compiled": use_compiled}
-        self.report.put("cells", group, row.label, found.numbers | about)
-
-    def panoramas(self, count: int, rows: Sequence[PanoramaRow]) -> None:
-        """Measure panoramas by every row that is not there yet."""
-        for row in rows:
-            mark = fingerprint(row=described(row), **self.settings)
-            if self.report.has("panoramas", "4x1", row.label, mark, count):
-                continue
-            with compiled(self.pipeline.unet, self.options.compile):
-                found = measure_panoramas(row, self.pipeline, self.conditioner, count, self.sampling((1, 4), 4))
-            for index, picture in enumerate(found.pictures[:SHOWN]):
-                save_image(picture, self.picture(row.label, "panorama", index))
-            about = {
-                "pictures": count,
-                "methods": described(row.method),
-                "fingerprint": mark,
-                "compiled": self.options.compile,
-            }
-            self.report.put("panoramas", "4x1", row.label, found.numbers | about)
+        self.report.put(part, group, row.label, found.numbers | about)
 
     def picture(self, label: str, group: str, index: int) -> Path:
         """Where a picture of a cell lies."""
@@ -180,21 +163,20 @@ def main() -> None:
         torch.set_num_threads(options.threads)
     try:
         factors = [parsed_factor(name) for name in options.factors.split(",") if name.strip()]
-        panoramas, names = chosen_panoramas(options.rows)
-        if len(names) < len(options.rows) and not options.panoramas:
+        rows, panoramas = chosen(options.rows)
+        if panoramas and not options.panoramas:
             raise ValueError("`--rows` names a panorama; say how many with --panoramas N.")
-        rows = chosen(names) if names or not options.rows else []
         table = Table(options)
     except (ValueError, FileNotFoundError) as error:
         print(error, file=sys.stderr)
         raise SystemExit(2) from error
     cells = [(row, factor) for factor in factors for row in rows if row.fits(factor)]
+    if options.panoramas:
+        cells += [(row, PANORAMA) for row in panoramas or PANORAMAS]
     with tqdm(cells, unit="cell", disable=None) as bar:
         for row, factor in bar:
             bar.set_postfix_str(f"{factor_name(factor)} {row.label}")
             table.cell(row, factor)
-    if options.panoramas:
-        table.panoramas(options.panoramas, panoramas)
     text = table.report.markdown(ROWS + ABLATIONS)
     with atomic_path(options.out / "table.md") as path:
         path.write_text(text)

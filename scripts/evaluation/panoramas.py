@@ -5,24 +5,14 @@ each window would choose one of its own: what synchronisation is for.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
-import torch
 from scipy import ndimage
 from torch import Tensor
 
-from data.world.conditioner import without
 from data.world.reader.attributes import circular_mean
 from data.world.reader.readings import read
 from data.world.reader.segmentation import Image, chroma, hue_degrees, saturated_mask
-from data.world.scenes import Scenes
-
-
-@torch.no_grad()
-def panorama_context(conditioner: Any, scenes: Scenes) -> Tensor:
-    """Context tokens of scenes with background and layout dropped, (N, 5, width)."""
-    return conditioner(scenes, without(("background", "layout"), len(scenes)))
 
 
 def background_degrees(image: Image) -> float:

@@ -16,6 +16,7 @@ SIZE = 32
 HALF_STEP = 2.0**-11  # largest relative error of rounding to half precision
 HALF_LEAST = 2.0**-25  # largest absolute error where half precision is subnormal
 FLOAT_STEP = 2.0**-24
+MOMENTS, BOTH = ("moments_source",), ("moments_source", "maps_source")
 
 
 @pytest.fixture
@@ -28,10 +29,11 @@ def stage(settings: Any) -> SeeCoderStage:
 
 @pytest.fixture
 def batches(stage: SeeCoderStage, monkeypatch: pytest.MonkeyPatch) -> Any:
-    def read(*places: Path, **options: Any) -> list[dict[str, Any]]:
+    def read(*places: Path, kinds: tuple[str, ...] = MOMENTS, **options: Any) -> list[dict[str, Any]]:
         data = ShardPictures(4, [str(place) for place in places], SIZE, flip=True, window=2, seed=1, **options)
         monkeypatch.setattr(data, "position", lambda: Position(0, 12))
-        monkeypatch.setattr(data, "_moments_source", lambda: stage.moments_source(SIZE))
+        sources = tuple(getattr(stage, kind)(SIZE) for kind in kinds)
+        monkeypatch.setattr(data, "_cache_sources", lambda: sources)
         return list(data.train_dataloader())
 
     return read
@@ -128,10 +130,9 @@ def test_a_run_may_change_to_cached_shards_and_sees_the_same_samples(
 
 
 @torch.no_grad()
-def test_cached_maps_give_the_context_of_maps_in_half_precision(stage, batches, shards, with_maps, monkeypatch):
-    monkeypatch.setattr(ShardPictures, "_maps_source", lambda self: stage.maps_source(SIZE))
-    raw = batches(shards, shards)[:4]
-    for place, other in (("all", batches(with_maps, with_maps)[:4]), ("some", batches(with_maps, shards)[:4])):
+def test_cached_maps_give_the_context_of_maps_in_half_precision(stage, batches, shards, with_maps):
+    raw, whole = batches(shards, shards, kinds=BOTH)[:4], batches(with_maps, with_maps, kinds=BOTH)[:4]
+    for place, other in (("all", whole), ("some", batches(with_maps, shards, kinds=BOTH)[:4])):
         for before, after in zip(raw, other, strict=True):
             assert torch.equal(before["keys"], after["keys"])
             rounded = [place == "all" or sample < 24 for sample in after["keys"][:, 1].tolist()]
@@ -160,5 +161,5 @@ def test_maps_of_another_backbone_are_refused_in_one_line(settings, fit, with_ma
     changes = {"data.init_args.shards": str(with_maps), "stage.init_args.frozen_dtype": "bfloat16"}
     assert fit(settings(**changes)) == 2
     error = capsys.readouterr().err
-    assert "holds backbone maps" in error
+    assert "holds maps of" in error
     assert error.count("\n") == 1

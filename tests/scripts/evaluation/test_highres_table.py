@@ -2,8 +2,10 @@ import json
 import sys
 
 import pytest
+import torch
 
 from scripts.evaluation import highres_table
+from scripts.evaluation.highres import Cell
 
 
 def test_a_second_run_keeps_the_cells_of_the_first(monkeypatch, tmp_path, capsys):
@@ -30,3 +32,25 @@ def test_an_unknown_row_is_refused_before_anything_is_loaded(monkeypatch, tmp_pa
         highres_table.main()
     assert ended.value.code == 2
     assert "stretchcrafter" in capsys.readouterr().err
+
+
+def test_panoramas_are_told_neither_background_nor_layout(monkeypatch, tmp_path):
+    contexts = []
+
+    def noted(row, pipeline, scenes, context, sampling):
+        contexts.append(context)
+        assert (sampling.height, sampling.width) == (64, 256)
+        return Cell(torch.zeros(1, 3, 64, 256), {"seam": 1.0})
+
+    monkeypatch.setattr(highres_table, "measure", noted)
+    words = ["highres_table.py", "--out", str(tmp_path), "--rows", "MultiDiffusion, open", "--panoramas"]
+    monkeypatch.setattr(sys, "argv", [*words, "1"])
+    highres_table.main()
+    dropped = contexts[0].abs().amax(dim=(0, 2)) == 0
+    assert dropped.tolist() == [False, False, False, True, True]
+    found = json.loads((tmp_path / "table.json").read_text())
+    assert found["cells"] == {}
+    assert found["panoramas"]["4x1"]["MultiDiffusion, open"]["seam"] == 1.0
+    monkeypatch.setattr(sys, "argv", [*words, "0"])
+    with pytest.raises(SystemExit):
+        highres_table.main()

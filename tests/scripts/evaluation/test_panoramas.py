@@ -3,7 +3,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from data.world.conditioner import WorldConditioner
 from data.world.render import render
 from data.world.scenes import sample_scenes
 from scripts.evaluation.panoramas import (
@@ -11,7 +10,6 @@ from scripts.evaluation.panoramas import (
     hue_spread,
     judged_panoramas,
     native_windows,
-    panorama_context,
     seam_error,
 )
 
@@ -57,9 +55,3 @@ def test_different_backgrounds_spread():
     )
     panorama = torch.cat(list(render(scenes, 64)), dim=-1)
     assert judged_panoramas(panorama[None])["hue_spread"] == pytest.approx(120, abs=8)
-
-
-def test_panoramas_are_told_neither_background_nor_layout():
-    context = panorama_context(WorldConditioner(context_dim=16), sample_scenes(2, 0))
-    dropped = context.abs().amax(dim=(0, 2)) == 0
-    assert dropped.tolist() == [False, False, False, True, True]
