@@ -103,7 +103,7 @@ def gpu_tests(findings: Findings) -> None:
 def training(findings: Findings) -> None:
     """The naive loop and the one with all levers, by turns; the optimizer's step by itself."""
     with tempfile.TemporaryDirectory() as folder:
-        work = toy_workload(Path(folder)) if findings.smoke else sd15_workload(Path(folder), "released")
+        work = toy_workload(Path(folder)) if findings.smoke else sd15_workload(Path(folder))
         variants = work.variants()
         if findings.smoke:  # a compiler takes minutes
             variants[ALL] = replace(variants[ALL], compiled=False)

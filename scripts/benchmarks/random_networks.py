@@ -4,6 +4,8 @@ from typing import Any
 
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 
+from train.stages.noise_schedule import STABLE_DIFFUSION_SCHEDULE
+
 SDXL_UNET: dict[str, Any] = {
     "sample_size": 128,
     "block_out_channels": (320, 640, 1280),
@@ -33,14 +35,7 @@ SDXL_VAE_CHANNELS = (128, 256, 512, 512)
 
 def stable_diffusion_scheduler() -> DDIMScheduler:
     """Stable Diffusion's noise schedule, sampled by DDIM."""
-    return DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
-    )
+    return DDIMScheduler(**STABLE_DIFFUSION_SCHEDULE)
 
 
 def autoencoder(channels: tuple[int, ...], **settings: Any) -> Any:
@@ -60,19 +55,20 @@ def unet(**settings: Any) -> Any:
     return UNet2DConditionModel(**settings).eval().requires_grad_(False)
 
 
-def small_unet(channels: tuple[int, ...], side: int, groups: int = 32) -> Any:
-    """A UNet with attention on all levels but the first, for contexts of width 128.
+def small_unet(channels: tuple[int, ...], side: int, groups: int = 32, width: int = 128) -> Any:
+    """A UNet with attention on all levels but the first.
 
     Args:
         channels: Of each level.
         side: Native side in latent cells.
         groups: Of its group normalisation.
+        width: Of a context token.
     """
     levels = len(channels)
     return unet(
         sample_size=side,
         layers_per_block=1,
-        cross_attention_dim=128,
+        cross_attention_dim=width,
         attention_head_dim=4,
         block_out_channels=channels,
         down_block_types=("DownBlock2D", *["CrossAttnDownBlock2D"] * (levels - 1)),

@@ -13,9 +13,10 @@ import gc
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -133,10 +134,9 @@ class Clock:
         self.seconds = 0.0
         self._depth = 0
 
-    @contextmanager
-    def around(self, owner: Any, name: str) -> Iterator[None]:
+    def around(self, owner: Any, name: str) -> AbstractContextManager[Any]:
         """Time all calls of `owner.name` inside the block."""
-        original, is_own = getattr(owner, name), name in vars(owner)
+        original = getattr(owner, name)
 
         def timed(*arguments: Any, **keywords: Any) -> Any:
             started, self._depth = time.perf_counter(), self._depth + 1
@@ -147,14 +147,7 @@ class Clock:
                 if self._depth == 0:
                     self.seconds += time.perf_counter() - started
 
-        setattr(owner, name, timed)
-        try:
-            yield
-        finally:
-            if is_own:
-                setattr(owner, name, original)
-            else:
-                delattr(owner, name)
+        return patch.object(owner, name, timed)
 
 
 def overhead(steps: int) -> list[dict[str, Any]]:

@@ -23,7 +23,7 @@ from data.shards.reading.batches import ShardBatches
 from data.shards.reading.shard_reader import ShardReader
 from data.shards.reading.square_image import SquareImage
 from data.shards.shard_set import open_shards
-from scripts.benchmarks.random_networks import autoencoder, stable_diffusion_scheduler, unet
+from scripts.benchmarks.random_networks import autoencoder, small_unet, stable_diffusion_scheduler
 from scripts.benchmarks.timed_network import median_seconds
 from scripts.benchmarks.training_levers import Workload
 from seecoder.base_model.known_bases import base_sizes
@@ -81,42 +81,26 @@ TOY_ENCODER: dict[str, Any] = {
     "num_global_queries": 1,
     "num_local_queries": 3,
 }
-_TOY_UNET = {
-    "sample_size": 16,
-    "block_out_channels": (8, 16),
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
-    "cross_attention_dim": 32,
-    "attention_head_dim": 4,
-    "norm_num_groups": 4,
-}
 
 
-def sd15_workload(folder: Path, attention: str) -> Workload:
-    """Stable Diffusion 1.5's shapes with random weights and Swin-L, on a GPU.
-
-    Args:
-        folder: Where the base and shards are written.
-        attention: Of the decoder, "released" or "spatial".
-    """
+def sd15_workload(folder: Path) -> Workload:
+    """Stable Diffusion 1.5's shapes with random weights and Swin-L, on a GPU; the base and shards go into `folder`."""
     sizes = base_sizes(SD15)
     if sizes is None:
         raise RuntimeError(f"{SD15} is not in the table of bases.")
     torch.manual_seed(0)
     unet, vae = UNet2DConditionModel.from_config(dict(sizes.unet)), AutoencoderKL.from_config(dict(sizes.vae))
-    name = f"Stable Diffusion 1.5's shapes, {attention} decoder, 512 x 512, {torch.cuda.get_device_name()}"
-    # Spatial attention whose weights are written out takes some 8 GiB a picture.
-    batches = (8, 32) if attention == "released" else (4, 32)
+    name = f"Stable Diffusion 1.5's shapes, released decoder, 512 x 512, {torch.cuda.get_device_name()}"
     return _random_workload(
-        folder, name, unet, vae, {"decoder_attention": attention}, SIDE, batches, torch.device("cuda")
+        folder, name, unet, vae, {"decoder_attention": "released"}, SIDE, (8, 32), torch.device("cuda")
     )
 
 
 def toy_workload(folder: Path) -> Workload:
     """The same at toy size, on the CPU."""
     torch.manual_seed(0)
-    vae = autoencoder((8, 8), norm_num_groups=4)
-    return _random_workload(folder, "toy sizes", unet(**_TOY_UNET), vae, TOY_ENCODER, 32, (2, 4), torch.device("cpu"))
+    unet, vae = small_unet((8, 16), side=16, groups=4, width=32), autoencoder((8, 8), norm_num_groups=4)
+    return _random_workload(folder, "toy sizes", unet, vae, TOY_ENCODER, 32, (2, 4), torch.device("cpu"))
 
 
 def _random_workload(

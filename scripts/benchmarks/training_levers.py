@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,34 +29,28 @@ from train.settings import OptimizerSettings
 from train.stages.seecoder import SeeCoderStage
 
 
+def _lever(name: str) -> Any:
+    """A lever that is off in the naive loop; `name` stands in the table."""
+    return field(default=False, metadata={"name": name})
+
+
 @dataclass(frozen=True)
 class Levers:
-    """What differs from the naive loop; see `NAMES`."""
+    """What differs from the naive loop."""
 
-    no_weight_gradients: bool = False
-    cached: bool = False
-    half_frozen: bool = False
-    autocast: bool = False
-    fused_attention: bool = False
-    channels_last: bool = False
-    compiled: bool = False
-    large_batch: bool = False
-    loading_ahead: bool = False
-    checkpointed: bool = False
+    no_weight_gradients: bool = _lever("no weight gradients in the UNet")
+    cached: bool = _lever("cached latents")
+    half_frozen: bool = _lever("frozen parts held in bfloat16")
+    autocast: bool = _lever("autocast of the trained parts to bfloat16")
+    fused_attention: bool = _lever("fused attention (SDPA; on a CPU in float32)")
+    channels_last: bool = _lever("channels-last")
+    compiled: bool = _lever("torch.compile of UNet and decoder")
+    large_batch: bool = _lever("larger micro-batch")
+    loading_ahead: bool = _lever("loading ahead, uint8 transfer")
+    checkpointed: bool = _lever("decoder checkpointing")
 
 
-NAMES = {
-    "no_weight_gradients": "no weight gradients in the UNet",
-    "cached": "cached latents",
-    "half_frozen": "frozen parts held in bfloat16",
-    "autocast": "autocast of the trained parts to bfloat16",
-    "fused_attention": "fused attention (SDPA; on a CPU in float32)",
-    "channels_last": "channels-last",
-    "compiled": "torch.compile of UNet and decoder",
-    "large_batch": "larger micro-batch",
-    "loading_ahead": "loading ahead, uint8 transfer",
-    "checkpointed": "decoder checkpointing",
-}
+NAMES = {lever.name: lever.metadata["name"] for lever in fields(Levers)}
 NAIVE, ALL = "naive loop", "all levers for speed"
 FOR_MEMORY = {"checkpointed"}  # saves memory and costs time: not among "all levers"
 
@@ -95,7 +89,7 @@ class Workload:
     def variants(self) -> dict[str, Levers]:
         """The naive loop, each lever alone, and all that are for speed."""
         naive = self.naive
-        names = [field.name for field in fields(Levers) if not getattr(naive, field.name)]
+        names = [name for name in NAMES if not getattr(naive, name)]
         alone = {NAMES[name]: replace(naive, **{name: True}) for name in names}
         fast = [name for name in names if name not in FOR_MEMORY]
         return {NAIVE: naive} | alone | {ALL: replace(naive, **dict.fromkeys(fast, True))}
