@@ -18,11 +18,10 @@ from data import build
 from data.shards.manifest import read_manifest
 from data.shards.reading.shard_loader import ShardLoader
 from data.shards.reading.shard_reader import ShardReader
-from data.shards.reading.square_image import SquareImage
 from data.shards.shard_set import open_shards
 from data.world.render import render
 from data.world.scenes import sample_scenes
-from tests.fixtures.shards import file_digests, save_image
+from tests.fixtures.shards import AttributedSquare, file_digests, save_image
 
 
 @pytest.fixture
@@ -134,7 +133,7 @@ def test_world_shards_hold_what_was_drawn(tmp_path: Path):
         "8",
     ]
     assert build.main(arguments) == 0
-    transform = SquareImage(64, attributes=True)
+    transform = AttributedSquare(64)
     loader = ShardLoader(tmp_path / "out", transform, 10, rank=0, world_size=1, shuffle=False)
     batches = list(loader)
     scenes = sample_scenes(20, 7, start=5)

@@ -13,10 +13,10 @@ from train.estimate.laws import predict, split_batch
 from train.estimate.memory import RESERVE, CountedRun, count_run, device_bytes
 from train.settings import OptimizerSettings, RunSettings
 from train.sources.caches import check_caches
-from train.sources.planned_data import Impossible, data_lines, held_out_lines, open_if_there
-from train.stages.encoder_weights import check_encoder_size
+from train.sources.planned_data import data_lines, held_out_lines, open_if_there
+from train.stages.encoder_weights import ENCODER_SIZE
 from train.stages.learning_rate import turning_points
-from train.stages.noise_schedule import NoiseSchedule
+from train.stages.noise_schedule import MIN_SNR_GAMMA, NoiseSchedule
 
 
 def make_plan(
@@ -67,8 +67,8 @@ def make_plan(
 
 def _check_fit(options: Mapping[str, Any], sizes: BaseSizes, image_size: int) -> None:
     """Refuse an encoder or a picture that the base cannot take."""
-    NoiseSchedule.check_gamma(options.get("min_snr_gamma"))
-    check_encoder_size(options.get("encoder_size"))
+    require("min_snr_gamma", options.get("min_snr_gamma"), MIN_SNR_GAMMA)
+    require("encoder_size", options.get("encoder_size"), ENCODER_SIZE)
     check_parts(sizes.unet, sizes.vae, encoder=options["encoder"], training=True)
     NoiseSchedule(sizes.scheduler)
     side = pixels_per_cell(sizes.vae)
@@ -125,7 +125,7 @@ def _storage(counted: CountedRun) -> Iterator[str]:
     each, safe = memory["pictures"] / size, (1 - RESERVE) * limit
     if needed > limit:
         most = size - math.ceil((needed - limit) / each)
-        raise Impossible(
+        raise ValueError(
             f"`batch_size`={size} needs an estimated {_bytes(needed)}, a {name} has {_bytes(limit)}: "
             f"{f'at most {most} fit' if most > 0 else 'not even one fits'}. Lower it (run.global_batch keeps the "
             "step's size), or checkpoint more (stage.init_args.gradient_checkpointing)."

@@ -51,13 +51,10 @@ class Termination(StepCallback):
 
     Args:
         max_minutes: Also stop after this time; None for no limit.
-        check_every: Optimizer steps between two looks; with several processes one look is one small all-reduce. More
-            than 1 delays the save: steps of large models take half a minute, and schedulers wait a few minutes.
     """
 
-    def __init__(self, max_minutes: float | None = None, check_every: int = 1) -> None:
+    def __init__(self, max_minutes: float | None = None) -> None:
         self.max_minutes = max_minutes
-        self.check_every = check_every
         self.signaled = False
         self.stopped_by_signal = False
         self._started = 0.0
@@ -77,8 +74,6 @@ class Termination(StepCallback):
 
     def on_step(self, trainer: Trainer, stage: Any, step: int) -> None:
         """Stop all processes after the same step."""
-        if step % self.check_every:
-            return
         out_of_time = self.max_minutes is not None and time.monotonic() - self._started > 60 * self.max_minutes
         flags = torch.tensor([self.signaled, out_of_time], dtype=torch.int32, device=stage.device)
         if trainer.world_size > 1:

@@ -11,10 +11,6 @@ from train.sources.caches import find_caches
 from train.sources.held_out import check_apart, listed
 
 
-class Impossible(ValueError):
-    """A run that cannot work, with the numbers."""
-
-
 def open_if_there(source: Mapping[str, Any]) -> ShardSet | None:
     """Open a run's shards; None where they lie on a server or are not built yet."""
     given: list[str | Path] = [*listed(source.get("shards"))]
@@ -34,8 +30,7 @@ def held_out_lines(class_path: str, source: Mapping[str, Any]) -> Iterator[str]:
     from train.sources.shard_data import check_reading
 
     places = source["held_out_shards"]
-    settings = (source[name] for name in ("num_workers", "window", "ceiling", "held_out"))
-    check_reading(*settings, held_out_shards=places, held_out_world=source["held_out_world"])
+    check_reading(source)
     if places is None:
         return
     held_out = listed(places)
@@ -62,7 +57,7 @@ def data_lines(
         samples_a_step: Samples of one optimizer step over all processes.
 
     Raises:
-        Impossible: There are fewer shards than readers, or no samples.
+        ValueError: There are fewer shards than readers, or no samples.
     """
     places = source.get("shards")
     if places is None:
@@ -80,9 +75,9 @@ def data_lines(
         return
     counts = shards.counts
     if not sum(counts):
-        raise Impossible(f"the shards of `data.init_args.shards`={places} hold no sample; build them again.")
+        raise ValueError(f"the shards of `data.init_args.shards`={places} hold no sample; build them again.")
     if len(counts) < readers:
-        raise Impossible(
+        raise ValueError(
             f"{len(counts)} shards are fewer than {who}; use fewer data.init_args.num_workers, or make more and "
             "smaller shards (python -m data.build ... --samples-per-shard N)."
         )

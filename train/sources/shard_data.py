@@ -1,6 +1,6 @@
 """Training pictures from webdataset shards, in the order that the optimizer step alone decides."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +17,8 @@ from data.shards.shard_set import open_shards
 from seecoder.checks import number, require, whole
 from train.sources.held_out import HELD_OUT_SEED, check_apart, check_scenes, listed
 from train.sources.stage_data import StageData
+
+_READING = {"num_workers": whole(0), "window": whole(1), "ceiling": number(0.0, 1.0), "held_out": whole(0)}
 
 
 class ShardPictures(StageData):
@@ -64,7 +66,8 @@ class ShardPictures(StageData):
         seed: int = 0,
     ) -> None:
         super().__init__(batch_size, seed)
-        check_reading(num_workers, window, ceiling, held_out, held_out_shards, held_out_world)
+        reading = {"num_workers": num_workers, "window": window, "ceiling": ceiling, "held_out": held_out}
+        check_reading(reading | {"held_out_shards": held_out_shards, "held_out_world": held_out_world})
         self.places = listed(shards)
         if cache is None:
             for places in filter(None, (self.places, listed(held_out_shards))):
@@ -153,25 +156,16 @@ class ShardPictures(StageData):
         return tuple(source for source in sources if self.transform.crop == source.crop)
 
 
-def check_reading(
-    num_workers: int,
-    window: int,
-    ceiling: float,
-    held_out: int,
-    held_out_shards: str | list[str] | None,
-    held_out_world: bool,
-) -> None:
+def check_reading(values: Mapping[str, Any]) -> None:
     """Refuse arguments of `ShardPictures` that no shards could make right; a plan asks before there are any.
 
     Raises:
         ValueError: With name and value.
     """
-    require("num_workers", num_workers, whole(0))
-    require("window", window, whole(1))
-    require("ceiling", ceiling, number(0.0, 1.0))
-    require("held_out", held_out, whole(0))
-    if held_out_world and held_out_shards is not None:
-        places = ", ".join(redacted(place) for place in listed(held_out_shards))
+    for name, rule in _READING.items():
+        require(name, values[name], rule)
+    if values["held_out_world"] and values["held_out_shards"] is not None:
+        places = ", ".join(redacted(place) for place in listed(values["held_out_shards"]))
         raise ValueError(
             f"`held_out_shards`={places} must be left out with `held_out_world`=true. Leave one of them out."
         )

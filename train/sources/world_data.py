@@ -1,7 +1,6 @@
 """The world as training data: a pool of scenes drawn once, kept in memory as bytes."""
 
 from collections.abc import Sequence
-from dataclasses import fields
 from typing import Any
 
 import torch
@@ -17,7 +16,8 @@ from train.sources.stage_data import Shuffle, StageData, StepStream
 class WorldPictures(StageData):
     """Pictures of the world and their scenes.
 
-    A batch is a dict: `pixels` (N, 3, S, S) uint8, `keys` (N, 2) epoch and sample number, `scenes` a dict of tensors.
+    A batch is a dict: `pixels` (N, 3, S, S) uint8, `keys` (N, 2) epoch and sample number, `scenes` a dict of the
+    tensors of `Scenes`: Lightning moves no frozen dataclass to another device.
 
     Args:
         batch_size: Samples of one micro-batch of one process.
@@ -57,7 +57,7 @@ class WorldPictures(StageData):
         if self.pixels is None:
             raise RuntimeError("`setup` was not called.")
         samples = keys[:, 1]
-        return {"pixels": self.pixels[samples], "keys": keys, "scenes": scenes_to_dict(self.scenes[samples])}
+        return {"pixels": self.pixels[samples], "keys": keys, "scenes": vars(self.scenes[samples])}
 
 
 def draw_bytes(scenes: Scenes, size: int) -> Tensor:
@@ -68,16 +68,6 @@ def draw_bytes(scenes: Scenes, size: int) -> Tensor:
         pixels[start : start + len(part)] = (render(part, size) * 255).round_().to(torch.uint8)
         start += len(part)
     return pixels
-
-
-def scenes_to_dict(scenes: Scenes) -> dict[str, Tensor]:
-    """A batch of scenes as what Lightning can move between devices (it refuses frozen dataclasses)."""
-    return {field.name: getattr(scenes, field.name) for field in fields(scenes)}
-
-
-def scenes_from_dict(columns: dict[str, Tensor]) -> Scenes:
-    """Undo `scenes_to_dict`."""
-    return Scenes(**columns)
 
 
 def to_model_range(pixels: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from seecoder.base_model.latents import encode_posterior
 from seecoder.base_model.loading import load_frozen
-from train.sources.world_data import WorldPictures, chunks, scenes_to_dict, to_model_range
+from train.sources.world_data import WorldPictures, chunks, to_model_range
 
 
 class WorldLatents(WorldPictures):
@@ -59,7 +59,7 @@ class WorldLatents(WorldPictures):
             "mean": self.mean[samples],
             "std": self.std[samples],
             "keys": keys,
-            "scenes": scenes_to_dict(self.scenes[samples]),
+            "scenes": vars(self.scenes[samples]),
         }
 
 

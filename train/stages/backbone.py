@@ -17,7 +17,7 @@ from torch.nn import functional
 from data.world.scenes import BACKGROUNDS, HUES, SHAPES, TEXTURES
 from seecoder.weights.atomic import atomic_directory
 from train.settings import EmaSettings, GuardSettings, OptimizerSettings
-from train.sources.world_data import chunks, scenes_to_dict
+from train.sources.world_data import chunks
 from train.stages.stage import Stage
 
 ATTRIBUTES = {"shape": SHAPES, "hue": HUES, "texture": TEXTURES, "background": BACKGROUNDS}
@@ -118,9 +118,7 @@ class BackboneStage(Stage):
         count = len(data.held_out_pixels)
         totals = {f"accuracy_{name}": 0.0 for name in ATTRIBUTES} | {"held_out_loss": 0.0, "layout_error": 0.0}
         for part in chunks(count, 128):
-            scenes = {
-                name: column.to(self.device) for name, column in scenes_to_dict(data.held_out_scenes[part]).items()
-            }
+            scenes = {name: column.to(self.device) for name, column in vars(data.held_out_scenes[part]).items()}
             output = self._read(data.held_out_pixels[part].to(self.device).float() / 255)
             losses = self._losses(output, scenes)
             size = part.stop - part.start

@@ -17,10 +17,11 @@ from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 
 from data.world.conditioner import TOKENS, WorldConditioner
+from data.world.scenes import Scenes
 from seecoder.base_model.facts import STABLE_DIFFUSION_SCHEDULE
 from seecoder.weights.atomic import atomic_directory
 from train.settings import EmaSettings, GuardSettings, OptimizerSettings
-from train.sources.world_data import chunks, scenes_from_dict, scenes_to_dict
+from train.sources.world_data import chunks
 from train.stages.denoising import DenoisingStage
 from train.stages.noise import held_out_keys, uniform
 from train.stages.noise_schedule import NoiseSchedule
@@ -107,7 +108,7 @@ class WorldDiffusionStage(DenoisingStage):
 
     def _errors(self, batch: dict[str, Any], keys: Tensor, times: Tensor, keep: Tensor | None) -> Tensor:
         """Mean square error of each sample; `keep` (N, tokens) says which tokens it is given, None gives all."""
-        context = self.conditioner(scenes_from_dict(batch["scenes"]), keep)
+        context = self.conditioner(Scenes(**batch["scenes"]), keep)
 
         def predict(noisy: Tensor, times: Tensor) -> Tensor:
             return self.unet(noisy, times, encoder_hidden_states=context).sample
@@ -121,7 +122,7 @@ class WorldDiffusionStage(DenoisingStage):
         count = len(data.held_out_mean)
         for part in chunks(count, 64):
             scenes = data.held_out_scenes[part]
-            batch = {"mean": data.held_out_mean[part], "std": data.held_out_std[part], "scenes": scenes_to_dict(scenes)}
+            batch = {"mean": data.held_out_mean[part], "std": data.held_out_std[part], "scenes": vars(scenes)}
             batch = move_data_to_device(batch, self.device)
             keys = held_out_keys(part)
             times = self.uniform_timesteps(keys)

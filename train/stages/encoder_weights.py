@@ -6,12 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from seecoder.checks import optional, require, whole
+from seecoder.checks import optional, whole
 from seecoder.encoder.model import SeeCoder
 from seecoder.encoder.official import is_official_file
 from seecoder.export.trained_part import BACKBONE_PREFIX, read_trained
 from seecoder.weights.strict_loading import load_strict
 
+ENCODER_SIZE = optional(whole(32))  # pixels: smaller pictures have nothing for the last of a backbone's four levels
 POSITION_KEY = "position_encoding"  # part of the names of what a position-aware encoder has and a plain one lacks
 
 
@@ -71,18 +72,6 @@ def describe_encoder(
         "backbone_source": backbone_source,
         "backbone_sha256": backbone_sha256,
     }
-
-
-def check_encoder_size(size: int | None) -> None:
-    """Refuse pictures that are too small for the backbone's four levels.
-
-    Args:
-        size: Height and width at which the encoder sees the pictures; None for those of the latents.
-
-    Raises:
-        ValueError: They are below 32 pixels.
-    """
-    require("encoder_size", size, optional(whole(32)))
 
 
 def seeded_encoder(config: dict[str, Any], seed: int, position_gain: float = 0.0) -> SeeCoder:

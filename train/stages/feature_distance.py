@@ -28,12 +28,6 @@ class PerceptualDistance(nn.Module):
         super().__init__()
         self.network = network.eval().requires_grad_(False)
 
-    def train(self, mode: bool = True) -> "PerceptualDistance":
-        """The network stays in eval mode."""
-        super().train(mode)
-        self.network.eval()
-        return self
-
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
         """Mean distance of (N, 3, H, W) pictures in [-1, 1]; zero for equal ones."""
         ours, theirs = self.network((first + 1) / 2), self.network((second + 1) / 2)

@@ -12,8 +12,9 @@ from diffusers import DDIMScheduler
 from torch import Tensor
 
 from seecoder.base_model.facts import prediction_type
-from seecoder.checks import number, optional, require
+from seecoder.checks import number, optional
 
+MIN_SNR_GAMMA = optional(number(0.0, above_minimum=True))  # with another one weights are zero or negative
 PREDICTIONS = ("epsilon", "v_prediction")
 
 
@@ -64,15 +65,6 @@ class NoiseSchedule:
     def _check_dtypes(self, timesteps: Tensor) -> None:
         found = (self.scheduler.alphas_cumprod.dtype, timesteps.dtype)
         assert found == (torch.float32, torch.int64), f"schedule and timesteps are {found}; need float32 and int64."
-
-    @staticmethod
-    def check_gamma(gamma: float | None) -> None:
-        """Refuse a gamma whose weights are zero or negative.
-
-        Raises:
-            ValueError: It is not above 0.
-        """
-        require("min_snr_gamma", gamma, optional(number(0.0, above_minimum=True)))
 
     def min_snr_weights(self, timesteps: Tensor, gamma: float | None) -> Tensor:
         """Weights min(SNR, gamma) / SNR for noise, / (SNR + 1) for velocity (Hang et al. 2023); ones without gamma.

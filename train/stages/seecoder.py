@@ -25,14 +25,9 @@ from seecoder.weights.digests import tensors_sha256
 from train.settings import BELOW_ONE, EmaSettings, GuardSettings, OptimizerSettings
 from train.stages.context_gaps import held_out_figures
 from train.stages.denoising import DenoisingStage
-from train.stages.encoder_weights import (
-    check_encoder_size,
-    describe_encoder,
-    load_trained,
-    seeded_encoder,
-)
+from train.stages.encoder_weights import ENCODER_SIZE, describe_encoder, load_trained, seeded_encoder
 from train.stages.noise import uniform
-from train.stages.noise_schedule import NoiseSchedule
+from train.stages.noise_schedule import MIN_SNR_GAMMA, NoiseSchedule
 from train.stages.previews import Preview, score_previews, write_sheet
 
 
@@ -96,8 +91,8 @@ class SeeCoderStage(DenoisingStage):
         super().__init__(optimizer, ema, guard, seed)
         require("context_dropout", context_dropout, BELOW_ONE)
         require("timestep_sampling", timestep_sampling, choice("uniform", "weighted"))
-        NoiseSchedule.check_gamma(min_snr_gamma)
-        check_encoder_size(encoder_size)
+        require("min_snr_gamma", min_snr_gamma, MIN_SNR_GAMMA)
+        require("encoder_size", encoder_size, ENCODER_SIZE)
         if gradient_checkpointing == "auto":
             raise ValueError(
                 "`gradient_checkpointing`='auto' must be names of parts here: only `python -m train fit` chooses them. "

@@ -5,11 +5,11 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from PIL import Image
 
-from data.shards.building.sources import Item, encode_image, encode_json
+from data.shards.building.sources import Item, Source, encode_image, encode_json
 from seecoder.checks import check, optional, whole
 from seecoder.images.gate import ImageError, load_image
 from seecoder.images.saving import to_pil
@@ -18,7 +18,7 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".g
 
 
 @dataclass(frozen=True)
-class ImageFiles:
+class ImageFiles(Source):
     """Picture files.
 
     Attributes:
@@ -30,9 +30,11 @@ class ImageFiles:
             "webp".
         quality: Of JPEG and WebP, 1 to 100.
         max_pixels: Larger pictures count as bad.
-        file_sizes: Bytes of each file.
+        sizes: Bytes of each file.
         digest: Fingerprint of names, sizes and times of the files.
     """
+
+    members: ClassVar[tuple[str, ...]] = ("json",)  # the kind of picture varies
 
     paths: tuple[Path, ...]
     names: tuple[str, ...]
@@ -40,7 +42,7 @@ class ImageFiles:
     encode: str
     quality: int
     max_pixels: int
-    file_sizes: tuple[int, ...]
+    sizes: tuple[int, ...]
     digest: str
 
     def __post_init__(self) -> None:
@@ -71,16 +73,6 @@ class ImageFiles:
         size = "keep" if self.size is None else self.size
         encoding = {"size": size, "encode": self.encode, "quality": self.quality, "max_pixels": self.max_pixels}
         return {"kind": "pictures", "count": len(self), "sources_sha256": self.digest} | encoding
-
-    @property
-    def members(self) -> tuple[str, ...]:
-        """The kind of picture varies; JSON is always there."""
-        return ("json",)
-
-    @property
-    def sizes(self) -> list[int]:
-        """Bytes of each file."""
-        return list(self.file_sizes)
 
     def __len__(self) -> int:
         return len(self.paths)

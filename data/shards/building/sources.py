@@ -2,8 +2,9 @@
 
 import io
 import json
-from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from PIL import Image
 
@@ -24,29 +25,28 @@ class Item(NamedTuple):
     reason: str = ""
 
 
-class Source(Protocol):
-    """Where samples come from; picklable, and the same sample for the same number every time."""
+class Source(ABC):
+    """Where samples come from; picklable, and the same sample for the same number every time.
+
+    Attributes:
+        members: Kinds of member that every sample has.
+        sizes: Bytes of each source; None where they are not known.
+    """
+
+    members: tuple[str, ...]
+    sizes: Sequence[int] | None
 
     @property
+    @abstractmethod
     def settings(self) -> dict[str, Any]:
         """All that the samples depend on, in plain values: another build with equal settings gives equal bytes."""
-        ...
 
-    @property
-    def members(self) -> tuple[str, ...]:
-        """Kinds of member that every sample has."""
-        ...
-
-    @property
-    def sizes(self) -> list[int] | None:
-        """Bytes of each source, where known."""
-        ...
-
+    @abstractmethod
     def __len__(self) -> int: ...
 
+    @abstractmethod
     def samples(self, start: int, stop: int) -> Iterator[Item]:
         """Make samples `start` to `stop - 1`."""
-        ...
 
 
 def encode_json(content: Mapping[str, Any]) -> bytes:

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
-from data.shards.building.sources import Item, encode_image, encode_json
+from data.shards.building.sources import Item, Source, encode_image, encode_json
 from data.world.render import render
 from data.world.scenes import sample_scenes
 from seecoder.checks import check, whole
@@ -14,7 +14,7 @@ _SCENES_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
-class WorldScenes:
+class WorldScenes(Source):
     """Pictures of the world as PNG, with their attributes as JSON.
 
     The JSON holds what `Scenes.describe` says, and `seed` and `number`, from which `sample_scenes` draws the
@@ -26,6 +26,9 @@ class WorldScenes:
         size: Height and width in pixels.
         start: Number of the first scene, so that further shards of one seed can be made.
     """
+
+    members: ClassVar[tuple[str, ...]] = ("json", "png")
+    sizes: ClassVar[None] = None  # unknown before they are drawn
 
     count: int
     seed: int
@@ -39,16 +42,6 @@ class WorldScenes:
     def settings(self) -> dict[str, Any]:
         """All that the samples depend on."""
         return {"kind": "world"} | asdict(self)
-
-    @property
-    def members(self) -> tuple[str, ...]:
-        """Picture and attributes."""
-        return ("json", "png")
-
-    @property
-    def sizes(self) -> None:
-        """Unknown before they are drawn."""
-        return None
 
     def __len__(self) -> int:
         return self.count

@@ -13,14 +13,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from data.shards import index as shard_index
 from data.shards.building.shard_build import Build
-from data.shards.building.sources import Item
+from data.shards.building.sources import Item, Source
 from data.shards.caching.cache_source import Extra
 from data.shards.manifest import IMAGE_MEMBERS
 from data.shards.reading.shard_reader import BadSample, ShardReader
@@ -45,8 +45,8 @@ class _Row:
 
 
 @dataclass(frozen=True)
-class CachedSamples:
-    """A `Source` of samples from shards, with extras.
+class CachedSamples(Source):
+    """Samples from shards, with extras.
 
     Attributes:
         shards: The original shards.
@@ -56,6 +56,8 @@ class CachedSamples:
             where an interrupted build goes on.
         threads: Pictures decoded at the same time.
     """
+
+    sizes: ClassVar[None] = None  # borders are those of the original
 
     shards: ShardSet
     square: SquareImage
@@ -79,11 +81,6 @@ class CachedSamples:
     def members(self) -> tuple[str, ...]:
         """As in the original: moments are not required, because a bad picture has none."""
         return self.shards.shards[0].members
-
-    @property
-    def sizes(self) -> None:
-        """Not asked for: borders are those of the original."""
-        return None
 
     def __len__(self) -> int:
         return sum(self.shards.counts)

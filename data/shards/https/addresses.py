@@ -5,7 +5,7 @@ import re
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
-from http.client import HTTPResponse
+from http.client import HTTPMessage, HTTPResponse
 from pathlib import Path
 from typing import IO, Any
 from urllib.parse import unquote, urlsplit, urlunsplit
@@ -18,13 +18,7 @@ class _HttpsOnly(urllib.request.HTTPRedirectHandler):
     """Follows redirects to https only: a server must not lead us to another scheme."""
 
     def redirect_request(
-        self,
-        req: urllib.request.Request,
-        fp: IO[bytes],
-        code: int,
-        msg: str,
-        headers: "urllib.request.HTTPMessage",  # type: ignore[name-defined]
-        newurl: str,
+        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
     ) -> urllib.request.Request | None:
         if urlsplit(newurl).scheme.lower() != SCHEME:
             raise urllib.error.URLError(f"redirected to {redacted(newurl)!r}, which is not https")

@@ -15,6 +15,7 @@ from data.shards.reading.signals import obey_parent_alone, signals_held_back
 from data.shards.reading.skips import SkipLog
 from data.shards.reading.square_image import Transform
 from data.shards.shard_set import open_shards
+from seecoder.checks import optional, require, whole
 
 
 class _Starts(Sampler[int]):
@@ -63,7 +64,6 @@ class ShardLoader:
         ceiling: Share of unreadable samples above which reading stops.
         report: File to which unreadable shards and samples are appended, each once.
         cache: Folder, or `Fetcher`, into which https shards are fetched.
-        prefetch: Batches that each worker prepares ahead.
         pin_memory: Put tensors into page-locked memory, for asynchronous transfer to a GPU.
 
     Raises:
@@ -89,10 +89,13 @@ class ShardLoader:
         ceiling: float = 0.01,
         report: str | Path | None = None,
         cache: str | Path | Fetcher | None = None,
-        prefetch: int = 2,
         pin_memory: bool = False,
     ) -> None:
-        _check(batch_size, rank, world_size, accumulate, batches, num_workers)
+        for name, value in (("batch_size", batch_size), ("world_size", world_size), ("accumulate", accumulate)):
+            require(name, value, whole(1))
+        require("rank", rank, whole(0, world_size - 1))
+        require("batches", batches, optional(whole(1)))
+        require("num_workers", num_workers, whole(0))
         fetcher = Fetcher(Path(cache)) if isinstance(cache, str | Path) else cache
         shards = open_shards(places, fetcher)
         _check_readers(len(shards.shards), world_size, num_workers)
@@ -104,7 +107,7 @@ class ShardLoader:
         self._starts = _Starts()
         self.dataset = ShardBatches(shards, self.plan, transform, batch_size, fetcher, endless)
         self._prefetcher = Prefetcher(self.plan, shards, fetcher) if fetcher is not None else None
-        self._loader = _data_loader(self.dataset, self._starts, num_workers, start_method, prefetch, pin_memory)
+        self._loader = _data_loader(self.dataset, self._starts, num_workers, start_method, pin_memory)
 
     def _pass_length(self, accumulate: int) -> int:
         stride = self.batch_size * self.world_size
@@ -122,8 +125,7 @@ class ShardLoader:
         Raises:
             ValueError: The number is negative.
         """
-        if samples_consumed < 0:
-            raise ValueError(f"`samples_consumed`={samples_consumed} must not be negative.")
+        require("samples_consumed", samples_consumed, whole(0))
         self._position = samples_consumed
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
@@ -153,12 +155,12 @@ class ShardLoader:
 
 
 def _data_loader(
-    batches: ShardBatches, starts: _Starts, num_workers: int, start_method: str | None, prefetch: int, pin_memory: bool
+    batches: ShardBatches, starts: _Starts, num_workers: int, start_method: str | None, pin_memory: bool
 ) -> DataLoader[dict[str, Any]]:
     """Let torch's loader ask for batches by their positions, in order, from workers that live as long as the loader."""
     workers: dict[str, Any] = {}
     if num_workers:
-        workers = {"multiprocessing_context": start_method, "prefetch_factor": prefetch, "persistent_workers": True}
+        workers = {"multiprocessing_context": start_method, "persistent_workers": True}
         workers["worker_init_fn"] = obey_parent_alone
     return DataLoader(
         batches,
@@ -169,18 +171,6 @@ def _data_loader(
         pin_memory=pin_memory,
         **workers,
     )
-
-
-def _check(batch_size: int, rank: int, world_size: int, accumulate: int, batches: int | None, num_workers: int) -> None:
-    for name, value in (("batch_size", batch_size), ("world_size", world_size), ("accumulate", accumulate)):
-        if value < 1:
-            raise ValueError(f"`{name}`={value} must be at least 1.")
-    if not 0 <= rank < world_size:
-        raise ValueError(f"`rank`={rank} must be in [0, {world_size}), the `world_size`.")
-    if batches is not None and batches < 1:
-        raise ValueError(f"`batches`={batches} must be at least 1.")
-    if num_workers < 0:
-        raise ValueError(f"`num_workers`={num_workers} must not be negative.")
 
 
 def _check_readers(shards: int, world_size: int, num_workers: int) -> None:

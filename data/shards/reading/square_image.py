@@ -1,6 +1,5 @@
 """From the bytes of a sample to what a training step takes: a square uint8 picture, cut the same way on every run."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -11,9 +10,8 @@ from torch.nn import functional
 
 from data.shards.manifest import IMAGE_MEMBERS
 from data.shards.plan import derive_seed
+from seecoder.checks import check, choice, whole
 from seecoder.images.gate import load_image
-
-BAD_JSON = "bad json"
 
 
 class UnusableSample(ValueError):
@@ -29,11 +27,7 @@ class UnusableSample(ValueError):
 
 
 class Transform(Protocol):
-    """What turns a sample into an example; picklable, and a pure function of its arguments.
-
-    Attributes:
-        members: Kinds of member that it wants beside the picture.
-    """
+    """What turns a sample into an example; picklable, and a pure function of its arguments."""
 
     @property
     def members(self) -> frozenset[str]:
@@ -52,7 +46,7 @@ class Transform(Protocol):
 
 @dataclass(frozen=True)
 class SquareImage:
-    """Cuts a square from the picture and scales it; gives `pixels`, uint8 (3, size, size), and maybe `attributes`.
+    """Cuts a square from the picture and scales it; gives `pixels`, uint8 (3, size, size).
 
     Attributes:
         size: Side of the result in pixels.
@@ -60,7 +54,6 @@ class SquareImage:
         flip: Mirror left to right for half of (seed, epoch, sample).
         seed: Seed of crop and flip.
         max_pixels: Larger pictures are refused before they are decoded.
-        attributes: Also parse the sample's JSON into `attributes` (None where it has none).
 
     Raises:
         ValueError: `size` or `crop` is not accepted.
@@ -71,27 +64,20 @@ class SquareImage:
     flip: bool = False
     seed: int = 0
     max_pixels: int = 25_000_000
-    attributes: bool = False
 
     def __post_init__(self) -> None:
-        if self.size < 1:
-            raise ValueError(f"`size`={self.size} must be at least 1 pixel.")
-        if self.crop not in ("center", "random"):
-            raise ValueError(f"`crop`={self.crop!r} is neither 'center' nor 'random'.")
+        check(self, size=whole(1), crop=choice("center", "random"))
 
     @property
     def members(self) -> frozenset[str]:
-        """JSON if attributes are wanted."""
-        return frozenset({"json"} if self.attributes else ())
+        """Nothing but the picture."""
+        return frozenset()
 
     def __call__(self, sample: Mapping[str, bytes], epoch: int, sample_id: int) -> dict[str, Any]:
-        """Make an example: `pixels`, and `attributes` if wanted."""
+        """Make an example."""
         kind = next(kind for kind in IMAGE_MEMBERS if kind in sample)
         pixels = load_image(sample[kind], max_pixels=self.max_pixels)
-        example: dict[str, Any] = {"pixels": self._square(pixels, epoch, sample_id)}
-        if self.attributes:
-            example["attributes"] = _parse(sample["json"]) if "json" in sample else None
-        return example
+        return {"pixels": self._square(pixels, epoch, sample_id)}
 
     def _square(self, pixels: Tensor, epoch: int, sample_id: int) -> Tensor:
         height, width = pixels.shape[1:]
@@ -114,10 +100,3 @@ class SquareImage:
     def is_flipped(self, epoch: int, sample_id: int) -> bool:
         """Whether the sample is mirrored in this epoch."""
         return self.flip and derive_seed(self.seed, "flip", epoch, sample_id) % 2 == 1
-
-
-def _parse(content: bytes) -> Any:
-    try:
-        return json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise UnusableSample(BAD_JSON, f"its JSON does not parse: {error}") from error

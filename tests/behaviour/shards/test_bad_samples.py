@@ -17,7 +17,8 @@ from data.shards.building.writing import write_shard
 from data.shards.manifest import Manifest, write_manifest
 from data.shards.reading.shard_loader import ShardLoader
 from data.shards.reading.shard_reader import INCOMPLETE, NO_PICTURE
-from data.shards.reading.square_image import BAD_JSON, SquareImage
+from data.shards.reading.square_image import SquareImage
+from tests.fixtures.shards import AttributedSquare
 
 SIDE = 16
 WHITE = (255, 255, 255)
@@ -116,7 +117,7 @@ SKIPPED: dict[str, tuple[dict[str, bytes], str]] = {
     "zero bytes": ({"png": b""}, "the file is empty"),
     "a GIF's own name": ({"gif": saved(palette(), "GIF")}, NO_PICTURE),
     "no picture": ({"json": b"{}"}, NO_PICTURE),
-    "bad JSON": ({"png": saved(plain((1, 2, 3)), "PNG"), "json": b"{"}, BAD_JSON),
+    "bad JSON": ({"png": saved(plain((1, 2, 3)), "PNG"), "json": b"{"}, "bad json"),
 }
 # What depends on whether the manifest says that every sample has JSON: members, and the category with and without.
 DEPENDS: dict[str, tuple[dict[str, bytes], str, str]] = {
@@ -167,7 +168,7 @@ def test_each_is_used_or_skipped_for_its_reason_and_counters_are_exact(
     lost, total, half = losses(required), len(names), len(names) // 2
     assert total == len(set(names)) == GOOD + len(USED) + len(SKIPPED) + len(DEPENDS)
     own = ShardLoader(
-        folder, SquareImage(SIDE, attributes=True), 4, rank=0, world_size=1, num_workers=num_workers,
+        folder, AttributedSquare(SIDE), 4, rank=0, world_size=1, num_workers=num_workers,
         start_method="fork" if num_workers else None, batches=total, ceiling=1.0, report=tmp_path / "report.jsonl",
     )  # fmt: skip
     batches = list(own)  # as many batches of four as there are samples: four whole epochs

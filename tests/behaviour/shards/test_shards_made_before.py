@@ -23,6 +23,7 @@ from data.shards.reading.shard_loader import ShardLoader
 from data.shards.reading.square_image import SquareImage, Transform
 from data.shards.shard_set import open_shards
 from seecoder import SeeCoder
+from tests.fixtures.shards import AttributedSquare
 
 MADE_BEFORE = Path(__file__).parents[1] / "made_before"
 EXPECTED = json.loads((MADE_BEFORE / "read_from_shards.json").read_text())
@@ -76,7 +77,7 @@ def test_the_same_command_goes_on_in_the_folder(tmp_path: Path, capsys: pytest.C
 
 
 def test_the_loader_gives_the_same_samples_in_the_same_order():
-    assert read_batches(MADE_BEFORE / "shards", SquareImage(16, attributes=True)) == EXPECTED["shards"]
+    assert read_batches(MADE_BEFORE / "shards", AttributedSquare(16)) == EXPECTED["shards"]
 
 
 def test_moments_and_maps_have_the_same_numbers(moments_source: MomentsSource, maps_source: MapsSource):

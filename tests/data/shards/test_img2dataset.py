@@ -15,6 +15,7 @@ from data.shards.manifest import read_manifest
 from data.shards.reading.shard_loader import ShardLoader
 from data.shards.reading.square_image import SquareImage
 from data.shards.shard_set import open_shards
+from tests.fixtures.shards import AttributedSquare
 
 
 @pytest.fixture
@@ -37,7 +38,7 @@ def folder(tmp_path: Path, make_picture: Callable[..., bytes]) -> Path:
 
 
 def keys(folder: Path) -> list[str]:
-    transform = SquareImage(16, attributes=True)
+    transform = AttributedSquare(16)
     loader = ShardLoader(folder, transform, 3, rank=0, world_size=1, shuffle=False, endless=False, ceiling=1.0)
     rows = [
         (row["key"], valid) for batch in loader for row, valid in zip(batch["attributes"], batch["valid"], strict=True)

@@ -45,14 +45,6 @@ def test_a_time_budget_stops_without_a_signal(monkeypatch):
     assert not termination.stopped_by_signal
 
 
-def test_it_looks_only_every_few_steps():
-    termination, given = Termination(check_every=3), trainer()
-    termination.signaled = True
-    for step, expected in ((1, False), (2, False), (3, True)):
-        termination.on_step(given, STAGE, step)
-        assert given.should_stop is expected
-
-
 def test_before_training_listens_a_signal_leaves_the_block():
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(ToldToStop), leaving_on_signals():

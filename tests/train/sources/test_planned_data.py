@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from train.settings import RunSettings
-from train.sources.planned_data import Impossible, data_lines, held_out_lines, open_if_there
+from train.sources.planned_data import data_lines, held_out_lines, open_if_there
 
 OPTIONS: dict[str, Any] = {"num_workers": 0, "window": 2, "ceiling": 0.01, "held_out": 4, "held_out_world": False}
 RUN = RunSettings("run", max_steps=6, devices=2)
@@ -35,7 +35,7 @@ def test_samples_readers_and_epochs_are_said(shards):
 
 
 def test_fewer_shards_than_readers_are_impossible(shards):
-    with pytest.raises(Impossible, match="3 shards are fewer than 4 readers"):
+    with pytest.raises(ValueError, match="3 shards are fewer than 4 readers"):
         shard_text(source(shards, num_workers=2))
 
 

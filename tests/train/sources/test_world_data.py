@@ -1,13 +1,11 @@
 import pytest
 import torch
 
-from data.world.scenes import sample_scenes
+from data.world.scenes import Scenes, sample_scenes
 from train.sources.world_data import (
     WorldPictures,
     chunks,
     draw_bytes,
-    scenes_from_dict,
-    scenes_to_dict,
     to_model_range,
 )
 
@@ -18,7 +16,7 @@ def test_a_batch_has_the_pictures_and_scenes_that_its_keys_name():
     keys = torch.tensor([[0, 3], [1, 0]])
     batch = data.batch(keys)
     assert torch.equal(batch["keys"], keys)
-    scenes = scenes_from_dict(batch["scenes"])
+    scenes = Scenes(**batch["scenes"])
     assert torch.equal(batch["pixels"], draw_bytes(scenes, 16))
     assert torch.equal(scenes.shape, sample_scenes(5, 4).shape[[3, 0]])
 
@@ -40,7 +38,6 @@ def test_drawing_in_parts_is_drawing_at_once(monkeypatch):
     whole = draw_bytes(scenes, 8)
     monkeypatch.setattr(type(scenes), "split", lambda self, size: [self[slice(0, 2)], self[slice(2, 5)]])
     assert torch.equal(draw_bytes(scenes, 8), whole)
-    assert torch.equal(scenes_from_dict(scenes_to_dict(scenes)).hue, scenes.hue)
 
 
 def test_bytes_become_the_range_of_autoencoders():

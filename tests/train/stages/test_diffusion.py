@@ -7,7 +7,6 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from data.world.pretrained import load_conditioner
 from data.world.scenes import sample_scenes
 from train.settings import OptimizerSettings
-from train.sources.world_data import scenes_to_dict
 from train.sources.world_latents import encode_in_half
 from train.stages.diffusion import WorldDiffusionStage, kept_tokens
 
@@ -53,7 +52,7 @@ def batch_of(count: int = 4) -> dict:
         "mean": torch.randn(count, 4, 8, 8, generator=generator),
         "std": torch.full((count, 4, 8, 8), 0.1),
         "keys": torch.stack([torch.zeros(count, dtype=torch.long), torch.arange(count)], dim=1),
-        "scenes": scenes_to_dict(sample_scenes(count, seed=0)),
+        "scenes": vars(sample_scenes(count, seed=0)),
     }
 
 

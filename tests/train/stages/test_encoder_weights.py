@@ -1,8 +1,9 @@
 import pytest
 import torch
 
+from seecoder.checks import require
 from seecoder.export.trained_part import read_trained
-from train.stages.encoder_weights import check_encoder_size, load_trained, seeded_encoder
+from train.stages.encoder_weights import ENCODER_SIZE, load_trained, seeded_encoder
 
 
 def test_a_new_stage_starts_from_weights_with_a_fresh_optimizer(settings, fit, load, stage, tmp_path):
@@ -66,7 +67,7 @@ def test_an_unknown_argument_of_the_encoder_is_named():
 
 
 def test_pictures_that_are_too_small_for_the_backbone_are_refused():
-    check_encoder_size(None)
-    check_encoder_size(32)
+    assert ENCODER_SIZE.accepts(None)
+    assert ENCODER_SIZE.accepts(32)
     with pytest.raises(ValueError, match="`encoder_size`=31 must be a whole number from 32 up"):
-        check_encoder_size(31)
+        require("encoder_size", 31, ENCODER_SIZE)

@@ -13,7 +13,7 @@ import torch
 from data.shards.index import read_headers
 from data.shards.reading.batches import SKIPS
 from data.shards.reading.shard_loader import ShardLoader
-from data.shards.reading.square_image import SquareImage
+from tests.fixtures.shards import AttributedSquare
 
 COUNTS = [5, 9, 1, 7, 4, 8, 3]  # 37 samples: prime, so nothing divides
 TOTAL = sum(COUNTS)
@@ -30,7 +30,7 @@ def shards(make_shards: Callable[..., Path]) -> Path:
 
 
 def loader(folder: Path, batch_size: int = 2, rank: int = 0, world_size: int = 1, **settings: Any) -> ShardLoader:
-    transform = SquareImage(8, attributes=True)
+    transform = AttributedSquare(8)
     settings = {"seed": 1, "window": 3, "ceiling": 1.0} | settings
     return ShardLoader(folder, transform, batch_size, rank=rank, world_size=world_size, **settings)
 
@@ -136,7 +136,7 @@ def test_a_loader_that_seeks_reads_on_like_the_uninterrupted_one(shards: Path, w
 
 
 def test_workers_that_read_ahead_do_not_move_the_place_to_go_on(shards: Path):
-    running = loader(shards, num_workers=2, start_method="fork", prefetch=4)
+    running = loader(shards, num_workers=2, start_method="fork")
     iterator = iter(running)
     seen = [next(iterator)["sample_id"].tolist() for _ in range(5)]
     iterator.close()

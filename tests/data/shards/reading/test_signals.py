@@ -24,7 +24,7 @@ if __name__ == "__main__":
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, lambda *_: told.append(1))
     loader = ShardLoader(sys.argv[1], SquareImage(8), 2, rank=0, world_size=1, num_workers=2,
-                         start_method=sys.argv[2], prefetch=2, batches=10_000)
+                         start_method=sys.argv[2], batches=10_000)
     batches = iter(loader)
     next(batches)
     print(*(child.pid for child in active_children()), flush=True)

@@ -1,7 +1,6 @@
 """Squares cut from pictures: the same for the same (seed, epoch, sample), and the pixels that they should be."""
 
 import io
-import json
 import pickle
 
 import numpy as np
@@ -9,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from data.shards.reading.square_image import SquareImage, UnusableSample
+from data.shards.reading.square_image import SquareImage
 from seecoder.images.gate import ImageError
 
 
@@ -77,18 +76,6 @@ def test_scaling_keeps_a_gradient_a_gradient(size: int):
 
 def test_a_hair_of_a_picture_does_not_take_gigabytes():
     assert SquareImage(512)({"png": encoded(noise(2, 20_000))}, 0, 0)["pixels"].shape == (3, 512, 512)
-
-
-def test_attributes_are_parsed_where_they_are_wanted():
-    sample = {"png": encoded(noise(8, 8)), "json": json.dumps({"a": 1}).encode()}
-    assert "attributes" not in SquareImage(8)(sample, 0, 0)
-    transform = SquareImage(8, attributes=True)
-    assert transform(sample, 0, 0)["attributes"] == {"a": 1}
-    assert transform({"png": sample["png"]}, 0, 0)["attributes"] is None
-    for bad in (b"{", b"\xff", b"[" * 100_000):
-        with pytest.raises(UnusableSample) as caught:
-            transform(sample | {"json": bad}, 0, 0)
-        assert caught.value.reason == "bad json"
 
 
 def test_limits():
