@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
-
-from data.world.counter_random import uniform
 
 SHAPES = ("disc", "square", "triangle", "star", "ring", "cross")
 HUES = ("red", "orange", "lime", "green", "cyan", "blue", "violet", "magenta")  # 45 degrees apart, from 0
@@ -152,3 +151,32 @@ def sample_scenes(count: int, seed: int, start: int = 0) -> Scenes:
         grain_frequency=rows(2 * NUM_WAVES, 2, 12).view(count, NUM_WAVES, 2),
         grain_phase=rows(2 * NUM_WAVES, 0, turn).view(count, NUM_WAVES, 2),
     )
+
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+def _mix(bits: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Finaliser of SplitMix64 (Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014)."""
+    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return bits ^ (bits >> np.uint64(31))
+
+
+def uniform(seed: int, indices: NDArray[np.int64], num_fields: int) -> NDArray[np.float64]:
+    """Draw `num_fields` uniform numbers for every index.
+
+    Args:
+        seed: Any integer; different seeds give unrelated numbers.
+        indices: (N,) non-negative sample numbers.
+        num_fields: How many numbers each index needs.
+
+    Returns:
+        (N, num_fields) float64 in [0, 1).
+    """
+    with np.errstate(over="ignore"):  # wrap-around multiplication is the algorithm
+        base = _mix(np.array([seed & 0xFFFFFFFFFFFFFFFF], dtype=np.uint64) + _GOLDEN)
+        rows = _mix(base + (indices.astype(np.uint64) + np.uint64(1)) * _GOLDEN)
+        columns = (np.arange(num_fields, dtype=np.uint64) + np.uint64(1)) * _GOLDEN
+        bits = _mix(rows[:, None] + _mix(columns)[None, :])
+    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53

@@ -16,7 +16,7 @@ from PIL import Image
 
 from data.build import main as build
 from data.cache import main as cache
-from data.shards.building.writing import write_shard
+from data.shards.building.shard_build import write_shard
 from data.shards.manifest import Manifest, write_manifest
 from data.shards.plan import Plan
 from data.shards.reading.batches import ShardBatches

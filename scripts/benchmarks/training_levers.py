@@ -189,15 +189,9 @@ class Loop:
         self.stage.zero_grad(set_to_none=True)
 
     def memory(self) -> float:
-        """Bytes for one picture: on a GPU the peak of a step less what lies there anyway, else what backward keeps."""
-        batch = next(self.batches)
-        if self.work.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-            before = torch.cuda.memory_allocated()
-            self._step(batch)
-            return (torch.cuda.max_memory_allocated() - before) / self.batch_size
+        """Bytes that the backward pass of one picture needs to be kept, on a CPU."""
         with kept_for_backward({weight.data_ptr() for weight in self.stage.parameters()}) as total:
-            self._step(batch)
+            self._step(next(self.batches))
         return sum(total.values()) / self.batch_size
 
     def close(self) -> None:
@@ -236,14 +230,13 @@ def kept_for_backward(weights: set[int]) -> Iterator[dict[int, int]]:
         yield total
 
 
-def measured_peak(device: torch.device, side: int | None = None) -> float:
+def measured_peak(device: torch.device, side: int = 1536) -> float:
     """Most operations a second of a large matrix product here, over float32 and bfloat16.
 
     Args:
         device: Where it is measured.
-        side: Of the matrices; None for what fills the device.
+        side: Of the matrices.
     """
-    side = side or (8192 if device.type == "cuda" else 1536)
     best = math.inf
     for dtype in (torch.float32, torch.bfloat16):
         one, two = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))

@@ -26,34 +26,22 @@ from seecoder.sampling.recipe import NetworkMethod
 Factor = tuple[int, int]  # (rows, columns) in native sides
 
 
-@dataclass
-class Work:
-    """What a network was asked to do.
-
-    Attributes:
-        calls: Times that it ran.
-        windows: Native-sized windows that went through it; every picture and every guidance branch counts, and a
-            larger view counts by its area.
-    """
-
-    calls: int = 0
-    windows: float = 0.0
-
-
 @contextmanager
-def counted(unet: torch.nn.Module, native_size: tuple[int, int]) -> Iterator[Work]:
-    """Count what a UNet does inside the block."""
-    work = Work()
+def counted_windows(unet: torch.nn.Module, native_size: tuple[int, int]) -> Iterator[list[float]]:
+    """Note for each call of a UNet inside the block how many native-sized windows went through it.
+
+    Every picture and every guidance branch counts, and a larger view counts by its area.
+    """
+    windows: list[float] = []
     native = native_size[0] * native_size[1]
 
     def hook(module: torch.nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         latents = inputs[0] if inputs else keywords["sample"]
-        work.calls += 1
-        work.windows += latents.shape[0] * latents.shape[2] * latents.shape[3] / native
+        windows.append(latents.shape[0] * latents.shape[2] * latents.shape[3] / native)
 
     handle = unet.register_forward_pre_hook(hook, with_kwargs=True)
     try:
-        yield work
+        yield windows
     finally:
         handle.remove()
 
@@ -159,11 +147,11 @@ def measure(row: Row, pipeline: Any, scenes: Scenes, context: Tensor, sampling: 
     """
     started = time.perf_counter()
     native = pipeline.unet.config.sample_size
-    with counted(pipeline.unet, (native, native)) as work:
+    with counted_windows(pipeline.unet, (native, native)) as windows:
         pictures = pictures_of(row, pipeline, scenes, context, sampling)
     seconds = time.perf_counter() - started
     numbers = judged_panoramas(pictures) if row.is_panorama else judged(pictures, scenes)
-    numbers |= {"windows": work.windows / len(scenes), "seconds": seconds / len(scenes)}
+    numbers |= {"windows": sum(windows) / len(scenes), "seconds": seconds / len(scenes)}
     return Cell(pictures, numbers)
 
 

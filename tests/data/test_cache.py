@@ -12,11 +12,10 @@ from diffusers import AutoencoderKL
 
 from data import cache
 from data.shards.building import shard_build
-from data.shards.building.writing import write_shard
+from data.shards.building.shard_build import write_shard
 from data.shards.caching import cached_samples, moments
 from data.shards.caching.cache_source import WithCaches
 from data.shards.caching.moments import MomentsSource, encode_moments
-from data.shards.caching.tensor_members import unpack_tensors
 from data.shards.manifest import Manifest, read_manifest, write_manifest
 from data.shards.reading.shard_loader import ShardLoader
 from data.shards.reading.shard_reader import ShardReader
@@ -77,7 +76,7 @@ def test_every_sample_is_copied_and_gets_its_moments(base, run, make_shards, tmp
     for before, after in zip(members(raw), members(out), strict=True):
         content = after.pop(MEMBER)
         assert after == before
-        digest, tensors = unpack_tensors(content, about.form())
+        digest, tensors = about.unpack(content)
         assert digest == about.digest
         pixels = SquareImage(SIZE)(before, 0, 0)["pixels"][None].float() / 255
         for prefix, picture in (("", pixels), ("flipped_", pixels.flip(3))):

@@ -57,8 +57,7 @@ def count_run(
     Recomputing costs time, but a run that dies of its memory after a day has lost more. Where even recomputing
     everything is not enough, everything recomputes. Arguments are those of `CountedRun`.
     """
-    caches = find_caches(options, source, shards)
-    cached = {"autoencoder": caches.latents.used, "backbone": caches.maps.used}
+    cached = {model: one.used for model, one in find_caches(options, source, shards).items()}
     size, mixed = source.get("image_size", 512), run.precision != "32-true"
     given = options.get("gradient_checkpointing") or ()
     candidates = [*_FEWEST_FIRST] if given == "auto" else [tuple(given)]

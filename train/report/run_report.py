@@ -1,15 +1,17 @@
 """`python -m train report RUN`: one self-contained page of HTML that shows a run, finished or still going."""
 
 import base64
+import io
 import json
+import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
+from typing import Any
 
 from seecoder.export.run_folder import BEST, list_checkpoints
 from seecoder.weights.atomic import atomic_path
-from train.report.charts import line_chart
 from train.run.metrics_file import read_metrics
 
 _LEVELS = tuple(f"loss_level_{level}" for level in range(1, 5))
@@ -141,3 +143,56 @@ def _ago(seconds: float) -> str:
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {name}"
     return f"{max(0, seconds):.0f} seconds"
+
+
+_MAX_POINTS = 600  # of a line; more are averaged in groups
+# Text stays text and is never read as a formula; the same lines give the same file.
+_SVG: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "report",
+    "text.parse_math": False,
+    "font.size": 8,
+}
+
+Line = Sequence[tuple[float, float]]
+
+
+def line_chart(title: str, lines: Mapping[str, Line], *, logarithmic: bool = False) -> str:
+    """Draw lines over the steps of a run.
+
+    Args:
+        title: Above the chart.
+        lines: (step, value) points by name; values that are not finite, or not positive on a logarithmic axis, are left
+            out.
+        logarithmic: Of the vertical axis.
+
+    Returns:
+        A `<figure>`: the title, which wraps, and the chart as an SVG image. It says so where there is nothing to draw.
+    """
+    from matplotlib import rc_context  # only who makes a report waits for its import
+    from matplotlib.figure import Figure  # not pyplot: no window, and no state that outlives the chart
+
+    with rc_context(_SVG):
+        figure = Figure(figsize=(5.4, 2.7), layout="constrained")
+        axes = figure.add_subplot(xlabel="step", yscale="log" if logarithmic else "linear")
+        axes.grid(color="#ddd")
+        for name, line in lines.items():
+            points = _averaged([(x, y) for x, y in line if math.isfinite(y) and (y > 0 or not logarithmic)])
+            if points:
+                axes.plot(*zip(*points, strict=True), linewidth=1.2, marker="." if len(points) == 1 else "", label=name)
+        if len(axes.lines) > 1:
+            axes.legend()
+        if not axes.lines:
+            axes.text(0.5, 0.5, "nothing recorded yet", ha="center", transform=axes.transAxes)
+        file = io.BytesIO()
+        figure.savefig(file, format="svg", metadata={"Date": None})
+    address = f"data:image/svg+xml;base64,{base64.b64encode(file.getvalue()).decode()}"
+    caption = escape(title)
+    return f'<figure class="chart"><figcaption>{caption}</figcaption><img alt="{caption}" src="{address}"></figure>'
+
+
+def _averaged(line: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Average neighbours until a line has few enough points."""
+    size = max(1, -(-len(line) // _MAX_POINTS))
+    groups = [line[start : start + size] for start in range(0, len(line), size)]
+    return [(sum(x for x, _ in group) / len(group), sum(y for _, y in group) / len(group)) for group in groups]

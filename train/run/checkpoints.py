@@ -8,6 +8,7 @@ the new one is known to be whole.
 import hashlib
 import json
 import os
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -116,10 +117,11 @@ def _remove_lonely_marker(path: Path) -> None:
         marker_path(path).unlink(missing_ok=True)
 
 
+@dataclass(eq=False)  # callbacks are told apart by identity
 class Checkpoints(StepCallback):
     """Saves every few optimizer steps, at the end, and when told to stop; prunes only after the new one is whole.
 
-    Args:
+    Attributes:
         writer: What writes.
         folder: Where checkpoints go.
         steps: Says after which steps there is one; those that it keeps stay for good.
@@ -127,20 +129,12 @@ class Checkpoints(StepCallback):
         keep_best: Metric of `metrics.csv`, lower being better, whose best checkpoint stays until a better one comes.
     """
 
-    def __init__(
-        self,
-        writer: AtomicCheckpointIO,
-        folder: Path,
-        steps: CheckpointSteps,
-        keep: int,
-        keep_best: str | None = None,
-    ) -> None:
-        self.writer = writer
-        self.folder = folder
-        self.steps = steps
-        self.keep = keep
-        self.keep_best = keep_best
-        self._said = False
+    writer: AtomicCheckpointIO
+    folder: Path
+    steps: CheckpointSteps
+    keep: int
+    keep_best: str | None = None
+    _has_said: bool = field(default=False, init=False)  # that there is no figure to choose the best by
 
     def on_start(self, trainer: Trainer, stage: Any) -> None:
         """Remove what a process that was killed while it wrote has left behind; set aside what the run passed over."""
@@ -197,9 +191,9 @@ class Checkpoints(StepCallback):
     def _say_that_nothing_is_best(self, metrics: Path) -> None:
         """Once, and not where evaluations come at other steps: the figure is there, if not beside a checkpoint."""
         names = read_metrics(metrics)
-        if self.keep_best in names or self._said:
+        if self.keep_best in names or self._has_said:
             return
-        self._said = True
+        self._has_said = True
         print(
             f"no {BEST}: metrics.csv has no `{self.keep_best}` (`run.keep_best`), but {', '.join(sorted(names))}",
             flush=True,

@@ -1,6 +1,7 @@
 """Evaluation and export with the averaged weights, at steps of a run."""
 
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,11 @@ from train.run.recorder import Recorder
 from train.run.termination import Termination
 
 
+@dataclass(eq=False)  # callbacks are told apart by identity
 class Evaluation(StepCallback):
     """Evaluates and exports with the averaged weights: every few steps, with every checkpoint, and at the end.
 
-    Args:
+    Attributes:
         folder: The run's folder; exports go there.
         recorder: Where figures go.
         termination: Knows whether the process was told to stop; then there is no time for this.
@@ -22,14 +24,11 @@ class Evaluation(StepCallback):
         checkpoints: Says after which steps there is a checkpoint.
     """
 
-    def __init__(
-        self, folder: Path, recorder: Recorder, termination: Termination, every: int, checkpoints: CheckpointSteps
-    ) -> None:
-        self.folder = folder
-        self.recorder = recorder
-        self.termination = termination
-        self.every = every
-        self.checkpoints = checkpoints
+    folder: Path
+    recorder: Recorder
+    termination: Termination
+    every: int
+    checkpoints: CheckpointSteps
 
     def on_step(self, trainer: Trainer, stage: Any, step: int) -> None:
         """Evaluate on the first process; the others wait for it at the next gradient exchange."""

@@ -4,7 +4,7 @@ import json
 import platform
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 from lightning.pytorch import LightningModule, Trainer
 
+from data.shards.building.claim import differences
 from seecoder.weights.atomic import atomic_path
 from train.run.callbacks import CheckpointSteps, StepCallback
 from train.run.metrics_file import read_metrics
@@ -67,31 +68,14 @@ class Provenance(StepCallback):
 
 def note_config(path: Path, config: Mapping[str, Any]) -> None:
     """Write the effective configuration, and say what differs from the run's earlier one."""
-    new = dict(flatten(config))
-    old = _earlier(path)
-    if old is not None:
-        for name in sorted(old.keys() | new.keys()):
-            if old.get(name) != new.get(name):
-                print(f"changed: {name}: {old.get(name)} -> {new.get(name)}", flush=True)
+    try:
+        old = yaml.safe_load(path.read_text()) or {}
+        for name, was, now in differences(old, config):
+            print(f"changed: {name}: {was} -> {now}", flush=True)
+    except (OSError, ValueError, AttributeError, yaml.YAMLError):  # there is none, or it is damaged
+        pass
     with atomic_path(path) as temporary:
         temporary.write_text(yaml.safe_dump(dict(config), sort_keys=False))
-
-
-def _earlier(path: Path) -> dict[str, Any] | None:
-    """Dotted names and values of the run's earlier configuration; None where there is none, or it is damaged."""
-    try:
-        return dict(flatten(yaml.safe_load(path.read_text()) or {}))
-    except (OSError, ValueError, AttributeError, yaml.YAMLError):
-        return None
-
-
-def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted names and values of a nested mapping."""
-    for name, value in config.items():
-        if isinstance(value, Mapping) and value:
-            yield from flatten(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value
 
 
 def note_start(folder: Path, step: int, processes: int) -> None:

@@ -63,7 +63,14 @@ def build_trainer(
         *([] if provenance is None else [provenance]),
         DataWait(recorder),
     ]
-    strategy, precision, plugins = _how_to_train(run, batch_size)
+    strategy: Any = run.strategy
+    precision: Any = run.precision
+    plugins: list[Any] = [writer]
+    if run.zero_stage:
+        from train.run.zero import make_strategy
+
+        strategy, zero_precision = make_strategy(run, batch_size)
+        precision, plugins = None, [writer, zero_precision]
     trainer = Trainer(
         accelerator=run.accelerator,
         devices=run.devices,
@@ -73,7 +80,7 @@ def build_trainer(
         max_steps=run.max_steps,
         accumulate_grad_batches=accumulate,
         callbacks=callbacks,
-        plugins=[writer, *plugins],
+        plugins=plugins,
         logger=extra_loggers(run),
         deterministic=run.deterministic,
         enable_progress_bar=False,
@@ -84,16 +91,6 @@ def build_trainer(
         default_root_dir=folder,
     )
     return trainer, termination
-
-
-def _how_to_train(run: RunSettings, batch_size: int) -> tuple[Any, Any, list[Any]]:
-    """Strategy, precision and plugins: names that Lightning knows, and objects of our own for DeepSpeed."""
-    if not run.zero_stage:
-        return run.strategy, run.precision, []
-    from train.run.zero import make_strategy
-
-    strategy, precision = make_strategy(run, batch_size)
-    return strategy, None, [precision]
 
 
 def _silence_lightning() -> None:

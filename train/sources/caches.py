@@ -32,36 +32,24 @@ class Cached:
         return f"{self.there:.0%}" + (f" (left aside: {self.aside})" if self.there and self.aside else "")
 
 
-@dataclass(frozen=True)
-class Caches:
-    """What a run finds beside its pictures.
-
-    Attributes:
-        latents: Moments of latents, in place of the autoencoder.
-        maps: Maps of the backbone, in its place.
-    """
-
-    latents: Cached
-    maps: Cached
-
-
-def find_caches(options: Mapping[str, Any], source: Mapping[str, Any], shards: ShardSet | None) -> Caches:
+def find_caches(options: Mapping[str, Any], source: Mapping[str, Any], shards: ShardSet | None) -> dict[str, Cached]:
     """Say what a run will take from its shards; nothing from shards that nobody looked at.
 
     Args:
         options: Arguments of the stage.
         source: Arguments of the data source.
         shards: Its shards, if they are there.
+
+    Returns:
+        What is cached in place of the "autoencoder" and of the "backbone".
     """
-    sized = "`encoder_size` is set" if options.get("encoder_size") is not None else ""
-    return Caches(
-        Cached(_fraction(shards, MomentsSource), _switch(source, "cached_moments")),
-        Cached(_fraction(shards, MapsSource), _switch(source, "cached_maps") or sized),
-    )
-
-
-def _switch(source: Mapping[str, Any], name: str) -> str:
-    return "" if source.get(name, False) else f"`{name}` is false"
+    found = {}
+    for kind in (MomentsSource, MapsSource):
+        aside = "" if source.get(f"cached_{kind.kind}", False) else f"`cached_{kind.kind}` is false"
+        if kind is MapsSource and options.get("encoder_size") is not None:
+            aside = aside or "`encoder_size` is set"
+        found[kind.model] = Cached(_fraction(shards, kind), aside)
+    return found
 
 
 def _fraction(shards: ShardSet | None, kind: type[CacheSource]) -> float:
@@ -86,10 +74,8 @@ def check_caches(options: Mapping[str, Any], source: Mapping[str, Any], shards: 
     found = find_caches(options, source, shards)
     picture = SquareImage(source["image_size"], crop=source["crop"], flip=source["flip"])
     # Of the run's own source all is known but the model: it is taken to be the one that made the cache.
-    moments = (found.latents, MomentsSource, options.get("vae_dtype", "float32"))
-    maps = (found.maps, MapsSource, options.get("frozen_dtype", "float32"))
-    for cached, kind, dtype in (moments, maps):
-        for row in shards.shards if cached.used else ():
+    for kind, dtype in ((MomentsSource, "vae_dtype"), (MapsSource, "frozen_dtype")):
+        for row in shards.shards if found[kind.model].used else ():
             if kind.kind in row.settings:
-                source = kind.from_settings(row.settings[kind.kind], dtype=dtype, size=picture.size)
-                check_cache(ShardSet((row,)), picture, source)
+                own = {"dtype": options.get(dtype, "float32"), "size": picture.size}
+                check_cache(ShardSet((row,)), picture, kind.from_settings(row.settings[kind.kind], **own))

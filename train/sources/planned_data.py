@@ -85,7 +85,8 @@ def data_lines(
     cached = ""
     if options is not None:
         caches = find_caches(options, source, shards)
-        cached = f"; cached latents beside {caches.latents} of the pictures, backbone maps beside {caches.maps}"
+        latents, maps = caches["autoencoder"], caches["backbone"]
+        cached = f"; cached latents beside {latents} of the pictures, backbone maps beside {maps}"
     yield (
         f"data     {sum(counts):,} samples in {len(counts):,} shards: {len(counts) / readers:.1f} for each of {who}, "
         f"{min(window, len(counts))} open at a time; {run.max_steps * samples_a_step / sum(counts):.2f} epochs{cached}"

@@ -71,23 +71,21 @@ class Shuffle:
         return self._orders[epoch]
 
 
+@dataclass(frozen=True)
 class StepStream:
     """Micro-batches of one process, from one optimizer step to another; a sized iterable, as Lightning wants.
 
-    Args:
+    Attributes:
         keys: (first global sample, count) -> (count, 2) epochs and sample numbers.
         batch: (N, 2) keys -> a batch.
         batch_size: Samples of one micro-batch of one process.
         position: Where to begin and end.
     """
 
-    def __init__(
-        self, keys: Callable[[int, int], Tensor], batch: Callable[[Tensor], Any], batch_size: int, position: Position
-    ) -> None:
-        self.keys = keys
-        self.batch = batch
-        self.batch_size = batch_size
-        self.position = position
+    keys: Callable[[int, int], Tensor]
+    batch: Callable[[Tensor], Any]
+    batch_size: int
+    position: Position
 
     def __len__(self) -> int:
         return self.position.batches

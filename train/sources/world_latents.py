@@ -19,22 +19,12 @@ class WorldLatents(WorldPictures):
     Args:
         batch_size: Samples of one micro-batch of one process.
         vae: Folder of the trained autoencoder.
-        pool_size: Scenes that an epoch has.
         held_out: Scenes for evaluation, from another random stream.
-        image_size: Height and width in pixels.
-        seed: Seed of scenes and order.
+        **options: Those of `WorldPictures`.
     """
 
-    def __init__(
-        self,
-        batch_size: int,
-        vae: str,
-        pool_size: int = 40960,
-        held_out: int = 512,
-        image_size: int = 64,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(batch_size, pool_size, held_out, image_size, seed)
+    def __init__(self, batch_size: int, vae: str, held_out: int = 512, **options: Any) -> None:
+        super().__init__(batch_size, held_out=held_out, **options)
         if not (Path(vae) / "config.json").is_file():
             raise FileNotFoundError(
                 f"`vae`={vae} is not a folder with an autoencoder; train one with world_autoencoder.yaml."

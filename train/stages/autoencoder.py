@@ -17,10 +17,15 @@ from torch import Tensor, nn
 
 from seecoder.base_model.loading import load_part
 from seecoder.weights.atomic import atomic_directory
-from train.settings import EmaSettings, GuardSettings, OptimizerSettings
+from train.settings import OptimizerSettings
 from train.sources.world_data import chunks, to_model_range
-from train.stages.adversarial import AdversarialSettings, Adversary, PatchDiscriminator
-from train.stages.feature_distance import PerceptualDistance, load_network
+from train.stages.autoencoder_losses import (
+    AdversarialSettings,
+    Adversary,
+    PatchDiscriminator,
+    PerceptualDistance,
+    load_network,
+)
 from train.stages.noise import normal
 from train.stages.stage import Stage, save_half
 
@@ -57,9 +62,7 @@ class AutoencoderStage(Stage):
         loss: Weights of the loss terms.
         perceptual_network: Folder of a backbone (`world_backbone.yaml`) whose features are compared.
         adversarial: Patch discriminator; None for none.
-        ema: Average of the weights, which evaluation and export use; None for none.
-        guard: When a step is thrown away.
-        seed: Seed of the posterior's noise.
+        **options: Those of `Stage`.
     """
 
     def __init__(
@@ -73,14 +76,12 @@ class AutoencoderStage(Stage):
         loss: AutoencoderLoss = AutoencoderLoss(),
         perceptual_network: str | None = None,
         adversarial: AdversarialSettings | None = None,
-        ema: EmaSettings | None = None,
-        guard: GuardSettings | None = None,
-        seed: int = 0,
+        **options: Any,
     ) -> None:
-        super().__init__(optimizer, ema, guard, seed)
+        super().__init__(optimizer, **options)
         levels = len(block_out_channels)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.manual_seed(self.seed)
             model_class: Any = AutoencoderKL
             vae = model_class(
                 down_block_types=("DownEncoderBlock2D",) * levels,

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from data.world.scenes import BACKGROUNDS, HUES, SHAPES, TEXTURES
 from seecoder.weights.atomic import atomic_directory
-from train.settings import EmaSettings, GuardSettings, OptimizerSettings
+from train.settings import OptimizerSettings
 from train.sources.world_data import chunks
 from train.stages.stage import Stage
 
@@ -50,6 +50,8 @@ class AttributeHeads(nn.Module):
 class BackboneStage(Stage):
     """Trains a timm pyramid with batch or layer normalisation on pictures in [0, 1]; exports `backbone/`.
 
+    An average of the weights meets the batch statistics of training, so keep it short or switch it off.
+
     Args:
         optimizer: AdamW and its learning rate.
         backbone: A model name of timm that has a pyramid.
@@ -58,9 +60,7 @@ class BackboneStage(Stage):
         layout_weight: Weight of the loss on place and size; measured in tenths of the frame.
         label_smoothing: Of the attributes' cross-entropy.
         noise: Standard deviation of pixel noise in training, drawn anew for each picture from 0 to this.
-        ema: Average of the weights. Batch statistics are those of training, so keep it short or switch it off.
-        guard: When a step is thrown away.
-        seed: Seed of the initial weights.
+        **options: Those of `Stage`.
     """
 
     def __init__(
@@ -72,14 +72,12 @@ class BackboneStage(Stage):
         layout_weight: float = 0.3,
         label_smoothing: float = 0.0,
         noise: float = 0.0,
-        ema: EmaSettings | None = None,
-        guard: GuardSettings | None = None,
-        seed: int = 0,
+        **options: Any,
     ) -> None:
-        super().__init__(optimizer, ema, guard, seed)
+        super().__init__(optimizer, **options)
         self.backbone_name, self.backbone_args = backbone, dict(backbone_args or {})
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.manual_seed(self.seed)
             model: Any = timm.create_model(backbone, pretrained=False, features_only=True, **self.backbone_args)
             channels, strides = model.feature_info.channels(), model.feature_info.reduction()
             self.heads = AttributeHeads(tuple(channels), -(-image_size // strides[-1]))

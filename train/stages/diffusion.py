@@ -20,7 +20,7 @@ from data.world.conditioner import TOKENS, WorldConditioner
 from data.world.scenes import Scenes
 from seecoder.base_model.facts import STABLE_DIFFUSION_SCHEDULE
 from seecoder.weights.atomic import atomic_directory
-from train.settings import EmaSettings, GuardSettings, OptimizerSettings
+from train.settings import OptimizerSettings
 from train.sources.world_data import chunks
 from train.stages.denoising import DenoisingStage
 from train.stages.noise import held_out_keys, uniform
@@ -46,9 +46,7 @@ class WorldDiffusionStage(DenoisingStage):
         min_snr_gamma: Weigh the loss by min-SNR; None is the plain mean square.
         drop_token: Probability with which each token is dropped on its own.
         drop_all: Probability with which all tokens of a sample are dropped.
-        ema: Average of the weights, which evaluation and export use; None for none.
-        guard: When a step is thrown away.
-        seed: Seed of noise, timesteps and drops.
+        **options: Those of `Stage`.
     """
 
     def __init__(
@@ -66,13 +64,11 @@ class WorldDiffusionStage(DenoisingStage):
         min_snr_gamma: float | None = None,
         drop_token: float = 0.1,
         drop_all: float = 0.1,
-        ema: EmaSettings | None = None,
-        guard: GuardSettings | None = None,
-        seed: int = 0,
+        **options: Any,
     ) -> None:
-        super().__init__(optimizer, ema, guard, seed)
+        super().__init__(optimizer, **options)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.manual_seed(self.seed)
             model_class: Any = UNet2DConditionModel
             unet = model_class(
                 sample_size=sample_size,

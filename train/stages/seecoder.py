@@ -22,7 +22,7 @@ from seecoder.base_model.loading import load_config, load_frozen
 from seecoder.checks import choice, require
 from seecoder.weights.atomic import atomic_directory
 from seecoder.weights.digests import tensors_sha256
-from train.settings import BELOW_ONE, EmaSettings, GuardSettings, OptimizerSettings
+from train.settings import BELOW_ONE, OptimizerSettings
 from train.stages.context_gaps import held_out_figures
 from train.stages.denoising import DenoisingStage
 from train.stages.encoder_weights import ENCODER_SIZE, describe_encoder, load_trained, seeded_encoder
@@ -59,9 +59,7 @@ class SeeCoderStage(DenoisingStage):
         preview: What the preview sheets show; None for none.
         export_encoder: Write the whole encoder as a folder with every checkpoint. `seecoder export` does it later from
             a checkpoint.
-        ema: Average of the weights, which evaluation and export use; None for none.
-        guard: When a step is thrown away.
-        seed: Seed of initial weights, noise, timesteps and dropout.
+        **options: Those of `Stage`.
     """
 
     frozen_names = ("vae", "unet", "encoder.backbone")
@@ -84,11 +82,9 @@ class SeeCoderStage(DenoisingStage):
         encoder_size: int | None = None,
         preview: Preview | None = None,
         export_encoder: bool = True,
-        ema: EmaSettings | None = None,
-        guard: GuardSettings | None = None,
-        seed: int = 0,
+        **options: Any,
     ) -> None:
-        super().__init__(optimizer, ema, guard, seed)
+        super().__init__(optimizer, **options)
         require("context_dropout", context_dropout, BELOW_ONE)
         require("timestep_sampling", timestep_sampling, choice("uniform", "weighted"))
         require("min_snr_gamma", min_snr_gamma, MIN_SNR_GAMMA)
@@ -102,7 +98,7 @@ class SeeCoderStage(DenoisingStage):
         self.vae, self.unet = load_frozen(base, "vae", vae_dtype), load_frozen(base, "unet", frozen_dtype)
         self.scheduler_config = load_config(base, "scheduler")
         self.schedule = NoiseSchedule(self.scheduler_config)
-        self.encoder = seeded_encoder(encoder, seed, position_gain)
+        self.encoder = seeded_encoder(encoder, self.seed, position_gain)
         self.backbone_source = backbone_weights or ""
         if backbone_weights:
             self.encoder.load_backbone_weights(backbone_weights)
@@ -168,9 +164,10 @@ class SeeCoderStage(DenoisingStage):
 
     def maps(self, batch: dict[str, Any], pixels: Tensor) -> list[Tensor]:
         """Maps of the backbone: from the batch where they were cached, by the backbone where they were not."""
-        levels = range(len(self.encoder.backbone.channels))
-        cached = [batch[map_column(level)] for level in levels if map_column(level) in batch]
-        return _completed(cached, batch.get(MapsSource.flag, ()), lambda rows: self.encoder.compute_maps(pixels[rows]))
+        names = [
+            map_column(level) for level in range(len(self.encoder.backbone.channels)) if map_column(level) in batch
+        ]
+        return _completed(batch, names, MapsSource.flag, lambda rows: self.encoder.compute_maps(pixels[rows]))
 
     def maps_source(self, size: int) -> MapsSource | None:
         """What cached maps must be of; None if the encoder sees pictures at another size."""
@@ -191,14 +188,13 @@ class SeeCoderStage(DenoisingStage):
 
     def moments(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Posterior of the latent: from the batch where it was cached, by the autoencoder where it was not."""
-        if MEAN not in batch:
-            return encode_moments(self.vae, batch["pixels"].float() / 255)
 
-        def compute(rows: Tensor) -> tuple[Tensor, Tensor]:
+        def compute(rows: slice | Tensor) -> tuple[Tensor, Tensor]:
             return encode_moments(self.vae, batch["pixels"][rows].float() / 255)
 
-        mean, std = _completed([batch[MEAN].float(), batch[STD].float()], batch.get(MomentsSource.flag, ()), compute)
-        return mean, std
+        names = [MEAN, STD] if MEAN in batch else []
+        mean, std = _completed(batch, names, MomentsSource.flag, compute)
+        return mean.float(), std.float()
 
     def moments_source(self, size: int) -> MomentsSource:
         """What cached moments of square pictures must be of, to be those that `moments` would compute."""
@@ -247,16 +243,20 @@ class SeeCoderStage(DenoisingStage):
 
 
 def _completed(
-    columns: list[Tensor], flags: Sequence[bool], compute: Callable[[Tensor], Sequence[Tensor]]
+    batch: dict[str, Any], names: list[str], flag: str, compute: Callable[[slice | Tensor], Sequence[Tensor]]
 ) -> list[Tensor]:
-    """Columns of a batch whose samples are not all cached.
+    """Columns of a batch, whether all, some or none of its samples are cached.
 
     Args:
-        columns: What was cached, one row for each sample; rows of other samples hold anything.
-        flags: Whether each sample was; empty where all were.
+        batch: The batch; rows of samples that are not cached hold anything.
+        names: Its columns; empty where nothing is cached.
+        flag: Column that says of each sample whether it is; absent where all are.
         compute: Makes the columns of the samples with these row numbers.
     """
-    absent = [row for row, is_cached in enumerate(flags) if not is_cached]
+    if not names:
+        return list(compute(slice(None)))
+    columns = [batch[name] for name in names]
+    absent = [row for row, is_cached in enumerate(batch.get(flag, ())) if not is_cached]
     if not absent:
         return columns
     rows = torch.tensor(absent, device=columns[0].device)

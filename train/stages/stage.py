@@ -27,7 +27,7 @@ class Stage(LightningModule):
         optimizer: AdamW and its learning rate.
         ema: Average of the trained weights, which evaluation and export use; None switches it off.
         guard: When a step is thrown away.
-        seed: Seed of noise and dropout.
+        seed: Seed of initial weights, noise, timesteps and dropout.
     """
 
     frozen_names: tuple[str, ...] = ()  # paths of frozen modules: always eval, no gradients, not in checkpoints

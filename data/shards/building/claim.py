@@ -52,17 +52,23 @@ def _check_folder(build: Build) -> None:
 
 
 def _compare(build: Build, found: Mapping[str, Any]) -> None:
-    was, now = dict(_flat(found)), dict(_flat(build.settings))
-    different = [name for name in sorted(now.keys() | was.keys()) if now.get(name) != was.get(name)]
-    if different:
-        changes = ", ".join(f"{name}: {was.get(name)} there, {now.get(name)} now" for name in different)
+    changes = ", ".join(f"{name}: {was} there, {now} now" for name, was, now in differences(found, build.settings))
+    if changes:
         raise FileExistsError(f"`{build.folder}` holds another build ({changes}). Choose another folder, or remove it.")
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """Dotted names of nested settings whose values differ, with both values; None for one that is missing."""
+    was, now = dict(_flat(old)), dict(_flat(new))
+    for name in sorted(was.keys() | now.keys()):
+        if was.get(name) != now.get(name):
+            yield name, was.get(name), now.get(name)
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Dotted names and values of nested settings."""
     for name, value in settings.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and value:
             yield from _flat(value, f"{prefix}{name}.")
         else:
             yield prefix + name, value

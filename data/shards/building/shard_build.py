@@ -4,17 +4,20 @@ Which sources go into which shard is fixed before anything is written, so shards
 finished when the index beside it names the sha256 that the tar file has; the manifest is written last.
 """
 
+import hashlib
+import itertools
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from webdataset.writer import TarWriter
+
 from data.shards.building.processes import in_processes, one_thread
 from data.shards.building.sources import Source
-from data.shards.building.writing import write_shard
-from data.shards.index import read_index
+from data.shards.index import ShardIndex, read_headers, read_index, write_index
 from data.shards.manifest import Manifest, Shard, write_manifest
 from data.shards.reading.skips import reason_category
 from data.shards.shard_set import UNFINISHED
@@ -229,3 +232,37 @@ def _complete(build: Build, progress: BuildTotals) -> Manifest:
     write_manifest(build.folder, manifest)
     (build.folder / UNFINISHED).unlink(missing_ok=True)
     return manifest
+
+
+_NOTHING = hashlib.sha256(b"").hexdigest()
+
+
+def write_shard(
+    path: Path, samples: Iterable[tuple[str, Mapping[str, bytes]]], notes: dict[str, Any] | None = None
+) -> Shard:
+    """Write a shard and the index beside it, the index last: a shard with a matching index is finished.
+
+    No tar file is written if there are no samples, only the index that says so.
+
+    Args:
+        path: Where the shard shall be; it appears there whole or not at all.
+        samples: Key and members (bytes by extension) of each sample, in order.
+        notes: Kept in the index; read after the last sample was taken, so that `samples` may still fill it.
+
+    Returns:
+        The shard's entry for a manifest.
+    """
+    remaining = iter(samples)
+    first = next(remaining, None)
+    if first is None:
+        path.unlink(missing_ok=True)
+        write_index(path, ShardIndex([]), _NOTHING, notes)
+        return Shard(path.name, 0, 0, _NOTHING)
+    # Fixed times and owners: equal samples give equal bytes, whoever writes them and when.
+    fixed: dict[str, Any] = {"mtime": 0, "user": "seecoder", "group": "seecoder", "mode": 0o444}
+    with atomic_path(path) as partial, partial.open("wb") as file, TarWriter(file, encoder=False, **fixed) as writer:
+        for key, members in itertools.chain([first], remaining):
+            writer.write({"__key__": key, **members})
+    sha256, index = file_sha256(path), read_headers(path)
+    write_index(path, index, sha256, notes)
+    return Shard(path.name, len(index.samples), path.stat().st_size, sha256)

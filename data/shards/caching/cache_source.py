@@ -7,10 +7,11 @@ from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Self
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor
 
-from data.shards.caching.tensor_members import get_tensor, pack_rows, unpack_tensors
-from data.shards.reading.square_image import SquareImage
+from data.shards.reading.square_image import SquareImage, UnusableSample
 from data.shards.shard_set import ShardSet
 from seecoder.weights.safetensors_files import WeightsError
 
@@ -95,26 +96,45 @@ class CacheSource:
                 f"or `cached_{self.kind}` to false."
             )
 
+    def pack(self, tensors: Mapping[str, Tensor]) -> bytes:
+        """Make a member of tensors on the CPU; equal ones give equal bytes."""
+        return save(dict(tensors), {self.form(): self.digest})  # one entry: the order of several would be random
+
+    @classmethod
+    def unpack(cls, content: bytes) -> tuple[str, dict[str, Tensor]]:
+        """Read a member: the digest of its source, and the tensors.
+
+        Raises:
+            UnusableSample: It is damaged, or of another format.
+        """
+        try:
+            length = int.from_bytes(content[:8], "little")
+            digest = json.loads(content[8 : 8 + length])["__metadata__"][cls.form()]
+            return str(digest), load(content)
+        except (ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
+            raise UnusableSample(f"bad {cls.kind}", f"its {cls.kind} do not parse: {error!r:.200}") from error
+
     def read(self, sample: Mapping[str, bytes], sample_id: int, is_flipped: bool) -> dict[str, Any]:
         """Columns of one sample, with its flag; zeros where the sample has no such member.
 
         Raises:
             WeightsError: The member is of another source, or lacks the mirrored picture. This is no fault of a sample,
                 so it ends the run.
-            UnusableSample: The member is damaged.
+            UnusableSample: The member is damaged, or a tensor of another dtype or shape.
         """
-        if self.member() not in sample:
-            empty = {name: torch.zeros(shape, dtype=torch.float16) for name, (_, shape) in self.columns.items()}
-            return empty | {self.flag: False}
-        digest, tensors = unpack_tensors(sample[self.member()], self.form())
+        found: dict[str, Any] = {self.flag: self.member() in sample}
+        if not found[self.flag]:
+            return found | {name: torch.zeros(shape, dtype=torch.float16) for name, (_, shape) in self.columns.items()}
+        digest, tensors = self.unpack(sample[self.member()])
         prefix = "flipped_" if is_flipped else ""
         is_mirrored = any(name.startswith(prefix) for name in tensors)
         self.check(f"Sample {sample_id}", digest[:16], is_same=digest == self.digest, is_mirrored=is_mirrored)
-        found = {
-            column: get_tensor(tensors, prefix + name, torch.float16, shape, self.kind)
-            for column, (name, shape) in self.columns.items()
-        }
-        return found | {self.flag: True}
+        for column, (name, shape) in self.columns.items():
+            tensor = tensors.get(prefix + name)
+            if tensor is None or tensor.dtype != torch.float16 or tensor.shape != shape:
+                raise UnusableSample(f"bad {self.kind}", f"its {self.kind} lack `{prefix + name}` {shape} float16")
+            found[column] = tensor
+        return found
 
 
 @dataclass(frozen=True)
@@ -141,10 +161,14 @@ class Extra:
     def __call__(self, pixels: Tensor) -> list[bytes | None]:
         """Make the members of (N, 3, size, size) uint8 pictures; None where the result is not finite."""
         inputs = pixels.to(self.device).float() / 255
-        columns = {name: value.half() for name, value in self.compute(inputs).items()}
+        columns = dict(self.compute(inputs))
         if self.flip:  # convolutions are not symmetric: a mirrored result is not the result of the mirrored picture
-            columns |= {f"flipped_{name}": value.half() for name, value in self.compute(inputs.flip(3)).items()}
-        return pack_rows(columns, self.source.form(), self.source.digest)
+            columns |= {f"flipped_{name}": column for name, column in self.compute(inputs.flip(3)).items()}
+        halves = {name: column.half().cpu().contiguous() for name, column in columns.items()}
+        rows = [{name: column[row] for name, column in halves.items()} for row in range(len(pixels))]
+        return [
+            self.source.pack(row) if all(bool(one.isfinite().all()) for one in row.values()) else None for row in rows
+        ]
 
 
 @dataclass(frozen=True)

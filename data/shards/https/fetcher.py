@@ -11,6 +11,7 @@ import os
 import random
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
@@ -195,12 +196,15 @@ class Fetcher:
 
     def _make_room(self, newest: Path) -> None:
         """Remove the shards that were not used for longest; whoever has one open keeps it until closed."""
-        files = sorted(self.folder.glob("*.tar"), key=lambda path: _stat(path)[0])
-        total = sum(_stat(path)[1] for path in files)
-        for path in files:
+        found = {}
+        for path in self.folder.glob("*.tar"):
+            with suppress(OSError):  # another process removed it meanwhile
+                found[path] = path.stat()
+        total = sum(status.st_size for status in found.values())
+        for path in sorted(found, key=lambda path: found[path].st_mtime):
             if total <= self.limit or path == newest:
                 break
-            total -= _stat(path)[1]
+            total -= found[path].st_size
             path.unlink(missing_ok=True)
 
 
@@ -225,12 +229,3 @@ def _retry_after(error: Exception) -> float:
         return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
     except (ValueError, OverflowError):  # neither a number nor a date
         return 0.0
-
-
-def _stat(path: Path) -> tuple[float, int]:
-    """Time of last use and size; zeros if another process removed it meanwhile."""
-    try:
-        status = path.stat()
-    except OSError:
-        return 0.0, 0
-    return status.st_mtime, status.st_size

@@ -1,20 +1,21 @@
 """The loader that a training reads: resumable, and the same for any number of ranks and workers."""
 
+import threading
 from collections.abc import Iterator
 from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import Any, Literal, cast
+from queue import SimpleQueue
+from typing import Any, Literal
 
 from torch.utils.data import DataLoader, Sampler
 
 from data.shards.https.fetcher import Fetcher
 from data.shards.plan import Plan
 from data.shards.reading.batches import SKIPS, ShardBatches
-from data.shards.reading.prefetch import Prefetcher
 from data.shards.reading.signals import obey_parent_alone, signals_held_back
 from data.shards.reading.skips import SkipLog
 from data.shards.reading.square_image import Transform
-from data.shards.shard_set import open_shards
+from data.shards.shard_set import ShardSet, open_shards
 from seecoder.checks import optional, require, whole
 
 
@@ -29,11 +30,6 @@ class _Starts(Sampler[int]):
 
     def __len__(self) -> int:
         return len(self.positions)
-
-
-def _as_it_is(batch: dict[str, Any]) -> dict[str, Any]:
-    """Keep a batch (a named function, because lambdas cannot be sent to spawned workers)."""
-    return batch
 
 
 class ShardLoader:
@@ -167,7 +163,6 @@ def _data_loader(
         batch_size=None,
         sampler=starts,
         num_workers=num_workers,
-        collate_fn=cast(Any, _as_it_is),  # typed for lists of samples; without a batch size it gets the batch
         pin_memory=pin_memory,
         **workers,
     )
@@ -182,3 +177,37 @@ def _check_readers(shards: int, world_size: int, num_workers: int) -> None:
             f"{shards} shards are fewer than {readers} readers ({world_size} processes x {max(1, num_workers)} workers)"
             f": {advice}, or make more and smaller shards (`python -m data.build ... --samples-per-shard N`)."
         )
+
+
+class Prefetcher:
+    """A thread of the main process that brings https shards onto the machine one block ahead.
+
+    Args:
+        plan: Order of the shards.
+        shards: The shards.
+        fetcher: Brings them.
+    """
+
+    def __init__(self, plan: Plan, shards: ShardSet, fetcher: Fetcher) -> None:
+        self._plan, self._shards, self._fetcher = plan, shards, fetcher
+        self._wanted: SimpleQueue[list[int]] = SimpleQueue()
+        self._last: list[int] = []
+        self._thread: threading.Thread | None = None
+
+    def look_ahead(self, position: int) -> None:
+        """Ask for the block after the one at `position`; does nothing if it was asked for already."""
+        ahead = self._plan.shards_of_block(position, ahead=1)
+        if ahead == self._last:
+            return
+        self._last = ahead
+        if self._thread is None:  # not before the first batch, when the loader's workers have been started
+            self._thread = threading.Thread(target=self._work, name="shard-prefetch", daemon=True)
+            self._thread.start()
+        self._wanted.put(ahead)
+
+    def _work(self) -> None:
+        while True:
+            for number in self._wanted.get():
+                located = self._shards.shards[number]
+                if isinstance(located.location, str):
+                    self._fetcher.fetch(located.location, located.shard)

@@ -12,8 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.world.reader.attributes import background_hue, object_hue, shape_fit, texture
-from data.world.reader.background import count_horizons
+from data.world.reader.attributes import background_hue, count_horizons, object_hue, shape_fit, texture
 from data.world.reader.segmentation import NATIVE_SIDE, OBJECT_AREA, SPECK_AREA, Image, Region, regions, saturated_mask
 
 

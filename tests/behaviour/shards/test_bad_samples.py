@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from data.shards.building.writing import write_shard
+from data.shards.building.shard_build import write_shard
 from data.shards.manifest import Manifest, write_manifest
 from data.shards.reading.shard_loader import ShardLoader
 from data.shards.reading.shard_reader import INCOMPLETE, NO_PICTURE

@@ -9,7 +9,7 @@ import pytest
 
 from data.build import main as build
 from data.shards import index as shard_index
-from data.shards.building.writing import write_shard
+from data.shards.building.shard_build import write_shard
 from data.shards.index import index_path, read_headers
 from data.shards.reading.shard_loader import ShardLoader
 from data.shards.reading.square_image import SquareImage

@@ -10,10 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from data.shards.building.writing import write_shard
+from data.shards.building.shard_build import write_shard
 from data.shards.caching.cache_source import WithCaches
 from data.shards.caching.moments import MomentsSource
-from data.shards.caching.tensor_members import pack_tensors
 from data.shards.index import index_path
 from data.shards.manifest import MANIFEST, Manifest, write_manifest
 from data.shards.reading.shard_loader import ShardLoader
@@ -43,7 +42,7 @@ def files(tmp_path: Path, make_picture: Callable[..., bytes]) -> dict[str, bytes
         return f"{number:06d}", {
             "png": make_picture(number),
             "json": about,
-            SOURCE.member(): pack_tensors(moments, SOURCE.form(), SOURCE.digest),
+            SOURCE.member(): SOURCE.pack(moments),
         }
 
     starts = [sum(COUNTS[:shard]) for shard in range(3)]
@@ -192,7 +191,7 @@ def test_mutated_members_cost_their_samples_at_most(
     healthy = {
         "png": make_picture(5),
         "json": b'{"number": 5}',
-        SOURCE.member(): pack_tensors(moments, SOURCE.form(), SOURCE.digest),
+        SOURCE.member(): SOURCE.pack(moments),
     }
     for case in range(40):
         generator = random.Random(f"member {case}")

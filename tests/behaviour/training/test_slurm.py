@@ -101,7 +101,7 @@ def test_the_launch_file_puts_the_job_back_once_and_goes_on(settings, fit, load,
     path.write_text(yaml.safe_dump(settings(**steady, **{"run.folder": str(tmp_path / "stopped")})))
     places = [str(commands), str(Path(sys.executable).parent), os.environ["PATH"]]
     with subprocess.Popen(
-        [ROOT / "scripts" / "launch_slurm.sbatch", path],
+        [ROOT / "scripts" / "launch" / "slurm.sbatch", path],
         env={**os.environ, **JOB, "PATH": ":".join(places)},
         stdout=subprocess.PIPE,
         text=True,
@@ -115,7 +115,7 @@ def test_the_launch_file_puts_the_job_back_once_and_goes_on(settings, fit, load,
     ((step, _),) = list_checkpoints(tmp_path / "stopped")
     assert 3 <= step < 60
     assert_saved_once(tmp_path / "stopped", step)
-    again = [ROOT / "scripts" / "launch_slurm.sbatch", path]
+    again = [ROOT / "scripts" / "launch" / "slurm.sbatch", path]
     assert subprocess.run(again, env={**os.environ, **JOB, "PATH": ":".join(places)}, check=False).returncode == 0
     assert called(tmp_path)[2:] == ["srun --kill-on-bad-exit=1 python"]
     assert fit(settings(**steady)) == 0

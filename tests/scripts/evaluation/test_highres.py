@@ -12,7 +12,7 @@ from scripts.evaluation.counts import Sampling
 from scripts.evaluation.highres import (
     Row,
     compiled,
-    counted,
+    counted_windows,
     judged,
     measure,
     pictures_of,
@@ -65,9 +65,9 @@ def sampling(factor: int = 1, steps: int = 2) -> Sampling:
 
 def test_work_counts_pictures_branches_and_area(pipeline, context):
     scenes = sample_scenes(2, 0)
-    with counted(pipeline.unet, (16, 16)) as work:
+    with counted_windows(pipeline.unet, (16, 16)) as windows:
         pictures_of(Row("plain"), pipeline, scenes, context, sampling(2, steps=3))
-    assert work.windows == 3 * 2 * 2 * 4  # steps, pictures, branches, area
+    assert sum(windows) == 3 * 2 * 2 * 4  # steps, pictures, branches, area
     assert not pipeline.unet._forward_pre_hooks
 
 

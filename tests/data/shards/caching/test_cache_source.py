@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from data.shards.caching.cache_source import WithCaches, check_cache
+from data.shards.caching.cache_source import Extra, WithCaches, check_cache
 from data.shards.caching.moments import MEAN, STD, MomentsSource
-from data.shards.caching.tensor_members import pack_tensors, unpack_tensors
 from data.shards.manifest import Shard
 from data.shards.reading.square_image import SquareImage, UnusableSample
 from data.shards.shard_set import LocatedShard, ShardSet
@@ -25,11 +24,11 @@ def moments(*, flipped: bool = False) -> dict[str, torch.Tensor]:
 
 
 def test_pack_and_unpack():
-    content = pack_tensors(moments(), SOURCE.form(), SOURCE.digest)
-    digest, tensors = unpack_tensors(content, SOURCE.form())
+    content = SOURCE.pack(moments())
+    digest, tensors = SOURCE.unpack(content)
     assert digest == SOURCE.digest
     assert all(torch.equal(tensors[name], value) for name, value in moments().items())
-    assert content == pack_tensors(moments(), SOURCE.form(), SOURCE.digest)
+    assert content == SOURCE.pack(moments())
 
 
 @pytest.mark.parametrize(
@@ -39,13 +38,13 @@ def test_pack_and_unpack():
         b"\xff" * 8,
         (2).to_bytes(8, "little") + b"[]",
         (2).to_bytes(8, "little") + b"{}",
-        pack_tensors(moments(), SOURCE.form(), SOURCE.digest)[:-1],
-        pack_tensors(moments(), SOURCE.form(), SOURCE.digest).replace(b"seecoder.moments.1", b"seecoder.moments.9"),
+        SOURCE.pack(moments())[:-1],
+        SOURCE.pack(moments()).replace(b"seecoder.moments.1", b"seecoder.moments.9"),
     ],
 )
 def test_damaged_moments_are_a_bad_sample(content: bytes, make_picture: Callable[..., bytes]):
     with pytest.raises(UnusableSample):
-        unpack_tensors(content, SOURCE.form())
+        SOURCE.unpack(content)
     with pytest.raises(UnusableSample) as caught:
         WithCaches(SquareImage(8), (SOURCE,))({"png": make_picture(1), SOURCE.member(): content}, 0, 0)
     assert caught.value.reason == "bad moments"
@@ -53,7 +52,7 @@ def test_damaged_moments_are_a_bad_sample(content: bytes, make_picture: Callable
 
 @pytest.mark.parametrize("change", [lambda value: value.float(), lambda value: value[:2]])
 def test_moments_of_another_form_are_a_bad_sample(change: Any, make_picture: Callable[..., bytes]):
-    content = pack_tensors({name: change(value) for name, value in moments().items()}, SOURCE.form(), SOURCE.digest)
+    content = SOURCE.pack({name: change(value) for name, value in moments().items()})
     with pytest.raises(UnusableSample, match="lack `mean`"):
         WithCaches(SquareImage(8), (SOURCE,))({"png": make_picture(1), SOURCE.member(): content}, 0, 0)
 
@@ -62,7 +61,7 @@ def test_flipped_moments_go_with_flipped_pictures(make_picture: Callable[..., by
     picture = SquareImage(8, flip=True)
     sample = {
         "png": make_picture(1),
-        SOURCE.member(): pack_tensors(moments(flipped=True), SOURCE.form(), SOURCE.digest),
+        SOURCE.member(): SOURCE.pack(moments(flipped=True)),
     }
     seen = set()
     for epoch in range(12):
@@ -74,7 +73,7 @@ def test_flipped_moments_go_with_flipped_pictures(make_picture: Callable[..., by
         assert example[STD].unique().tolist() == [3.0 if flipped else 1.0]
         assert torch.equal(example["pixels"], picture(sample, epoch, 5)["pixels"])
     assert seen == {True, False}
-    only = {"png": make_picture(1), SOURCE.member(): pack_tensors(moments(), SOURCE.form(), SOURCE.digest)}
+    only = {"png": make_picture(1), SOURCE.member(): SOURCE.pack(moments())}
     epoch = next(epoch for epoch in range(12) if picture.is_flipped(epoch, 5))
     with pytest.raises(WeightsError, match="--flip"):
         WithCaches(picture, (SOURCE,))(only, epoch, 5)
@@ -89,9 +88,7 @@ def test_a_raw_sample_says_so(make_picture: Callable[..., bytes]):
 def test_moments_of_another_source_end_the_run_and_both_are_named(make_picture: Callable[..., bytes]):
     other = replace(SOURCE, autoencoder="b" * 64)
     with pytest.raises(WeightsError) as caught:
-        WithCaches(SquareImage(8), (SOURCE,))(
-            {"png": make_picture(1), SOURCE.member(): pack_tensors(moments(), SOURCE.form(), other.digest)}, 0, 0
-        )
+        WithCaches(SquareImage(8), (SOURCE,))({"png": make_picture(1), SOURCE.member(): other.pack(moments())}, 0, 0)
     assert other.digest[:16] in str(caught.value)
     assert SOURCE.digest[:16] in str(caught.value)
 
@@ -129,3 +126,23 @@ def test_manifests_are_compared_before_anything_is_read():
     check_cache(shards(flipped=True), SquareImage(8, flip=True), SOURCE)
     with pytest.raises(WeightsError, match="`crop`='random'"):
         check_cache(shards(), SquareImage(8, crop="random"), SOURCE)
+
+
+def test_a_row_that_is_not_finite_has_no_member():
+    values = torch.tensor([1.0, float("inf"), float("nan")]).view(3, 1, 1, 1).expand(3, 4, 2, 2)
+    extra = Extra(SOURCE, lambda pixels: {"mean": values, "std": pixels[:, :, :2, :2]}, torch.device("cpu"))
+    pixels = torch.full((3, 3, 8, 8), 255, dtype=torch.uint8)
+    first, second, third = extra(pixels)
+    assert first == SOURCE.pack({"mean": values[0].half().contiguous(), "std": torch.ones(3, 2, 2).half()})
+    assert second is third is None
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_mirrored_pictures_have_tensors_of_their_own(flip: bool):
+    extra = Extra(SOURCE, lambda pixels: {"mean": pixels[:, :, 0]}, torch.device("cpu"), flip)
+    pixels = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
+    _, tensors = SOURCE.unpack(extra(pixels)[1] or b"")
+    assert sorted(tensors) == (["flipped_mean", "mean"] if flip else ["mean"])
+    if flip:
+        assert torch.equal(tensors["flipped_mean"], tensors["mean"].flip(1))
+    assert extra.settings == {"moments": {**SOURCE.settings, "flipped": flip}}

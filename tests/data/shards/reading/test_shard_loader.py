@@ -5,14 +5,19 @@ import pickle
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import pytest
 import torch
 
+from data.shards.https.fetcher import Fetcher
 from data.shards.index import read_headers
+from data.shards.manifest import Shard
+from data.shards.plan import Plan
 from data.shards.reading.batches import SKIPS
-from data.shards.reading.shard_loader import ShardLoader
+from data.shards.reading.shard_loader import Prefetcher, ShardLoader
+from data.shards.shard_set import LocatedShard, ShardSet
 from tests.fixtures.shards import AttributedSquare
 
 COUNTS = [5, 9, 1, 7, 4, 8, 3]  # 37 samples: prime, so nothing divides
@@ -359,3 +364,26 @@ def test_lightning_leaves_it_as_it_is(shards: Path):
 
 def test_the_skips_do_not_reach_the_training(shards: Path):
     assert all(SKIPS not in batch for batch in loader(shards))
+
+
+class Recorder(Fetcher):
+    """Notes what it is asked for."""
+
+    asked: SimpleQueue[str] = SimpleQueue()
+
+    def fetch(self, url: str, shard: Shard) -> Path | None:
+        assert url.endswith(shard.name)
+        self.asked.put(shard.name)
+        return None
+
+
+def test_the_next_block_is_fetched_once(tmp_path: Path):
+    shards = ShardSet(tuple(LocatedShard(Shard(f"{name}.tar", 5), f"https://host/{name}.tar", ()) for name in range(6)))
+    plan = Plan(shards.counts, seed=0, window=2)
+    fetcher = Recorder(tmp_path)
+    prefetcher = Prefetcher(plan, shards, fetcher)
+    for position in (0, 3, 9, 10, 19):  # two blocks of ten samples
+        prefetcher.look_ahead(position)
+    expected = [f"{number}.tar" for position in (10, 20) for number in plan.shards_of_block(position)]
+    assert [fetcher.asked.get(timeout=10) for _ in expected] == expected
+    assert fetcher.asked.empty()

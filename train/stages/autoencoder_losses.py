@@ -1,19 +1,28 @@
-"""Patch-adversarial loss of autoencoders.
+"""Losses of autoencoders beside the difference of pixels: a patch-adversarial and a perceptual one.
 
 Esser, Rombach, Ommer, "Taming Transformers for High-Resolution Image Synthesis" (2021), section 3.1, equations 6 and
 7; the discriminator is that of Isola et al., "Image-to-Image Translation with Conditional Adversarial Networks"
 (2017). It has group normalisation in place of batch normalisation, which is unsure at the batch sizes of autoencoders.
+
+The perceptual distance is that of Zhang et al., "The Unreasonable Effectiveness of Deep Features as a Perceptual
+Metric" (2018), section 3, with any timm pyramid as feature network and without the learned channel weights: features
+are normalised to unit length at each place, and squared differences averaged.
 """
 
+import json
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from seecoder.checks import Rule, check, number, whole
+from seecoder.weights.safetensors_files import read_safetensors
+from seecoder.weights.strict_loading import load_strict
 from train.settings import BETAS
 
 
@@ -146,3 +155,44 @@ def average_gradients(module: nn.Module) -> None:
         if weight.grad is not None:
             torch.distributed.all_reduce(weight.grad)
             weight.grad /= torch.distributed.get_world_size()
+
+
+class PerceptualDistance(nn.Module):
+    """Distance of two batches of pictures, summed over the network's maps.
+
+    Args:
+        network: Maps (N, 3, H, W) in [0, 1] to a list of maps. It is frozen.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network.eval().requires_grad_(False)
+
+    def forward(self, first: Tensor, second: Tensor) -> Tensor:
+        """Mean distance of (N, 3, H, W) pictures in [-1, 1]; zero for equal ones."""
+        ours, theirs = self.network((first + 1) / 2), self.network((second + 1) / 2)
+        distances = [
+            (functional.normalize(one.float(), dim=1) - functional.normalize(other.float(), dim=1))
+            .square()
+            .sum(1)
+            .mean()
+            for one, other in zip(ours, theirs, strict=True)
+        ]
+        return torch.stack(distances).sum()
+
+
+def load_network(folder: str | Path) -> nn.Module:
+    """Feature network from a folder that `world_backbone.yaml` wrote: config.json and model.safetensors.
+
+    Raises:
+        FileNotFoundError: The folder lacks one of them.
+        WeightsError: The weights do not fit.
+    """
+    folder = Path(folder)
+    for name in ("config.json", "model.safetensors"):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"`perceptual_network`={folder} has no {name}; train one with world_backbone.yaml.")
+    config = json.loads((folder / "config.json").read_text())
+    network: Any = timm.create_model(config["backbone"], features_only=True, **config["backbone_args"])
+    load_strict(network, read_safetensors(folder / "model.safetensors")[0], source=str(folder))
+    return network

@@ -3,8 +3,16 @@ import torch
 from torch import nn
 
 from train.settings import OptimizerSettings
-from train.stages.adversarial import AdversarialSettings, Adversary, PatchDiscriminator, adaptive_weight, hinge_loss
-from train.stages.autoencoder import AutoencoderStage
+from train.stages.autoencoder import AutoencoderLoss, AutoencoderStage
+from train.stages.autoencoder_losses import (
+    AdversarialSettings,
+    Adversary,
+    PatchDiscriminator,
+    PerceptualDistance,
+    adaptive_weight,
+    hinge_loss,
+    load_network,
+)
 
 
 def test_adaptive_weight_is_the_ratio_of_gradient_norms():
@@ -79,3 +87,35 @@ def test_discriminator_is_not_touched_before_its_start(tmp_path, fit, load):
 def test_settings_are_checked():
     with pytest.raises(ValueError, match="channels"):
         AdversarialSettings(channels=10)
+
+
+def test_distance_is_zero_for_equal_pictures_symmetric_and_differentiable(backbone_folder):
+    distance = PerceptualDistance(load_network(backbone_folder)).train()
+    assert not any(module.training for module in distance.network.modules())
+    torch.manual_seed(0)
+    first, second = torch.rand(2, 2, 3, 32, 32).mul(2).sub(1).unbind(0)
+    assert float(distance(first, first)) == 0
+    assert float(distance(first, second)) == pytest.approx(float(distance(second, first)), rel=1e-6)
+    assert 0 < float(distance(first, second)) <= 3 * 4
+    second.requires_grad_(True)
+    distance(first, second).backward()
+    assert float(second.grad.abs().max()) > 0
+
+
+def test_the_network_is_frozen_and_not_in_checkpoints(backbone_folder):
+    stage = AutoencoderStage(
+        OptimizerSettings(), loss=AutoencoderLoss(perceptual=0.1), perceptual_network=str(backbone_folder)
+    )
+    assert not [name for name, _ in stage.trained_parameters() if not name.startswith("vae.")]
+    checkpoint = {"state_dict": stage.state_dict()}
+    stage.on_save_checkpoint(checkpoint)
+    assert not [name for name in checkpoint["state_dict"] if name.startswith("perceptual")]
+
+
+def test_weight_and_network_go_together(backbone_folder, tmp_path):
+    with pytest.raises(ValueError, match="both or neither"):
+        AutoencoderStage(OptimizerSettings(), perceptual_network=str(backbone_folder))
+    with pytest.raises(ValueError, match="both or neither"):
+        AutoencoderStage(OptimizerSettings(), loss=AutoencoderLoss(perceptual=1))
+    with pytest.raises(FileNotFoundError, match=r"config\.json"):
+        load_network(tmp_path)
