@@ -67,9 +67,15 @@ def _parser() -> ArgumentParser:
 
 
 def _cache(options: Namespace) -> None:
-    _check_folders(options.shards, options.out)
+    check_location(options.shards)
+    if options.out.resolve() == (options.shards if options.shards.is_dir() else options.shards.parent).resolve():
+        raise ValueError(f"`OUT`={options.out} is the folder that is read. Choose another folder.")
     shards = open_shards(options.shards)
-    vae = load_autoencoder(options.base, options.dtype, options.device)
+    try:
+        device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError as error:
+        raise ValueError(f"`device`={options.device}: {str(error).splitlines()[0]}") from error
+    vae = load_frozen(options.base, "vae", options.dtype).to(device)
     extras = [moments_beside(vae, options.size, options.flip)]
     moments = extras[0].source
     if options.maps is not None:
@@ -96,32 +102,6 @@ def _cache(options: Namespace) -> None:
     if progress.bad:
         reasons = ", ".join(f"{count} x {reason}" for reason, count in progress.bad.most_common())
         print(f"{progress.bad.total():,} bad samples have no moments ({reasons}); see {options.out / REPORT}")
-
-
-def _check_folders(shards: Path, out: Path) -> None:
-    check_location(shards)
-    if out.resolve() == (shards if shards.is_dir() else shards.parent).resolve():
-        raise ValueError(f"`OUT`={out} is the folder that is read. Choose another folder.")
-
-
-def load_autoencoder(base: str, dtype: str, device: str | None = None) -> Any:
-    """Load the frozen autoencoder of a base, as training does.
-
-    Args:
-        base: Folder or repository ("owner/name") in diffusers' form.
-        dtype: Name of the dtype in which it computes, "float32" or "bfloat16".
-        device: Where; None takes a GPU if there is one.
-
-    Raises:
-        FileNotFoundError: There is no autoencoder, or no safetensors file of its weights.
-        ValueError: There is no such device, or it is an autoencoder that training cannot use.
-        WeightsError: The weights do not fit.
-    """
-    try:
-        where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except RuntimeError as error:
-        raise ValueError(f"`device`={device}: {str(error).splitlines()[0]}") from error
-    return load_frozen(base, "vae", dtype).to(where)
 
 
 def load_backbone(config: Path, device: torch.device) -> Any:

@@ -3,7 +3,8 @@
 import json
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,8 @@ from seecoder.weights.atomic import atomic_path
 
 def versions(*packages: str) -> dict[str, str]:
     """Versions of Python and of packages; "none" for one that is not installed."""
-    found = {"python": platform.python_version()}
-    for name in packages:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "none"
-    return found
+    found = {name: version(name) if find_spec(name) else "none" for name in packages}
+    return {"python": platform.python_version()} | found
 
 
 def write_json(path: Path | None, content: Mapping[str, Any]) -> None:

@@ -111,7 +111,9 @@ class Manifest:
                     f"format {content['format']!r} version {content['version']!r}, not {FORMAT!r} version {VERSION}"
                 )
             shards = tuple(Shard(**shard) for shard in content["shards"])
-            manifest = Manifest(shards, _member_list(content["members"]), dict(content["settings"]))
+            if not isinstance(content["members"], list):  # a text would be taken for a list of letters
+                raise ValueError("`members` is not a list")
+            manifest = Manifest(shards, tuple(content["members"]), dict(content["settings"]))
             if content["totals"]["samples"] != manifest.samples or content["totals"]["shards"] != len(shards):
                 raise ValueError("totals do not match the shards that it lists")
         except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -120,12 +122,6 @@ class Manifest:
                 f"`{source}` is no usable manifest: {reason}. Build it with `python -m data.build`."
             ) from error
         return manifest
-
-
-def _member_list(members: Any) -> tuple[str, ...]:
-    if not isinstance(members, list):
-        raise ValueError("`members` is not a list")  # a text would be taken for a list of letters
-    return tuple(members)
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

@@ -33,32 +33,35 @@ def render(scenes: Scenes, height: int, width: int | None = None) -> Tensor:
     width = height if width is None else width
     if min(height, width) < 8:
         raise ValueError(f"`height`={height}, `width`={width}: both must be at least 8 pixels.")
+    y, x, edge = _coordinates(height, width)
     chunk = max(1, _PIXELS_A_CHUNK // (height * width))
     pictures = torch.empty(len(scenes), 3, height, width)
     for start in range(0, len(scenes), chunk):
-        pictures[start : start + chunk] = _render_chunk(scenes[start : start + chunk], height, width)
+        part = scenes[start : start + chunk]
+        coverage, color = _object(part, y, x, edge)
+        picture = torch.lerp(_background(part, y, x, edge), color, coverage.unsqueeze(1))
+        pictures[start : start + chunk] = picture.clamp_(0, 1)
     return pictures
 
 
-def compose(background: Scenes, objects: Scenes, height: int, width: int | None = None) -> Tensor:
+def compose(background: Scenes, objects: Scenes, side: int) -> Tensor:
     """Draw several objects over one background, later ones on top: what repetition looks like, with the count known.
 
     Args:
         background: One scene, of which only the background is used.
         objects: Any number of scenes, of which only the objects are used; centres and radii may be any fractions of the
             frame.
-        height: Height in pixels, at least 8.
-        width: Width in pixels; `height` when not given.
+        side: Height and width in pixels, at least 8.
 
     Returns:
-        (3, height, width) float32 in [0, 1].
+        (3, side, side) float32 in [0, 1].
 
     Raises:
         ValueError: `background` is not one scene.
     """
     if len(background) != 1:
         raise ValueError(f"`background` holds {len(background)} scenes; exactly one is needed.")
-    y, x, edge = _coordinates(height, height if width is None else width)
+    y, x, edge = _coordinates(side, side)
     picture = _background(background, y, x, edge)
     for one in objects.split(1):
         coverage, color = _object(one, y, x, edge)
@@ -72,12 +75,6 @@ def _coordinates(height: int, width: int) -> tuple[Tensor, Tensor, float]:
     y = ((torch.arange(height) + 0.5 - height / 2) / side + 0.5).view(1, height, 1)
     x = ((torch.arange(width) + 0.5 - width / 2) / side + 0.5).view(1, 1, width)
     return y, x, EDGE_PIXELS / side
-
-
-def _render_chunk(scenes: Scenes, height: int, width: int) -> Tensor:
-    y, x, edge = _coordinates(height, width)
-    coverage, color = _object(scenes, y, x, edge)
-    return torch.lerp(_background(scenes, y, x, edge), color, coverage.unsqueeze(1)).clamp_(0, 1)
 
 
 def _background(scenes: Scenes, y: Tensor, x: Tensor, edge: float) -> Tensor:

@@ -19,7 +19,7 @@ from data.cache import main as cache
 from data.shards.building.shard_build import write_shard
 from data.shards.manifest import Manifest, write_manifest
 from data.shards.plan import Plan
-from data.shards.reading.batches import ShardBatches
+from data.shards.reading.shard_batches import ShardBatches
 from data.shards.reading.shard_reader import ShardReader
 from data.shards.reading.square_image import SquareImage
 from data.shards.shard_set import open_shards

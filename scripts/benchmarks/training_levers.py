@@ -135,7 +135,9 @@ class Loop:
         if not levers.channels_last:
             for module, entrance in ((stage.unet, stage.unet), (stage.vae, stage.vae.encoder)):
                 module.to(memory_format=torch.contiguous_format)
-                entrance.register_forward_pre_hook(_channels_first)
+                entrance.register_forward_pre_hook(
+                    lambda _, args: tuple(part.contiguous() if isinstance(part, Tensor) else part for part in args)
+                )
         stage.train()
         return stage.to(work.device)
 
@@ -200,10 +202,6 @@ class Loop:
         del self.stage, self.optimizer, self.batches
         if self.work.device.type == "cuda":
             torch.cuda.empty_cache()
-
-
-def _channels_first(_: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    return tuple(part.contiguous() if isinstance(part, Tensor) else part for part in args)
 
 
 @contextmanager

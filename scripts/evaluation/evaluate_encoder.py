@@ -41,12 +41,6 @@ from seecoder.weights.atomic import atomic_path
 COLUMNS = ("count", *ATTRIBUTES, "all", "corr_center_y", "corr_center_x", "corr_size", "excess loss (x1e-3)")
 
 
-def contexts_of(encoder: SeeCoder, pixels: torch.Tensor) -> torch.Tensor:
-    """Contexts of pictures, a batch at a time."""
-    with torch.no_grad():
-        return torch.cat([encoder(part) for part in pixels.split(64)])
-
-
 def evaluate(pipeline: Any, scenes: Scenes, contexts: dict[str, torch.Tensor], sampling: Sampling) -> dict[str, Any]:
     """Rates of every context, and of the first one against shuffled scenes; the pictures under "pictures"."""
     side = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
@@ -82,9 +76,12 @@ def main() -> None:
     pipeline.set_progress_bar_config(disable=True)
     inputs = render(scenes, pipeline.unet.config.sample_size * pipeline.vae_scale_factor)
     with torch.no_grad():
+        contexts = {
+            f"variation by {name}": torch.cat([encoder(part) for part in inputs.split(64)])
+            for name, encoder in encoders.items()
+        }
         conditioner = load_conditioner(options.base)
         tokens, without_layout = conditioner(scenes), conditioner(scenes, without(["layout"], len(scenes)))
-    contexts = {f"variation by {name}": contexts_of(encoder, inputs) for name, encoder in encoders.items()}
     contexts["true attribute tokens (ceiling)"] = tokens
     contexts["the same without the layout token"] = without_layout
     sampling = Sampling(steps=options.steps, guidance_scale=options.guidance, seed=options.seed)

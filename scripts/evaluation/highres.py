@@ -116,11 +116,8 @@ def pictures_of(row: Row, pipeline: Any, scenes: Scenes, context: Tensor, sampli
     rendered = torch.cat([render(part, sampling.height, sampling.width) for part in scenes.split(16)])
     if row.source == "rendered":
         return rendered
-    return torch.cat([_reconstructed(pipeline.vae, part) for part in rendered.split(sampling.batch_size)])
-
-
-def _reconstructed(vae: Any, pixels: Tensor) -> Tensor:
-    return decode_pixels(vae, encode_posterior(vae, 2 * pixels - 1)[0])
+    latents = (encode_posterior(pipeline.vae, 2 * part - 1)[0] for part in rendered.split(sampling.batch_size))
+    return torch.cat([decode_pixels(pipeline.vae, part) for part in latents])
 
 
 def _enlarged(pipeline: Any, context: Tensor, sampling: Sampling, size: tuple[int, int]) -> Tensor:

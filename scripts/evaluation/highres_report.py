@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -124,16 +125,12 @@ class Report:
         """All cells as tables, one for each size."""
         order = [row.label for row in rows]
         parts = []
-        for group, cells in sorted(self.content["cells"].items(), key=lambda entry: _area(entry[0])):
+        found = {parsed_factor(group): (group, cells) for group, cells in self.content["cells"].items()}
+        for _, (group, cells) in sorted(found.items(), key=lambda entry: (entry[0][0] != entry[0][1], prod(entry[0]))):
             parts.append(f"### {group}\n\n" + table(cells, COLUMNS, order))
         for group, cells in self.content["panoramas"].items():
             parts.append(f"### panoramas, {group}\n\n" + table(cells, PANORAMA_COLUMNS, list(cells)))
         return "\n\n".join(parts) + "\n"
-
-
-def _area(group: str) -> tuple[int, int]:
-    rows, columns = parsed_factor(group)
-    return rows != columns, rows * columns
 
 
 def table(cells: Mapping[str, Mapping[str, Any]], columns: Mapping[str, str], order: Sequence[str]) -> str:

@@ -21,6 +21,7 @@ from data.shards.reading.shard_loader import ShardLoader
 from data.shards.reading.shard_reader import ShardReader
 from data.shards.reading.square_image import SquareImage
 from data.shards.shard_set import open_shards
+from seecoder.base_model.loading import load_frozen
 
 SIZE, MEMBER = 8, MomentsSource.member()
 
@@ -62,7 +63,7 @@ def members(folder: Path) -> Iterator[dict[str, bytes]]:
 
 
 def source(base: Path) -> tuple[Any, MomentsSource]:
-    vae = cache.load_autoencoder(str(base), "float32", "cpu")
+    vae = load_frozen(str(base), "vae", "float32")
     return vae, MomentsSource.from_vae(vae, SIZE)
 
 

@@ -5,7 +5,8 @@ import platform
 import subprocess
 import time
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from data.shards.building.claim import differences
 from seecoder.weights.atomic import atomic_path
 from train.run.callbacks import CheckpointSteps, StepCallback
 from train.run.metrics_file import read_metrics
+from train.sources.held_out import listed
 
 _ROOT = Path(__file__).resolve().parents[2]
 _PACKAGES = ("torch", "torchvision", "timm", "diffusers", "transformers", "lightning", "webdataset", "deepspeed")
@@ -99,7 +101,7 @@ def note_start(folder: Path, step: int, processes: int) -> None:
             **commit(),
             "python": platform.python_version(),
             "system": f"{platform.system()} {platform.machine()}",
-            "versions": {name: found for name in _PACKAGES if (found := _version(name))},
+            "versions": {name: version(name) for name in _PACKAGES if find_spec(name)},
         }
     )
     with atomic_path(path) as temporary:
@@ -122,13 +124,6 @@ def _git(*arguments: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
 
 
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
-
-
 def write_card(folder: Path, config: Mapping[str, Any]) -> None:
     """Write `README.md`: what was trained on what, the latest figures, and what to do with it."""
     stage, data = config["stage"], config["data"]
@@ -138,7 +133,7 @@ def write_card(folder: Path, config: Mapping[str, Any]) -> None:
     rows = {
         "trained by": stage["class_path"],
         "base": options.get("base") or options.get("vae") or "none",
-        "data": ", ".join(_listed(data.get("init_args", {}).get("shards", data["class_path"]))),
+        "data": ", ".join(listed(data.get("init_args", {}).get("shards", data["class_path"]))),
         "steps": f"{last:,} of {config['run']['max_steps']:,}",
         **{name: f"{metrics[name][-1][1]:.5g}" for name in sorted(metrics) if name.startswith(("held_out", "gap_"))},
     }
@@ -161,7 +156,3 @@ def _export(class_path: str, folder: Path) -> str:
     if not class_path.endswith(".SeeCoderStage"):
         return ""
     return f"seecoder export {folder} OUT                       # a folder that diffusers users load\n"
-
-
-def _listed(value: Any) -> list[str]:
-    return [str(part) for part in value] if isinstance(value, list) else [str(value)]

@@ -97,7 +97,10 @@ class ImageFiles(Source):
         kind = _kind(content)
         scaled = self.size is not None and min(width, height) > self.size
         if scaled:
-            image = image.resize(_scaled(width, height, self.size or 0), Image.Resampling.LANCZOS)
+            shorter = self.size or 0
+            scale = shorter / min(width, height)
+            sides = max(shorter, round(width * scale)), max(shorter, round(height * scale))
+            image = image.resize(sides, Image.Resampling.LANCZOS)
         if scaled or kind is None:
             kind, content = {"jpeg": "jpg"}.get(self.encode, self.encode), self._encoded(image)
         about = {"source": name, "height": image.height, "width": image.width}
@@ -116,12 +119,6 @@ def _kind(content: bytes) -> str | None:
     if content.startswith(b"\x89PNG\r\n\x1a\n"):
         return "png"
     return "webp" if content[:4] == b"RIFF" and content[8:12] == b"WEBP" else None
-
-
-def _scaled(width: int, height: int, shorter: int) -> tuple[int, int]:
-    """(width, height) with the shorter side at `shorter`, same proportions."""
-    scale = shorter / min(width, height)
-    return max(shorter, round(width * scale)), max(shorter, round(height * scale))
 
 
 def find_image_files(folder: Path) -> tuple[list[Path], int]:

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from data.shards.https.fetcher import Fetcher
 from data.shards.plan import Plan
-from data.shards.reading.batches import SKIPS, ShardBatches
+from data.shards.reading.shard_batches import SKIPS, ShardBatches
 from data.shards.reading.signals import obey_parent_alone, signals_held_back
 from data.shards.reading.skips import SkipLog
 from data.shards.reading.square_image import Transform

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from data.shards.plan import Plan
-from data.shards.reading.batches import SKIPS, ShardBatches
+from data.shards.reading.shard_batches import SKIPS, ShardBatches
 from data.shards.reading.skips import NoReadableSample
 from data.shards.reading.square_image import SquareImage
 from data.shards.shard_set import open_shards
