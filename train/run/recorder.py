@@ -109,18 +109,16 @@ class Recorder(StepCallback):
         figures["data_wait"] = min(1.0, waited / max(seconds, 1e-9))
         figures["skipped_steps"] = float(stage.guard.skipped)
         if skipped is not None:
-            figures["skipped_samples"] = float(self._skipped_in_all(skipped))
+            figures["skipped_samples"] = float(self._skipped_before + self._skipped_elsewhere + skipped)
         figures |= slowest_process(found)
         self._clock, self._from_step = time.monotonic(), step
         self.waited = self.alone = 0.0
         self.write(trainer, step, figures)
 
-    def _skipped_in_all(self, own: int) -> int:
-        return self._skipped_before + self._skipped_elsewhere + own
-
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Keep the count of samples that could not be read; readers count from zero at each start."""
-        checkpoint["skipped_samples"] = self._skipped_in_all(_skipped_by_this_process(trainer) or 0)
+        own = _skipped_by_this_process(trainer) or 0
+        checkpoint["skipped_samples"] = self._skipped_before + self._skipped_elsewhere + own
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Count on from there."""

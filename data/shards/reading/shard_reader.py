@@ -3,9 +3,7 @@
 import os
 from collections import OrderedDict
 from collections.abc import Collection
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from data.shards import index as shard_index
 from data.shards.https.fetcher import UNREACHABLE, Fetcher
@@ -34,8 +32,7 @@ class BadSample(Exception):
         self.reason, self.name, self.detail = reason, name, detail
 
 
-@dataclass
-class _Open:
+class _Open(NamedTuple):
     """An open shard."""
 
     descriptor: int | None  # None: it could not be opened
@@ -148,16 +145,12 @@ class ShardReader:
             path = self.fetcher.fetch(path, located.shard)
             if path is None:
                 return _Open(None, ShardIndex([], UNREACHABLE))
-        return _open_local(path, located)
-
-
-def _open_local(path: Path, located: LocatedShard) -> _Open:
-    if not path.exists():
-        return _Open(None, ShardIndex([], shard_index.MISSING))
-    try:
-        if not path.is_file():  # a pipe would block for ever
-            raise OSError("no regular file")
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-    except OSError:
-        return _Open(None, ShardIndex([], UNREADABLE))
-    return _Open(descriptor, shard_index.load(path, located.members, located.shard.sha256))
+        if not path.exists():
+            return _Open(None, ShardIndex([], shard_index.MISSING))
+        try:
+            if not path.is_file():  # a pipe would block for ever
+                raise OSError("no regular file")
+            descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        except OSError:
+            return _Open(None, ShardIndex([], UNREADABLE))
+        return _Open(descriptor, shard_index.load(path, located.members, located.shard.sha256))
