@@ -1,5 +1,6 @@
 """Class paths of configurations that were written before stages and sources had folders of their own."""
 
+import re
 from typing import Any
 
 from jsonargparse import get_loader, set_loader
@@ -15,6 +16,8 @@ _NEW_PATHS = {
     "train.world_data.WorldPictures": "train.sources.WorldPictures",
 }
 
+_OLD_PATH = re.compile(rf"(?<![\w.])(?:{'|'.join(map(re.escape, _NEW_PATHS))})(?![\w.])")
+
 YAML_MODE = "yaml_of_any_age"  # a name for jsonargparse's `parser_mode`
 
 
@@ -26,20 +29,8 @@ def accept_old_class_paths() -> None:
     load_yaml = get_loader("yaml")
 
     def load(text: str) -> Any:
-        renamed: dict[str, str] = {}
-        value = _with_new_paths(load_yaml(text), renamed)
-        for old, new in renamed.items():
-            print(f"note: the class {old} of the configuration is {new} now", flush=True)
-        return value
+        for old in dict.fromkeys(_OLD_PATH.findall(text)):
+            print(f"note: the class {old} of the configuration is {_NEW_PATHS[old]} now", flush=True)
+        return load_yaml(_OLD_PATH.sub(lambda found: _NEW_PATHS[found[0]], text))
 
     set_loader(YAML_MODE, load, exceptions=(YAMLError,))
-
-
-def _with_new_paths(value: Any, renamed: dict[str, str]) -> Any:
-    """The value with new class paths at any depth; `renamed` gets the old ones that were found, and their new names."""
-    if isinstance(value, dict):
-        return {name: _with_new_paths(part, renamed) for name, part in value.items()}
-    if isinstance(value, str) and value in _NEW_PATHS:
-        renamed[value] = _NEW_PATHS[value]
-        return _NEW_PATHS[value]
-    return value
