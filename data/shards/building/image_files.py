@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from PIL import Image
 
-from data.shards.building.sources import Item, Source, encode_image, encode_json
+from data.shards.building.sources import Item, encode_image, encode_json
 from seecoder.checks import check, optional, whole
 from seecoder.images.gate import ImageError, load_image
 from seecoder.images.saving import to_pil
@@ -18,7 +18,7 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".g
 
 
 @dataclass(frozen=True)
-class ImageFiles(Source):
+class ImageFiles:
     """Picture files.
 
     Attributes:

@@ -2,9 +2,8 @@
 
 import io
 import json
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from PIL import Image
 
@@ -25,28 +24,29 @@ class Item(NamedTuple):
     reason: str = ""
 
 
-class Source(ABC):
-    """Where samples come from; picklable, and the same sample for the same number every time.
-
-    Attributes:
-        members: Kinds of member that every sample has.
-        sizes: Bytes of each source; None where they are not known.
-    """
-
-    members: tuple[str, ...]
-    sizes: Sequence[int] | None
+class Source(Protocol):
+    """Where samples come from; picklable, and the same sample for the same number every time."""
 
     @property
-    @abstractmethod
     def settings(self) -> dict[str, Any]:
         """All that the samples depend on, in plain values: another build with equal settings gives equal bytes."""
+        ...
 
-    @abstractmethod
+    @property
+    def members(self) -> tuple[str, ...]:
+        """Kinds of member that every sample has."""
+        ...
+
+    @property
+    def sizes(self) -> Sequence[int] | None:
+        """Bytes of each source, where known."""
+        ...
+
     def __len__(self) -> int: ...
 
-    @abstractmethod
     def samples(self, start: int, stop: int) -> Iterator[Item]:
         """Make samples `start` to `stop - 1`."""
+        ...
 
 
 def encode_json(content: Mapping[str, Any]) -> bytes:

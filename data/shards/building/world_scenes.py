@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
-from data.shards.building.sources import Item, Source, encode_image, encode_json
+from data.shards.building.sources import Item, encode_image, encode_json
 from data.world.render import render
 from data.world.scenes import sample_scenes
 from seecoder.checks import check, whole
@@ -14,7 +14,7 @@ _SCENES_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
-class WorldScenes(Source):
+class WorldScenes:
     """Pictures of the world as PNG, with their attributes as JSON.
 
     The JSON holds what `Scenes.describe` says, and `seed` and `number`, from which `sample_scenes` draws the

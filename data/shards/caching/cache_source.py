@@ -27,7 +27,6 @@ class CacheSource:
         kind: Names the entry of the manifest, the member, and what is set to switch it off.
         model: The attribute with the digest of the model.
         flag: Column of a batch, a list: whether the row's tensors are there; False: zeros stand for them.
-        columns: By column of a batch, the tensor's name in a member and the shape of one row.
         dtype: In which the model computed.
         size: Side of the square picture in pixels.
         crop: How the square was cut; "center" is the only cut that is the same in every epoch.
@@ -36,7 +35,6 @@ class CacheSource:
     kind: ClassVar[str]
     model: ClassVar[str]
     flag: ClassVar[str]
-    columns: Mapping[str, tuple[str, tuple[int, ...]]]
     dtype: str
     size: int
     crop: str
@@ -50,6 +48,11 @@ class CacheSource:
     def form(cls) -> str:
         """Name and version of the member's format."""
         return f"seecoder.{cls.kind}.1"
+
+    @property
+    def columns(self) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """By column of a batch, the tensor's name in a member and the shape of one row."""
+        raise NotImplementedError
 
     @property
     def digest(self) -> str:

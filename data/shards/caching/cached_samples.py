@@ -20,7 +20,7 @@ from torch import Tensor
 
 from data.shards import index as shard_index
 from data.shards.building.shard_build import Build
-from data.shards.building.sources import Item, Source
+from data.shards.building.sources import Item
 from data.shards.caching.cache_source import Extra
 from data.shards.manifest import IMAGE_MEMBERS
 from data.shards.reading.shard_reader import BadSample, ShardReader
@@ -45,8 +45,8 @@ class _Row:
 
 
 @dataclass(frozen=True)
-class CachedSamples(Source):
-    """Samples from shards, with extras.
+class CachedSamples:
+    """A `Source` of samples from shards, with extras.
 
     Attributes:
         shards: The original shards.

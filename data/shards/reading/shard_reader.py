@@ -3,7 +3,8 @@
 import os
 from collections import OrderedDict
 from collections.abc import Collection
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 from data.shards import index as shard_index
 from data.shards.https.fetcher import UNREACHABLE, Fetcher
@@ -32,7 +33,8 @@ class BadSample(Exception):
         self.reason, self.name, self.detail = reason, name, detail
 
 
-class _Open(NamedTuple):
+@dataclass(frozen=True)
+class _Open:
     """An open shard."""
 
     descriptor: int | None  # None: it could not be opened

@@ -11,7 +11,7 @@ import torch
 
 from data.world.pretrained import BASE, load_conditioner
 from data.world.scenes import sample_scenes
-from scripts.evaluation.highres import counted
+from scripts.evaluation.highres import counted_windows
 from seecoder import SeeCoderPipeline
 from seecoder.pipelines.autoencoding import decode_latents
 from seecoder.sampling import DemoFusion
@@ -56,7 +56,7 @@ def dead_steps(
 def _sampled(pipeline: Any, threshold: float, **options: Any) -> Sampled:
     generators = [torch.Generator().manual_seed(SEED + index) for index in range(len(options["context"]))]
     native = pipeline.unet.config.sample_size
-    with counted(pipeline.unet, (native, native)) as work:
+    with counted_windows(pipeline.unet, (native, native)) as windows:
         latents = pipeline(
             guidance_scale=GUIDANCE,
             generator=generators,
@@ -65,7 +65,7 @@ def _sampled(pipeline: Any, threshold: float, **options: Any) -> Sampled:
             **options,
         ).images
     pixels = decode_latents(pipeline.vae, latents)[0].clamp(-1.0, 1.0)
-    return Sampled(latents, pixels, work.windows / 2 / len(latents))
+    return Sampled(latents, pixels, sum(windows) / 2 / len(latents))
 
 
 def _distance(found: Sampled, everything: Sampled) -> dict[str, float]:
