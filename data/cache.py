@@ -26,8 +26,8 @@ from tqdm import tqdm
 
 from data.command import make_parser, run_command
 from data.shards.building.claim import claimed_folder
-from data.shards.building.shard_build import REPORT, run_build
-from data.shards.caching.cached_samples import CacheBuild, CachedSamples
+from data.shards.building.shard_build import REPORT, Build, run_build
+from data.shards.caching.cached_samples import CachedSamples
 from data.shards.caching.maps import maps_beside
 from data.shards.caching.moments import moments_beside
 from data.shards.reading.square_image import SquareImage
@@ -82,7 +82,7 @@ def _cache(options: Namespace) -> None:
         extras.append(maps_beside(load_backbone(options.maps, vae.device), options.size, options.flip))
     values = sum(math.prod(shape) for extra in extras for _, shape in extra.source.columns.values())
     source = CachedSamples(shards, SquareImage(options.size), tuple(extras), options.batch_size, options.threads)
-    build = CacheBuild(source, options.out, max_bad_rate=options.max_bad_rate)
+    build = Build(source, options.out, max_bad_rate=options.max_bad_rate, originals=shards.shards)
     added = len(source) * (2 if options.flip else 1) * 2 * values  # two bytes each
     print(
         f"{len(source):,} samples of {len(shards.shards):,} shards -> {options.out}, with moments "

@@ -10,6 +10,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from data.shards.building.sources import Source
 from data.shards.index import ShardIndex, read_headers, read_index, write_index
 from data.shards.manifest import Manifest, Shard, write_manifest
 from data.shards.reading.skips import reason_category
-from data.shards.shard_set import UNFINISHED
+from data.shards.shard_set import UNFINISHED, LocatedShard
 from seecoder.checks import check, number, optional, whole
 from seecoder.weights.atomic import atomic_path
 from seecoder.weights.digests import file_sha256
@@ -39,6 +40,7 @@ class Build:
         samples_per_shard: Sources in a shard; bad ones among them leave it smaller.
         shard_bytes: Begin a new shard also when its sources have this many bytes together; None: only count.
         max_bad_rate: Fraction of bad sources above which the build stops.
+        originals: Shards whose names and numbers of samples are kept; none: the numbers above decide.
 
     Raises:
         ValueError: A number is out of range, or there are no sources.
@@ -49,6 +51,7 @@ class Build:
     samples_per_shard: int = 1000
     shard_bytes: int | None = None
     max_bad_rate: float = 0.01
+    originals: tuple[LocatedShard, ...] = ()
 
     def __post_init__(self) -> None:
         check(self, samples_per_shard=whole(1), shard_bytes=optional(whole(1)), max_bad_rate=number(0, 1))
@@ -58,13 +61,13 @@ class Build:
     @property
     def settings(self) -> dict[str, Any]:
         """All that the bytes depend on."""
-        return dict(self.source.settings) | {
-            "samples_per_shard": self.samples_per_shard,
-            "shard_bytes": self.shard_bytes,
-        }
+        size = {"samples_per_shard": self.samples_per_shard, "shard_bytes": self.shard_bytes}
+        return dict(self.source.settings) | ({} if self.originals else size)
 
     def ranges(self) -> list[tuple[int, int]]:
         """First source of each shard, and the one after its last."""
+        if self.originals:
+            return list(pairwise(accumulate((row.shard.samples for row in self.originals), initial=0)))
         borders, size = [0], 0
         sizes = self.source.sizes
         for source in range(len(self.source)):
@@ -77,8 +80,8 @@ class Build:
         return list(zip(borders, [*borders[1:], len(self.source)], strict=True))
 
     def path(self, number: int) -> Path:
-        """`00000.tar`, `00001.tar`, ..."""
-        return self.folder / f"{number:05d}.tar"
+        """`00000.tar`, `00001.tar`, ..., or the original's name."""
+        return self.folder / (self.originals[number].shard.name if self.originals else f"{number:05d}.tar")
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from data.shards import index as shard_index
-from data.shards.building.shard_build import Build
 from data.shards.building.sources import Item
 from data.shards.caching.cache_source import Extra
 from data.shards.manifest import IMAGE_MEMBERS
@@ -169,28 +168,3 @@ def _ahead(
         waiting = begun
     if waiting is not None:
         yield waiting[0], list(waiting[1])
-
-
-@dataclass(frozen=True)
-class CacheBuild(Build):
-    """A build whose shards have the names and the samples of the original's."""
-
-    @property
-    def originals(self) -> tuple[LocatedShard, ...]:
-        """The shards that are copied."""
-        source: Any = self.source
-        return source.shards.shards
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """All that the bytes depend on."""
-        return dict(self.source.settings)
-
-    def ranges(self) -> list[tuple[int, int]]:
-        """First sample of each shard, and the one after its last."""
-        borders = list(accumulate((row.shard.samples for row in self.originals), initial=0))
-        return list(pairwise(borders))
-
-    def path(self, number: int) -> Path:
-        """The original's name, in the new folder."""
-        return self.folder / self.originals[number].shard.name

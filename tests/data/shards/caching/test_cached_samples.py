@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from data.shards.caching.cached_samples import LOST, NOT_FINITE, CacheBuild, CachedSamples
+from data.shards.building.shard_build import Build
+from data.shards.caching.cached_samples import LOST, NOT_FINITE, CachedSamples
 from data.shards.reading.square_image import SquareImage
 from data.shards.shard_set import open_shards
 
@@ -51,7 +52,8 @@ def test_a_part_lies_in_one_shard(make_shards: Callable[..., Path]):
 
 
 def test_a_build_has_the_shards_of_the_original(make_shards: Callable[..., Path], tmp_path: Path):
-    build = CacheBuild(cached(make_shards([3, 4])), tmp_path / "out")
+    source = cached(make_shards([3, 4]))
+    build = Build(source, tmp_path / "out", originals=source.shards.shards)
     assert build.ranges() == [(0, 3), (3, 7)]
     assert [build.path(number).name for number in (0, 1)] == ["00000.tar", "00001.tar"]
     assert build.settings["first"] == {"odd": False}
