@@ -16,7 +16,9 @@ from PIL import Image
 
 from data.build import main as build
 from data.cache import main as cache
+from data.shards.building.processes import one_thread
 from data.shards.building.shard_build import write_shard
+from data.shards.building.sources import encode_image
 from data.shards.manifest import Manifest, write_manifest
 from data.shards.plan import Plan
 from data.shards.reading.shard_batches import ShardBatches
@@ -143,9 +145,7 @@ def _jpeg(seed: int) -> bytes:
         part = random.integers(0, 256, (cells, cells, 3), dtype=np.uint8)
         picture += np.asarray(Image.fromarray(part).resize((SIDE, SIDE), Image.Resampling.BICUBIC)) / 4
     picture += random.normal(0, 4, picture.shape)
-    with io.BytesIO() as stream:
-        Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(stream, "JPEG", quality=QUALITY)
-        return stream.getvalue()
+    return encode_image(Image.fromarray(picture.clip(0, 255).astype(np.uint8)), "JPEG", quality=QUALITY)
 
 
 def loader_speed(folder: Path, repetitions: int = 30) -> dict[str, Any]:
@@ -162,9 +162,7 @@ def loader_speed(folder: Path, repetitions: int = 30) -> dict[str, Any]:
     shards = open_shards(folder / "loader")
     transform, plan, cpu = SquareImage(SIDE), Plan(shards.counts), torch.device("cpu")
     batches, reader = ShardBatches(shards, plan, transform, 16), ShardReader(shards)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         samples = [reader.read(plan.place(position).shard, plan.place(position).number) for position in range(64)]
         parts: dict[str, Callable[[int], Any]] = {
             "reading bytes": lambda row: reader.read(plan.place(row).shard, plan.place(row).number),
@@ -177,7 +175,5 @@ def loader_speed(folder: Path, repetitions: int = 30) -> dict[str, Any]:
             for name, part in parts.items()
         }
         batch = median_seconds(lambda: batches[next(positions)], cpu, repetitions)
-    finally:
-        torch.set_num_threads(threads)
     size = statistics.mean(len(sample["jpg"]) for sample in samples) / 1000
     return {"per_second": batches.batch_size / batch, "kilobytes": size, "milliseconds": times}

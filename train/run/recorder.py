@@ -88,7 +88,10 @@ class Recorder(StepCallback):
         self._skipped_elsewhere = 0  # samples, by the other processes until the last exchange
 
     def on_start(self, trainer: Trainer, stage: Any) -> None:
-        """Start or continue the file."""
+        """Start or continue the file, and tell the stage's guard to note skipped steps beside it."""
+        folder = self.file.path.parent
+        folder.mkdir(parents=True, exist_ok=True)
+        stage.guard.folder, stage.guard.rank = folder, trainer.global_rank
         self._clock, self._from_step = time.monotonic(), trainer.global_step
         if trainer.is_global_zero:
             self.file.cut_after(trainer.global_step)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Trainer
 
 from train.run.callbacks import CheckpointSteps
 from train.run.checkpoints import AtomicCheckpointIO, Checkpoints
@@ -15,18 +15,6 @@ from train.run.provenance import Provenance
 from train.run.recorder import DataWait, Recorder
 from train.run.termination import Termination
 from train.settings import RunSettings
-
-
-class _Folder(Callback):
-    """Makes the run's folder, and tells the stage's guard to note skipped steps there."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        guard: Any = pl_module.guard
-        guard.folder, guard.rank = self.folder, trainer.global_rank
 
 
 def build_trainer(
@@ -55,7 +43,6 @@ def build_trainer(
     if provenance is not None:
         provenance.steps = steps
     callbacks = [  # the order matters: stop flag, log, evaluation and export, checkpoint, waiting
-        _Folder(folder),
         termination,
         recorder,
         Evaluation(folder, recorder, termination, run.evaluate_every, steps),
