@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from PIL import Image
 
@@ -34,7 +34,7 @@ class ImageFiles:
         digest: Fingerprint of names, sizes and times of the files.
     """
 
-    members: ClassVar[tuple[str, ...]] = ("json",)  # the kind of picture varies
+    members = ("json",)  # the kind of picture varies
 
     paths: tuple[Path, ...]
     names: tuple[str, ...]

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from data.shards.building.sources import Item, encode_image, encode_json
 from data.world.render import render
@@ -27,8 +27,8 @@ class WorldScenes:
         start: Number of the first scene, so that further shards of one seed can be made.
     """
 
-    members: ClassVar[tuple[str, ...]] = ("json", "png")
-    sizes: ClassVar[None] = None  # unknown before they are drawn
+    members = ("json", "png")
+    sizes = None  # unknown before they are drawn
 
     count: int
     seed: int

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,7 +56,7 @@ class CachedSamples:
         threads: Pictures decoded at the same time.
     """
 
-    sizes: ClassVar[None] = None  # borders are those of the original
+    sizes = None  # borders are those of the original
 
     shards: ShardSet
     square: SquareImage
