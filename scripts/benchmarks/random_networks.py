@@ -4,7 +4,7 @@ from typing import Any
 
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 
-from train.stages.noise_schedule import STABLE_DIFFUSION_SCHEDULE
+from seecoder.base_model.facts import STABLE_DIFFUSION_SCHEDULE
 
 SDXL_UNET: dict[str, Any] = {
     "sample_size": 128,
