@@ -90,7 +90,7 @@ def test_settings_are_checked():
 
 
 def test_distance_is_zero_for_equal_pictures_symmetric_and_differentiable(backbone_folder):
-    distance = PerceptualDistance(load_network(backbone_folder)).train()
+    distance = PerceptualDistance(load_network(backbone_folder))
     assert not any(module.training for module in distance.network.modules())
     torch.manual_seed(0)
     first, second = torch.rand(2, 2, 3, 32, 32).mul(2).sub(1).unbind(0)
@@ -107,6 +107,7 @@ def test_the_network_is_frozen_and_not_in_checkpoints(backbone_folder):
         OptimizerSettings(), loss=AutoencoderLoss(perceptual=0.1), perceptual_network=str(backbone_folder)
     )
     assert not [name for name, _ in stage.trained_parameters() if not name.startswith("vae.")]
+    assert not any(module.training for module in stage.train().get_submodule("perceptual").modules())
     checkpoint = {"state_dict": stage.state_dict()}
     stage.on_save_checkpoint(checkpoint)
     assert not [name for name in checkpoint["state_dict"] if name.startswith("perceptual")]
