@@ -233,7 +233,7 @@ def test_evaluation_covers_each_sample_once_and_marks_what_fills_up(shards: Path
         ({"world_size": 4, "num_workers": 2}, "fewer than 8 readers.*at most 1 workers a process.*samples-per-shard"),
         ({"world_size": 8}, r"fewer than 8 readers \(8 processes x 1 workers\): use at most 7 processes"),
         ({"batch_size": 0}, "`batch_size`=0"),
-        ({"rank": 1}, r"`rank`=1 must be in \[0, 1\)"),
+        ({"rank": 1}, "`rank`=1 must be a whole number from 0 to 0"),
         ({"rank": -1}, "`rank`=-1"),
         ({"accumulate": 0}, "`accumulate`=0"),
         ({"batches": 0}, "`batches`=0"),
