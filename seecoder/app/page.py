@@ -15,9 +15,9 @@ import torch
 from seecoder.base_model.facts import native_size
 from seecoder.checks import require, whole
 from seecoder.encoder.context import ImageSet
-from seecoder.images.scaling import ENCODED_SIZE
 from seecoder.pipelines.batch_size import default_batch_size
 from seecoder.pipelines.bounded_memory import AUTOENCODER_MEMORY
+from seecoder.pipelines.inputs import ImageSize
 from seecoder.pipelines.stable_diffusion import SeeCoderPipeline
 from seecoder.pipelines.stable_diffusion_xl import SeeCoderXLPipeline
 from seecoder.presets import PRESETS, preset_sentence
@@ -57,7 +57,8 @@ class Variations:
     Args:
         pipe: A pipeline with an encoder.
         max_side: Largest height and width in pixels.
-        image_size: Pictures of more pixels than a square of this side are reduced before they are encoded.
+        image_size: Pictures of more pixels than a square of this side are reduced before they are encoded; "trained" is
+            the side that the encoder was trained at.
         autoencoder_memory: GiB that the autoencoder may take; what takes more is done in tiles.
     """
 
@@ -65,13 +66,13 @@ class Variations:
         self,
         pipe: SeeCoderPipeline | SeeCoderXLPipeline,
         max_side: int = 2048,
-        image_size: int | None = ENCODED_SIZE,
+        image_size: ImageSize = "trained",
         autoencoder_memory: float = AUTOENCODER_MEMORY,
     ) -> None:
         require("max_side", max_side, whole(1))
         self.pipe = pipe
         self.max_side = max_side
-        self.image_size = image_size
+        self.image_size: ImageSize = image_size
         self.autoencoder_memory = autoencoder_memory
         # Gradio runs one request at a time; the lock holds whatever else calls this.
         self._lock = threading.Lock()
@@ -241,7 +242,7 @@ def build(vary: Variations) -> Any:
                     method = gradio.Dropdown(names, value=names[0], label="Method above the native size")
                     stages = gradio.Checkbox(label="Show what every stage of the method made")
                     steps = gradio.Slider(1, 100, value=50, step=1, label="Steps")
-                    guidance = gradio.Slider(1.0, 10.0, value=2.0, step=0.1, label="Guidance")
+                    guidance = gradio.Slider(1.0, 10.0, value=vary.pipe.default_guidance, step=0.1, label="Guidance")
                     strength = gradio.Slider(0.0, 2.0, value=1.0, step=0.05, label="Strength of the pictures")
                 button = gradio.Button("Vary", variant="primary")
             with gradio.Column():

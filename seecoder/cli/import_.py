@@ -5,6 +5,7 @@ read only with --allow-pickle, and even then only as tensors (weights_only=True)
 
   seecoder import seecoder-v1-0.safetensors my-encoder
   seecoder import v2-1_512.ckpt my-base --allow-pickle --prediction-type epsilon
+  seecoder import seecoder-anime-v1-0.safetensors anime --negative anime_ug.pth --allow-pickle
 """
 
 import argparse
@@ -31,6 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--prediction-type", choices=PREDICTIONS, help="of a base: what its UNet predicts, if the file does not say"
     )
+    parser.add_argument(
+        "--negative", metavar="FILE", help="a variant's learned negative context (Anime): one tensor of (tokens, width)"
+    )
     parser.add_argument("--license", default="other", help="licence for the model card")
     parser.add_argument("--overwrite", action="store_true", help="replace what is there")
 
@@ -46,24 +50,41 @@ def run(arguments: argparse.Namespace) -> None:
     from seecoder.export.exporting import export_encoder
     from seecoder.export.model_card import CardFacts
     from seecoder.weights.atomic import atomic_directory
-    from seecoder.weights.pickles import read_pickle_allowed
 
     config = _read_config(arguments.config)
-    # Without the permission the file goes to the strict reader, which refuses pickles with the reason.
-    is_pickle = arguments.allow_pickle and path.suffix != ".safetensors"
-    source: Any = read_pickle_allowed(path) if is_pickle else path
-    base = SingleFile(str(path), source, {}) if is_pickle else SingleFile.open(path)
+    source = _source(path, arguments.allow_pickle)
+    base = SingleFile.open(path) if source is path else SingleFile(str(path), source, {})
     if base.has("unet"):
         with atomic_directory(arguments.out, overwrite=arguments.overwrite) as folder:
             base.save(folder, prediction_type=arguments.prediction_type)
         say(f"wrote {arguments.out}: UNet, VAE and scheduler of {path}")
         return
     encoder = SeeCoder.from_official(source, **config)
+    if arguments.negative is not None:
+        encoder.set_negative_context(_only_tensor(Path(arguments.negative), arguments.allow_pickle))
     variant = "position-aware (SeeCoder-PA)" if encoder.config["position_aware"] else "plain (SeeCoder)"
     say(f"{path}: {variant}, {str(encoder.dtype).removeprefix('torch.')}")
     facts = CardFacts(license=arguments.license, notes={"imported from": path.name})
     report = export_encoder(encoder, arguments.out, "hub", facts=facts, overwrite=arguments.overwrite)
     say(f"wrote {report.summary}")
+
+
+def _source(path: Path, allow_pickle: bool) -> Any:
+    """The tensors of a pickle with permission; else the path, for the strict reader, which says why it refuses one."""
+    from seecoder.weights.pickles import read_pickle_allowed
+
+    return read_pickle_allowed(path) if allow_pickle and path.suffix != ".safetensors" else path
+
+
+def _only_tensor(path: Path, allow_pickle: bool) -> Any:
+    """The one tensor of a file."""
+    from seecoder.weights.safetensors_files import read_safetensors
+
+    source = _source(path, allow_pickle)
+    tensors = list((source if isinstance(source, dict) else read_safetensors(source)[0]).values())
+    if len(tensors) != 1:
+        raise ValueError(f"`--negative` {path} holds {len(tensors)} tensors; give a file with the one of the context.")
+    return tensors[0]
 
 
 def _read_config(path: str | None) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from seecoder.checks import require, whole
+from seecoder.cli.conditions.context_options import reference_masks
 from seecoder.cli.console import safe_name
 from seecoder.cli.opening import saved_contexts
 
@@ -88,8 +89,10 @@ def make_jobs(arguments: argparse.Namespace, opened: "OpenedPictures") -> list[J
             raise ValueError(f"`--{name}` has no effect without `--together`.")
     contexts, pictures = saved_contexts(arguments.encoder), arguments.pictures
     if contexts is not None:
-        if pictures or arguments.together:
-            raise ValueError("`--encoder` names ready contexts; PICTURE and --together have no effect with them.")
+        if pictures or arguments.together or arguments.reference_mask:
+            raise ValueError(
+                "`--encoder` names ready contexts; PICTURE, --together and --reference-mask have no effect with them."
+            )
         vectors = {"context": contexts.context, "pooled_context": contexts.pooled}
         rows = [
             {name: values[row : row + 1] for name, values in vectors.items() if values is not None}
@@ -99,14 +102,15 @@ def make_jobs(arguments: argparse.Namespace, opened: "OpenedPictures") -> list[J
     if not pictures:
         raise ValueError("give at least one PICTURE, or contexts with `--encoder`.")
     thumbnails = [(opened.thumbnails[path], Path(path).name) for path in pictures]
-    encoded = [opened.encoded[path] for path in pictures]
+    encoded, masks = [opened.encoded[path] for path in pictures], reference_masks(arguments, opened)
     if arguments.together:
         normalise_weights(arguments.weights, len(pictures))
         if arguments.concatenate and arguments.weights is not None:
             raise ValueError("`--weights` have no effect with `--concatenate`; leave one of them out.")
-        together = ImageSet(encoded, arguments.weights, "concatenate" if arguments.concatenate else "average")
+        combine = "concatenate" if arguments.concatenate else "average"
+        together = ImageSet(encoded, arguments.weights, combine, masks)
         return [Job("together", {"image": together}, pictures, thumbnails)]
     return [
-        Job(safe_name(Path(path).stem), {"image": pixels}, [path], [thumbnail])
-        for path, pixels, thumbnail in zip(pictures, encoded, thumbnails, strict=True)
+        Job(safe_name(Path(path).stem), {"image": ImageSet([pixels], masks=[mask])}, [path], [thumbnail])
+        for path, pixels, mask, thumbnail in zip(pictures, encoded, masks, thumbnails, strict=True)
     ]

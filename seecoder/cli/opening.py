@@ -85,21 +85,35 @@ def open_pictures(arguments: argparse.Namespace) -> OpenedPictures:
     from seecoder.images.scaling import encodable
 
     limit = MAX_PIXELS if arguments.max_pixels is None else arguments.max_pixels
-    encoded = {*arguments.pictures, *(picture for _, picture in arguments.region)}
+    encoded = {*arguments.pictures, *arguments.negative, *(picture for _, picture in arguments.region)}
     whole = {path for path in [arguments.start_image, arguments.ip_adapter_image] if path is not None}
+    masks = [*arguments.reference_mask, *(mask for mask, _ in arguments.region)]
     opened = OpenedPictures(
         controls={path: load_control_image(path, max_pixels=limit) for path in control_pictures(arguments)},
-        masks={mask: load_mask(mask, max_pixels=limit) for mask, _ in arguments.region},
+        masks={mask: load_mask(mask, max_pixels=limit) for mask in masks},
     )
+    side = trained_side(arguments.encoder) if arguments.image_size == "trained" else arguments.image_size
     for path in sorted(encoded | whole):
         pixels = load_image(path, max_pixels=limit)
         if path in whole:
             opened.whole[path] = pixels
         if path in encoded:
-            opened.encoded[path] = encodable(path, pixels, arguments.image_size)
+            opened.encoded[path] = encodable(path, pixels, side)
             opened.thumbnails[path] = to_pil(pixels)
             opened.thumbnails[path].thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
     return opened
+
+
+def trained_side(source: str) -> int:
+    """Find the side of the pictures that an encoder was trained on before it is loaded; 512 where it says nothing."""
+    from seecoder.base_model.loading import load_config
+    from seecoder.images.scaling import ENCODED_SIZE
+
+    try:
+        config = {} if Path(source).is_file() else load_config(source, "encoder", at_top=True)
+    except FileNotFoundError:  # said in other words by what loads the encoder
+        config = {}
+    return config.get("image_size", ENCODED_SIZE)
 
 
 def saved_contexts(source: str) -> "SavedContext | None":
@@ -203,6 +217,7 @@ def load_pipeline(arguments: argparse.Namespace) -> "SeeCoderPipeline | SeeCoder
         controlnet=one_or_all(arguments.controlnet),
         adapter=one_or_all(arguments.adapter),
         prediction_type=arguments.prediction_type,
+        text=getattr(arguments, "text", None) is not None,
         variant=arguments.variant,
     )
     scheduler = getattr(arguments, "scheduler", None)

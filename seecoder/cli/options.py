@@ -25,6 +25,9 @@ _OPTIONS = {
     "view_batch_size": "view_batch",
     "autoencoder_memory": "autoencoder_memory",
     "start_image": "start_image",
+    "text": "text",
+    "negative_text": "negative_text",
+    "text_weight": "text_weight",
 }
 
 
@@ -53,20 +56,20 @@ def with_flags(text: str) -> str:
     return text
 
 
-def _side_or_own(text: str) -> int | None:
-    """Read the side of a square in pixels, or "own" for None."""
-    return None if text == "own" else int(text)
+def _side(text: str) -> int | str | None:
+    """Read the side of a square in pixels, "trained", or "own" for None."""
+    return {"own": None, "trained": "trained"}[text] if text in ("own", "trained") else int(text)
 
 
 def add_image_size(parser: argparse._ActionsContainer) -> None:
     """Add what says at which size the encoder sees pictures."""
     parser.add_argument(
         "--image-size",
-        type=_side_or_own,
-        default=512,
+        type=_side,
+        default="trained",
         metavar="PIXELS",
-        help="larger pictures are reduced to the area of such a square before they are encoded; best is what the "
-        "encoder was trained at; own: never (default: %(default)s)",
+        help="larger pictures are reduced to the area of such a square before they are encoded; trained: as the "
+        "encoder records; own: never (default: %(default)s)",
     )
 
 
@@ -159,16 +162,15 @@ def add_sampling_options(parser: argparse.ArgumentParser, *, method: str | None)
     group.add_argument("--height", type=int, help="pixels, a multiple of 8; default: what the base was trained at")
     group.add_argument("--width", type=int, help="the same")
     group.add_argument("--steps", type=int, default=50, help="denoising steps")
-    group.add_argument("--guidance", type=float, default=2.0, help="guidance scale; 1 switches guidance off")
+    group.add_argument(
+        "--guidance", type=float, help="guidance scale; 1 switches it off; default: as the encoder records"
+    )
     group.add_argument(
         "--guidance-rescale", type=float, default=0.0, help="fraction of the rescaled prediction, against over-exposure"
     )
     group.add_argument("--eta", type=float, default=0.0, help="DDIM's stochasticity")
     group.add_argument(
         "--scheduler", metavar="NAME", help="another scheduler of diffusers, such as DDIM or EulerDiscrete"
-    )
-    group.add_argument(
-        "--context-scale", type=float, default=1.0, help="strength of the context; 0 ignores the picture"
     )
     group.add_argument(
         "--method",

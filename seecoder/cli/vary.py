@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from seecoder.checks import optional, require, whole
 from seecoder.cli.batch_runs import Batches, write_picture
 from seecoder.cli.conditions.adapters import control_pictures
+from seecoder.cli.conditions.context_options import add_context_options, negative_arguments
 from seecoder.cli.conditions.regions import add_regions, with_regions
 from seecoder.cli.console import check_new, check_space, say
 from seecoder.cli.jobs import Job, Variation, make_jobs, seeds_of
@@ -61,6 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_base_options(parser)
     add_sampling_options(parser, method=None)
+    add_context_options(parser)
     group = parser.add_argument_group("what to make")
     group.add_argument("--out", required=True, metavar="FOLDER", help="where to write")
     group.add_argument("--seed", type=int, nargs="+", default=[0], help="one seed a variation")
@@ -131,6 +133,7 @@ def make(arguments: argparse.Namespace, methods: "list[Method] | None", *, aspec
     check_new(written, arguments.overwrite, _inputs(arguments))
     pipe = load_pipeline(arguments)
     given = pipeline_arguments(arguments, opened) | _size(arguments, pipe, aspect)
+    given |= negative_arguments(arguments, pipe, opened)
     batch = arguments.batch or _batch_size(arguments, pipe, (given["height"], given["width"]))
     batch = min(batch, len(results))
     check_space(out, _PIXEL_BYTES * given["height"] * given["width"] * len(results) * (1 + arguments.previews))
@@ -217,8 +220,9 @@ def sheet_path(sheet: str, out: Path) -> Path | None:
 def _inputs(arguments: argparse.Namespace) -> list[str]:
     """All pictures that are read."""
     parts = [path for pair in arguments.region for path in pair]
+    beside = [*arguments.negative, *arguments.reference_mask, *parts]
     single = filter(None, [arguments.start_image, arguments.ip_adapter_image])
-    return [*arguments.pictures, *parts, *control_pictures(arguments), *single]
+    return [*arguments.pictures, *beside, *control_pictures(arguments), *single]
 
 
 def _check_sheet(path: Path, jobs: list[Job], seeds: int, size: tuple[int, int]) -> None:

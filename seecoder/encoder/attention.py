@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+_NEVER = 1e-30  # what does not count, counts so much: its logarithm has to be a number
+
 
 class CheckpointedModule(nn.Module):
     """A module whose parts can be recomputed in the backward pass instead of being kept.
@@ -61,8 +63,16 @@ class Attention(nn.Module):
         nn.init.xavier_uniform_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 
-    def forward(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Attend from `query` (B, Q, dim) over `key` and `value` (B, K, dim).
+
+        Args:
+            query: (B, Q, dim).
+            key: (B, K, dim).
+            value: (B, K, dim).
+            bias: (B, 1, 1, K), added to the logits of every key; None for none.
 
         Returns:
             (B, Q, dim).
@@ -71,6 +81,7 @@ class Attention(nn.Module):
             self._split_heads(self.query(query)),
             self._split_heads(self.key(key)),
             self._split_heads(self.value(value)),
+            attn_mask=bias,
             dropout_p=self.dropout if self.training else 0.0,
         )  # (B, heads, Q, dim / heads)
         return self.out(attended.transpose(1, 2).flatten(2))
@@ -94,6 +105,20 @@ class Attention(nn.Module):
 
     def _split_heads(self, tokens: torch.Tensor) -> torch.Tensor:
         return tokens.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, heads, N, dim / heads)
+
+
+def key_bias(mask: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Let positions of a map be attended to as much as a mask says that they count.
+
+    Args:
+        mask: (B, 1, H, W) in [0, 1] over the whole picture.
+        size: (h, w) of the map.
+
+    Returns:
+        (B, 1, 1, h * w), the logarithm of the mask's mean over each cell; where nothing counts, about -69.
+    """
+    cells = F.interpolate(mask.float(), size=size, mode="area").flatten(2)
+    return cells.clamp_min(_NEVER).log()[:, :, None].to(mask.dtype)
 
 
 class FeedForward(nn.Module):

@@ -27,11 +27,14 @@ class ImageSet:
         weights: One number >= 0 a picture; they are divided by their sum. None counts all pictures alike.
         combine: "average" takes the weighted mean token by token (the length of the context stays the same);
             "concatenate" puts the tokens side by side, so that attention chooses among the pictures at every place.
+        masks: What counts of each picture: anything that `seecoder.images.masks.load_mask` takes, or None for all of
+            it. None counts all of every picture.
     """
 
     images: Sequence[Any]
     weights: Sequence[float] | None = None
     combine: Literal["average", "concatenate"] = "average"
+    masks: Sequence[Any] | None = None
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,19 @@ def check_position_jitter(jitter: torch.Tensor, num_levels: int, batch_size: int
         raise ValueError(f"`position_jitter` of shape {tuple(jitter.shape)} must be {expected[0]} or {expected[1]}.")
 
 
+def check_mask(mask: torch.Tensor, pixels: torch.Tensor) -> None:
+    """Check that a mask fits pixels (B, 3, H, W).
+
+    Raises:
+        ValueError: It is not (B, 1, H, W) with values in [0, 1], or nothing of a picture counts.
+    """
+    expected = (len(pixels), 1, *pixels.shape[-2:])
+    if tuple(mask.shape) != expected or not ((mask >= 0) & (mask <= 1)).all():
+        raise ValueError(f"`mask` of shape {tuple(mask.shape)} must be {expected} with values in [0, 1].")
+    if not mask.flatten(1).any(dim=1).all():
+        raise ValueError("`mask` must be above zero somewhere in every picture.")
+
+
 def standardise(pixels: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
     """Subtract a mean from each channel of (B, 3, H, W) and divide by a standard deviation, in the dtype given."""
     if not any(mean) and all(value == 1 for value in std):

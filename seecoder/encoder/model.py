@@ -30,11 +30,12 @@ from seecoder.encoder.backbones.timm_backbones import (
     SimpleFeaturePyramid,
     build_backbone,
 )
-from seecoder.encoder.input_checks import check_pixels, check_position_jitter, standardise
+from seecoder.encoder.input_checks import MIN_SIDE, check_mask, check_pixels, check_position_jitter, standardise
 from seecoder.encoder.official import load_official, released_backbone, to_official
 from seecoder.encoder.pixel_decoder import Decoder, DecoderAttention
 from seecoder.encoder.query_transformer import QueryTransformer
 from seecoder.encoder.saved_folders import check_savable, load_folder
+from seecoder.images.scaling import ENCODED_SIZE
 from seecoder.weights.safetensors_files import write_safetensors
 
 _NUM_LEVELS = 3  # the decoder reads the last three maps of the backbone
@@ -46,6 +47,8 @@ _RULES = {
     "num_global_queries": whole(0),
     "num_local_queries": whole(1),
     "pooled_dim": optional(whole(1)),
+    "image_size": whole(MIN_SIDE),
+    "guidance_scale": number(),
     "image_mean": some_of(number(), "three numbers, one a colour channel", minimum=3, maximum=3),
     "image_std": some_of(
         number(0, above_minimum=True), "three numbers above zero, one a colour channel", minimum=3, maximum=3
@@ -100,6 +103,11 @@ class SeeCoder(ModelMixin, ConfigMixin):
         image_mean: Subtracted from the pixels, per channel. The default (with `image_std`) leaves pixels as they are,
             which is what the released weights expect. For ImageNet's statistics: (0.485, 0.456, 0.406).
         image_std: What the pixels are divided by, per channel. For ImageNet's statistics: (0.229, 0.224, 0.225).
+        image_size: Side in pixels of the square pictures that it was trained on. It changes nothing here; pipelines and
+            commands reduce larger pictures to as many pixels.
+        guidance_scale: The guidance that suits its contexts; the default of pipelines and commands.
+        learned_negative: Whether it comes with a context of its own for "unconditional" (`negative_context`), as the
+            Anime variant does; zeros stand for it elsewhere.
 
     Raises:
         ValueError: An argument is out of its range, or does not fit the others.
@@ -110,6 +118,7 @@ class SeeCoder(ModelMixin, ConfigMixin):
     _supports_gradient_checkpointing = True
 
     backbone: SwinBackbone | PyramidBackbone | PlainBackbone
+    negative_context: torch.Tensor | None
     decoder: Decoder
     query_transformer: QueryTransformer
     _official_metadata: Mapping[str, str] = {}  # the header of the released file that was read
@@ -133,6 +142,9 @@ class SeeCoder(ModelMixin, ConfigMixin):
         pooled_dim: int | None = None,
         image_mean: Sequence[float] = (0.0, 0.0, 0.0),
         image_std: Sequence[float] = (1.0, 1.0, 1.0),
+        image_size: int = ENCODED_SIZE,
+        guidance_scale: float = 2.0,
+        learned_negative: bool = False,
     ) -> None:
         super().__init__()
         for name, rule in _RULES.items():
@@ -169,6 +181,8 @@ class SeeCoder(ModelMixin, ConfigMixin):
             position_aware,
         )
         self.pooled_projection = nn.Linear(context_dim, pooled_dim) if pooled_dim else None
+        tokens = num_global_queries + num_local_queries
+        self.register_buffer("negative_context", torch.zeros(1, tokens, context_dim) if learned_negative else None)
         self.freeze_backbone()
 
     def __getattr__(self, name: str) -> Any:
@@ -194,25 +208,35 @@ class SeeCoder(ModelMixin, ConfigMixin):
         """
         return self.encode(pixels, position_jitter).context
 
-    def encode(self, pixels: torch.Tensor, position_jitter: torch.Tensor | None = None) -> SeeCoderOutput:
+    def encode(
+        self,
+        pixels: torch.Tensor,
+        position_jitter: torch.Tensor | None = None,
+        mask: torch.Tensor | None = None,
+    ) -> SeeCoderOutput:
         """Encode pictures as contexts and, if the encoder has `pooled_dim`, pooled vectors.
 
         Args:
             pixels: (B, 3, H, W), floating point in [0, 1], H and W at least 32; cast to the encoder's dtype.
             position_jitter: Offsets from `draw_position_jitter`, for training a position-aware encoder; None for none.
+            mask: (B, 1, H, W) in [0, 1], how much each pixel counts; None where all do. What does not count is grey
+                to the backbone, and nothing attends to it.
 
         Returns:
             Context and pooled vector.
 
         Raises:
             TypeError: `pixels` are integers.
-            ValueError: A shape that cannot be encoded, or jitter for an encoder without positions.
+            ValueError: A shape that cannot be encoded, a mask of another, or jitter for an encoder without positions.
         """
         check_pixels(pixels)
+        if mask is not None:
+            check_mask(mask, pixels)
+            pixels = torch.lerp(torch.full_like(pixels, 0.5), pixels, mask.to(pixels))
         if position_jitter is not None:
             position_aware = self.query_transformer.position_encoding is not None
             check_position_jitter(position_jitter, self._num_levels, len(pixels), position_aware=position_aware)
-        return self.encode_maps(self.compute_maps(pixels), position_jitter)
+        return self.encode_maps(self.compute_maps(pixels), position_jitter, mask)
 
     def compute_maps(self, pixels: torch.Tensor) -> list[torch.Tensor]:
         """Run the backbone: the first half of `encode`, the one that training can keep.
@@ -228,12 +252,18 @@ class SeeCoder(ModelMixin, ConfigMixin):
         maps = list(self.backbone(pixels))
         return maps if self.feature_pyramid is not None else maps[-self._num_levels :]
 
-    def encode_maps(self, maps: Sequence[torch.Tensor], position_jitter: torch.Tensor | None = None) -> SeeCoderOutput:
+    def encode_maps(
+        self,
+        maps: Sequence[torch.Tensor],
+        position_jitter: torch.Tensor | None = None,
+        mask: torch.Tensor | None = None,
+    ) -> SeeCoderOutput:
         """Decode and query the backbone's maps: the second half of `encode`.
 
         Args:
             maps: As `compute_maps` returns them.
             position_jitter: Offsets from `draw_position_jitter`, or None; not checked.
+            mask: (B, 1, H, W) in [0, 1], how much each pixel counts, or None; not checked.
 
         Returns:
             Context and pooled vector.
@@ -242,7 +272,8 @@ class SeeCoder(ModelMixin, ConfigMixin):
         levels = [level.to(self.query_transformer.queries.dtype) for level in maps]
         if self.feature_pyramid is not None:
             levels = self.feature_pyramid(levels)
-        context = self.query_transformer(self.decoder(levels[-self._num_levels :]), position_jitter)
+        mask = None if mask is None else mask.to(levels[0])
+        context = self.query_transformer(self.decoder(levels[-self._num_levels :], mask), position_jitter, mask)
         pooled = None
         if self.pooled_projection is not None:
             pooled = self.pooled_projection(context[:, : self.query_transformer.num_global].mean(dim=1))
@@ -321,6 +352,24 @@ class SeeCoder(ModelMixin, ConfigMixin):
                 has them; they stay as they are), or shapes differ. Nothing is loaded then.
         """
         return load_pretrained(self.backbone, source, name=self.config["backbone"])
+
+    def set_negative_context(self, tokens: torch.Tensor) -> None:
+        """Keep a learned context for "unconditional", which is saved with the encoder and which pipelines then use.
+
+        Args:
+            tokens: (T, D) or (1, T, D), for instance of the released `anime_ug.pth` (77 tokens); zeros follow up to the
+                length of the context, as the released program has it.
+
+        Raises:
+            ValueError: Another shape, or more tokens than the context has.
+        """
+        length, width = self.query_transformer.queries.shape
+        tokens = tokens[None] if tokens.ndim == 2 else tokens
+        if tokens.ndim != 3 or len(tokens) != 1 or tokens.shape[1] > length or tokens.shape[2] != width:
+            raise ValueError(f"`tokens` of shape {tuple(tokens.shape)} must be (1, T, {width}), T up to {length}.")
+        padded = nn.functional.pad(tokens, (0, 0, 0, length - tokens.shape[1]))
+        self.negative_context = padded.to(self.query_transformer.queries)
+        self.register_to_config(learned_negative=True)
 
     @classmethod
     def from_official(cls, source: str | Path | Mapping[str, torch.Tensor], **config: Any) -> Self:

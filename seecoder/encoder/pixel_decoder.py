@@ -11,7 +11,7 @@ from typing import Literal, get_args
 import torch
 from torch import nn
 
-from seecoder.encoder.attention import Attention, CheckpointedModule, FeedForward
+from seecoder.encoder.attention import Attention, CheckpointedModule, FeedForward, key_bias
 
 DecoderAttention = Literal["spatial", "released"]
 
@@ -40,10 +40,10 @@ class DecoderLayer(nn.Module):
             self.attention.query.requires_grad_(False)
             self.attention.key.requires_grad_(False)
 
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Map `tokens` (B, N, dim) to (B, N, dim)."""
+    def forward(self, tokens: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        """Map `tokens` (B, N, dim) to (B, N, dim); `bias` (B, 1, 1, N) adds to the logits of a spatial attention."""
         if self.is_spatial:
-            attended = self.attention(tokens, tokens, tokens)
+            attended = self.attention(tokens, tokens, tokens, bias)
         else:
             attended = self.attention.attend_to_itself(tokens)
         tokens = self.attention_norm(tokens + self.dropout(attended))
@@ -114,11 +114,12 @@ class Decoder(CheckpointedModule):
             DecoderLayer(dim, num_heads, ffn_dim, dropout, attention) for _ in range(num_layers)
         )
 
-    def forward(self, features: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    def forward(self, features: Sequence[torch.Tensor], mask: torch.Tensor | None = None) -> list[torch.Tensor]:
         """Decode the levels of one pyramid.
 
         Args:
             features: (B, C_l, H_l, W_l) for every level, finest first.
+            mask: (B, 1, H, W) in [0, 1], how much each place counts; None where all do.
 
         Returns:
             (B, dim, H_l, W_l) for every level, finest first.
@@ -129,8 +130,12 @@ class Decoder(CheckpointedModule):
             for level, embedding in zip(reversed(projected), self.level_embedding, strict=True)
         ]  # each (B, H_l * W_l, dim)
         tokens = torch.cat(coarse_first, dim=1)
+        bias = None
+        if mask is not None:
+            sizes = [(level.shape[-2], level.shape[-1]) for level in reversed(projected)]
+            bias = torch.cat([key_bias(mask, size) for size in sizes], dim=-1)
         for layer in self.layers:
-            tokens = self.run(layer, tokens)
+            tokens = self.run(layer, tokens, bias)
         decoded = reversed(tokens.split([level.shape[1] for level in coarse_first], dim=1))
         return [
             level.transpose(1, 2).reshape(shape.shape) + lateral(raw)

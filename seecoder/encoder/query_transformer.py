@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from seecoder.encoder.attention import Attention, CheckpointedModule, FeedForward
+from seecoder.encoder.attention import Attention, CheckpointedModule, FeedForward, key_bias
 from seecoder.encoder.positional_encoding import PositionalEncoding
 
 INITIAL_BRANCH = 0.1  # of what self-attention and feed-forward parts add to a query, relative to Xavier's size
@@ -46,6 +46,7 @@ class QueryBlock(nn.Module):
         features: torch.Tensor,
         feature_positions: torch.Tensor | None,
         num_global: int,
+        bias: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Update the queries.
 
@@ -55,13 +56,14 @@ class QueryBlock(nn.Module):
             features: (B, N, dim), one level's positions.
             feature_positions: (N, dim) or (B, N, dim), added to the keys alone; None for none.
             num_global: How many queries never look at the features themselves.
+            bias: (B, 1, 1, N), added to the logits of the features; None for none.
 
         Returns:
             (B, Q, dim).
         """
         global_queries, local_queries = queries[:, :num_global], queries[:, num_global:]
         keys = features if feature_positions is None else features + feature_positions.to(features.dtype)
-        read = self.cross_attention(local_queries + query_positions[num_global:], keys, features)
+        read = self.cross_attention(local_queries + query_positions[num_global:], keys, features, bias)
         local_queries = self.cross_attention_norm(local_queries + read)
 
         queries = torch.cat([global_queries, local_queries], dim=1)
@@ -106,12 +108,18 @@ class QueryTransformer(CheckpointedModule):
         self.blocks = nn.ModuleList(QueryBlock(dim, num_heads, ffn_dim) for _ in range(num_layers))
         self.position_encoding = PositionalEncoding(dim) if position_aware else None
 
-    def forward(self, levels: Sequence[torch.Tensor], position_jitter: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self,
+        levels: Sequence[torch.Tensor],
+        position_jitter: torch.Tensor | None = None,
+        mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """Read the levels.
 
         Args:
             levels: (B, dim, H_l, W_l) for every level, finest first.
             position_jitter: (L, 2) or (B, L, 2) offsets for `PositionalEncoding`, one pair a level; None for none.
+            mask: (B, 1, H, W) in [0, 1], how much each place counts; None where all do.
 
         Returns:
             (B, num_global + num_local, dim), global queries first.
@@ -126,8 +134,10 @@ class QueryTransformer(CheckpointedModule):
                 jitter = None if position_jitter is None else position_jitter[..., index, :]
                 positions[index] = self.position_encoding(level.shape[-2], level.shape[-1], jitter)
 
+        biases = [None if mask is None else key_bias(mask, (level.shape[-2], level.shape[-1])) for level in levels]
         queries = self.queries.expand(levels[0].shape[0], -1, -1)
         for index, block in enumerate(self.blocks):
             level = index % self.num_levels
-            queries = self.run(block, queries, self.query_positions, features[level], positions[level], self.num_global)
+            seen = (features[level], positions[level], self.num_global, biases[level])
+            queries = self.run(block, queries, self.query_positions, *seen)
         return queries

@@ -48,6 +48,7 @@ def model_card(encoder: Any, format: str, facts: CardFacts, size: tuple[int, int
         "context": f"{tokens} tokens of width {width}, for {family}",
         "position-aware": "yes" if config["position_aware"] else "no",
         "decoder attention": config["decoder_attention"],
+        "trained at": f"{config['image_size']} pixels; guidance {config['guidance_scale']:g} suits it",
         "parameters": f"{sum(parameter.numel() for parameter in encoder.parameters()):,}",
         **facts.notes,
     }

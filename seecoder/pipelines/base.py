@@ -23,12 +23,13 @@ from seecoder.base_model.facts import is_sdxl, pixels_per_cell
 from seecoder.base_model.fit import check_parts
 from seecoder.base_model.loading import load_beside, load_config, load_part
 from seecoder.encoder.model import SeeCoder
-from seecoder.images.scaling import ENCODED_SIZE
 from seecoder.pipelines.adapters.control import check_adapter
 from seecoder.pipelines.adapters.image_prompt import ImagePrompts
 from seecoder.pipelines.adapters.lora import UnetLora
 from seecoder.pipelines.conditioning import encode_pictures
-from seecoder.pipelines.inputs import CALLBACK_TENSORS, Pictures, Request
+from seecoder.pipelines.context.contexts import Contexts
+from seecoder.pipelines.context.text import TEXT_PARTS, load_text_parts
+from seecoder.pipelines.inputs import CALLBACK_TENSORS, ImageSize, Pictures, Request
 from seecoder.sampling.conditions import AddedConditions
 from seecoder.sampling.views import Size
 
@@ -37,8 +38,9 @@ Adapters = T2IAdapter | MultiAdapter | Sequence[T2IAdapter]
 
 _PATH = (str, os.PathLike)
 _PARTS = ("vae", "unet", "scheduler")
-_OPTIONAL_PARTS = ("encoder", "controlnet", "adapter")
+_OPTIONAL_PARTS = ("encoder", "controlnet", "adapter", *TEXT_PARTS)
 _CHECKED = ("unet", "vae", "encoder", "controlnet")
+_GUIDANCE = 2.0  # suits released encoders
 _HUB_OPTIONS = ("variant", "revision", "token", "cache_dir", "local_files_only")
 
 
@@ -57,14 +59,19 @@ class ContextPipeline(DiffusionPipeline, StableDiffusionMixin, UnetLora, ImagePr
         adapter: Spatial control by one T2I-Adapter, or by several in a list; None for none.
         image_encoder: What an IP-Adapter sees pictures with; `load_ip_adapter` brings it.
         feature_extractor: What prepares them for it.
+        text_encoder: The base's own, for `text`; None if no call has any.
+        tokenizer: That of `text_encoder`.
+        text_encoder_2: SDXL's second one.
+        tokenizer_2: That of `text_encoder_2`.
 
     Raises:
         ValueError: Parts that do not fit each other.
     """
 
-    model_cpu_offload_seq: ClassVar[str] = "encoder->image_encoder->unet->vae"
+    model_cpu_offload_seq: ClassVar[str] = "text_encoder->text_encoder_2->encoder->image_encoder->unet->vae"
     _optional_components: ClassVar[list[str]] = [*_OPTIONAL_PARTS, "image_encoder", "feature_extractor"]
     _callback_tensor_inputs: ClassVar[list[str]] = list(CALLBACK_TENSORS)
+    _text_parts: ClassVar[tuple[str, ...]] = TEXT_PARTS[:2]
     unet_family: ClassVar[Literal["sd", "sdxl"]]  # of the UNets that it takes
 
     def __init__(
@@ -77,6 +84,10 @@ class ContextPipeline(DiffusionPipeline, StableDiffusionMixin, UnetLora, ImagePr
         adapter: Adapters | None = None,
         image_encoder: PreTrainedModel | None = None,
         feature_extractor: Any | None = None,
+        text_encoder: Any = None,
+        tokenizer: Any = None,
+        text_encoder_2: Any = None,
+        tokenizer_2: Any = None,
     ) -> None:
         super().__init__()
         if isinstance(controlnet, (list, tuple)):
@@ -85,6 +96,8 @@ class ContextPipeline(DiffusionPipeline, StableDiffusionMixin, UnetLora, ImagePr
             adapter = MultiAdapter(list(adapter))
         self.register_modules(vae=vae, unet=unet, scheduler=scheduler, encoder=encoder, controlnet=controlnet)
         self.register_modules(adapter=adapter, image_encoder=image_encoder, feature_extractor=feature_extractor)
+        text = (text_encoder, tokenizer, text_encoder_2, tokenizer_2)
+        self.register_modules(**dict(zip(TEXT_PARTS, text, strict=True)))
         self._interrupt = False
         self._num_timesteps = 0
 
@@ -116,11 +129,12 @@ class ContextPipeline(DiffusionPipeline, StableDiffusionMixin, UnetLora, ImagePr
         controlnet: ControlNets | str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
         adapter: Adapters | str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
         prediction_type: str | None = None,
+        text: bool = False,
         **hub: Any,
     ) -> Self:
         """Put an encoder in the place of the text encoder of any base model.
 
-        Only the UNet, the VAE and the scheduler are read; the text encoder is never loaded.
+        Only the UNet, the VAE and the scheduler are read, and the text encoder if `text` asks for it.
 
         Args:
             base: A diffusers folder, a checkpoint in one file, or a repository on the Hub.
@@ -130,6 +144,7 @@ class ContextPipeline(DiffusionPipeline, StableDiffusionMixin, UnetLora, ImagePr
             controlnet: A `ControlNetModel`, or its folder or file; or a list of them.
             adapter: A `T2IAdapter`, or its folder; or a list of them.
             prediction_type: What the UNet predicts ("epsilon", "v_prediction"), where the base says nothing or errs.
+            text: Load the base's text encoder, too, for texts beside the pictures.
             hub: `variant`, `revision`, `token`, `cache_dir`, `local_files_only`.
 
         Returns:
@@ -143,8 +158,9 @@ class ContextPipeline(DiffusionPipeline, StableDiffusionMixin, UnetLora, ImagePr
         """
         _check_hub_options(hub)
         parts: dict[str, Any] = {"vae": vae, "encoder": encoder, "controlnet": controlnet, "adapter": adapter}
+        own = load_text_parts(base, cls._text_parts, dtype, **hub) if text else {}
         given = {name: part for name, part in parts.items() if part is not None}
-        own: dict[str, Any] = {
+        own |= {
             name: load_part(base, name, dtype, prediction_type=prediction_type, **hub)
             for name in _PARTS
             if name not in given
@@ -220,6 +236,8 @@ class ContextPipeline(DiffusionPipeline, StableDiffusionMixin, UnetLora, ImagePr
                 continue
             if name == "encoder":
                 parts[name] = SeeCoder.from_pretrained(base, subfolder=name, dtype=dtype or torch.float32, **kwargs)
+            elif name in TEXT_PARTS:
+                parts |= load_text_parts(base, [name], dtype, **kwargs)
             else:
                 parts[name] = _load_all(base, name, str(index[name][1]), dtype, kwargs)
         pipeline = cls(**parts)
@@ -258,13 +276,19 @@ class ContextPipeline(DiffusionPipeline, StableDiffusionMixin, UnetLora, ImagePr
         """Whether a callback asked to end the run (`pipe._interrupt = True`); the sample so far is then decoded."""
         return self._interrupt
 
-    def context_arguments(self, image: Pictures, image_size: int | None = ENCODED_SIZE) -> dict[str, torch.Tensor]:
+    @property
+    def default_guidance(self) -> float:
+        """The `guidance_scale` of a call that names none: what the encoder records, or 2.0."""
+        return _GUIDANCE if self.encoder is None else float(self.encoder.config["guidance_scale"])
+
+    def context_arguments(self, image: Pictures, image_size: ImageSize = "trained") -> dict[str, torch.Tensor]:
         """Encode pictures once, for many calls: `pipe(**pipe.context_arguments("cat.jpg"), generator=...)`.
 
         Args:
             image: One picture (path, bytes, PIL image, array or tensor); a list of pictures, each its own context; or,
                 in place of a picture, an inner list or an `ImageSet` of pictures that together make one context.
             image_size: Pictures of more pixels than a square of this side are reduced to as many; None keeps them.
+                "trained" is the side that the encoder was trained at.
 
         Returns:
             `context` (N, T, D), and for SDXL `pooled_context` (N, P).
@@ -281,12 +305,12 @@ class ContextPipeline(DiffusionPipeline, StableDiffusionMixin, UnetLora, ImagePr
         """Whether the VAE works in float32, whatever its dtype."""
         return False
 
-    def added_conditions(self, request: Request, pooled: torch.Tensor | None, size: Size) -> AddedConditions | None:
+    def added_conditions(self, request: Request, contexts: Contexts, size: Size) -> AddedConditions | None:
         """What the UNet is told besides the context, for `seecoder.sampling.sample`.
 
         Args:
             request: The call.
-            pooled: Its pooled vectors (B, P), if the encoder or the call gives any.
+            contexts: Its contexts, with pooled vectors if the encoder or the call gives any.
             size: (height, width) of the result in pixels.
         """
         return None

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, cast
 
@@ -16,6 +16,8 @@ from seecoder.pipelines.adapters.image_prompt import check_image_prompts, embedd
 from seecoder.pipelines.autoencoding import decode_latents, in_float32, vae_decoder, vae_encoder
 from seecoder.pipelines.base import ContextPipeline
 from seecoder.pipelines.conditioning import condition
+from seecoder.pipelines.context.context_strength import context_strength, layer_strengths
+from seecoder.pipelines.context.text import text_contexts
 from seecoder.pipelines.inputs import Request, check_size, start_pixels
 from seecoder.pipelines.networks import HalvedOnDemand
 from seecoder.sampling.composition import compose
@@ -56,6 +58,8 @@ class Call:
     """
 
     def __init__(self, pipe: ContextPipeline, request: Request) -> None:
+        if request.guidance_scale is None:
+            request = replace(request, guidance_scale=pipe.default_guidance)
         self._pipe, self._request = pipe, request
         self._cell = pipe.vae_scale_factor
         self._native = native_size(pipe.unet)
@@ -73,6 +77,7 @@ class Call:
             raise ValueError("`context` and `pooled_context` go together; `encode_context` gives both.")
         cells = (self._size[0] // self._cell, self._size[1] // self._cell)
         self._recipe = compose(named_methods(request.method, cells, self._native, request.num_inference_steps))
+        self._strengths = layer_strengths(pipe.unet, request.context_scale)
         self._notes: list[str] = []
 
     @torch.inference_mode(False)  # SyncDiffusion needs gradients, whatever mode the caller is in
@@ -92,6 +97,7 @@ class Call:
             if pipe.upcasts_vae():
                 stack.enter_context(in_float32(pipe.vae))
             sampler = self._sampler()
+            stack.enter_context(context_strength(self._strengths, self._num_picture_tokens))
             progress_bar = cast(Any, pipe).progress_bar  # torch.compiler.disable hides its type
             with progress_bar(total=self._request.num_inference_steps) as bar:
                 try:
@@ -107,13 +113,15 @@ class Call:
     def _sampler(self) -> Callable[..., torch.Tensor]:
         """Sampling with all that it needs; `on_step` is left to be given."""
         pipe, request, notes = self._pipe, self._request, self._notes
-        context, negative, pooled = condition(request, pipe.encoder, pipe.unet, pipe._execution_device)
-        self._contexts = {"context": context, "negative_context": negative}
-        count, cells = len(context), [side // self._cell for side in self._size]
+        text = None if request.text is None else text_contexts(pipe, request.text, request.negative_text, notes)
+        contexts = condition(request, pipe.encoder, pipe.unet, pipe._execution_device, text)
+        self._contexts = {"context": contexts.context, "negative_context": contexts.negative_context}
+        self._num_picture_tokens = contexts.context.shape[1] - (0 if text is None else text.context.shape[1])
+        count, cells = len(contexts.context), [side // self._cell for side in self._size]
         extra: dict[str, Any] = {}
         if request.cross_attention_kwargs is not None:
             extra["cross_attention_kwargs"] = dict(request.cross_attention_kwargs)
-        added = pipe.added_conditions(request, pooled, self._size)
+        added = pipe.added_conditions(request, contexts, self._size)
         encoder = vae_encoder(pipe.vae, request.autoencoder_memory, notes)
         start = None
         if request.start_image is not None:

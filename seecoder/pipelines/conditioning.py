@@ -1,16 +1,18 @@
 """From pictures to the contexts that the UNet is fed with."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from diffusers import UNet2DConditionModel
 
 from seecoder.base_model.facts import context_width
 from seecoder.encoder.context import ImageSet, combine_contexts
-from seecoder.encoder.model import SeeCoder
+from seecoder.encoder.model import SeeCoder, SeeCoderOutput
 from seecoder.images.gate import load_image
-from seecoder.images.scaling import ENCODED_SIZE, encodable
-from seecoder.pipelines.inputs import Pictures, Request, as_image_sets
+from seecoder.images.masks import load_mask
+from seecoder.images.scaling import encodable
+from seecoder.pipelines.context.contexts import Contexts, pad_tokens
+from seecoder.pipelines.inputs import ImageSize, Picture, Pictures, Request, as_image_sets
 from seecoder.pipelines.networks import bring_to_device
 
 
@@ -20,7 +22,8 @@ def encode_pictures(
     image: Pictures,
     weights: Sequence[float] | None,
     device: torch.device | str,
-    image_size: int | None = ENCODED_SIZE,
+    image_size: ImageSize = "trained",
+    masks: Picture | Sequence[Picture | None] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Encode the `image` argument of a call.
 
@@ -31,6 +34,8 @@ def encode_pictures(
         weights: Weights of the pictures of every inner list.
         device: Where the encoder is (or will be put by its offloading hook).
         image_size: Pictures of more pixels than a square of this side are reduced to as many; None keeps them.
+            "trained" is the side that the encoder was trained at.
+        masks: What counts of the pictures: one mask for all, or a list with one (or None) for each entry of `image`.
 
     Returns:
         Contexts (N, T, D) and, if the encoder has them, pooled vectors (N, P), in the encoder's dtype.
@@ -41,11 +46,10 @@ def encode_pictures(
     """
     if encoder is None:
         raise ValueError("`image` needs an encoder, and this pipeline has none. Pass `context`, or set `pipe.encoder`.")
-    sets = as_image_sets(image, weights)
+    sets = as_image_sets(image, weights, masks)
+    side = encoder.config["image_size"] if image_size == "trained" else image_size
     # All pictures are opened before the first is encoded: a bad one should not cost the time of the others.
-    pictures = [
-        [encodable(picture, load_image(picture), image_size)[None] for picture in entry.images] for entry in sets
-    ]
+    pictures = [[encodable(picture, load_image(picture), side)[None] for picture in entry.images] for entry in sets]
     rows = [_encode_set(encoder, entry, pixels, device) for entry, pixels in zip(sets, pictures, strict=True)]
     lengths = {context.shape[1] for context, _ in rows}
     if len(lengths) > 1:
@@ -61,29 +65,43 @@ def _encode_set(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     bring_to_device(encoder)  # `encode` is not `forward`
     # One at a time: every picture keeps its own size and aspect.
-    outputs = [encoder.encode(pixels.to(device)) for pixels in pictures]
+    masks = entry.masks or [None] * len(pictures)
+    outputs = [_encode_one(encoder, pixels, mask, device) for pixels, mask in zip(pictures, masks, strict=True)]
     context = combine_contexts([output.context for output in outputs], entry.weights, entry.combine)
     pooled = [output.pooled for output in outputs if output.pooled is not None]
     return context, combine_contexts(pooled, entry.weights) if pooled else None
 
 
+def _encode_one(
+    encoder: SeeCoder, pixels: torch.Tensor, mask: Picture | None, device: torch.device | str
+) -> SeeCoderOutput:
+    if mask is None:
+        return encoder.encode(pixels.to(device))
+    values = load_mask(mask, (pixels.shape[-2], pixels.shape[-1]))[None, None]
+    return encoder.encode(pixels.to(device), mask=values.to(device))
+
+
 def condition(
-    request: Request, encoder: SeeCoder | None, unet: UNet2DConditionModel, device: torch.device | str
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    request: Request,
+    encoder: SeeCoder | None,
+    unet: UNet2DConditionModel,
+    device: torch.device | str,
+    text: Contexts | None = None,
+) -> Contexts:
     """Make the contexts of a call, one row a picture to be made.
 
     Unconditional is the zero context, as in the published code: the cross-attention of these UNets has no bias on keys
-    and values, so zeros leave only the output's bias.
+    and values, so zeros leave only the output's bias. An encoder may bring a learned one instead.
 
     Args:
         request: The call.
         encoder: The pipeline's; None will do where the call brings its `context`.
         unet: What will read the contexts; they get its dtype.
         device: Where the UNet works.
+        text: The contexts of the call's text, if it has one.
 
     Returns:
-        On the UNet's device and in its dtype: the context (B, T, D), the negative context of the same shape, and for
-        SDXL the pooled vectors (B, P), else None.
+        The contexts on the UNet's device and in its dtype.
 
     Raises:
         ImageError: A picture that cannot be read.
@@ -91,7 +109,8 @@ def condition(
             encoder.
     """
     if request.image is not None and request.context is None:
-        context, pooled = encode_pictures(encoder, request.image, request.context_weights, device, request.image_size)
+        given = (request.context_weights, device, request.image_size, request.image_mask)
+        context, pooled = encode_pictures(encoder, request.image, *given)
     elif request.context is not None and request.image is None:
         context, pooled = request.context, request.pooled_context
     else:
@@ -103,17 +122,28 @@ def condition(
         if tokens is not None and not torch.isfinite(tokens).all():
             raise ValueError(f"`{name}` contains NaN or infinity; encode the picture in float32 or bfloat16.")
     context = context.to(device, unet.dtype)
+    if negative is None and encoder is not None:
+        negative = encoder.negative_context
     if negative is None:
         negative = torch.zeros_like(context)
+    negative = pad_tokens(negative, context.shape[1])
     if negative.shape[1] != context.shape[1] or len(negative) not in (1, len(context)):
         raise ValueError(
             f"`negative_context` has shape {tuple(negative.shape)}; expected 1 or {len(context)} rows of "
             f"{tuple(context.shape[1:])}, as `context` has."
         )
-    negative = negative.to(context).expand_as(context)
-    scale, repeats = request.context_scale, request.num_images_per_prompt
-    return (
-        (context * scale).repeat_interleave(repeats, dim=0),
-        negative.repeat_interleave(repeats, dim=0),
-        None if pooled is None else (pooled.to(context) * scale).repeat_interleave(repeats, dim=0),
-    )
+    negative, negative_pooled = negative.to(context).expand_as(context), request.negative_pooled_context
+    # Scales by blocks are the layers' matter.
+    scale = 1.0 if isinstance(request.context_scale, str | Mapping) else request.context_scale
+    if pooled is not None:
+        pooled = pooled.to(context) * scale
+        negative_pooled = torch.zeros_like(pooled) if negative_pooled is None else negative_pooled.to(pooled)
+        negative_pooled = negative_pooled.expand_as(pooled)
+    contexts = Contexts(context * scale, negative, pooled, negative_pooled)
+    if text is not None:
+        if len(text.context) not in (1, len(context)):
+            raise ValueError(
+                f"`text` has {len(text.context)} entries for {len(context)} contexts; give one, or one each."
+            )
+        contexts = contexts.beside(text, request.text_weight)
+    return contexts.repeated(request.num_images_per_prompt)

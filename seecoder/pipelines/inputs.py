@@ -2,18 +2,21 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch.nn import functional
 
-from seecoder.checks import Rule, choice, either, number, require, some_of, whole
+from seecoder.checks import Rule, choice, either, number, optional, require, some_of, whole
 from seecoder.encoder.context import ImageSet, normalise_weights
+from seecoder.encoder.input_checks import MIN_SIDE
 from seecoder.images.gate import Source as Picture
 from seecoder.images.gate import load_image
 from seecoder.images.masks import load_control_image
+from seecoder.pipelines.context.context_strength import SHORT_NAMES, ContextScale, flat_scales
+from seecoder.pipelines.context.text import Text
 from seecoder.sampling.randomness import Generators
 from seecoder.sampling.recipe import Method
 from seecoder.sampling.views import Size
@@ -22,10 +25,19 @@ from seecoder.sampling.views import Size
 Pictures = Picture | ImageSet | Sequence[Picture | ImageSet | Sequence[Picture]]
 # One picture, one for every result, or a list of these with one entry for every network that sees them.
 ControlPictures = Picture | Sequence[Picture] | Sequence[Picture | Sequence[Picture]]
+ImageSize = int | Literal["trained"] | None
 
 _ASPECT_TOLERANCE = 0.05  # a start picture may be stretched by this much without a word
 CALLBACK_TENSORS = ("latents", "context", "negative_context")
 _SHARE = number(0.0, 1.0)
+_SCALES = either(
+    number(),
+    choice(*SHORT_NAMES),
+    Rule(
+        lambda value: isinstance(value, Mapping) and all(number().accepts(one) for _, one in flat_scales(value)),
+        'numbers by block such as {"down": {"block_2": 1.0}, "mid": 0.5}',
+    ),
+)
 
 
 def _one_or_several(rule: Rule) -> Rule:
@@ -36,10 +48,12 @@ _RULES = {
     "num_inference_steps": whole(1),
     "num_images_per_prompt": whole(1),
     "view_batch_size": whole(1),
-    "guidance_scale": number(),
-    "context_scale": number(),
+    "guidance_scale": optional(number()),
+    "image_size": optional(either(choice("trained"), whole(MIN_SIDE))),
+    "context_scale": _SCALES,
     "controlnet_conditioning_scale": _one_or_several(number()),
     "guidance_rescale": _SHARE,
+    "text_weight": optional(_SHARE),
     "eta": _SHARE,
     "adapter_conditioning_scale": _one_or_several(number()),
     "control_guidance_start": _one_or_several(_SHARE),
@@ -81,7 +95,7 @@ class Request:
     width: int | None
     method: Method | Sequence[Method | str] | str | None
     num_inference_steps: int
-    guidance_scale: float
+    guidance_scale: float | None
     guidance_rescale: float
     eta: float
     num_images_per_prompt: int
@@ -90,8 +104,8 @@ class Request:
     context: torch.Tensor | None
     negative_context: torch.Tensor | None
     context_weights: Sequence[float] | None
-    image_size: int | None
-    context_scale: float
+    image_size: ImageSize
+    context_scale: ContextScale
     start_image: Picture | None
     control_image: ControlPictures | None
     controlnet_conditioning_scale: float | Sequence[float]
@@ -108,6 +122,10 @@ class Request:
     callback_on_step_end: Callable[..., Mapping[str, Any] | None] | None
     callback_on_step_end_tensor_inputs: Sequence[str]
     callback_on_stage_end: Callable[..., None] | None
+    image_mask: Picture | Sequence[Picture | None] | None = None
+    text: Text | None = None
+    negative_text: Text | None = None
+    text_weight: float | None = None
     # SDXL's own.
     pooled_context: torch.Tensor | None = None
     negative_pooled_context: torch.Tensor | None = None
@@ -126,9 +144,18 @@ class Request:
                 raise ValueError(f"`control_guidance_start`={start} must not lie after `control_guidance_end`={end}.")
         if self.context is not None and self.context_weights is not None:
             raise ValueError("`context_weights` have no effect on a ready `context`; leave them out.")
+        if self.text_weight is not None and isinstance(self.context_scale, str | Mapping):
+            raise ValueError("`context_scale` by blocks needs `text` side by side; leave `text_weight` out.")
+        if self.context is not None and self.image_mask is not None:
+            raise ValueError("`image_mask` has no effect on a ready `context`; leave it out.")
+        for name in ("negative_text", "text_weight"):
+            if self.text is None and getattr(self, name) is not None:
+                raise ValueError(f"`{name}` has no effect without `text`; leave it out.")
 
 
-def as_image_sets(image: Pictures, weights: Sequence[float] | None = None) -> list[ImageSet]:
+def as_image_sets(
+    image: Pictures, weights: Sequence[float] | None = None, masks: Picture | Sequence[Picture | None] | None = None
+) -> list[ImageSet]:
     """Read the `image` argument: every entry of the result becomes one context.
 
     Args:
@@ -136,6 +163,7 @@ def as_image_sets(image: Pictures, weights: Sequence[float] | None = None) -> li
             place of a picture, an `ImageSet` or an inner list of pictures that together make one context. A tensor or
             array of four dimensions is a list of pictures.
         weights: Weights of the pictures of every inner list.
+        masks: What counts of the pictures: one mask for all, or a list with one (or None) for each entry of `image`.
 
     Returns:
         One `ImageSet` a context; a single picture is a set of one.
@@ -148,10 +176,17 @@ def as_image_sets(image: Pictures, weights: Sequence[float] | None = None) -> li
     entries = list(image) if isinstance(image, (list, tuple)) else [image]
     if not entries:
         raise ValueError("`image` is an empty list; give at least one picture.")
+    given: Sequence[Any] = masks if isinstance(masks, (list, tuple)) else [masks] * len(entries)
+    if len(given) != len(entries):
+        raise ValueError(f"`image_mask` has {len(given)} masks for {len(entries)} entries of `image`; give one each.")
     sets = []
-    for entry in entries:
+    for entry, mask in zip(entries, given, strict=True):
         if not isinstance(entry, ImageSet):
             entry = ImageSet(entry, weights) if isinstance(entry, (list, tuple)) else ImageSet([entry])
+        if mask is not None:
+            entry = replace(entry, masks=[mask] * len(entry.images))
+        if entry.masks is not None and len(entry.masks) != len(entry.images):
+            raise ValueError(f"`masks` has {len(entry.masks)} entries for {len(entry.images)} pictures; give one each.")
         if not entry.images:
             raise ValueError("an inner list of `image` is empty; give at least one picture.")
         if entry.weights is not None:

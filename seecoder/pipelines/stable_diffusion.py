@@ -6,12 +6,13 @@ from typing import Any
 import torch
 from diffusers.loaders import StableDiffusionLoraLoaderMixin
 
-from seecoder.images.scaling import ENCODED_SIZE
 from seecoder.pipelines.base import ContextPipeline
 from seecoder.pipelines.bounded_memory import AUTOENCODER_MEMORY
 from seecoder.pipelines.call import Call, SeeCoderPipelineOutput
 from seecoder.pipelines.conditioning import encode_pictures
-from seecoder.pipelines.inputs import ControlPictures, Picture, Pictures, Request
+from seecoder.pipelines.context.context_strength import ContextScale
+from seecoder.pipelines.context.text import Text
+from seecoder.pipelines.inputs import ControlPictures, ImageSize, Picture, Pictures, Request
 from seecoder.sampling.randomness import Generators
 from seecoder.sampling.recipe import Method
 
@@ -44,7 +45,7 @@ class SeeCoderPipeline(ContextPipeline, StableDiffusionLoraLoaderMixin):
     unet_family = "sd"
 
     def encode_context(
-        self, image: Pictures, context_weights: Sequence[float] | None = None, image_size: int | None = ENCODED_SIZE
+        self, image: Pictures, context_weights: Sequence[float] | None = None, image_size: ImageSize = "trained"
     ) -> torch.Tensor:
         """Encode pictures once, to use them often: `pipe(context=...)`, `save_context`, or any diffusers pipeline.
 
@@ -55,6 +56,7 @@ class SeeCoderPipeline(ContextPipeline, StableDiffusionLoraLoaderMixin):
                 in place of a picture, an inner list or an `ImageSet` of pictures that together make one context.
             context_weights: One number >= 0 for every picture of an inner list.
             image_size: Pictures of more pixels than a square of this side are reduced to as many; None keeps them.
+                "trained" is the side that the encoder was trained at.
 
         Returns:
             (N, T, D), one row an entry of `image`.
@@ -73,7 +75,7 @@ class SeeCoderPipeline(ContextPipeline, StableDiffusionLoraLoaderMixin):
         *,
         method: Method | Sequence[Method | str] | str | None = None,
         num_inference_steps: int = 50,
-        guidance_scale: float = 2.0,
+        guidance_scale: float | None = None,
         guidance_rescale: float = 0.0,
         eta: float = 0.0,
         num_images_per_prompt: int = 1,
@@ -82,8 +84,12 @@ class SeeCoderPipeline(ContextPipeline, StableDiffusionLoraLoaderMixin):
         context: torch.Tensor | None = None,
         negative_context: torch.Tensor | None = None,
         context_weights: Sequence[float] | None = None,
-        image_size: int | None = ENCODED_SIZE,
-        context_scale: float = 1.0,
+        image_size: ImageSize = "trained",
+        context_scale: ContextScale = 1.0,
+        image_mask: Picture | Sequence[Picture | None] | None = None,
+        text: Text | None = None,
+        negative_text: Text | None = None,
+        text_weight: float | None = None,
         start_image: Picture | None = None,
         control_image: ControlPictures | None = None,
         controlnet_conditioning_scale: float | Sequence[float] = 1.0,
@@ -115,18 +121,30 @@ class SeeCoderPipeline(ContextPipeline, StableDiffusionLoraLoaderMixin):
                 of methods that compose; the name of one ("demofusion"); a preset, "auto", "fast", "balanced" or
                 "best", which chooses by the size; None for plain sampling.
             num_inference_steps: Steps of one trajectory.
-            guidance_scale: 1.5 to 2.5 suit a SeeCoder; exactly 1 skips the unconditional pass and halves the time.
+            guidance_scale: None takes what the encoder records (2.0 where it records nothing); exactly 1 skips the
+                unconditional pass and halves the time.
             guidance_rescale: Fraction in [0, 1] of the rescaled prediction (arXiv 2305.08891, Sec. 3.4).
             eta: DDIM's stochasticity in [0, 1].
             num_images_per_prompt: Results for every entry of `image`, next to each other.
             generator: One, or a list with one for every result. With a list every result is what it would be alone.
             latents: Unit-variance starting noise (N, C, h, w), drawn if None.
             context: (N, T, D) from `encode_context`, instead of `image`.
-            negative_context: (1 or N, T, D) in place of the zeros that stand for "unconditional".
+            negative_context: (1 or N, T, D) in place of what stands for "unconditional", the encoder's own or zeros.
+                One that is shorter than the context is followed by zeros.
             context_weights: One number >= 0 for every picture of an inner list.
             image_size: Pictures of more pixels than a square of this side are reduced to as many before they are
-                encoded; None encodes all at their own size, as the published code does.
-            context_scale: Factor on the context. 0 is unconditional, 1 as encoded; above 1 exaggerates.
+                encoded. "trained" is the side that the encoder was trained at; None encodes all at their own size, as
+                the published code does.
+            context_scale: Factor on the context. 0 is unconditional, 1 as encoded; above 1 exaggerates. "style",
+                "layout" or numbers by block (README of the pipelines) reach a part of the
+                UNet.
+            image_mask: What counts of the pictures, white or painted on transparency: one mask for all, or a list with
+                one (or None) for each entry of `image`; stretched over the picture.
+            text: What the results should show beside the pictures: a text, or one for each entry of `image` (needs
+                `from_base(..., text=True)`); or its embedding (1 or N, T, D), for instance with weighted words.
+            negative_text: What they should not show, in the same form; None is the empty text.
+            text_weight: None puts the tokens of pictures and text side by side; a number in [0, 1] is the text's part
+                of their mean, token by token.
             start_image: A picture to enlarge instead of starting from noise, for methods that can (DemoFusion).
             control_image: What the ControlNet sees: one picture, or one for every result. Of several ControlNets a
                 list with such an entry for each.
@@ -177,6 +195,10 @@ class SeeCoderPipeline(ContextPipeline, StableDiffusionLoraLoaderMixin):
             context_weights=context_weights,
             image_size=image_size,
             context_scale=context_scale,
+            image_mask=image_mask,
+            text=text,
+            negative_text=negative_text,
+            text_weight=text_weight,
             start_image=start_image,
             control_image=control_image,
             controlnet_conditioning_scale=controlnet_conditioning_scale,

@@ -12,18 +12,20 @@ The unconditional branch gets a zero context, a zero pooled vector and the same 
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from diffusers.loaders import StableDiffusionXLLoraLoaderMixin
 
 from seecoder.base_model.facts import pooled_width
-from seecoder.images.scaling import ENCODED_SIZE
 from seecoder.pipelines.base import ContextPipeline
 from seecoder.pipelines.bounded_memory import AUTOENCODER_MEMORY
 from seecoder.pipelines.call import Call, SeeCoderPipelineOutput
 from seecoder.pipelines.conditioning import encode_pictures
-from seecoder.pipelines.inputs import ControlPictures, Picture, Pictures, Request
+from seecoder.pipelines.context.context_strength import ContextScale
+from seecoder.pipelines.context.contexts import Contexts
+from seecoder.pipelines.context.text import TEXT_PARTS, Text
+from seecoder.pipelines.inputs import ControlPictures, ImageSize, Picture, Pictures, Request
 from seecoder.sampling.conditions import AddedConditions
 from seecoder.sampling.randomness import Generators
 from seecoder.sampling.recipe import Method
@@ -54,9 +56,10 @@ class SeeCoderXLPipeline(ContextPipeline, StableDiffusionXLLoraLoaderMixin):
     unet_family = "sdxl"
 
     text_encoder_2 = None  # diffusers' LoRA loader asks for it
+    _text_parts: ClassVar[tuple[str, ...]] = TEXT_PARTS
 
     def encode_context(
-        self, image: Pictures, context_weights: Sequence[float] | None = None, image_size: int | None = ENCODED_SIZE
+        self, image: Pictures, context_weights: Sequence[float] | None = None, image_size: ImageSize = "trained"
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Encode pictures once, to use them often.
 
@@ -65,6 +68,7 @@ class SeeCoderXLPipeline(ContextPipeline, StableDiffusionXLLoraLoaderMixin):
                 in place of a picture, an inner list or an `ImageSet` of pictures that together make one context.
             context_weights: One number >= 0 for every picture of an inner list.
             image_size: Pictures of more pixels than a square of this side are reduced to as many; None keeps them.
+                "trained" is the side that the encoder was trained at.
 
         Returns:
             Context (N, T, 2048) and pooled vectors (N, 1280): what stock pipelines call `prompt_embeds` and
@@ -87,7 +91,7 @@ class SeeCoderXLPipeline(ContextPipeline, StableDiffusionXLLoraLoaderMixin):
         *,
         method: Method | Sequence[Method | str] | str | None = None,
         num_inference_steps: int = 50,
-        guidance_scale: float = 2.0,
+        guidance_scale: float | None = None,
         guidance_rescale: float = 0.0,
         eta: float = 0.0,
         num_images_per_prompt: int = 1,
@@ -96,8 +100,12 @@ class SeeCoderXLPipeline(ContextPipeline, StableDiffusionXLLoraLoaderMixin):
         context: torch.Tensor | None = None,
         negative_context: torch.Tensor | None = None,
         context_weights: Sequence[float] | None = None,
-        image_size: int | None = ENCODED_SIZE,
-        context_scale: float = 1.0,
+        image_size: ImageSize = "trained",
+        context_scale: ContextScale = 1.0,
+        image_mask: Picture | Sequence[Picture | None] | None = None,
+        text: Text | None = None,
+        negative_text: Text | None = None,
+        text_weight: float | None = None,
         start_image: Picture | None = None,
         control_image: ControlPictures | None = None,
         controlnet_conditioning_scale: float | Sequence[float] = 1.0,
@@ -134,19 +142,30 @@ class SeeCoderXLPipeline(ContextPipeline, StableDiffusionXLLoraLoaderMixin):
                 of methods that compose; the name of one ("demofusion"); a preset, "auto", "fast", "balanced" or
                 "best", which chooses by the size; None for plain sampling.
             num_inference_steps: Steps of one trajectory.
-            guidance_scale: 1.5 to 2.5 suit a SeeCoder; exactly 1 skips the unconditional pass and halves the time.
+            guidance_scale: None takes what the encoder records (2.0 where it records nothing); exactly 1 skips the
+                unconditional pass and halves the time.
             guidance_rescale: Fraction in [0, 1] of the rescaled prediction (arXiv 2305.08891, Sec. 3.4).
             eta: DDIM's stochasticity in [0, 1].
             num_images_per_prompt: Results for every entry of `image`, next to each other.
             generator: One, or a list with one for every result. With a list every result is what it would be alone.
             latents: Unit-variance starting noise (N, C, h, w), drawn if None.
             context: (N, T, 2048) from `encode_context`, instead of `image`; `pooled_context` goes with it.
-            negative_context: (1 or N, T, D) in place of the zeros that stand for "unconditional".
+            negative_context: (1 or N, T, D) in place of what stands for "unconditional", the encoder's own or zeros.
+                One that is shorter than the context is followed by zeros.
             context_weights: One number >= 0 for every picture of an inner list.
             image_size: Pictures of more pixels than a square of this side are reduced to as many before they are
-                encoded; None encodes all at their own size, as the published code does.
+                encoded. "trained" is the side that the encoder was trained at; None encodes all at their own size, as
+                the published code does.
             context_scale: Factor on the context and the pooled vector. 0 is unconditional, 1 as encoded; above 1
-                exaggerates.
+                exaggerates. "style", "layout" or numbers by block (README of the pipelines)
+                reach a part of the UNet, and leave the pooled vector as it is.
+            image_mask: What counts of the pictures, white or painted on transparency: one mask for all, or a list with
+                one (or None) for each entry of `image`; stretched over the picture.
+            text: What the results should show beside the pictures: a text, or one for each entry of `image` (needs
+                `from_base(..., text=True)`); or its embedding, (tokens, pooled vectors), as with weighted words.
+            negative_text: What they should not show, in the same form; None is the empty text, zeros here.
+            text_weight: None puts the tokens of pictures and text side by side; a number in [0, 1] is the text's part
+                of their mean, token by token.
             start_image: A picture to enlarge instead of starting from noise, for methods that can (DemoFusion).
             control_image: What the ControlNet sees: one picture, or one for every result. Of several ControlNets a
                 list with such an entry for each.
@@ -202,6 +221,10 @@ class SeeCoderXLPipeline(ContextPipeline, StableDiffusionXLLoraLoaderMixin):
             context_weights=context_weights,
             image_size=image_size,
             context_scale=context_scale,
+            image_mask=image_mask,
+            text=text,
+            negative_text=negative_text,
+            text_weight=text_weight,
             start_image=start_image,
             control_image=control_image,
             controlnet_conditioning_scale=controlnet_conditioning_scale,
@@ -231,14 +254,13 @@ class SeeCoderXLPipeline(ContextPipeline, StableDiffusionXLLoraLoaderMixin):
         """SDXL's own VAE overflows in float16 and says so in its configuration."""
         return self.vae.dtype == torch.float16 and bool(getattr(self.vae.config, "force_upcast", False))
 
-    def added_conditions(self, request: Request, pooled: torch.Tensor | None, size: Size) -> AddedConditions:
+    def added_conditions(self, request: Request, contexts: Contexts, size: Size) -> AddedConditions:
         """The pooled vector and the time ids of every view, as this module's header says."""
+        pooled = contexts.pooled
         if pooled is None or pooled.shape[-1] != pooled_width(self.unet):
             found = None if pooled is None else tuple(pooled.shape)
             raise ValueError(f"`pooled_context` has shape {found}; this base reads (N, {pooled_width(self.unet)}).")
-        negative = request.negative_pooled_context
-        negative = torch.zeros_like(pooled[:1]) if negative is None else negative.to(pooled)
-        vectors = {"positive": pooled, "negative": negative}
+        vectors = {"positive": pooled, "negative": contexts.negative_pooled}
         original, target = request.original_size or size, request.target_size or size
         top, left = request.crops_coords_top_left
         cell = self.vae_scale_factor

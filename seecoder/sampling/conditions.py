@@ -119,6 +119,11 @@ class Conditions:
                     "`negative_context`=None, but guidance needs it, as do windows that do not see the context. Give "
                     "it, or set guidance_scale=1."
                 )
+            if context.shape[1] != self.positive.shape[1]:
+                raise ValueError(
+                    f"A region's `context` has {context.shape[1]} tokens; the run's has {self.positive.shape[1]}. "
+                    "Leave out what lies side by side with the run's (text, pictures), or mix it by weights."
+                )
             rows.append(_rows(context, [picture for picture, _ in items]))
         return torch.cat(rows)
 

@@ -25,7 +25,7 @@ def read_pickle_allowed(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     Lightning's callback that Stable Diffusion's own checkpoints mention stands for a class that does nothing.
 
     Args:
-        path: A checkpoint of tensors by name, bare or under `state_dict` or `model`.
+        path: A checkpoint of tensors by name, bare or under `state_dict` or `model`; or a single tensor without a name.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -43,6 +43,8 @@ def read_pickle_allowed(path: str | os.PathLike[str]) -> dict[str, Tensor]:
             f"`{path}` cannot be read by torch's restricted unpickler, and nothing less safe is tried: "
             f"{unpickling_reason(error)}"
         ) from None
+    if isinstance(content, Tensor):
+        content = {"tensor": content}
     for _ in range(3):
         inner = next((content[key] for key in ("state_dict", "model") if _is_dict_under(content, key)), None)
         content = content if inner is None else inner

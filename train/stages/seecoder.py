@@ -218,6 +218,14 @@ class SeeCoderStage(DenoisingStage):
 
     # Checkpoints and exports ------------------------------------------------------------------------------------------
 
+    def on_fit_start(self) -> None:
+        """Record in the encoder what it is trained for: whoever uses it takes that from there."""
+        super().on_fit_start()
+        facts = {"image_size": self.encoder_size or self.data.held_out_pixels.shape[-1]}
+        if self.preview is not None:
+            facts["guidance_scale"] = self.preview.guidance_scale
+        self.encoder.register_to_config(**facts)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what `seecoder export` needs."""
         super().on_save_checkpoint(checkpoint)

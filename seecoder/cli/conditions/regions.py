@@ -56,11 +56,11 @@ def with_regions(
         raise ValueError("`--region` needs `--method multidiffusion` (alone, or where it composes with others).")
     regions = []
     for mask, picture in arguments.region:
+        scale = arguments.context_scale
+        factor = scale if isinstance(scale, float) else 1.0  # scales by blocks are the layers' matter
         # The context, and for SDXL the pooled vector.
         vectors = pipe.context_arguments(opened.encoded[picture], image_size=None).values()
-        regions.append(
-            Region(opened.masks[mask], *(values.to(pipe.unet.dtype) * arguments.context_scale for values in vectors))
-        )
+        regions.append(Region(opened.masks[mask], *(values.to(pipe.unet.dtype) * factor for values in vectors)))
     return [
         replace(method, regions=regions) if isinstance(method, MultiDiffusion) else method for method in methods or ()
     ]

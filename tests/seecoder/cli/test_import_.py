@@ -96,3 +96,22 @@ def test_a_base_in_one_file_becomes_a_folder(build, pickled, tmp_path, capsys):
     assert torch.equal(pipe.unet.conv_in.weight, unet.conv_in.weight.float())
     assert main(arguments) == 2
     assert "exists; use --overwrite" in capsys.readouterr().err
+
+
+def test_the_anime_variant_s_learned_negative_is_padded_with_zeros_and_kept(released, tmp_path, capsys):
+    _, file, sizes = released()
+    learned = torch.rand(4, 32, generator=torch.Generator().manual_seed(0))
+    torch.save(learned, tmp_path / "anime_ug.pth")
+    arguments = ["import", str(file), str(tmp_path / "out"), "--config", str(sizes)]
+    arguments += ["--negative", str(tmp_path / "anime_ug.pth")]
+    assert main(arguments) == 2
+    assert "--allow-pickle" in capsys.readouterr().err
+    assert main([*arguments, "--allow-pickle"]) == 0
+    again = SeeCoder.from_pretrained(tmp_path / "out")
+    assert again.negative_context is not None
+    assert torch.equal(again.negative_context[0, :4], learned)
+    assert again.negative_context.shape == (1, 6, 32)
+    assert not again.negative_context[0, 4:].any()
+    torch.save({"a": learned, "b": learned}, tmp_path / "anime_ug.pth")
+    assert main([*arguments, "--allow-pickle", "--overwrite"]) == 2
+    assert "holds 2 tensors" in capsys.readouterr().err

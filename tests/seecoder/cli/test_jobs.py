@@ -1,6 +1,7 @@
 """What is varied, and with which seeds."""
 
 from argparse import Namespace
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ OPENED = OpenedPictures(
 
 def options(**changes):
     given = {"encoder": "e", "pictures": ["a b.png", "c.png"], "together": False, "weights": None, "concatenate": False}
-    return Namespace(**{**given, **changes})
+    return Namespace(**{**given, "reference_mask": [], **changes})
 
 
 def test_seeds_count_up_from_one():
@@ -31,7 +32,10 @@ def test_seeds_count_up_from_one():
 def test_every_picture_is_a_job():
     jobs = make_jobs(options(), OPENED)
     assert [(job.name, job.sources) for job in jobs] == [("a-b", ["a b.png"]), ("c", ["c.png"])]
-    assert jobs[1].arguments["image"] is OPENED.encoded["c.png"]
+    assert jobs[1].arguments["image"].images == [OPENED.encoded["c.png"]]
+    mask = torch.ones(4, 4)
+    masked = make_jobs(options(reference_mask=["m.png"]), replace(OPENED, masks={"m.png": mask}))
+    assert [job.arguments["image"].masks[0] is mask for job in masked] == [True, True]
 
 
 def test_pictures_together_are_one_job():

@@ -16,6 +16,7 @@ from seecoder.cli.opening import (
     pick_device,
     pick_dtype,
     saved_contexts,
+    trained_side,
 )
 from seecoder.encoder.context import save_context
 from seecoder.images.gate import load_image
@@ -36,6 +37,8 @@ def test_pictures_are_kept_as_they_are_needed(pictures):
         region=[(second, first)],
         image_size=32,
         max_pixels=None,
+        negative=[],
+        reference_mask=[],
     )
     opened = open_pictures(arguments)
     assert list(opened.encoded) == list(opened.thumbnails) == [first]
@@ -44,6 +47,28 @@ def test_pictures_are_kept_as_they_are_needed(pictures):
     assert list(opened.whole) == [second]
     assert torch.equal(opened.whole[second], load_image(second))
     assert torch.equal(opened.masks[second], load_mask(second))
+
+
+def test_pictures_are_reduced_to_what_the_encoder_was_trained_at(pictures, build, tmp_path):
+    build["encoder"](image_size=40).save_pretrained(tmp_path / "new")
+    arguments = Namespace(
+        pictures=pictures[:1],
+        control_image=[],
+        adapter_image=[],
+        ip_adapter_image=None,
+        start_image=None,
+        region=[],
+        negative=[],
+        reference_mask=[],
+        image_size="trained",
+        max_pixels=None,
+        encoder=str(tmp_path / "new"),
+    )
+    assert torch.equal(open_pictures(arguments).encoded[pictures[0]], limit_area(load_image(pictures[0]), 40))
+    old = tmp_path / "old"
+    old.mkdir()
+    (old / "config.json").write_text('{"_class_name": "SeeCoder"}')
+    assert trained_side(str(old)) == trained_side(str(tmp_path / "nowhere")) == trained_side(__file__) == 512
 
 
 def test_devices_and_their_dtypes():

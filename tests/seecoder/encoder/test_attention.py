@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from seecoder.encoder.attention import Attention, FeedForward
+from seecoder.encoder.attention import Attention, FeedForward, key_bias
 
 
 def _fused(attention: Attention, dropout: float = 0.0, batch_first: bool = True) -> nn.MultiheadAttention:
@@ -76,3 +76,18 @@ def test_feed_forward_is_two_layers_with_a_relu():
     tokens = torch.randn(2, 3, 8, dtype=torch.float64)
     hidden = (tokens @ block.linear1.weight.T + block.linear1.bias).clamp(min=0)
     torch.testing.assert_close(block(tokens), hidden @ block.linear2.weight.T + block.linear2.bias)
+
+
+def test_a_bias_hides_keys_as_if_they_were_not_there():
+    torch.manual_seed(0)
+    attention = _randomised(Attention(24, 3))
+    tokens = torch.randn(2, 4, 24, dtype=torch.float64)
+    mask = torch.tensor([1.0, 1.0, 0.0, 0.0], dtype=torch.float64).view(1, 1, 2, 2).expand(2, 1, 2, 2)
+    bias = key_bias(mask, (2, 2))
+    assert bias.shape == (2, 1, 1, 4)
+    few = attention(tokens, tokens[:, :2], tokens[:, :2])
+    torch.testing.assert_close(attention(tokens, tokens, tokens, bias), few)
+    # Half a cell counts half: as much as if the other key were there twice.
+    half = key_bias(torch.tensor([[1.0, 1.0], [1.0, 0.0]], dtype=torch.float64)[None, None], (1, 2))
+    twice = attention(tokens, tokens[:, [0, 0, 1]], tokens[:, [0, 0, 1]])
+    torch.testing.assert_close(attention(tokens, tokens[:, :2], tokens[:, :2], half), twice)

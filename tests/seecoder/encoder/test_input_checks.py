@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from seecoder.encoder.input_checks import check_pixels, check_position_jitter, standardise
+from seecoder.encoder.input_checks import check_mask, check_pixels, check_position_jitter, standardise
 
 
 @pytest.mark.parametrize(
@@ -39,3 +39,18 @@ def test_pixels_are_standardised_channel_by_channel() -> None:
     mean, std = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
     expected = (pixels - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
     torch.testing.assert_close(standardise(pixels, mean, std), expected)
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (torch.ones(2, 1, 4, 5), r"`mask` of shape \(2, 1, 4, 5\) must be \(1, 1, 4, 5\) with values in \[0, 1\]"),
+        (torch.full((1, 1, 4, 5), 1.5), r"with values in \[0, 1\]"),
+        (torch.full((1, 1, 4, 5), float("nan")), r"with values in \[0, 1\]"),
+        (torch.zeros(1, 1, 4, 5), "must be above zero somewhere"),
+    ],
+)
+def test_masks_that_do_not_fit_are_refused(mask: torch.Tensor, message: str) -> None:
+    check_mask(torch.full((1, 1, 4, 5), 0.5), torch.rand(1, 3, 4, 5))
+    with pytest.raises(ValueError, match=message):
+        check_mask(mask, torch.rand(1, 3, 4, 5))

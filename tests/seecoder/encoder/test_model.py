@@ -33,6 +33,9 @@ def test_signature_is_the_one_that_others_rely_on():
         "pooled_dim": None,
         "image_mean": (0.0, 0.0, 0.0),
         "image_std": (1.0, 1.0, 1.0),
+        "image_size": 512,
+        "guidance_scale": 2.0,
+        "learned_negative": False,
     }
     assert SeeCoder.__module__ == "seecoder.encoder"  # saved pipelines name the class by this path
 
@@ -334,3 +337,53 @@ def test_backbone_weights_that_do_not_cover_or_fit_change_nothing():
     with pytest.raises(WeightsError, match="relative_position_bias_table"):
         encoder.load_backbone_weights(_timm_swin(window_size=5).state_dict())
     assert all(torch.equal(value, before[key]) for key, value in encoder.state_dict().items())
+
+
+# ----------------------------------------------------------------------------------------- masks, negative contexts
+
+
+@pytest.mark.parametrize("attention", ["released", "spatial"])
+def test_what_a_mask_leaves_out_has_no_influence(attention):
+    encoder = make_encoder(decoder_attention=attention, position_aware=True)
+    pixels, mask = make_pixels(), torch.zeros(1, 1, 64, 48)
+    mask[..., :24] = 1.0
+    other = torch.where(mask > 0, pixels, 1 - pixels)
+    with torch.no_grad():
+        seen = encoder.encode(pixels, mask=mask).context
+        assert torch.equal(encoder.encode(other, mask=mask).context, seen)
+        assert (encoder.encode(pixels, mask=1 - mask).context - seen).abs().max() > 1e-2
+        whole = encoder(pixels)
+        torch.testing.assert_close(encoder.encode(pixels, mask=torch.ones(1, 1, 64, 48)).context, whole)
+        # A batch of masks is what each is alone.
+        both = encoder.encode(pixels.expand(2, -1, -1, -1), mask=torch.cat([mask, torch.ones_like(mask)])).context
+        torch.testing.assert_close(both, torch.cat([seen, whole]), atol=1e-5, rtol=1e-5)
+
+
+def test_masked_places_are_not_attended_to():
+    """Beyond the colour that fills them: the maps of a masked half do not reach the queries."""
+    encoder = make_encoder(decoder_attention="spatial")
+    mask = torch.zeros(1, 1, 64, 64)
+    mask[..., :32] = 1.0
+    with torch.no_grad():
+        levels = encoder.decoder(encoder.compute_maps(make_pixels(1, 64, 64)))
+        seen = encoder.query_transformer(levels, mask=mask)
+        for level in levels:
+            level[..., level.shape[-1] // 2 :] += 3.0
+        torch.testing.assert_close(encoder.query_transformer(levels, mask=mask), seen, atol=1e-4, rtol=1e-4)
+        assert (encoder.query_transformer(levels) - seen).abs().max() > 1e-2
+
+
+def test_a_learned_negative_context_is_saved_with_the_encoder(tmp_path):
+    encoder = make_encoder()
+    assert encoder.negative_context is None
+    tokens = torch.rand(5, 32, generator=torch.Generator().manual_seed(2))
+    encoder.set_negative_context(tokens)
+    encoder.save_pretrained(tmp_path)
+    again = SeeCoder.from_pretrained(tmp_path)
+    assert torch.equal(again.negative_context, torch.cat([tokens, torch.zeros(3, 32)])[None])
+    with torch.no_grad():
+        assert torch.equal(again(make_pixels()), encoder(make_pixels()))
+    with pytest.raises(ValueError, match=r"`negative_context` has no place in the released layout"):
+        again.save_official(tmp_path / "released.safetensors")
+    with pytest.raises(ValueError, match=r"`tokens` of shape \(1, 9, 32\) must be \(1, T, 32\), T up to 8"):
+        encoder.set_negative_context(torch.zeros(9, 32))

@@ -18,11 +18,12 @@ def test_the_header_is_read_back_as_it_was_given(build, license):
 
 
 def test_the_table_says_what_the_encoder_is(build):
-    encoder = build["encoder"](position_aware=True)
+    encoder = build["encoder"](position_aware=True, image_size=640, guidance_scale=1.5)
     card = model_card(encoder, "hub", CardFacts(notes={"a": "b | c\nd"}), (1, 1))
     assert "base_model" not in card
     assert "| position-aware | yes |" in card
     assert f"| parameters | {sum(parameter.numel() for parameter in encoder.parameters()):,} |" in card
+    assert "| trained at | 640 pixels; guidance 1.5 suits it |" in card
     assert "| a | b \\| c d |" in card
 
 

@@ -104,8 +104,8 @@ def test_from_pipe_shares_networks_and_changes_nothing(parts):
     assert ours.unet is stock.unet
     assert ours.vae is stock.vae
     assert SeeCoderPipeline.from_pipe(ours).encoder is parts["encoder"]
-    with pytest.raises(TypeError, match="unknown component `text_encoder`"):
-        SeeCoderPipeline.from_pipe(stock, text_encoder=None)
+    with pytest.raises(TypeError, match="unknown component `safety_checker`"):
+        SeeCoderPipeline.from_pipe(stock, safety_checker=None)
 
 
 def test_context_arguments_stand_for_the_picture(parts, picture):

@@ -63,7 +63,7 @@ def test_arguments_are_checked_by_name():
         ),
         ({"context": torch.zeros(1, 6, 31)}, r"`context` has shape \(1, 6, 31\); this base reads \(N, T, 32\)"),
         ({"context": torch.full((1, 6, 32), float("inf"))}, r"`context` contains NaN"),
-        ({"negative_context": torch.zeros(1, 5, 32)}, r"`negative_context` has shape \(1, 5, 32\)"),
+        ({"negative_context": torch.zeros(1, 7, 32)}, r"`negative_context` has shape \(1, 7, 32\)"),
         ({"context_weights": [1.0]}, r"`context_weights` have no effect"),
         ({"control_image": torch.zeros(3, 16, 16)}, r"there is a `control_image` but no `controlnet`"),
         (

@@ -267,7 +267,9 @@ def test_bf16_parts_track_float32(stage):
 
 
 def test_checkpoint_holds_trained_weights_only_and_exports(settings, fit, load, tmp_path):
-    assert fit(settings(**{"run.max_steps": 2, "stage.init_args.export_encoder": True})) == 0
+    changes = {"run.max_steps": 2, "stage.init_args.export_encoder": True, "stage.init_args.encoder_size": 40}
+    preview = {"pictures": 1, "steps": 1, "guidance_scale": 3.5}
+    assert fit(settings(**changes, **{"stage.init_args.preview": preview})) == 0
     path = tmp_path / "run" / "step-00000002.ckpt"
     checkpoint = load(path)
     frozen = ("vae.", "unet.", "encoder.backbone.")
@@ -275,7 +277,10 @@ def test_checkpoint_holds_trained_weights_only_and_exports(settings, fit, load, 
     assert not [name for name in checkpoint["state_dict"] if name.startswith(frozen)]
     assert not [name for name in checkpoint["ema"]["averages"] if name.startswith(frozen)]
     trained = read_trained(tmp_path / "run")
-    exported = SeeCoder.from_pretrained(tmp_path / "run" / "encoder").state_dict()
+    whole = SeeCoder.from_pretrained(tmp_path / "run" / "encoder")
+    for config in (trained.config, whole.config):  # what it was trained for travels with it
+        assert (config["image_size"], config["guidance_scale"]) == (40, 3.5)
+    exported = whole.state_dict()
     assert {name for name in exported if not name.startswith("backbone.")} == set(trained.trainable)
     assert trained.ema
     assert all(torch.equal(exported[name], value) for name, value in trained.ema.items())
