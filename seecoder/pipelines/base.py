@@ -91,7 +91,7 @@ class ContextPipeline(DiffusionPipeline, StableDiffusionMixin, UnetLora, ImagePr
     ) -> None:
         super().__init__()
         if isinstance(controlnet, (list, tuple)):
-            controlnet = MultiControlNetModel(controlnet)
+            controlnet = MultiControlNetModel(list(controlnet))
         if isinstance(adapter, (list, tuple)):
             adapter = MultiAdapter(list(adapter))
         self.register_modules(vae=vae, unet=unet, scheduler=scheduler, encoder=encoder, controlnet=controlnet)

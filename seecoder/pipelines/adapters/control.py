@@ -41,7 +41,7 @@ class Controller:
         return Control(image, HalvedOnDemand(self.residuals, self.name, notes), cell, self.span)
 
 
-def controllers(controlnet: nn.Module | None, adapter: nn.Module | None, request: Request) -> list[Controller]:
+def controllers(controlnet: Any, adapter: Any, request: Request) -> list[Controller]:
     """Give every ControlNet and T2I-Adapter of a pipeline its own picture, scale and span.
 
     Args:
@@ -109,7 +109,8 @@ def check_adapter(unet: Any, adapter: Any) -> None:
     Raises:
         ValueError: One has.
     """
-    for network in adapter.adapters if isinstance(adapter, MultiAdapter) else [adapter]:
+    networks: list[Any] = list(adapter.adapters) if isinstance(adapter, MultiAdapter) else [adapter]
+    for network in networks:
         widths = list(unet.config.block_out_channels)
         if list(network.config.channels)[: len(widths)] != widths:
             raise ValueError(

@@ -83,7 +83,7 @@ def embeddings(pipe: Any, request: Request, count: int) -> Embeddings:
         return []
     layers = pipe.unet.encoder_hid_proj.image_projection_layers
     given = request.ip_adapter_image if request.ip_adapter_image_embeds is None else request.ip_adapter_image_embeds
-    entries = list(given) if isinstance(given, (list, tuple)) else [given]
+    entries: list[Any] = list(given) if isinstance(given, (list, tuple)) else [given]
     if len(entries) != len(layers):
         raise ValueError(f"`ip_adapter_image` has {len(entries)} entries for {len(layers)} IP-Adapters; give one each.")
     if request.ip_adapter_image_embeds is None:

@@ -26,6 +26,7 @@ class UnetLora(LoraBaseMixin):
 
     _lora_loadable_modules = ["unet"]  # noqa: RUF012 (diffusers' name and form)
     text_encoder = None  # diffusers' loader asks for it
+    unet: Any
 
     @classmethod
     def lora_state_dict(cls, *args: Any, **kwargs: Any) -> Any:
@@ -103,8 +104,7 @@ class UnetLora(LoraBaseMixin):
 
     def _fused(self) -> set[str]:
         """The names of the LoRAs that are fused and not unloaded."""
-        unet: Any = self.unet
-        return {name for layer in unet.modules() for name in getattr(layer, "merged_adapters", ())}
+        return {name for layer in self.unet.modules() for name in getattr(layer, "merged_adapters", ())}
 
 
 def _without_text(components: Sequence[str] | None) -> list[str]:

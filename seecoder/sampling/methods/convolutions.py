@@ -8,6 +8,7 @@ and both are linear, so that the sum is what the merged layer gives.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch.nn import functional
@@ -39,15 +40,16 @@ def convolutions_in(layer: torch.nn.Module, address: str) -> list[torch.nn.Conv2
 @contextmanager
 def convolving(conv: torch.nn.Conv2d, convolution: Convolution) -> Iterator[None]:
     """A layer that computes another function for the duration of the block, and then comes back as it was."""
-    before = vars(conv).get("_conv_forward")
-    conv._conv_forward = convolution
+    layer: Any = conv
+    before = vars(layer).get("_conv_forward")
+    layer._conv_forward = convolution
     try:
         yield
     finally:
         if before is None:
-            del conv._conv_forward
+            del layer._conv_forward
         else:
-            conv._conv_forward = before
+            layer._conv_forward = before
 
 
 def convolved(
