@@ -14,7 +14,7 @@ import diffusers
 import torch
 from diffusers import ConfigMixin, ModelMixin, SchedulerMixin
 
-from seecoder.base_model.single_file import SingleFile, say_once
+from seecoder.base_model.single_file import FILE_PARTS, SingleFile, say_once
 from seecoder.lookup import check_source, is_local
 from seecoder.weights.safetensors_files import WeightsError
 
@@ -56,6 +56,8 @@ def load_config(base: str | os.PathLike, part: str, *, at_top: bool = False, **h
     if Path(base).is_file():
         if part == "pipeline":
             return {"_class_name": "checkpoint in one file"}
+        if part not in FILE_PARTS:
+            raise ValueError(f"`{part}`={base} must be a folder or a repository; no {part} is read of one file.")
         return SingleFile.open(base).config(part, **options)
     name = _CONFIG_NAMES.get(part, "config.json")
     folder = None if at_top or part == "pipeline" else part

@@ -28,6 +28,7 @@ from seecoder.weights.strict_loading import load_strict, refuse_differences
 logger = logging.getLogger(__name__)
 
 _PREFIXES = {"unet": "model.diffusion_model.", "vae": "first_stage_model.", "controlnet": "control_model."}
+FILE_PARTS = (*_PREFIXES, "scheduler")
 _FIRST = {  # names by which a file without prefixes is known, in the original layout and in that of diffusers
     "unet": ("input_blocks.0.0.weight", "conv_in.weight"),
     "vae": ("encoder.conv_in.weight",),

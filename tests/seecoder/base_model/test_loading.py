@@ -181,6 +181,8 @@ def test_a_vae_beside_a_base_is_its_folder_a_bases_folder_or_a_file(base, parts,
         vae = load_beside(source, "vae", torch.float32, sdxl=sdxl)
         assert torch.equal(vae.decoder.conv_in.weight, parts["vae"].decoder.conv_in.weight)
         assert vae.config["scaling_factor"] == (0.13025 if sdxl else 0.18215)
+    with pytest.raises(ValueError, match=r"`adapter`=.*vae\.safetensors must be a folder or a repository"):
+        load_beside(path, "adapter", None, sdxl=False)
     with pytest.raises(FileNotFoundError, match="`vae`=nothere does not exist"):
         load_beside("nothere", "vae", None, sdxl=False)
 
