@@ -43,4 +43,4 @@ def test_a_recipe_runs_as_it_is_written(command, folder, capsys):
 
 
 def test_there_are_the_recipes_that_people_ask_for():
-    assert {command[command.index("--out") + 1] for command in COMMANDS} >= {"posed"}
+    assert {command[command.index("--out") + 1] for command in COMMANDS} >= {"posed", "worn"}

@@ -27,7 +27,7 @@ class World:
 
     def __init__(self) -> None:
         self.scenes = sample_scenes(COUNT, SEED)
-        self.others = self.scenes[torch.arange(COUNT).roll(COUNT // 2 - 1)]
+        self.others = self.scenes[torch.arange(COUNT).roll(7)]
         encoder = SeeCoder.from_pretrained(ENCODERS / "plain").float().eval()
         self.pipe = SeeCoderPipeline.from_base(BASE, encoder=encoder, dtype=torch.float32)
         self.pipe.set_progress_bar_config(disable=True)
@@ -36,7 +36,7 @@ class World:
 
     def pictures(self, context: torch.Tensor, **options: Any) -> torch.Tensor:
         """One picture a context, with noise of its own."""
-        return sample_pictures(self.pipe, context, Sampling(STEPS, seed=SEED, batch_size=COUNT), **options)
+        return sample_pictures(self.pipe, context, Sampling(STEPS, batch_size=COUNT), **options)
 
     def counts(self, context: torch.Tensor, scenes: Scenes, **options: Any) -> dict[str, float]:
         """What the reader finds of the scenes in pictures of contexts."""
