@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 
 from seecoder.cli.console import check_new, say
-from seecoder.cli.opening import files_of, load_encoder, pick_device, pick_dtype
+from seecoder.cli.opening import encoded_side, files_of, load_encoder, pick_device, pick_dtype
 from seecoder.cli.options import DTYPES, add_image_size, add_max_pixels
 
 HELP = "keep the contexts of pictures in a file"
@@ -48,9 +48,8 @@ def run(arguments: argparse.Namespace) -> None:
     from seecoder.pipelines.conditioning import encode_pictures
 
     limit = MAX_PIXELS if arguments.max_pixels is None else arguments.max_pixels
-    pictures = [
-        encodable(path, load_image(path, max_pixels=limit), arguments.image_size) for path in arguments.pictures
-    ]
+    side = encoded_side(arguments)
+    pictures = [encodable(path, load_image(path, max_pixels=limit), side) for path in arguments.pictures]
     entry = [ImageSet(pictures, arguments.weights)] if arguments.together else pictures
     device = pick_device(arguments.device)
     encoder = load_encoder(arguments.encoder, pick_dtype(arguments.dtype, device))

@@ -92,7 +92,7 @@ def open_pictures(arguments: argparse.Namespace) -> OpenedPictures:
         controls={path: load_control_image(path, max_pixels=limit) for path in control_pictures(arguments)},
         masks={mask: load_mask(mask, max_pixels=limit) for mask in masks},
     )
-    side = trained_side(arguments.encoder) if arguments.image_size == "trained" else arguments.image_size
+    side = encoded_side(arguments)
     for path in sorted(encoded | whole):
         pixels = load_image(path, max_pixels=limit)
         if path in whole:
@@ -104,13 +104,17 @@ def open_pictures(arguments: argparse.Namespace) -> OpenedPictures:
     return opened
 
 
-def trained_side(source: str) -> int:
-    """Find the side of the pictures that an encoder was trained on before it is loaded; 512 where it says nothing."""
+def encoded_side(arguments: argparse.Namespace) -> int | None:
+    """Give the side of `--image-size`, None for "own"; what `--encoder` records is known before it is loaded."""
+    if arguments.image_size != "trained":
+        return arguments.image_size
     from seecoder.base_model.loading import load_config
     from seecoder.images.scaling import ENCODED_SIZE
 
+    source = Path(arguments.encoder)
+    may_say = source.is_dir() or (len(source.parts) == 2 and not source.exists())  # a folder, or a repository's name
     try:
-        config = {} if Path(source).is_file() else load_config(source, "encoder", at_top=True)
+        config = load_config(arguments.encoder, "encoder", at_top=True) if may_say else {}
     except FileNotFoundError:  # said in other words by what loads the encoder
         config = {}
     return config.get("image_size", ENCODED_SIZE)

@@ -132,6 +132,8 @@ def make(arguments: argparse.Namespace, methods: "list[Method] | None", *, aspec
     written = [*results, *old_previews, out / SETTINGS_NAME, *filter(None, [sheet])]
     check_new(written, arguments.overwrite, _inputs(arguments))
     pipe = load_pipeline(arguments)
+    if arguments.guidance is None:
+        arguments.guidance = pipe.default_guidance  # the settings keep what was used
     given = pipeline_arguments(arguments, opened) | _size(arguments, pipe, aspect)
     given |= negative_arguments(arguments, pipe, opened)
     batch = arguments.batch or _batch_size(arguments, pipe, (given["height"], given["width"]))

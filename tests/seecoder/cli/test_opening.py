@@ -9,6 +9,7 @@ import torch
 from seecoder.cli import main
 from seecoder.cli.commands import build_parser
 from seecoder.cli.opening import (
+    encoded_side,
     files_of,
     load_encoder,
     load_pipeline,
@@ -16,7 +17,6 @@ from seecoder.cli.opening import (
     pick_device,
     pick_dtype,
     saved_contexts,
-    trained_side,
 )
 from seecoder.encoder.context import save_context
 from seecoder.images.gate import load_image
@@ -68,7 +68,9 @@ def test_pictures_are_reduced_to_what_the_encoder_was_trained_at(pictures, build
     old = tmp_path / "old"
     old.mkdir()
     (old / "config.json").write_text('{"_class_name": "SeeCoder"}')
-    assert trained_side(str(old)) == trained_side(str(tmp_path / "nowhere")) == trained_side(__file__) == 512
+    for source in (old, tmp_path / "nowhere", __file__):
+        assert encoded_side(Namespace(encoder=str(source), image_size="trained")) == 512
+    assert encoded_side(Namespace(encoder=str(old), image_size=None)) is None
 
 
 def test_devices_and_their_dtypes():
