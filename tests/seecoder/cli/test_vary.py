@@ -208,7 +208,7 @@ def test_controlnet(pictures, networks, tiny_controlnet, tmp_path):
         (["--control-scale", "inf"], "`--control-scale`=inf must be a number"),
         (["--view-batch", "0"], "`--view-batch`=0 must be a whole number from 1 up"),
         (["--autoencoder-memory", "0"], "`--autoencoder-memory`=0.0 must be a number above 0 or infinity"),
-        (["--image-size", "31"], "`--image-size`=31 is too small"),
+        (["--image-size", "31"], "`--image-size`=31 must be 'trained' or a whole number from 32 up"),
         (["--method-option", "stride=4"], "no effect without `--method`"),
         (["--method", "multidiffusion", "--method-option", "regions=x"], "`--method-option` regions is unknown"),
         (["--sheet", "sheet.exe"], "must end in .png"),
