@@ -123,13 +123,14 @@ class ContextPipeline(DiffusionPipeline, StableDiffusionMixin, UnetLora, ImagePr
     def from_base(
         cls,
         base: str | os.PathLike[str],
-        encoder: SeeCoder | None = None,
+        encoder: SeeCoder | str | os.PathLike[str] | None = None,
         vae: AutoencoderKL | str | os.PathLike[str] | None = None,
         dtype: torch.dtype | None = None,
         controlnet: ControlNets | str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
         adapter: Adapters | str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
         prediction_type: str | None = None,
         text: bool = False,
+        torch_dtype: torch.dtype | None = None,
         **hub: Any,
     ) -> Self:
         """Put an encoder in the place of the text encoder of any base model.
@@ -138,13 +139,14 @@ class ContextPipeline(DiffusionPipeline, StableDiffusionMixin, UnetLora, ImagePr
 
         Args:
             base: A diffusers folder, a checkpoint in one file, or a repository on the Hub.
-            encoder: A `SeeCoder`; None if every call brings its `context`.
+            encoder: A `SeeCoder`, or its folder or repository; None if every call brings its `context`.
             vae: Another autoencoder than the base's, or its folder or file.
             dtype: What to hold the networks in, given ones included; None reads float32 and leaves given ones alone.
             controlnet: A `ControlNetModel`, or its folder or file; or a list of them.
             adapter: A `T2IAdapter`, or its folder; or a list of them.
             prediction_type: What the UNet predicts ("epsilon", "v_prediction"), where the base says nothing or errs.
             text: Load the base's text encoder, too, for texts beside the pictures.
+            torch_dtype: Another name of `dtype`, as older diffusers have it.
             hub: `variant`, `revision`, `token`, `cache_dir`, `local_files_only`.
 
         Returns:
@@ -157,6 +159,7 @@ class ContextPipeline(DiffusionPipeline, StableDiffusionMixin, UnetLora, ImagePr
             TypeError: An unknown option.
         """
         _check_hub_options(hub)
+        dtype, encoder = _one_dtype(dtype, torch_dtype), _opened(encoder, dtype or torch_dtype, hub)
         parts: dict[str, Any] = {"vae": vae, "encoder": encoder, "controlnet": controlnet, "adapter": adapter}
         own = load_text_parts(base, cls._text_parts, dtype, **hub) if text else {}
         given = {name: part for name, part in parts.items() if part is not None}
@@ -180,12 +183,18 @@ class ContextPipeline(DiffusionPipeline, StableDiffusionMixin, UnetLora, ImagePr
         return pipeline
 
     @classmethod
-    def from_pipe(cls, pipeline: DiffusionPipeline, encoder: SeeCoder | None = None, **components: Any) -> Self:
+    def from_pipe(
+        cls,
+        pipeline: DiffusionPipeline,
+        encoder: SeeCoder | str | os.PathLike[str] | None = None,
+        **components: Any,
+    ) -> Self:
         """Share the networks of another pipeline, as they are: nothing is copied, cast or moved.
 
         Args:
             pipeline: Any pipeline with a VAE, a UNet and a scheduler.
-            encoder: A `SeeCoder`; None takes the other pipeline's, if it has one.
+            encoder: A `SeeCoder`, or its folder or repository, which is then loaded in the other pipeline's dtype; None
+                takes the other pipeline's, if it has one.
             components: Further parts to use instead of the other pipeline's.
 
         Raises:
@@ -197,10 +206,11 @@ class ContextPipeline(DiffusionPipeline, StableDiffusionMixin, UnetLora, ImagePr
         if unknown:
             raise TypeError(f"unknown component `{unknown[0]}`; a {cls.__name__} has {', '.join(names)}.")
         parts: dict[str, Any] = {name: components.get(name, getattr(pipeline, name, None)) for name in names}
-        parts["encoder"] = parts["encoder"] if encoder is None else encoder
         missing = [name for name in _PARTS if parts[name] is None]
         if missing:
             raise ValueError(f"a {type(pipeline).__name__} has no `{missing[0]}`; pass one to `from_pipe`.")
+        if encoder is not None:
+            parts["encoder"] = _opened(encoder, parts["unet"].dtype, {})
         return cls(**parts)
 
     @classmethod
@@ -209,8 +219,8 @@ class ContextPipeline(DiffusionPipeline, StableDiffusionMixin, UnetLora, ImagePr
 
         Args:
             pretrained_model_name_or_path: The folder, or a repository on the Hub.
-            kwargs: `dtype`; components to use instead of the saved ones; `variant`, `revision`, `token`, `cache_dir`,
-                `local_files_only`.
+            kwargs: `dtype` (or `torch_dtype`); components to use instead of the saved ones, `encoder` also as a folder
+                or repository; `variant`, `revision`, `token`, `cache_dir`, `local_files_only`.
 
         Returns:
             The pipeline, on the CPU.
@@ -222,9 +232,11 @@ class ContextPipeline(DiffusionPipeline, StableDiffusionMixin, UnetLora, ImagePr
             TypeError: An unknown option.
         """
         base = pretrained_model_name_or_path
-        dtype = kwargs.pop("dtype", None)
-        parts = {name: kwargs.pop(name) for name in (*_PARTS, *_OPTIONAL_PARTS) if name in kwargs}
+        dtype = _one_dtype(kwargs.pop("dtype", None), kwargs.pop("torch_dtype", None))
+        parts: dict[str, Any] = {name: kwargs.pop(name) for name in (*_PARTS, *_OPTIONAL_PARTS) if name in kwargs}
         _check_hub_options(kwargs)
+        if "encoder" in parts:
+            parts["encoder"] = _opened(parts["encoder"], dtype, kwargs)
         index = load_config(base, "pipeline", **{name: value for name, value in kwargs.items() if name != "variant"})
         if index.get("_class_name") != cls.__name__:
             raise ValueError(
@@ -337,3 +349,24 @@ def _check_hub_options(options: dict[str, Any]) -> None:
         raise TypeError(
             f"unknown option `{unknown[0]}`; besides parts and `dtype` there are {', '.join(_HUB_OPTIONS)}."
         )
+
+
+def _one_dtype(dtype: torch.dtype | None, torch_dtype: torch.dtype | None) -> torch.dtype | None:
+    """The data type under either of its names.
+
+    Raises:
+        ValueError: The two names contradict each other.
+    """
+    if None not in (dtype, torch_dtype) and dtype != torch_dtype:
+        raise ValueError(f"`torch_dtype`={torch_dtype} contradicts `dtype`={dtype}; give one of them.")
+    return torch_dtype if dtype is None else dtype
+
+
+def _opened(
+    encoder: SeeCoder | str | os.PathLike[str] | None, dtype: torch.dtype | None, hub: dict[str, Any]
+) -> SeeCoder | None:
+    """The encoder, loaded where a folder or repository is named; `variant` and `revision` are those of the base."""
+    if not isinstance(encoder, str | os.PathLike):
+        return encoder
+    options = {name: value for name, value in hub.items() if name not in ("variant", "revision")}
+    return SeeCoder.from_pretrained(os.fspath(encoder), dtype=dtype or torch.float32, **options)

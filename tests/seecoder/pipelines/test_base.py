@@ -1,5 +1,6 @@
 """Pipelines are made of a base, of another pipeline, or of what was saved, and come back as they were."""
 
+import copy
 import json
 import shutil
 
@@ -27,8 +28,56 @@ def test_from_base_dtype_and_other_vae(base, build, parts):
 
 
 def test_unknown_options_are_refused(base):
-    with pytest.raises(TypeError, match="unknown option `torch_dtype`"):
-        SeeCoderPipeline.from_base(base, torch_dtype=torch.float16)
+    with pytest.raises(TypeError, match="unknown option `device_map`"):
+        SeeCoderPipeline.from_base(base, device_map="auto")
+
+
+def test_the_data_type_has_two_names(base, parts, tmp_path):
+    half = torch.bfloat16
+    assert SeeCoderPipeline.from_base(base, torch_dtype=half).unet.dtype == half
+    with pytest.raises(ValueError, match=r"`torch_dtype`=torch\.bfloat16 contradicts `dtype`=torch\.float16"):
+        SeeCoderPipeline.from_base(base, dtype=torch.float16, torch_dtype=half)
+    SeeCoderPipeline(**parts).save_pretrained(tmp_path / "saved")
+    again = SeeCoderPipeline.from_pretrained(tmp_path / "saved", torch_dtype=half)
+    assert again.unet.dtype == again.encoder.dtype == half
+
+
+def test_an_encoder_may_be_named_by_its_folder(base, parts, tmp_path):
+    folder = tmp_path / "encoder"
+    parts["encoder"].save_pretrained(folder)
+    SeeCoderPipeline(**{**parts, "encoder": None}).save_pretrained(tmp_path / "saved")
+    expected = parts["encoder"].state_dict()
+    for pipe in (
+        SeeCoderPipeline.from_base(base, encoder=str(folder)),
+        SeeCoderPipeline.from_pretrained(tmp_path / "saved", encoder=folder),
+        SeeCoderPipeline.from_pipe(SeeCoderPipeline(**{**parts, "encoder": None}), encoder=folder),
+    ):
+        assert all(torch.equal(value, expected[name]) for name, value in pipe.encoder.state_dict().items())
+    assert SeeCoderPipeline.from_base(base, encoder=folder, dtype=torch.bfloat16).encoder.dtype == torch.bfloat16
+
+
+def test_diffusers_own_door_finds_the_saved_class(parts, picture, tmp_path):
+    pipe = SeeCoderPipeline(**parts)
+    pipe.save_pretrained(tmp_path / "saved")
+    again = DiffusionPipeline.from_pretrained(tmp_path / "saved")
+    assert type(again) is SeeCoderPipeline
+    settings = {"num_inference_steps": 2, "output_type": "latent"}
+    found = [one(picture, generator=torch.Generator().manual_seed(0), **settings).images for one in (pipe, again)]
+    assert torch.equal(*found)
+
+
+def test_what_users_of_diffusers_know_is_there(parts, picture):
+    pipe = SeeCoderPipeline(**{name: copy.deepcopy(part) for name, part in parts.items()})
+    assert sorted(pipe.components) == ["controlnet", "encoder", "scheduler", "unet", "vae"]
+    settings = {"num_inference_steps": 1, "output_type": "pt"}
+    plain = pipe(picture, generator=torch.Generator().manual_seed(0), **settings).images
+    pipe.enable_vae_slicing()
+    pipe.enable_vae_tiling()
+    tiled = pipe(picture, generator=torch.Generator().manual_seed(0), **settings).images
+    torch.testing.assert_close(tiled, plain, atol=1e-5, rtol=0)
+    pipe.to("cpu", torch.bfloat16)
+    assert pipe.unet.dtype == pipe.vae.dtype == pipe.encoder.dtype == torch.bfloat16
+    assert torch.isfinite(pipe(picture, **settings).images).all()
 
 
 def test_save_and_load_give_the_same_picture(parts, tiny_controlnet, picture, tmp_path):
