@@ -88,6 +88,16 @@ def pooled_width(unet: Any) -> int | None:
     return config["projection_class_embeddings_input_dim"] - _NUM_TIME_IDS * config["addition_time_embed_dim"]
 
 
+def reads_mask(unet: Any) -> bool:
+    """Say whether a UNet is an inpainting one: beside the latents it reads a mask and the latents of what is kept.
+
+    Args:
+        unet: A UNet or its configuration.
+    """
+    config = config_of(unet)
+    return config.get("in_channels", 4) == 2 * config.get("out_channels", 4) + 1
+
+
 def native_size(unet: Any) -> tuple[int, int]:
     """Give the (height, width) in latent cells that a UNet was trained at.
 

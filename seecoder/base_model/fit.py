@@ -18,6 +18,7 @@ from seecoder.base_model.facts import (
     is_sdxl,
     pixels_per_cell,
     pooled_width,
+    reads_mask,
 )
 from seecoder.base_model.loading import CLASSES
 
@@ -68,7 +69,7 @@ def check_parts(
     _check_class("unet", unet, CLASSES["unet"])
     _check_class("vae", vae, ("AutoencoderKL",) if training else CLASSES["vae"])
     _check_conditions(unet)
-    _check_latents(unet, vae)
+    _check_latents(unet, vae, training)
     if expected not in (None, found := family(unet)):
         name, pipeline = {"sd": ("SD 1.x or 2.x", "SeeCoder"), "sdxl": ("SDXL", "SeeCoderXL")}[found]
         raise ValueError(f"`unet` is one of {name}; use {pipeline}Pipeline for it.")
@@ -124,8 +125,11 @@ def _check_conditions(unet: Any) -> None:
         )
 
 
-def _check_latents(unet: Any, vae: Any) -> None:
-    """Refuse an autoencoder of other latents, and UNets that take something beside them."""
+def _check_latents(unet: Any, vae: Any, training: bool) -> None:
+    """Refuse an autoencoder of other latents, and UNets that take something beside them.
+
+    A call of a pipeline may bring the mask that an inpainting model reads; a training has none.
+    """
     config = config_of(unet)
     reads, gives = config.get("in_channels", 4), config.get("out_channels", 4)
     channels = config_of(vae).get("latent_channels", 4)
@@ -134,7 +138,7 @@ def _check_latents(unet: Any, vae: Any) -> None:
             f"`latent_channels`={channels} of the VAE must be {gives}, which the base's UNet gives. Use a VAE of this "
             "family: those of SD 1.x, 2.x and SDXL have 4, those of SD 3 and Flux 16."
         )
-    if reads != gives:
+    if reads != gives and (training or not reads_mask(unet)):
         beside = {
             gives + 1: "a depth map (a depth-to-image model)",
             gives + 3: "a small picture (an upscaler)",

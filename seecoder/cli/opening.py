@@ -87,10 +87,10 @@ def open_pictures(arguments: argparse.Namespace) -> OpenedPictures:
     limit = MAX_PIXELS if arguments.max_pixels is None else arguments.max_pixels
     encoded = {*arguments.pictures, *arguments.negative, *(picture for _, picture in arguments.region)}
     whole = {path for path in [arguments.start_image, arguments.ip_adapter_image] if path is not None}
-    masks = [*arguments.reference_mask, *(mask for mask, _ in arguments.region)]
+    masks = [arguments.mask, *arguments.reference_mask, *(mask for mask, _ in arguments.region)]
     opened = OpenedPictures(
         controls={path: load_control_image(path, max_pixels=limit) for path in control_pictures(arguments)},
-        masks={mask: load_mask(mask, max_pixels=limit) for mask in masks},
+        masks={mask: load_mask(mask, max_pixels=limit) for mask in masks if mask is not None},
     )
     side = encoded_side(arguments)
     for path in sorted(encoded | whole):

@@ -28,6 +28,9 @@ _OPTIONS = {
     "text": "text",
     "negative_text": "negative_text",
     "text_weight": "text_weight",
+    "strength": "strength",
+    "mask_image": "mask",
+    "mask_feather": "mask_feather",
 }
 
 
@@ -40,7 +43,8 @@ def pipeline_arguments(arguments: argparse.Namespace, opened: "OpenedPictures | 
     """
     given = {argument: getattr(arguments, option) for argument, option in _OPTIONS.items()}
     if opened is not None:
-        given["start_image"] = opened.whole.get(given["start_image"])
+        for name, pictures in (("start_image", opened.whole), ("mask_image", opened.masks)):
+            given[name] = pictures.get(given[name])
     return given | adapter_arguments(arguments, opened)
 
 

@@ -29,8 +29,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Make the panoramas."""
-    if arguments.start_image:
-        raise ValueError("`--start-image` has no effect on panoramas; use `seecoder vary --method demofusion`.")
     vary.make(arguments, panorama_methods(arguments), aspect=_ASPECT)
 
 

@@ -8,6 +8,11 @@ input's name and the seed.
   seecoder vary cat.jpg dog.jpg --together --weights 2 1 --base sd-1.5 --encoder my-encoder --out both
   seecoder vary cat.jpg --base sd-1.5 --encoder my-encoder --out large --height 2048 --width 2048
 
+A picture may be redrawn in the look of another, all of it or where a mask is white:
+
+  seecoder vary cat.jpg --start-image room.jpg --strength 0.6 --base sd-1.5 --encoder my-encoder --out redrawn
+  seecoder vary cat.jpg --start-image room.jpg --mask chair.png --base sd-1.5-inpainting --encoder my-encoder --out sat
+
 Above the size that the base was trained at, --method says how to sample: a preset (auto, fast, balanced, best), methods
 (several with commas where they compose; their settings with --method-option), or plain. The default is auto, which the
 project's tables rank first; --method list shows all, with settings and costs. With multidiffusion parts of the result
@@ -26,7 +31,7 @@ from seecoder.checks import optional, require, whole
 from seecoder.cli.batch_runs import Batches, write_picture
 from seecoder.cli.conditions.adapters import control_pictures
 from seecoder.cli.conditions.context_options import add_context_options, negative_arguments
-from seecoder.cli.conditions.regions import add_regions, with_regions
+from seecoder.cli.conditions.regions import add_regions, add_start_image, with_regions
 from seecoder.cli.console import check_new, check_space, say
 from seecoder.cli.jobs import Job, Variation, make_jobs, seeds_of
 from seecoder.cli.opening import THUMBNAIL_SIDE, files_of, load_pipeline, open_pictures
@@ -80,9 +85,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--concatenate", action="store_true", help="with --together: put the tokens side by side, do not average"
     )
-    group.add_argument(
-        "--start-image", metavar="PICTURE", help="enlarge this picture (demofusion) instead of starting from noise"
-    )
+    add_start_image(group)
     group.add_argument(
         "--sheet", default="sheet.png", metavar="NAME", help="contact sheet: a name in --out, or a path; '' for none"
     )
@@ -98,7 +101,7 @@ def run(arguments: argparse.Namespace) -> None:
     from seecoder.sampling.methods.registry import build_methods
 
     preset = (arguments.method or "").strip().lower()
-    if not preset and not arguments.start_image and not arguments.region:
+    if not preset and not arguments.region:
         preset = PRESETS[0]
     if preset not in PRESETS:
         return make(arguments, build_methods(arguments.method, arguments.method_option))

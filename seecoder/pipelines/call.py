@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from diffusers.utils import BaseOutput
 
-from seecoder.base_model.facts import is_sdxl, native_size
+from seecoder.base_model.facts import is_sdxl, native_size, reads_mask
 from seecoder.base_model.fit import check_dtypes
 from seecoder.pipelines.adapters.control import controllers
 from seecoder.pipelines.adapters.image_prompt import check_image_prompts, embeddings, with_image_prompts
@@ -18,13 +18,15 @@ from seecoder.pipelines.base import ContextPipeline
 from seecoder.pipelines.conditioning import condition
 from seecoder.pipelines.context.context_strength import context_strength, layer_strengths
 from seecoder.pipelines.context.text import text_contexts
-from seecoder.pipelines.inputs import Request, check_size, start_pixels
+from seecoder.pipelines.inputs import Request, check_size, start_pixels, whole_steps
 from seecoder.pipelines.networks import HalvedOnDemand
+from seecoder.pipelines.redrawing import Redrawing, redrawing
+from seecoder.pipelines.step_callbacks import changed_tensors
 from seecoder.sampling.composition import compose
 from seecoder.sampling.conditions import Control
 from seecoder.sampling.engine import sample
 from seecoder.sampling.methods.registry import named_methods
-from seecoder.sampling.progress import Progress, StageEnd
+from seecoder.sampling.progress import Changes, Progress, StageEnd
 
 
 @dataclass
@@ -75,8 +77,14 @@ class Call:
         check_dtypes(pipe.unet, pipe.controlnet)
         if is_sdxl(pipe.unet) and (request.context is None) != (request.pooled_context is None):
             raise ValueError("`context` and `pooled_context` go together; `encode_context` gives both.")
+        if reads_mask(pipe.unet) and request.mask_image is None:
+            raise ValueError(
+                "`mask_image`=None must be a mask, as this base is an inpainting model and redraws what a mask marks. "
+                "Give `start_image` and `mask_image`, or use its text-to-image sibling."
+            )
         cells = (self._size[0] // self._cell, self._size[1] // self._cell)
-        self._recipe = compose(named_methods(request.method, cells, self._native, request.num_inference_steps))
+        self._recipe = compose(named_methods(request.method, cells, self._native, whole_steps(vars(request))))
+        self._redrawing: Redrawing | None = None
         self._strengths = layer_strengths(pipe.unet, request.context_scale)
         self._notes: list[str] = []
 
@@ -113,6 +121,8 @@ class Call:
     def _sampler(self) -> Callable[..., torch.Tensor]:
         """Sampling with all that it needs; `on_step` is left to be given."""
         pipe, request, notes = self._pipe, self._request, self._notes
+        encoder = vae_encoder(pipe.vae, request.autoencoder_memory, notes)
+        enlarged = self._read_start_image(encoder)
         text = None if request.text is None else text_contexts(pipe, request.text, request.negative_text, notes)
         contexts = condition(request, pipe.encoder, pipe.unet, pipe._execution_device, text)
         self._contexts = {"context": contexts.context, "negative_context": contexts.negative_context}
@@ -122,26 +132,25 @@ class Call:
         if request.cross_attention_kwargs is not None:
             extra["cross_attention_kwargs"] = dict(request.cross_attention_kwargs)
         added = pipe.added_conditions(request, contexts, self._size)
-        encoder = vae_encoder(pipe.vae, request.autoencoder_memory, notes)
-        start = None
-        if request.start_image is not None:
-            pixels = start_pixels(request.start_image, self._size, self._cell)
-            start = encoder(pixels.to(pipe._execution_device) * 2.0 - 1.0)
+        redrawn, tells_mask = self._redrawing, reads_mask(pipe.unet)
         return partial(
             sample,
             HalvedOnDemand(partial(pipe.unet, return_dict=False, **extra), "UNet", notes),
             pipe.scheduler,
-            latent_shape=(count, pipe.unet.config.in_channels, cells[0], cells[1]),
+            latent_shape=(count, pipe.unet.config.out_channels, cells[0], cells[1]),
             native_size=self._native,
             **self._contexts,
             num_inference_steps=request.num_inference_steps,
+            schedule=request.schedule,
             guidance_scale=request.guidance_scale,
             guidance_rescale=request.guidance_rescale,
             eta=request.eta,
             generator=request.generator,
             method=self._recipe,
             latents=request.latents,
-            image_latents=start,
+            image_latents=enlarged,
+            start_image=None if redrawn is None else redrawn.start(tells_mask=tells_mask),
+            extra_channels=redrawn.channels() if redrawn is not None and tells_mask else None,
             added_conditions=with_image_prompts(added, embeddings(pipe, request, count)),
             control=self._controls(count),
             decoder=vae_decoder(pipe.vae, request.autoencoder_memory, notes, self._native),
@@ -151,12 +160,23 @@ class Call:
             on_stage=self._after_stage,
         )
 
+    def _read_start_image(self, encoder: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor | None:
+        """Latents of a picture to enlarge, if there is one; a picture to redraw is kept in `_redrawing`."""
+        request, device, stages = self._request, self._pipe._execution_device, self._recipe.stages
+        if request.start_image is None:
+            return None
+        if request.strength is None and request.mask_image is None and stages is not None and stages.enlarges_images:
+            pixels = start_pixels(request.start_image, self._size, self._cell)
+            return encoder(pixels.to(device) * 2.0 - 1.0)
+        self._redrawing = redrawing(request, self._size, self._cell, encoder, device)
+        return None
+
     def _controls(self, count: int) -> list[Control]:
         """Spatial control of a number of results."""
         pipe = self._pipe
         return [one.control(count, pipe._execution_device, self._cell, self._notes) for one in self._controllers]
 
-    def _after_step(self, bar: Any, progress: Progress) -> None:
+    def _after_step(self, bar: Any, progress: Progress) -> Changes | None:
         """Move the progress bar, call the user's callback, and stop if it asked for that."""
         self._pipe._num_timesteps = progress.num_steps
         if bar.total != progress.num_steps:
@@ -164,23 +184,22 @@ class Call:
         if progress.num_stages > 1:
             bar.set_description(progress.stage, refresh=False)
         bar.update(progress.step - bar.n)
-        self._call_back(progress)
+        changes = None if self._request.callback_on_step_end is None else self._call_back(progress)
         if self._pipe.interrupt and progress.step < progress.num_steps:
-            raise _Interrupted(progress)
+            raise _Interrupted(progress if changes is None else replace(progress, latents=changes.latents))
+        return changes
 
-    def _call_back(self, progress: Progress) -> None:
+    def _call_back(self, progress: Progress) -> Changes:
+        """Show the user's callback a step, and take what it changed, in place or in what it returns."""
         request = self._request
-        if request.callback_on_step_end is None:
-            return
-        tensors = {"latents": progress.latents, **self._contexts}
-        shown = {name: tensors[name] for name in request.callback_on_step_end_tensor_inputs}
-        returned = request.callback_on_step_end(self._pipe, progress.step - 1, progress.timestep, shown) or {}
-        changed = [name for name, value in returned.items() if value is not shown.get(name)]
-        if changed:
-            raise ValueError(
-                f"`callback_on_step_end` returned another `{changed[0]}`; it may look at the run and stop it, not "
-                "change it."
-            )
+        assert request.callback_on_step_end is not None
+        # A copy, so that a change in place is seen as one.
+        before = {"latents": progress.latents.clone(), **self._contexts}
+        shown = {name: before[name] for name in request.callback_on_step_end_tensor_inputs}
+        returned = request.callback_on_step_end(self._pipe, progress.step - 1, progress.timestep, shown)
+        after = changed_tensors(before, shown, {} if returned is None else returned)
+        self._contexts = {name: after[name] for name in self._contexts}
+        return Changes(**after)
 
     def _after_stage(self, stage: StageEnd) -> None:
         """Show the user the result of every stage but the last, which the call itself returns."""
@@ -194,5 +213,9 @@ class Call:
         if request.output_type == "latent":
             return latents, []
         is_loop = windows is not None and windows.closed_loop
-        pixels, notes = decode_latents(self._pipe.vae, latents, wrap=is_loop, memory=request.autoencoder_memory)
-        return self._pipe.image_processor.postprocess(pixels.float(), output_type=request.output_type), notes
+        decoded, notes = decode_latents(self._pipe.vae, latents, wrap=is_loop, memory=request.autoencoder_memory)
+        pixels = (decoded.float() / 2.0 + 0.5).clamp(0.0, 1.0)
+        if self._redrawing is not None and pixels.shape[-2:] == self._redrawing.pixels.shape[-2:]:
+            pixels = self._redrawing.paste(pixels)
+        is_ready = [False] * len(pixels)  # in [0, 1] already
+        return self._pipe.image_processor.postprocess(pixels, request.output_type, do_denormalize=is_ready), notes

@@ -17,6 +17,7 @@ from seecoder.images.gate import load_image
 from seecoder.images.masks import load_control_image
 from seecoder.pipelines.context.context_strength import SHORT_NAMES, ContextScale, flat_scales
 from seecoder.pipelines.context.text import Text
+from seecoder.sampling.image_to_image import STRENGTH, steps_left
 from seecoder.sampling.randomness import Generators
 from seecoder.sampling.recipe import Method
 from seecoder.sampling.views import Size
@@ -55,6 +56,10 @@ _RULES = {
     "guidance_rescale": _SHARE,
     "text_weight": optional(_SHARE),
     "eta": _SHARE,
+    "strength": optional(STRENGTH),
+    "mask_feather": whole(0),
+    "timesteps": optional(some_of(number(0.0), "a list of timesteps from 0 up, the noisiest first", minimum=1)),
+    "sigmas": optional(some_of(number(0.0), "a list of noise levels from 0 up, the noisiest first", minimum=2)),
     "adapter_conditioning_scale": _one_or_several(number()),
     "control_guidance_start": _one_or_several(_SHARE),
     "control_guidance_end": _one_or_several(_SHARE),
@@ -80,6 +85,27 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
     for name, value in arguments.items():
         if name in _RULES:
             require(name, value, _RULES[name])
+    _check_redrawing(arguments)
+
+
+def _check_redrawing(given: Mapping[str, Any]) -> None:
+    """Refuse a strength or a mask without the picture that they are about, and a strength that leaves no step."""
+    strength, mask = given.get("strength"), given.get("mask_image")
+    if given.get("start_image") is None:
+        for name, value in (("strength", strength), ("mask_image", mask)):
+            if value is not None:
+                raise ValueError(f"`{name}` has no effect without `start_image`, the picture to redraw; give it.")
+    if mask is None and given.get("mask_feather"):
+        raise ValueError(f"`mask_feather`={given['mask_feather']} has no effect without `mask_image`; leave it out.")
+    if strength is not None:
+        steps_left(whole_steps(given), strength)
+
+
+def whole_steps(given: Mapping[str, Any]) -> int:
+    """Steps of one trajectory, by the arguments of a call."""
+    if given.get("timesteps") is not None:
+        return len(given["timesteps"])
+    return given["num_inference_steps"] if given.get("sigmas") is None else len(given["sigmas"]) - 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +121,8 @@ class Request:
     width: int | None
     method: Method | Sequence[Method | str] | str | None
     num_inference_steps: int
+    timesteps: Sequence[float] | None
+    sigmas: Sequence[float] | None
     guidance_scale: float | None
     guidance_rescale: float
     eta: float
@@ -107,6 +135,9 @@ class Request:
     image_size: ImageSize
     context_scale: ContextScale
     start_image: Picture | None
+    strength: float | None
+    mask_image: Picture | None
+    mask_feather: int
     control_image: ControlPictures | None
     controlnet_conditioning_scale: float | Sequence[float]
     control_guidance_start: float | Sequence[float]
@@ -151,6 +182,14 @@ class Request:
         for name in ("negative_text", "text_weight"):
             if self.text is None and getattr(self, name) is not None:
                 raise ValueError(f"`{name}` has no effect without `text`; leave it out.")
+        if len(self.schedule) > 1:
+            raise ValueError("`timesteps` and `sigmas` contradict each other; give one of them.")
+
+    @property
+    def schedule(self) -> dict[str, list[float]]:
+        """`timesteps` or `sigmas` by name; empty where the scheduler spaces its steps itself."""
+        given = {"timesteps": self.timesteps, "sigmas": self.sigmas}
+        return {name: list(values) for name, values in given.items() if values is not None}
 
 
 def as_image_sets(
@@ -257,18 +296,32 @@ def start_pixels(image: Picture, size: Size, cell: int) -> torch.Tensor:
         ValueError: Another aspect ratio.
     """
     pixels = load_image(image)[None]
+    check_aspect("start_image", (pixels.shape[-2], pixels.shape[-1]), size)
     height, width = pixels.shape[-2:]
-    aspect = (width / height) / (size[1] / size[0])
-    if abs(aspect - 1.0) > _ASPECT_TOLERANCE:
-        raise ValueError(
-            f"`start_image` is {height}x{width}, another aspect ratio than the result's {size[0]}x{size[1]}. Crop it, "
-            f"or ask for a `width` near {round(size[0] * width / height)}."
-        )
     scale = min(1.0, max(height / size[0], width / size[1]))
     target = [max(cell, round(side * scale / cell) * cell) for side in size]
     if list(pixels.shape[-2:]) == target:
         return pixels
     return functional.interpolate(pixels, size=target, mode="bicubic", antialias=True).clamp(0.0, 1.0)
+
+
+def check_aspect(name: str, found: Size, size: Size) -> None:
+    """Refuse a picture that would be stretched.
+
+    Args:
+        name: The argument that gave it.
+        found: Its (height, width) in pixels.
+        size: (height, width) of the result in pixels.
+
+    Raises:
+        ValueError: Its aspect ratio differs by more than a few percent.
+    """
+    (height, width), (rows, columns) = found, size
+    if abs((width / height) / (columns / rows) - 1.0) > _ASPECT_TOLERANCE:
+        raise ValueError(
+            f"`{name}` is {height}x{width}, another aspect ratio than the result's {rows}x{columns}. Crop it, or ask "
+            f"for a `width` near {round(rows * width / height)}."
+        )
 
 
 def check_size(height: int, width: int, multiple: int) -> None:

@@ -91,6 +91,8 @@ class SeeCoderXLPipeline(ContextPipeline, StableDiffusionXLLoraLoaderMixin):
         *,
         method: Method | Sequence[Method | str] | str | None = None,
         num_inference_steps: int = 50,
+        timesteps: Sequence[float] | None = None,
+        sigmas: Sequence[float] | None = None,
         guidance_scale: float | None = None,
         guidance_rescale: float = 0.0,
         eta: float = 0.0,
@@ -107,6 +109,9 @@ class SeeCoderXLPipeline(ContextPipeline, StableDiffusionXLLoraLoaderMixin):
         negative_text: Text | None = None,
         text_weight: float | None = None,
         start_image: Picture | None = None,
+        strength: float | None = None,
+        mask_image: Picture | None = None,
+        mask_feather: int = 0,
         control_image: ControlPictures | None = None,
         controlnet_conditioning_scale: float | Sequence[float] = 1.0,
         control_guidance_start: float | Sequence[float] = 0.0,
@@ -142,6 +147,9 @@ class SeeCoderXLPipeline(ContextPipeline, StableDiffusionXLLoraLoaderMixin):
                 of methods that compose; the name of one ("demofusion"); a preset, "auto", "fast", "balanced" or
                 "best", which chooses by the size; None for plain sampling.
             num_inference_steps: Steps of one trajectory.
+            timesteps: The timesteps themselves, noisiest first, for schedulers that take them; then
+                `num_inference_steps` is not used.
+            sigmas: The noise levels themselves, noisiest first and 0 last, for schedulers that take them.
             guidance_scale: None takes what the encoder records (2.0 where it records nothing); exactly 1 skips the
                 unconditional pass and halves the time.
             guidance_rescale: Fraction in [0, 1] of the rescaled prediction (arXiv 2305.08891, Sec. 3.4).
@@ -166,7 +174,14 @@ class SeeCoderXLPipeline(ContextPipeline, StableDiffusionXLLoraLoaderMixin):
             negative_text: What they should not show, in the same form; None is the empty text, zeros here.
             text_weight: None puts the tokens of pictures and text side by side; a number in [0, 1] is the text's part
                 of their mean, token by token.
-            start_image: A picture to enlarge instead of starting from noise, for methods that can (DemoFusion).
+            start_image: A picture to redraw, of the result's aspect ratio, instead of starting from noise. DemoFusion
+                without `strength` and mask enlarges it.
+            strength: How much of `start_image` is redrawn: the fraction in (0, 1] of the steps that are made. At 1
+                nothing of it is left. None is 0.8, and 1 with a mask. A method of several stages redraws the picture in
+                its first.
+            mask_image: What of `start_image` is redrawn: white (above one half) is, black stays pixel by pixel. Needed
+                by inpainting bases; others have the rest of the picture put back after every step.
+            mask_feather: Pixels around the mask over which the result fades into `start_image`; 0 is a hard edge.
             control_image: What the ControlNet sees: one picture, or one for every result. Of several ControlNets a
                 list with such an entry for each.
             controlnet_conditioning_scale: Factor on its residuals; of several ControlNets one for all, or a list.
@@ -184,8 +199,10 @@ class SeeCoderXLPipeline(ContextPipeline, StableDiffusionXLLoraLoaderMixin):
                 but not equal, and noted. Infinity: always as a whole, as long as memory lasts.
             output_type: "pil", "np" (N, H, W, 3), "pt" (N, 3, H, W), both in [0, 1], or "latent".
             return_dict: False for a tuple of images and notes.
-            callback_on_step_end: Called as `callback(pipe, step, timestep, tensors)` after every step. It may look, and
-                stop the run with `pipe._interrupt = True`; it may not change the tensors.
+            callback_on_step_end: Called as `callback(pipe, step, timestep, tensors)` after every step. It may stop the
+                run with `pipe._interrupt = True`, and change the tensors: the run goes on with what it writes into
+                `tensors` or returns in a dictionary. Latents have the size of the running stage, contexts a row for
+                every result; shapes stay.
             callback_on_step_end_tensor_inputs: Of "latents", "context", "negative_context", what it is shown.
             callback_on_stage_end: Called as `callback(pipe, stage, images)` after every stage of a method that has
                 several, but for the last: a `seecoder.sampling.StageEnd`, and its result in the form of `output_type`.
@@ -210,6 +227,8 @@ class SeeCoderXLPipeline(ContextPipeline, StableDiffusionXLLoraLoaderMixin):
             width=width,
             method=method,
             num_inference_steps=num_inference_steps,
+            timesteps=timesteps,
+            sigmas=sigmas,
             guidance_scale=guidance_scale,
             guidance_rescale=guidance_rescale,
             eta=eta,
@@ -226,6 +245,9 @@ class SeeCoderXLPipeline(ContextPipeline, StableDiffusionXLLoraLoaderMixin):
             negative_text=negative_text,
             text_weight=text_weight,
             start_image=start_image,
+            strength=strength,
+            mask_image=mask_image,
+            mask_feather=mask_feather,
             control_image=control_image,
             controlnet_conditioning_scale=controlnet_conditioning_scale,
             control_guidance_start=control_guidance_start,

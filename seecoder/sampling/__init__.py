@@ -29,6 +29,8 @@ A method may need more:
   "negative"). Tensors have 1 or B rows; mappings of tensors are allowed (`added_cond_kwargs` of SDXL).
 * `control`: a `Control`, that is the control picture and a callable that runs the ControlNet; or several of them.
 * `image_latents`: clean latents of a given picture, which DemoFusion takes in place of its first stages.
+* `start_image`: a `StartImage`, a picture that is redrawn: by a strength, and under a mask, whatever the method.
+* `extra_channels(latent_size)`: what an inpainting network reads below the sample, cut to every view.
 
 Randomness: every picture has its own stream (`randomness`), never torch's global one during a run. A picture is the
 same alone, in a batch, and for every `view_batch_size` (up to rounding).
@@ -52,25 +54,27 @@ In `[ScaleCrafter(), DemoFusion()]` the re-dilated network sees the whole frame 
 less cost than plain sampling. A closed panorama (`closed_loop=True`) has to be decoded around its border
 (`decode_in_tiles(…, wrap=True)`).
 
-`on_step(Progress)` is called after every step of the whole run, `on_stage(StageEnd)` after every stage with its clean
-latents (previews). Raising in either ends the run.
+`on_step(Progress)` is called after every step of the whole run and may return `Changes`, `on_stage(StageEnd)` after
+every stage with its clean latents (previews). Raising in either ends the run.
 """
 
 from seecoder.sampling.conditions import Control
 from seecoder.sampling.engine import sample
+from seecoder.sampling.image_to_image import StartImage
 from seecoder.sampling.methods.demofusion.demofusion import DemoFusion
 from seecoder.sampling.methods.hidiffusion.hidiffusion import HiDiffusion
 from seecoder.sampling.methods.multidiffusion import MultiDiffusion, Region
 from seecoder.sampling.methods.rectifiedhr import RectifiedHR
 from seecoder.sampling.methods.scalecrafter.scalecrafter import ScaleCrafter
 from seecoder.sampling.methods.syncdiffusion import SyncDiffusion
-from seecoder.sampling.progress import Progress, StageEnd
+from seecoder.sampling.progress import Changes, Progress, StageEnd
 from seecoder.sampling.recipe import Method
 from seecoder.sampling.tiles.tile_statistics import normalised_like, shrunken
 from seecoder.sampling.tiles.tiling import decode_in_tiles, encode_in_tiles
 from seecoder.sampling.views import View
 
 __all__ = [
+    "Changes",
     "Control",
     "DemoFusion",
     "HiDiffusion",
@@ -81,6 +85,7 @@ __all__ = [
     "Region",
     "ScaleCrafter",
     "StageEnd",
+    "StartImage",
     "SyncDiffusion",
     "View",
     "decode_in_tiles",

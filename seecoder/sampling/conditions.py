@@ -13,6 +13,7 @@ from seecoder.sampling.step import Step
 from seecoder.sampling.views import Size, View
 
 AddedConditions = Callable[[View, Literal["positive", "negative"], Size], Mapping[str, Any]]
+ExtraChannels = Callable[[Size], torch.Tensor]
 Item = tuple[int, View]
 
 _POOLED_IS_UNREAD = (
@@ -81,9 +82,11 @@ def _pixels(start: int, cells: int, stride: int, scale: int) -> torch.Tensor:
     return first + torch.arange(cells * scale * stride)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Conditions:
     """Context and added conditions of a run, cut to any micro-batch of (picture, view) pairs.
+
+    The contexts may change between two steps (`change`); nothing else does.
 
     Attributes:
         positive: (1 or B, tokens, width).
@@ -91,12 +94,18 @@ class Conditions:
         added: Called as `added(view, "positive" or "negative", latent_size)`; returns keyword arguments of the
             denoiser: tensors with 1 or B rows, or mappings or lists of such tensors (`added_cond_kwargs` of SDXL).
         control: ControlNets and the like; what they return under one name is added up.
+        extra_channels: Called with the size of a stage; gives (1 or B, channels, *size) that go below the sample.
     """
 
     positive: torch.Tensor
     negative: torch.Tensor | None
     added: AddedConditions | None
     control: Sequence[Control]
+    extra_channels: ExtraChannels | None = None
+
+    def change(self, positive: torch.Tensor, negative: torch.Tensor | None) -> None:
+        """Go on with other contexts of the same shapes."""
+        self.positive, self.negative = positive, negative
 
     @property
     def dtype(self) -> torch.dtype:
@@ -162,6 +171,14 @@ class Conditions:
                 for name, value in control.residuals(inputs, step.timestep, context, image, **added).items():
                     total[name] = _sum(total[name], value) if name in total else value
         return total
+
+    def with_channels(self, inputs: torch.Tensor, items: Sequence[Item], step: Step) -> torch.Tensor:
+        """The network inputs (N, C, h, w) of a micro-batch with the extra channels below them, if there are any."""
+        if self.extra_channels is None:
+            return inputs
+        whole = self.extra_channels(step.latent_size)
+        cut = torch.cat([view.gather(_rows(whole, [picture])) for picture, view in items]).to(inputs)
+        return torch.cat([inputs, cut.repeat(len(inputs) // len(items), 1, 1, 1)], dim=1)
 
 
 def _with_pooled(added: Mapping[str, Any], pooled: torch.Tensor) -> Mapping[str, Any]:

@@ -1,16 +1,17 @@
 """The sampling loop: runs a plan of stages on a bare callable denoiser."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from seecoder.checks import number, require, some_of, whole
 from seecoder.sampling.composition import compose
-from seecoder.sampling.conditions import AddedConditions, Conditions, Control
+from seecoder.sampling.conditions import AddedConditions, Conditions, Control, ExtraChannels
 from seecoder.sampling.fields import Denoiser, EditedSample, Editor, Evaluator
+from seecoder.sampling.image_to_image import StartImage
 from seecoder.sampling.methods.registry import named_methods
-from seecoder.sampling.progress import Progress, StageEnd
+from seecoder.sampling.progress import Changes, Progress, StageEnd
 from seecoder.sampling.randomness import Generators, Randomness
 from seecoder.sampling.recipe import Method, Recipe
 from seecoder.sampling.stages import Codec, Outcome, Run, Stage
@@ -28,6 +29,7 @@ def sample(
     context: torch.Tensor,
     negative_context: torch.Tensor | None = None,
     num_inference_steps: int = 50,
+    schedule: Mapping[str, Sequence[float]] | None = None,
     guidance_scale: float = 1.0,
     guidance_rescale: float = 0.0,
     eta: float = 0.0,
@@ -35,13 +37,15 @@ def sample(
     method: Method | Sequence[Method | str] | Recipe | str | None = None,
     latents: torch.Tensor | None = None,
     image_latents: torch.Tensor | None = None,
+    start_image: StartImage | None = None,
+    extra_channels: ExtraChannels | None = None,
     added_conditions: AddedConditions | None = None,
     control: Control | Sequence[Control] | None = None,
     decoder: Codec | None = None,
     encoder: Codec | None = None,
     unet: torch.nn.Module | None = None,
     view_batch_size: int = 16,
-    on_step: Callable[[Progress], None] | None = None,
+    on_step: Callable[[Progress], Changes | None] | None = None,
     on_stage: Callable[[StageEnd], None] | None = None,
 ) -> torch.Tensor:
     """Sample latents. The docstring of `seecoder.sampling` says what every callable gets and gives.
@@ -54,6 +58,8 @@ def sample(
         context: (1 or B, tokens, width); its device and data type are those that the denoiser is fed with.
         negative_context: The same for the unconditional branch; needed unless `guidance_scale` is 1.
         num_inference_steps: Steps of one whole trajectory.
+        schedule: {"timesteps": …} or {"sigmas": …} for the scheduler's `set_timesteps`, in place of
+            `num_inference_steps`.
         guidance_scale: Classifier-free guidance; 1 evaluates the conditional branch only.
         guidance_rescale: Fraction in [0, 1] of the rescaled prediction (arXiv 2305.08891, Sec. 3.4).
         eta: DDIM's stochasticity, 0 for other schedulers.
@@ -61,7 +67,10 @@ def sample(
         method: How to sample above the native size; None is one plain stage. A list where methods compose, or
             the recipe that `compose` made of them. Names do as well: of methods, or of a preset such as "auto".
         latents: Unit-variance starting noise for the first stage, in place of drawn noise.
-        image_latents: Clean latents (1 or B, C, h, w) of given pictures; only for methods that start from one.
+        image_latents: Clean latents (1 or B, C, h, w) of given pictures to enlarge; only for methods that do.
+        start_image: A picture to redraw, all of it or under a mask.
+        extra_channels: Called as `extra_channels(latent_size)`: (1 or B, channels, *latent_size) that the denoiser gets
+            below the sample, cut to each view (the mask and the masked picture of an inpainting network).
         added_conditions: `added_conditions(view, "positive" or "negative", latent_size) -> keyword arguments`.
         control: One or several ControlNets or the like.
         decoder: Latents to pixels, differentiable where a method takes gradients.
@@ -69,7 +78,8 @@ def sample(
         unet: The module inside `denoiser`, for methods that patch layers.
         view_batch_size: Native-sized (picture, view) pairs evaluated at once, larger views by their area; bounds the
             memory and does not change the result.
-        on_step: Called after every step; an exception raised in it ends the run and leaves the network as it was.
+        on_step: Called after every step; may return what goes on changed. An exception raised in it ends the run and
+            leaves the network as it was.
         on_stage: Called after every stage with its clean latents.
 
     Returns:
@@ -86,7 +96,9 @@ def sample(
     _check_image_latents(image_latents, latent_shape)
     dtype = torch.promote_types(context.dtype, torch.float32)
     randomness = Randomness(generator, latent_shape[0])
-    stepper = Stepper(scheduler, num_inference_steps, eta=eta, randomness=randomness, device=context.device)
+    stepper = Stepper(
+        scheduler, num_inference_steps, eta=eta, randomness=randomness, device=context.device, schedule=schedule
+    )
     run = Run(
         latent_shape=latent_shape,
         native_size=native_size,
@@ -98,12 +110,13 @@ def sample(
         dtype=dtype,
         initial_noise=None if latents is None else latents.to(context.device, dtype),
         image_latents=None if image_latents is None else image_latents.to(context.device, dtype),
+        start_image=start_image,
         decoder=decoder,
         encoder=encoder,
         unet=unet,
     )
     controls = [control] if isinstance(control, Control) else list(control or ())
-    conditions = Conditions(context, negative_context, added_conditions, controls)
+    conditions = Conditions(context, negative_context, added_conditions, controls, extra_channels)
     evaluator = Evaluator(denoiser, stepper, conditions, view_batch_size)
     with torch.no_grad():  # not inference_mode: editors may need gradients
         stages = _plan(method, run)
@@ -114,11 +127,16 @@ def sample(
             for step, reached in _trajectory(run, stage, place, outcome, evaluator):
                 outcome, done = reached, done + 1
                 if on_step is not None:
-                    on_step(Progress(*where, done, num_steps, step.time, reached.latents))
+                    changes = on_step(Progress(*where, done, num_steps, step.time, reached.latents))
+                    if changes is not None:
+                        reached.change(changes.latents, stepper.alpha_after(step.index))
+                        conditions.change(changes.context, changes.negative_context)
             if outcome is None:
                 raise ValueError(f"Stage {stage.name!r} has no steps. Use more `num_inference_steps`.")
             if stage.finish is not None:
-                outcome = Outcome(stage.finish(outcome.latents), outcome.x0)
+                outcome.latents = stage.finish(outcome.latents)
+                if run.kept_image is not None:
+                    outcome.latents = run.kept_image.put_back(outcome.latents, stepper, stage.steps.stop)
             if on_stage is not None:  # a stage that ends before the trajectory does shows the predicted x0
                 is_whole = stage.steps.stop == len(stepper)
                 on_stage(StageEnd(*where, outcome.latents if is_whole else outcome.x0))
@@ -149,7 +167,10 @@ def _trajectory(
     stepper.restart(stage.steps.start)
     start = stage.begin(run, before)
     keys = run.randomness.keys() if stage.keyed else ()
-    latents = start.latents
+    latents, noise, kept = start.latents, start.noise, run.kept_image
+    if kept is not None:
+        noise = run.noise(stage.latent_size) if noise is None else noise
+        latents = latents if before is None else kept.put_back(latents, stepper, stage.steps.start, noise)
     for index in stage.steps:
         step = Step(
             index=index,
@@ -165,9 +186,15 @@ def _trajectory(
         edited = _edit(latents, start.editors, step, evaluator)
         fields = evaluator.fields(edited, step, stage.paths, stage.guidance.branches(step))
         output = stage.guidance.combine(fields, step)
-        x0 = stepper.predict_x0(output, edited.latents, index)
-        latents = stepper.step(output, edited.latents, index)
-        yield step, Outcome(latents, x0)
+        outcome = Outcome(
+            latents=stepper.step(output, edited.latents, index),
+            x0=stepper.predict_x0(output, edited.latents, index),
+        )
+        if kept is not None:
+            outcome.latents = kept.put_back(outcome.latents, stepper, index + 1, noise)
+            outcome.x0 = kept.put_back(outcome.x0, stepper, len(stepper))
+        yield step, outcome
+        latents = outcome.latents
 
 
 def _edit(latents: torch.Tensor, editors: Sequence[Editor], step: Step, evaluator: Evaluator) -> EditedSample:

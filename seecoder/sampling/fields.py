@@ -153,7 +153,8 @@ class Evaluator:
             for patch in path.patches.get(network, ()):
                 stack.enter_context(patch.active(step, size))
             keywords |= self.conditions.residuals(batch, context, items, step, keywords)
-            output = self.denoiser(batch, step.timestep, context, **keywords)
+            told = self.conditions.with_channels(batch, items, step)
+            output = self.denoiser(told, step.timestep, context, **keywords)
         return list(output.chunk(len(branches)))
 
 

@@ -1,4 +1,4 @@
-"""What a run tells its caller: every finished step, and every finished stage."""
+"""What a run tells its caller, every finished step and stage, and what the caller may change then."""
 
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ class Progress:
         step: Steps done so far in the whole run, 1 … num_steps.
         num_steps: Steps of the whole run, over all stages.
         timestep: The training timestep that was left behind.
-        latents: The sample after the step, (B, C, h, w) of the stage's size; not to be changed in place.
+        latents: The sample after the step, (B, C, h, w) of the stage's size; `Changes` gives it back changed.
     """
 
     stage: str
@@ -26,6 +26,21 @@ class Progress:
     num_steps: int
     timestep: float
     latents: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What a caller wants to go on with after a step, each of the shape that it had.
+
+    Attributes:
+        latents: The sample (B, C, h, w).
+        context: The context (1 or B, tokens, width) of all further steps.
+        negative_context: That of the unconditional branch.
+    """
+
+    latents: torch.Tensor
+    context: torch.Tensor
+    negative_context: torch.Tensor | None
 
 
 @dataclass(frozen=True)

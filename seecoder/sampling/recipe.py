@@ -28,9 +28,11 @@ class StagesMethod(ABC):
 
     Attributes:
         starts_whole: Whether its first stage is a whole trajectory, which windows may make instead.
+        enlarges_images: Whether a run may begin with clean latents of a picture (`image_latents`), which it enlarges.
     """
 
     starts_whole: ClassVar[bool]
+    enlarges_images: ClassVar[bool] = False
 
     @abstractmethod
     def plan(self, run: Run, recipe: "Recipe") -> list[Stage]:
@@ -139,7 +141,7 @@ class Recipe:
         *,
         in_windows: bool = True,
     ) -> Stage:
-        """One whole trajectory from noise.
+        """One whole trajectory, from noise or from the picture that the run redraws.
 
         Args:
             run: The request.
@@ -155,9 +157,11 @@ class Recipe:
         editors = [] if self.editor is None else [self.editor.editor(run, paths[0])]
 
         def begin(run: Run, before: Outcome | None) -> StageStart:
-            return StageStart(run.first_sample(size), editors)
+            return run.first_start(size, editors)
 
-        return Stage(name, size, range(len(run.stepper)), begin, paths, self.guidance(run, size), finish)
+        return Stage(
+            name, size, range(run.first_step, len(run.stepper)), begin, paths, self.guidance(run, size), finish
+        )
 
     def _patches(self, run: Run, view_size: Size) -> Patches:
         if self.network is None or not self._changes_network(run, view_size):

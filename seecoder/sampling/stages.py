@@ -8,12 +8,28 @@ import torch
 
 from seecoder.sampling.fields import Editor
 from seecoder.sampling.guidance import ClassifierFree
+from seecoder.sampling.image_to_image import StartImage
 from seecoder.sampling.path import Path
 from seecoder.sampling.randomness import Randomness
 from seecoder.sampling.stepper import Stepper
 from seecoder.sampling.views import Size
 
 Codec = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class StageStart:
+    """How a stage begins.
+
+    Attributes:
+        latents: The sample (B, C, H, W) at its first step.
+        editors: The editors of the stage, which hold their references.
+        noise: The unit-variance noise that `latents` holds; None if nobody knows it.
+    """
+
+    latents: torch.Tensor
+    editors: Sequence[Editor] = ()
+    noise: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -30,7 +46,8 @@ class Run:
         device: Where the sample lives.
         dtype: Data type of the sample.
         initial_noise: Unit-variance noise that the first stage starts from; None draws it.
-        image_latents: Clean latents (1 or B, C, h, w) of given pictures.
+        image_latents: Clean latents (1 or B, C, h, w) of given pictures, to be enlarged.
+        start_image: A picture to be redrawn.
         decoder: Latents to pixels.
         encoder: Pixels to latents.
         unet: The network that methods may patch.
@@ -46,6 +63,7 @@ class Run:
     dtype: torch.dtype
     initial_noise: torch.Tensor | None = None
     image_latents: torch.Tensor | None = None
+    start_image: StartImage | None = None
     decoder: Codec | None = None
     encoder: Codec | None = None
     unet: Any = None
@@ -59,8 +77,22 @@ class Run:
         """Fresh unit-variance noise (B, C, *size), each picture's from its own stream."""
         return self.randomness.normal((*self.latent_shape[:2], *size), self.device, self.dtype)
 
-    def first_sample(self, size: Size) -> torch.Tensor:
-        """The sample at step 0: the given noise, or fresh noise, at the scheduler's first noise level.
+    @property
+    def kept_image(self) -> StartImage | None:
+        """The picture of which a mask keeps a part, if there is one."""
+        return None if self.start_image is None or self.start_image.mask is None else self.start_image
+
+    @property
+    def first_step(self) -> int:
+        """Where the trajectory begins: step 0, or for a picture that is redrawn the step that its strength leaves."""
+        return 0 if self.start_image is None else self.start_image.first_step(self.stepper)
+
+    def first_start(self, size: Size, editors: Sequence[Editor] = ()) -> StageStart:
+        """How the first stage begins: with the given noise, or fresh noise, and the picture that the run redraws.
+
+        Args:
+            size: (height, width) of the stage in cells.
+            editors: Those of the stage.
 
         Raises:
             ValueError: If `latents` were given in another shape than the first stage has.
@@ -73,25 +105,15 @@ class Run:
                 f"`latents` has shape {tuple(noise.shape)}; the first stage of this run needs "
                 f"{(*self.latent_shape[:2], *size)}. Give noise of that shape, or a generator."
             )
-        return noise * self.stepper.initial_scale
+        if self.start_image is None or self.first_step == 0:
+            return StageStart(noise * self.stepper.initial_scale, editors, noise)
+        x0 = self.start_image.latents(size).to(noise)
+        return StageStart(self.stepper.add_noise(x0, noise, self.first_step), editors, noise)
 
 
-@dataclass(frozen=True)
-class StageStart:
-    """How a stage begins.
-
-    Attributes:
-        latents: The sample (B, C, H, W) at its first step.
-        editors: The editors of the stage, which hold their references.
-    """
-
-    latents: torch.Tensor
-    editors: Sequence[Editor] = ()
-
-
-@dataclass(frozen=True)
+@dataclass
 class Outcome:
-    """What a step or a stage reached.
+    """What a step or a stage reached; whoever watches a run may change it.
 
     Attributes:
         latents: The sample (B, C, H, W).
@@ -100,6 +122,16 @@ class Outcome:
 
     latents: torch.Tensor
     x0: torch.Tensor
+
+    def change(self, latents: torch.Tensor, alpha: float) -> None:
+        """Go on from another sample, whose noise is taken to be the same.
+
+        Args:
+            latents: The sample (B, C, H, W).
+            alpha: Factor on the clean latents in a sample of this step.
+        """
+        self.x0 = self.x0 + (latents - self.latents) / alpha
+        self.latents = latents
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,13 @@ alpha² + sigma² = 1.
 
 import copy
 import inspect
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
+from seecoder.checks import short_repr
 from seecoder.sampling.randomness import Randomness
 
 _PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
@@ -29,17 +31,26 @@ class Stepper:
 
     Args:
         scheduler: Any diffusers scheduler of the noise-, v- or sample-predicting kind.
-        num_inference_steps: Steps of the whole trajectory.
+        num_inference_steps: Steps of the whole trajectory; not used where the schedule is given.
         eta: DDIM's stochasticity in [0, 1]; must be 0 for schedulers that have no such option.
         randomness: Where the scheduler's own noise comes from.
         device: Where the timesteps live.
+        schedule: `timesteps` or `sigmas` by name, in place of the scheduler's own spacing.
 
     Raises:
-        ValueError: If the scheduler predicts something else (flow matching), or `eta` has no effect on it.
+        ValueError: If the scheduler predicts something else (flow matching), `eta` has no effect on it, or it does not
+            take the schedule.
     """
 
     def __init__(
-        self, scheduler: Any, num_inference_steps: int, *, eta: float, randomness: Randomness, device: torch.device
+        self,
+        scheduler: Any,
+        num_inference_steps: int,
+        *,
+        eta: float,
+        randomness: Randomness,
+        device: torch.device,
+        schedule: Mapping[str, Sequence[float]] | None = None,
     ) -> None:
         self.name = type(scheduler).__name__
         self.prediction_type = str(scheduler.config.get("prediction_type", "none"))
@@ -49,7 +60,8 @@ class Stepper:
                 f"{', '.join(_PREDICTION_TYPES)}. Use for instance DDIMScheduler or EulerDiscreteScheduler."
             )
         self._scheduler = copy.deepcopy(scheduler)
-        self._num_inference_steps = num_inference_steps
+        self._schedule: Mapping[str, Any] = schedule or {"num_inference_steps": num_inference_steps}
+        self._check_schedule()
         self._device = device
         self._keywords = self._step_keywords(eta, randomness)
         self.num_train_timesteps = int(scheduler.config["num_train_timesteps"])
@@ -59,6 +71,15 @@ class Stepper:
         self.alphas_cumprod = self._alphas_cumprod()
         self.variance_exploding = self._scales_its_input()
         self.restart(0)
+
+    def _check_schedule(self) -> None:
+        accepted = inspect.signature(self._scheduler.set_timesteps).parameters
+        for name, values in self._schedule.items():
+            if name not in accepted:
+                raise ValueError(
+                    f"`{name}`={short_repr(values)} has no effect with {self.name}, which spaces its steps itself. "
+                    "Give `num_inference_steps`, or use EulerDiscreteScheduler."
+                )
 
     def _step_keywords(self, eta: float, randomness: Randomness) -> dict[str, Any]:
         accepted = inspect.signature(self._scheduler.step).parameters
@@ -93,6 +114,16 @@ class Stepper:
         return len(self.timesteps)
 
     @property
+    def order(self) -> int:
+        """Evaluations of a whole step: 2 for schedulers such as Heun, else 1."""
+        return int(getattr(self._scheduler, "order", 1))
+
+    @property
+    def num_inference_steps(self) -> int:
+        """Whole steps of the trajectory."""
+        return int(getattr(self._scheduler, "num_inference_steps", None) or -(-len(self) // self.order))
+
+    @property
     def initial_scale(self) -> float:
         """Standard deviation of the noise that the whole trajectory starts from."""
         return float(self._scheduler.init_noise_sigma)
@@ -105,7 +136,7 @@ class Stepper:
         """
         if index > 0:
             self.require_restarts()
-        self._scheduler.set_timesteps(self._num_inference_steps, device=self._device)
+        self._scheduler.set_timesteps(**self._schedule, device=self._device)
         if hasattr(self._scheduler, "set_begin_index"):
             self._scheduler.set_begin_index(index)
 
@@ -123,7 +154,7 @@ class Stepper:
 
     def is_boundary(self, index: int) -> bool:
         """Whether step `index` begins a whole step (two-evaluation schedulers such as Heun have half steps)."""
-        return index % int(getattr(self._scheduler, "order", 1)) == 0
+        return index % self.order == 0
 
     def whole_step(self, index: int) -> int:
         """The last step from `index` backwards that begins a whole step."""
@@ -141,6 +172,10 @@ class Stepper:
         if self.variance_exploding:
             return 1.0, ((1.0 - alpha_cumprod) / alpha_cumprod) ** 0.5
         return alpha_cumprod**0.5, (1.0 - alpha_cumprod) ** 0.5
+
+    def alpha_after(self, index: int) -> float:
+        """Factor on the clean latents in the sample that step `index` gives."""
+        return self.coefficients(index + 1)[0] if index + 1 < len(self) else 1.0
 
     def add_noise(self, x0: torch.Tensor, noise: torch.Tensor, index: int) -> torch.Tensor:
         """The sample of step `index` made of these clean latents and this unit-variance noise."""

@@ -1,4 +1,4 @@
-"""Parts of a result that follow pictures of their own: `--region MASK=PICTURE`."""
+"""Pictures that say where: regions that follow pictures of their own, and the start picture with its mask."""
 
 import argparse
 from dataclasses import replace
@@ -16,6 +16,29 @@ def mask_and_picture(text: str) -> tuple[str, str]:
     if not mask or not picture:
         raise argparse.ArgumentTypeError(f"{text!r} is not MASK=PICTURE")
     return mask, picture
+
+
+def add_start_image(parser: argparse._ActionsContainer) -> None:
+    """Add what says which picture is redrawn, how much and where."""
+    parser.add_argument(
+        "--start-image",
+        metavar="PICTURE",
+        help="redraw this picture instead of starting from noise; demofusion without --strength and --mask enlarges it",
+    )
+    parser.add_argument(
+        "--strength",
+        type=float,
+        help="how much of --start-image is redrawn: above 0 (nothing) to 1 (all); default: 0.8, with a mask 1",
+    )
+    parser.add_argument(
+        "--mask",
+        metavar="MASK",
+        help="redraw --start-image where this is white (or painted, on a transparent ground), keep the rest pixel by "
+        "pixel; inpainting bases need it",
+    )
+    parser.add_argument(
+        "--mask-feather", type=int, default=0, metavar="PIXELS", help="width of the fade around the mask; 0: hard edge"
+    )
 
 
 def add_regions(parser: argparse._ActionsContainer) -> None:

@@ -81,20 +81,20 @@ class RectifiedHR(StagesMethod):
         if any(low >= high for low, high in pairwise(starts)):
             raise ValueError(f"`switch_at`={tuple(fractions)} leaves a stage without steps; use more steps.")
         first = recipe.base_stage(run, sizes[0], _name(0, sizes), in_windows=False)
-        stages = [replace(first, steps=range(starts[0], starts[1]))]
+        stages = [replace(first, steps=range(run.first_step, starts[1]))]
         for place, size in enumerate(sizes[1:], start=1):
-            steps, scale = range(starts[place], starts[place + 1]), run.guidance_scale
+            steps, scale = range(max(run.first_step, starts[place]), starts[place + 1]), run.guidance_scale
             boosted = replace(run, guidance_scale=scale if scale == 1.0 else scale * boosts[place - 1])
             stages.append(self._later_stage(boosted, recipe, size, _name(place, sizes), steps))
-        return stages
+        return [stage for stage in stages if stage.steps]  # a picture may be put in after a change
 
     def _later_stage(self, run: Run, recipe: Recipe, size: Size, name: str, steps: range) -> Stage:
 
         def begin(run: Run, before: Outcome | None) -> StageStart:
             if before is None:
-                raise ValueError("A stage after the first needs the outcome of the one before.")
-            x0 = enlarged(run, before.x0, size, self.resize_in)
-            return StageStart(run.stepper.add_noise(x0, run.noise(size), steps.start))
+                return run.first_start(size)
+            x0, noise = enlarged(run, before.x0, size, self.resize_in), run.noise(size)
+            return StageStart(run.stepper.add_noise(x0, noise, steps.start), noise=noise)
 
         return Stage(name, size, steps, begin, recipe.paths(run, size), recipe.guidance(run, size))
 

@@ -100,7 +100,7 @@ class SyncDiffusion:
         """
         if run.decoder is None:
             raise ValueError("SyncDiffusion() compares decoded windows. Give sample() a `decoder`.")
-        self._warn_if_idle(len(run.stepper))
+        self._warn_if_idle(range(run.first_step, len(run.stepper)))
         loss = default_loss(run.device) if self.loss is None else self.loss
         return Synchronise(self, path, run.decoder, loss, ClassifierFree(run.guidance_scale))
 
@@ -109,13 +109,13 @@ class SyncDiffusion:
         is_due = (index + 1) % self.sync_every == 0
         return is_due and index < round(self.sync_threshold * count) and self.sync_weight != 0.0
 
-    def _warn_if_idle(self, count: int) -> None:
+    def _warn_if_idle(self, steps: range) -> None:
         is_off = self.sync_threshold == 0.0 or self.sync_weight == 0.0
-        if not is_off and not any(self.synchronises(index, count) for index in range(count)):
+        if not is_off and not any(self.synchronises(index, steps.stop) for index in steps):
             logger.warning(
                 "SyncDiffusion() synchronises none of the %d steps (`sync_threshold`=%g, `sync_every`=%d): the windows "
                 "are only blended. Use more steps, or a larger `sync_threshold`.",
-                count,
+                len(steps),
                 self.sync_threshold,
                 self.sync_every,
             )

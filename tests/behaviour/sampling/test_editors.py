@@ -8,7 +8,6 @@ import torch
 from seecoder.sampling import sample
 from seecoder.sampling.fields import EditedSample, Editor
 from seecoder.sampling.recipe import StagesMethod
-from seecoder.sampling.stages import StageStart
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class Edited(StagesMethod):
 
     def plan(self, run, recipe):
         stage = recipe.base_stage(run, run.size, "edited")
-        return [replace(stage, begin=lambda run, before: StageStart(run.first_sample(run.size), self.editors))]
+        return [replace(stage, begin=lambda run, before: run.first_start(run.size, self.editors))]
 
 
 def sampled(scheduler, editors) -> torch.Tensor:

@@ -12,6 +12,7 @@ from seecoder.base_model.facts import (
     pixels_per_cell,
     pooled_width,
     prediction_type,
+    reads_mask,
 )
 
 SDXL = {
@@ -81,3 +82,8 @@ def test_widths_that_differ_are_named_with_what_the_base_reads() -> None:
         check_widths(SDXL, 2048, None)
     with pytest.raises(ValueError, match="`pooled_dim`=1280 of the encoder must be None"):
         check_widths(SD15, 768, 1280)
+
+
+def test_inpainting_networks_are_known_by_their_channels() -> None:
+    assert reads_mask({"in_channels": 9, "out_channels": 4})
+    assert not reads_mask({"in_channels": 4, "out_channels": 4})

@@ -18,7 +18,6 @@ UNETS = {
     "upscaler by class": ({"num_class_embeds": 10}, "num_class_embeds"),
     "Kolors": ({"encoder_hid_dim": 48, "encoder_hid_dim_type": "text_proj"}, "encoder_hid_dim"),
     "LCM": ({"time_cond_proj_dim": 8}, "time_cond_proj_dim"),
-    "inpainting": ({"in_channels": 9}, "a mask and a masked picture"),
     "editing": ({"in_channels": 8}, "a picture to edit"),
     "depth": ({"in_channels": 5}, "a depth map"),
     "upscaler": ({"in_channels": 7}, "a small picture"),
@@ -40,6 +39,13 @@ def test_unets_that_read_something_else_are_refused_when_the_pipeline_is_made(ki
     with pytest.raises(ValueError, match=message) as planned:
         check_parts(dict(unet.config), dict(build_vae().config), training=True)
     assert str(made.value) == str(planned.value)
+
+
+def test_an_inpainting_unet_makes_a_pipeline_and_no_training():
+    unet, vae = build_unet(in_channels=9), build_vae()
+    SeeCoderPipeline(vae, unet, build_scheduler())
+    with pytest.raises(ValueError, match="it reads a mask and a masked picture"):
+        check_parts(unet, vae, training=True)
 
 
 def test_no_error_sends_from_one_pipeline_to_the_other_and_back():

@@ -34,6 +34,7 @@ def test_pictures_are_kept_as_they_are_needed(pictures):
         adapter_image=[],
         ip_adapter_image=None,
         start_image=second,
+        mask=second,
         region=[(second, first)],
         image_size=32,
         max_pixels=None,

@@ -71,8 +71,8 @@ def test_what_users_of_diffusers_know_is_there(parts, picture):
     assert sorted(pipe.components) == ["controlnet", "encoder", "scheduler", "unet", "vae"]
     settings = {"num_inference_steps": 1, "output_type": "pt"}
     plain = pipe(picture, generator=torch.Generator().manual_seed(0), **settings).images
-    pipe.enable_vae_slicing()
-    pipe.enable_vae_tiling()
+    pipe.vae.enable_slicing()
+    pipe.vae.enable_tiling()
     tiled = pipe(picture, generator=torch.Generator().manual_seed(0), **settings).images
     torch.testing.assert_close(tiled, plain, atol=1e-5, rtol=0)
     pipe.to("cpu", torch.bfloat16)

@@ -112,3 +112,28 @@ def test_one_control_picture_serves_the_whole_batch(make_scheduler, context) -> 
     )
     assert torch.equal(seen[0][:2], seen[0][2:])
     assert not torch.equal(seen[0][0], seen[0][1])
+
+
+@pytest.mark.parametrize("method", [None, MultiDiffusion(stride=4, jitter=2), DemoFusion()])
+def test_every_view_has_its_own_cut_of_the_extra_channels(method, make_scheduler, context) -> None:
+    """A network that gives back what it is told paints exactly that, if windows and lattices are told their own."""
+    whole = torch.randn((2, 4, 12, 24), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = sample(
+        lambda latents, timestep, context: latents[:, 4:],
+        make_scheduler("euler", prediction_type="sample"),
+        latent_shape=(2, 4, 12, 24),
+        native_size=(12, 24) if method is None else (8, 8),
+        num_inference_steps=3,
+        context=context[:2],
+        negative_context=torch.zeros_like(context[:1]),
+        guidance_scale=2.0,
+        generator=torch.Generator().manual_seed(1),
+        extra_channels=lambda size: whole if size == (12, 24) else functional.adaptive_avg_pool2d(whole, size),
+        method=method,
+    )
+    if isinstance(method, DemoFusion):  # its last phase has the mean and the deviation of the first
+        found, whole = (
+            (values - values.mean(dim=(2, 3), keepdim=True)) / values.std(dim=(2, 3), keepdim=True)
+            for values in (found, whole)
+        )
+    torch.testing.assert_close(found, whole, atol=1e-5, rtol=0)

@@ -37,15 +37,15 @@ def test_noise_is_drawn_for_every_picture_at_any_size(run) -> None:
 def test_the_first_sample_is_noise_at_the_schedulers_first_level(run) -> None:
     generators = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
     drawn = torch.cat([torch.randn((1, 4, 3, 5), generator=entry, dtype=torch.float64) for entry in generators])
-    assert torch.equal(run.first_sample((3, 5)), 3.0 * drawn)
+    assert torch.equal(run.first_start((3, 5)).latents, 3.0 * drawn)
     given = torch.ones((2, 4, 3, 5), dtype=torch.float64)
-    assert torch.equal(replace(run, initial_noise=given).first_sample((3, 5)), 3.0 * given)
+    assert torch.equal(replace(run, initial_noise=given).first_start((3, 5)).latents, 3.0 * given)
 
 
 def test_given_noise_of_another_size_is_refused(run) -> None:
     given = replace(run, initial_noise=torch.ones((2, 4, 6, 8)))
     with pytest.raises(ValueError, match=r"`latents` has shape \(2, 4, 6, 8\); the first stage of this run needs"):
-        given.first_sample((3, 5))
+        given.first_start((3, 5))
 
 
 def test_a_stage_draws_keys_if_one_of_its_paths_makes_random_choices() -> None:

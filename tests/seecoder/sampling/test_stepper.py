@@ -8,8 +8,9 @@ from seecoder.sampling.stepper import Stepper
 CPU = torch.device("cpu")
 
 
-def make(scheduler, steps=10, eta=0.0):
-    return Stepper(scheduler, steps, eta=eta, randomness=Randomness(torch.Generator().manual_seed(0), 1), device=CPU)
+def make(scheduler, steps=10, eta=0.0, schedule=None):
+    randomness = Randomness(torch.Generator().manual_seed(0), 1)
+    return Stepper(scheduler, steps, eta=eta, randomness=randomness, device=CPU, schedule=schedule)
 
 
 @pytest.mark.parametrize("name", ["ddim", "euler", "euler_ancestral", "dpm", "unipc", "lcm"])
@@ -116,3 +117,37 @@ def test_half_steps_of_dpm2_have_the_noise_level_that_their_input_is_scaled_for(
 def test_a_whole_step_is_found_backwards(name, whole, make_scheduler) -> None:
     stepper = make(make_scheduler(name), steps=4)
     assert [stepper.whole_step(index) for index in range(4)] == whole
+
+
+@pytest.mark.parametrize(
+    ("name", "schedule"),
+    [
+        ("euler", {"timesteps": [901, 500, 77]}),
+        ("euler", {"sigmas": [9.0, 2.0, 0.4, 0.0]}),
+        ("dpm", {"timesteps": [901, 500, 77]}),
+        ("lcm", {"timesteps": [901, 500, 77]}),
+    ],
+)
+def test_a_given_schedule_takes_the_place_of_the_spacing(name, schedule, make_scheduler) -> None:
+    stepper = make(make_scheduler(name), schedule=schedule)
+    expected = make_scheduler(name)
+    expected.set_timesteps(**schedule)
+    assert len(stepper) == stepper.num_inference_steps == 3
+    assert stepper.times == [float(time) for time in expected.timesteps]
+    if "sigmas" in schedule:
+        found = [stepper.coefficients(index)[1] for index in range(3)]
+        assert found == pytest.approx(schedule["sigmas"][:3], rel=1e-5)
+    stepper.restart(1)
+    assert stepper.times == [float(time) for time in expected.timesteps]
+
+
+@pytest.mark.parametrize(("name", "given"), [("ddim", "timesteps"), ("ddim", "sigmas"), ("dpm", "sigmas")])
+def test_a_schedule_that_a_scheduler_does_not_take_is_refused(name, given, make_scheduler) -> None:
+    with pytest.raises(ValueError, match=rf"`{given}`=\[9, 2\] has no effect with .*, which spaces its steps itself"):
+        make(make_scheduler(name), schedule={given: [9, 2]})
+
+
+def test_the_clean_latents_in_a_sample_count_in_full_at_the_end(make_scheduler) -> None:
+    stepper = make(make_scheduler("ddim"), steps=4)
+    assert stepper.alpha_after(0) == stepper.coefficients(1)[0]
+    assert stepper.alpha_after(3) == 1.0

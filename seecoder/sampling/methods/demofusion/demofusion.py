@@ -78,6 +78,7 @@ class DemoFusion(StagesMethod):
     """
 
     starts_whole: ClassVar[bool] = True
+    enlarges_images: ClassVar[bool] = True
 
     cosine_scale_1: float = 3.0
     cosine_scale_2: float = 1.0
@@ -153,7 +154,7 @@ class DemoFusion(StagesMethod):
             noise = run.noise(size)
             latents = run.stepper.add_noise(reference, noise, start)
             editor = SkipResidual(reference, noise, lambda step: weights[step.index], run.stepper)
-            return StageStart(latents, [editor] if self.use_skip_residual else [])
+            return StageStart(latents, [editor] if self.use_skip_residual else [], noise)
 
         paths = self._paths(run, recipe, size, base)
         guidance = recipe.guidance(run, size)
