@@ -162,9 +162,10 @@ class Call:
 
     def _read_start_image(self, encoder: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor | None:
         """Latents of a picture to enlarge, if there is one; a picture to redraw is kept in `_redrawing`."""
-        request, device, stages = self._request, self._pipe._execution_device, self._recipe.stages
+        request, stages = self._request, self._recipe.stages
         if request.start_image is None:
             return None
+        device = self._pipe._execution_device  # asks all networks for their hooks, which takes milliseconds
         if request.strength is None and request.mask_image is None and stages is not None and stages.enlarges_images:
             pixels = start_pixels(request.start_image, self._size, self._cell)
             return encoder(pixels.to(device) * 2.0 - 1.0)

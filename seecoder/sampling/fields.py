@@ -16,7 +16,7 @@ from seecoder.sampling.guidance import Branch
 from seecoder.sampling.path import Path
 from seecoder.sampling.step import Step
 from seecoder.sampling.stepper import Stepper
-from seecoder.sampling.views import Size, View, feather
+from seecoder.sampling.views import Size, View, feather, full_view
 
 Denoiser = Callable[..., torch.Tensor]
 Fields = dict[Branch, torch.Tensor]
@@ -102,6 +102,7 @@ class Evaluator:
     ) -> Fields:
         """Weighted mean of the views' predictions; cells that no view covers stay 0."""
         scaled = self.stepper.scale_input(seen, step.index)
+        frames = [(picture, full_view(step.latent_size)) for picture in range(len(seen))]
         accumulators = [torch.zeros_like(seen) for _ in branches]
         weights = torch.zeros((seen.shape[0], 1, *seen.shape[2:]), dtype=seen.dtype, device=seen.device)
         for items in self.micro_batches(step, path, seen.shape[0]):
@@ -110,6 +111,8 @@ class Evaluator:
                 if item in offsets:
                     inputs[place] = inputs[place] + self.stepper.scale_input(offsets[item][None], step.index)
             outputs = self.predict(torch.cat(inputs), items, step, path, network, branches)
+            if items == frames:  # nothing to fuse
+                return {branch: output.to(seen.dtype) for branch, output in zip(branches, outputs, strict=True)}
             for position, (picture, view) in enumerate(items):
                 weight = blend_weight(path, view, seen)
                 view.scatter_add(weights[picture], weight.expand(1, *view.size))

@@ -58,6 +58,7 @@ def test_pictures_are_reduced_to_what_the_encoder_was_trained_at(pictures, build
         adapter_image=[],
         ip_adapter_image=None,
         start_image=None,
+        mask=None,
         region=[],
         negative=[],
         reference_mask=[],

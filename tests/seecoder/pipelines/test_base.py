@@ -68,7 +68,7 @@ def test_diffusers_own_door_finds_the_saved_class(parts, picture, tmp_path):
 
 def test_what_users_of_diffusers_know_is_there(parts, picture):
     pipe = SeeCoderPipeline(**{name: copy.deepcopy(part) for name, part in parts.items()})
-    assert sorted(pipe.components) == ["controlnet", "encoder", "scheduler", "unet", "vae"]
+    assert {"controlnet", "encoder", "scheduler", "unet", "vae"} <= set(pipe.components)
     settings = {"num_inference_steps": 1, "output_type": "pt"}
     plain = pipe(picture, generator=torch.Generator().manual_seed(0), **settings).images
     pipe.vae.enable_slicing()
