@@ -5,7 +5,7 @@ All sizes are (height, width) in latent cells; native is the size that the netwo
 
 from seecoder.sampling.views import Size
 
-_ABOVE_NATIVE = 1.05  # from this scale on a view is larger than what the network knows
+ABOVE_NATIVE = 1.05  # from this scale on a view is larger than what the network knows
 
 
 def scale_over(size: Size, native_size: Size) -> float:
@@ -15,7 +15,7 @@ def scale_over(size: Size, native_size: Size) -> float:
 
 def exceeds_area(size: Size, native_size: Size) -> bool:
     """Whether views of `size` hold noticeably more cells than the network was trained at."""
-    return scale_over(size, native_size) > _ABOVE_NATIVE
+    return scale_over(size, native_size) > ABOVE_NATIVE
 
 
 def exceeds_side(size: Size, native_size: Size, max_sides: float) -> bool:

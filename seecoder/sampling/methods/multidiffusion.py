@@ -20,6 +20,7 @@ from torch.nn import functional
 from seecoder.checks import FLAG, check, choice, instance, optional, some_of, whole
 from seecoder.sampling.methods.setting_rules import LENGTHS, TRAJECTORY_FRACTION
 from seecoder.sampling.path import Patches, Path, Planner, Prefilter, Weight
+from seecoder.sampling.sizes import ABOVE_NATIVE
 from seecoder.sampling.stages import Run
 from seecoder.sampling.step import Step
 from seecoder.sampling.views import Size, View, jitter, windows
@@ -85,16 +86,28 @@ class MultiDiffusion:
         )
 
     def window_size(self, native_size: Size, size: Size) -> Size:
-        """(height, width) of the windows over latents of `size`."""
+        """(height, width) of the windows over latents of `size`.
+
+        A native window takes in up to 5 % more of an axis, where a second one would show almost the same cells.
+        """
         height, width = _pair(self.window, native_size)
-        return min(height, size[0]), min(width, size[1])
+        slack = ABOVE_NATIVE if self.window is None else 1.0
+        return (
+            size[0] if size[0] <= slack * height else height,
+            size[1] if size[1] <= slack * width else width,
+        )
 
     def stride_size(self, window: Size, size: Size) -> Size:
-        """(rows, columns) between windows. On a closed loop the default is the next smaller divisor of the width."""
+        """(rows, columns) between windows.
+
+        On a closed loop the default is the next smaller divisor of the width, unless that is less than half: it would
+        be 1, at sixteen times the cost, where the width is a prime.
+        """
         default = (max(1, window[0] // 4), max(1, window[1] // 4))
         rows, columns = _pair(self.stride, default)
         if self.closed_loop and self.stride is None:
-            columns = next(step for step in range(columns, 0, -1) if size[1] % step == 0)
+            divisors = (step for step in range(columns, columns // 2, -1) if size[1] % step == 0)
+            columns = next(divisors, columns)
         return rows, columns
 
     def views(self, native_size: Size, size: Size) -> tuple[View, ...]:
@@ -105,7 +118,13 @@ class MultiDiffusion:
         """
         window = self.window_size(native_size, size)
         strides = self.stride_size(window, size)
-        found = windows(size, window, strides, self.closed_loop)
+        if self.closed_loop and self.stride is None and size[1] % strides[1]:
+            count = -(-size[1] // strides[1])  # as even as whole cells allow
+            lefts = {place * size[1] // count for place in range(count)}
+            every = windows(size, window, (strides[0], 1), True)
+            found = tuple(view for view in every if view.left in lefts)
+        else:
+            found = windows(size, window, strides, self.closed_loop)
         for length, side, stride in zip(size, window, strides, strict=True):
             if length > side and self.jitter > (side - stride) // 2:
                 raise ValueError(

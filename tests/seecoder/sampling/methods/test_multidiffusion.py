@@ -212,3 +212,20 @@ def test_region_maps_add_up_to_one_where_masks_overlap() -> None:
 def test_windows_that_do_not_fit_are_refused(method, message) -> None:
     with pytest.raises(ValueError, match=message):
         method.views((8, 8), (16, 24))
+
+
+@pytest.mark.parametrize(("width", "count"), [(256, 16), (257, 17), (250, 25), (251, 16), (100, 10)])
+def test_a_loop_of_any_width_has_about_as_many_windows_as_its_neighbours(width: int, count: int) -> None:
+    views = MultiDiffusion(closed_loop=True).views((64, 64), (64, width))
+    assert len(views) == count
+    covered = torch.zeros(1, 64, width)
+    for view in views:
+        view.scatter_add(covered, torch.ones(1, *view.size))
+    assert float(covered.min()) >= 64 // 16
+
+
+@pytest.mark.parametrize(("size", "count"), [((64, 64), 1), ((65, 64), 1), ((67, 67), 1), ((68, 67), 2), ((68, 68), 4)])
+def test_a_size_that_barely_exceeds_the_native_one_is_one_window(size: tuple[int, int], count: int) -> None:
+    views = MultiDiffusion().views((64, 64), size)
+    assert len(views) == count
+    assert len(MultiDiffusion(window=64).views((64, 64), (65, 65))) == 4
