@@ -29,6 +29,7 @@ class Batches:
     ) -> None:
         self._pipe, self._given, self._size, self._previews = pipe, given, size, previews
         self._contexts: dict[Job, dict[str, torch.Tensor]] = {}
+        self._told: set[str] = set()
 
     def run(self, variations: Sequence[Variation]) -> Iterator[tuple[Variation, list[str]]]:
         """Make all of them, each written as soon as it is done.
@@ -71,7 +72,9 @@ class Batches:
             return
         for variation, image in zip(batch, output.images, strict=True):
             for note in output.notes:
-                say(f"{variation.file.name}: {note}")
+                if note not in self._told:  # once for all pictures that it holds for
+                    self._told.add(note)
+                    say(f"{variation.file.name}: {note}")
             write_picture(image, variation.file)
             yield variation, output.notes
 
