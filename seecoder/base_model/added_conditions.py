@@ -1,4 +1,4 @@
-"""What SDXL's UNet reads beside the context: the pooled vector and the time ids.
+"""What some UNets read beside the context: SDXL's a pooled vector and time ids, distilled ones the guidance scale.
 
 Podell et al., "SDXL: Improving Latent Diffusion Models for High-Resolution Image Synthesis" (2023), section 2.2: six
 numbers tell the size of the training picture, the corner of the crop taken from it, and the size of the result.
@@ -7,6 +7,7 @@ numbers tell the size of the training picture, the corner of the crop taken from
 from typing import Any
 
 import torch
+from diffusers.models.embeddings import get_timestep_embedding
 from torch import Tensor
 
 Size = tuple[int, int]
@@ -28,3 +29,22 @@ def added_conditions(pooled: Tensor, original_size: Size, corner: Size, target_s
     numbers = [*original_size, *corner, *target_size]
     time_ids = torch.tensor(numbers, device=pooled.device, dtype=torch.float32).expand(len(pooled), -1)
     return {"added_cond_kwargs": {"text_embeds": pooled, "time_ids": time_ids}}
+
+
+def guidance_embedding(unet: Any, guidance_scale: float) -> Tensor | None:
+    """Embed the guidance scale for a UNet that was distilled to it, as latent consistency models are.
+
+    Luo et al., "Latent Consistency Models" (2023), section 4.3. Such a UNet is asked once a step, without guidance.
+
+    Args:
+        unet: The UNet; its configuration says how wide the embedding is.
+        guidance_scale: What a plain UNet would be guided with.
+
+    Returns:
+        (1, width) on the CPU in the dtype of the UNet, its `timestep_cond`; None for a plain UNet.
+    """
+    width = unet.config.get("time_cond_proj_dim")
+    if width is None:
+        return None
+    scale = torch.tensor([1000.0 * (guidance_scale - 1.0)])
+    return get_timestep_embedding(scale, width, downscale_freq_shift=1.0).to(unet.dtype)

@@ -4,9 +4,12 @@ Every function takes a part (a diffusers UNet, autoencoder or scheduler) or the 
 holds, so that a plan can ask before any weights are there.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
+_OUTDATED = r"0\.[0-8]\."  # diffusers that wrote the side of UNets as 32 where they were trained at 64
+_SIDES = {768: 64, 2048: 128}  # of SD 1.x and of SDXL; SD 2.x, which reads 1024, was trained at 64 and at 96
 _NUM_TIME_IDS = 6  # what SDXL's UNet is told of sizes: those of the picture, the crop's corner and the target
 
 # Stable Diffusion's released schedule; the text of the Prompt-Free Diffusion paper says 8.5e-5, which no released
@@ -98,14 +101,41 @@ def reads_mask(unet: Any) -> bool:
     return config.get("in_channels", 4) == 2 * config.get("out_channels", 4) + 1
 
 
-def native_size(unet: Any) -> tuple[int, int]:
+def native_size(unet: Any, default: tuple[int, int] | None = None) -> tuple[int, int]:
     """Give the (height, width) in latent cells that a UNet was trained at.
 
+    As in diffusers' pipelines a side below 64 in a configuration from before diffusers 0.9 means 64. Where there is no
+    side it is that of the family, which the width of the context tells.
+
     Args:
-        unet: A UNet or its configuration, which holds one side, or both.
+        unet: A UNet or its configuration, which holds one side, or both, or none.
+        default: What to give where nothing tells; None for an error.
+
+    Raises:
+        ValueError: There is no side, bases of this width were trained at several, and there is no default.
     """
-    side = config_of(unet)["sample_size"]
+    config = config_of(unet)
+    width = config.get("cross_attention_dim")
+    side = config.get("sample_size") or _SIDES.get(width if isinstance(width, int) else 0, default)
+    if side is None:
+        raise ValueError(
+            "`sample_size`=None of the base's UNet must be the height and width in latent cells that it was trained "
+            "at. Set it in unet/config.json (64 is 512 pixels), or give `height` and `width` and no method."
+        )
+    if has_outdated_size(unet):
+        side = 64
     return (side, side) if isinstance(side, int) else (int(side[0]), int(side[1]))
+
+
+def has_outdated_size(unet: Any) -> bool:
+    """Say whether diffusers takes the side in a UNet's configuration for 64: below that, from before version 0.9.
+
+    Args:
+        unet: A UNet or its configuration.
+    """
+    config = config_of(unet)
+    side, version = config.get("sample_size"), str(config.get("_diffusers_version", ""))
+    return isinstance(side, int) and side < 64 and re.match(_OUTDATED, version) is not None
 
 
 def pixels_per_cell(vae: Any) -> int:

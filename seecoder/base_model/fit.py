@@ -68,7 +68,7 @@ def check_parts(
     """
     _check_class("unet", unet, CLASSES["unet"])
     _check_class("vae", vae, ("AutoencoderKL",) if training else CLASSES["vae"])
-    _check_conditions(unet)
+    _check_conditions(unet, training)
     _check_latents(unet, vae, training)
     if expected not in (None, found := family(unet)):
         name, pipeline = {"sd": ("SD 1.x or 2.x", "SeeCoder"), "sdxl": ("SDXL", "SeeCoderXL")}[found]
@@ -105,12 +105,12 @@ def _check_class(name: str, part: Any, accepted: tuple[str, ...]) -> None:
         raise ValueError(f"`{name}`={found[0]} must be {' or '.join(accepted)}. Use a base of SD 1.x, 2.x or SDXL.")
 
 
-def _check_conditions(unet: Any) -> None:
-    """Refuse a UNet that reads what neither an encoder nor a call gives."""
+def _check_conditions(unet: Any, training: bool) -> None:
+    """Refuse a UNet that reads what neither an encoder nor a call gives; calls do give the guidance scale."""
     config = config_of(unet)
     family(unet)
     for name, meaning in _UNSUPPORTED.items():
-        value = config.get(name)
+        value = config.get(name) if training or name != "time_cond_proj_dim" else None
         if value not in (None, False, _ADDED_LATER.get(name)):
             raise ValueError(
                 f"`{name}`={value!r} of the base's UNet must be null: it reads {meaning}. "

@@ -12,8 +12,9 @@ from typing import Any, TypeVar
 
 import diffusers
 import torch
-from diffusers import ConfigMixin, ModelMixin, SchedulerMixin
+from diffusers import ConfigMixin, ModelMixin
 
+from seecoder.base_model.schedulers import scheduler_from_config
 from seecoder.base_model.single_file import FILE_PARTS, SingleFile, say_once
 from seecoder.lookup import check_source, is_local
 from seecoder.weights.safetensors_files import WeightsError
@@ -172,21 +173,6 @@ def existing_variant(folder: Path, wanted: str | None) -> str | None:
     return chosen
 
 
-def scheduler_class(name: str) -> Any:
-    """Find a scheduler of diffusers by the name of its class.
-
-    Args:
-        name: Such as "DDIMScheduler"; nothing outside diffusers' schedulers is ever looked up.
-
-    Raises:
-        ValueError: There is no such scheduler.
-    """
-    found = getattr(diffusers, name, None) if name.endswith("Scheduler") else None
-    if not (isinstance(found, type) and issubclass(found, SchedulerMixin)):
-        raise ValueError(f"`scheduler`={name!r} is not a scheduler of diffusers; use for instance 'DDIMScheduler'.")
-    return found
-
-
 def load_part(
     base: str | os.PathLike, part: str, dtype: torch.dtype | None = None, *, at_top: bool = False, **hub: Any
 ) -> Any:
@@ -208,7 +194,7 @@ def load_part(
     config = load_config(base, part, at_top=at_top, **hub, **options)
     name = str(config.get("_class_name"))
     if part == "scheduler":
-        return scheduler_class(name).from_config(config)
+        return scheduler_from_config(config)
     if Path(base).is_file():
         return SingleFile.open(base).load(part, dtype, variant=variant, **options)
     accepted = CLASSES[part.partition("_")[0]]  # `controlnet_1` is the second of several

@@ -204,12 +204,20 @@ def load_pipeline(arguments: argparse.Namespace) -> "SeeCoderPipeline | SeeCoder
         WeightsError: Weights that do not fit.
     """
     from seecoder.base_model.facts import is_sdxl
-    from seecoder.base_model.loading import load_config, scheduler_class
+    from seecoder.base_model.loading import load_config, load_part
+    from seecoder.base_model.schedulers import scheduler_from_config
     from seecoder.encoder.context import is_context_file
     from seecoder.pipelines import SeeCoderPipeline, SeeCoderXLPipeline
+    from seecoder.sampling.stepper import check_steps
 
     device = pick_device(arguments.device)
     dtype = pick_dtype(arguments.dtype, device)
+    scheduler = load_part(arguments.base, "scheduler", prediction_type=arguments.prediction_type)
+    if getattr(arguments, "scheduler", None):
+        own = {**scheduler.config, "_class_name": type(scheduler).__name__}
+        scheduler = scheduler_from_config(own, arguments.scheduler)
+    if hasattr(arguments, "steps"):
+        check_steps(scheduler, arguments.steps, arguments.eta)
     encoder = None if is_context_file(arguments.encoder) else load_encoder(arguments.encoder, dtype)
     cls = SeeCoderXLPipeline if is_sdxl(load_config(arguments.base, "unet")) else SeeCoderPipeline
     say(f"base {arguments.base}, encoder {arguments.encoder}, {str(dtype).removeprefix('torch.')} on {device}")
@@ -224,10 +232,7 @@ def load_pipeline(arguments: argparse.Namespace) -> "SeeCoderPipeline | SeeCoder
         text=getattr(arguments, "text", None) is not None,
         variant=arguments.variant,
     )
-    scheduler = getattr(arguments, "scheduler", None)
-    if scheduler:
-        name = scheduler if scheduler.endswith("Scheduler") else f"{scheduler}Scheduler"
-        pipe.scheduler = scheduler_class(name).from_config(pipe.scheduler.config)
+    pipe.scheduler = scheduler
     load_adapters(pipe, arguments)
     place(pipe, arguments.offload, device)
     return pipe

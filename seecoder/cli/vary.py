@@ -172,6 +172,8 @@ def _size(arguments: argparse.Namespace, pipe: "SeeCoderPipeline | SeeCoderXLPip
     """`height` and `width` of the results."""
     from seecoder.base_model.facts import native_size
 
+    if arguments.height and arguments.width:
+        return {"height": arguments.height, "width": arguments.width}
     height, width = (side * pipe.vae_scale_factor for side in native_size(pipe.unet))
     height = height if arguments.height is None else arguments.height
     width = width if aspect == 1 else height * aspect

@@ -19,9 +19,10 @@ from diffusers.image_processor import VaeImageProcessor
 from diffusers.pipelines.pipeline_utils import StableDiffusionMixin
 from transformers import PreTrainedModel
 
-from seecoder.base_model.facts import is_sdxl, pixels_per_cell
+from seecoder.base_model.facts import has_outdated_size, is_sdxl, pixels_per_cell
 from seecoder.base_model.fit import check_parts
 from seecoder.base_model.loading import load_beside, load_config, load_part
+from seecoder.base_model.schedulers import check_scheduler, repaired
 from seecoder.encoder.model import SeeCoder
 from seecoder.pipelines.adapters.control import check_adapter
 from seecoder.pipelines.adapters.image_prompt import ImagePrompts
@@ -37,7 +38,7 @@ ControlNets = ControlNetModel | MultiControlNetModel | Sequence[ControlNetModel]
 Adapters = T2IAdapter | MultiAdapter | Sequence[T2IAdapter]
 
 _PATH = (str, os.PathLike)
-_PARTS = ("vae", "unet", "scheduler")
+_PARTS = ("scheduler", "vae", "unet")  # what costs nothing first: it may be refused
 _OPTIONAL_PARTS = ("encoder", "controlnet", "adapter", *TEXT_PARTS)
 _CHECKED = ("unet", "vae", "encoder", "controlnet")
 _GUIDANCE = 2.0  # suits released encoders
@@ -102,11 +103,18 @@ class ContextPipeline(DiffusionPipeline, StableDiffusionMixin, UnetLora, ImagePr
         self._num_timesteps = 0
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Set a part only if it fits the others.
+        """Set a part only if it fits the others; outdated configurations are repaired as diffusers' pipelines do.
+
+        A UNet's is repaired in place, as there; of a scheduler a copy is set.
 
         Raises:
-            ValueError: It does not.
+            ValueError: It does not fit, or is a scheduler that cannot sample a base.
         """
+        if name == "scheduler" and value is not None:
+            check_scheduler(value)
+            value = repaired(value, steps_offset=self.unet_family == "sd")
+        if name == "unet" and value is not None and has_outdated_size(value):
+            value.register_to_config(sample_size=64)
         parts = {**{part: self.__dict__.get(part) for part in _CHECKED}, name: value}
         if name in _CHECKED and None not in (parts["unet"], parts["vae"]):
             check_parts(**parts, expected=self.unet_family)

@@ -9,8 +9,10 @@ from typing import Any, cast
 import torch
 from diffusers.utils import BaseOutput
 
+from seecoder.base_model.added_conditions import guidance_embedding
 from seecoder.base_model.facts import is_sdxl, native_size, reads_mask
 from seecoder.base_model.fit import check_dtypes
+from seecoder.base_model.schedulers import fitting_scheduler
 from seecoder.pipelines.adapters.control import controllers
 from seecoder.pipelines.adapters.image_prompt import check_image_prompts, embeddings, with_image_prompts
 from seecoder.pipelines.autoencoding import decode_latents, in_float32, vae_decoder, vae_encoder
@@ -64,7 +66,10 @@ class Call:
             request = replace(request, guidance_scale=pipe.default_guidance)
         self._pipe, self._request = pipe, request
         self._cell = pipe.vae_scale_factor
-        self._native = native_size(pipe.unet)
+        asked = None
+        if request.height and request.width and not request.method:  # then nothing but memory depends on it
+            asked = (request.height // self._cell, request.width // self._cell)
+        self._native = native_size(pipe.unet, asked)
         height, width = (side * self._cell for side in self._native)
         self._size = (
             height if request.height is None else request.height,
@@ -86,7 +91,8 @@ class Call:
         self._recipe = compose(named_methods(request.method, cells, self._native, whole_steps(vars(request))))
         self._redrawing: Redrawing | None = None
         self._strengths = layer_strengths(pipe.unet, request.context_scale)
-        self._notes: list[str] = []
+        restarts = self._recipe.restarts or request.start_image is not None
+        self._scheduler, self._notes = fitting_scheduler(pipe.scheduler, restarts=restarts)
 
     @torch.inference_mode(False)  # SyncDiffusion needs gradients, whatever mode the caller is in
     @torch.no_grad()
@@ -132,17 +138,20 @@ class Call:
         if request.cross_attention_kwargs is not None:
             extra["cross_attention_kwargs"] = dict(request.cross_attention_kwargs)
         added = pipe.added_conditions(request, contexts, self._size)
+        guided = guidance_embedding(pipe.unet, request.guidance_scale)
+        if guided is not None:  # a distilled model does by itself what guidance would
+            extra["timestep_cond"] = guided.to(pipe._execution_device)
         redrawn, tells_mask = self._redrawing, reads_mask(pipe.unet)
         return partial(
             sample,
             HalvedOnDemand(partial(pipe.unet, return_dict=False, **extra), "UNet", notes),
-            pipe.scheduler,
+            self._scheduler,
             latent_shape=(count, pipe.unet.config.out_channels, cells[0], cells[1]),
             native_size=self._native,
             **self._contexts,
             num_inference_steps=request.num_inference_steps,
             schedule=request.schedule,
-            guidance_scale=request.guidance_scale,
+            guidance_scale=request.guidance_scale if guided is None else 1.0,
             guidance_rescale=request.guidance_rescale,
             eta=request.eta,
             generator=request.generator,

@@ -1,10 +1,12 @@
 """The sampling loop: runs a plan of stages on a bare callable denoiser."""
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 
+from seecoder.base_model.schedulers import fitting_scheduler
 from seecoder.checks import number, require, some_of, whole
 from seecoder.sampling.composition import compose
 from seecoder.sampling.conditions import AddedConditions, Conditions, Control, ExtraChannels
@@ -18,6 +20,8 @@ from seecoder.sampling.stages import Codec, Outcome, Run, Stage
 from seecoder.sampling.step import Step
 from seecoder.sampling.stepper import Stepper
 from seecoder.sampling.views import Size
+
+logger = logging.getLogger(__name__)
 
 
 def sample(
@@ -52,7 +56,8 @@ def sample(
 
     Args:
         denoiser: `denoiser(latents, timestep, context, **conditions) -> output`.
-        scheduler: A diffusers scheduler; it is copied, never changed.
+        scheduler: A diffusers scheduler; it is copied, never changed. One that cannot do what the methods need is
+            replaced by the nearest that can, which the log says.
         latent_shape: (pictures, channels, height, width) of the result, in latent cells.
         native_size: (height, width) in cells that the network was trained at.
         context: (1 or B, tokens, width); its device and data type are those that the denoiser is fed with.
@@ -95,6 +100,12 @@ def sample(
     require("view_batch_size", view_batch_size, whole(1), owner="sample")
     _check_image_latents(image_latents, latent_shape)
     dtype = torch.promote_types(context.dtype, torch.float32)
+    if not isinstance(method, Recipe):
+        size = (latent_shape[2], latent_shape[3])
+        method = compose(named_methods(method, size, native_size, num_inference_steps))
+    scheduler, notes = fitting_scheduler(scheduler, restarts=method.restarts or start_image is not None)
+    for note in notes:
+        logger.warning(note)
     randomness = Randomness(generator, latent_shape[0])
     stepper = Stepper(
         scheduler, num_inference_steps, eta=eta, randomness=randomness, device=context.device, schedule=schedule
@@ -145,11 +156,9 @@ def sample(
     return outcome.latents
 
 
-def _plan(method: Method | Sequence[Method | str] | Recipe | str | None, run: Run) -> list[Stage]:
+def _plan(recipe: Recipe, run: Run) -> list[Stage]:
     """The stages of the run, which have to end at its size."""
-    if not isinstance(method, Recipe):
-        method = compose(named_methods(method, run.size, run.native_size, len(run.stepper)))
-    stages = method.plan(run)
+    stages = recipe.plan(run)
     if stages and stages[-1].latent_size != run.size:
         (height, width), (rows, columns) = stages[-1].latent_size, run.size
         raise ValueError(

@@ -47,13 +47,10 @@ class StartImage:
         """The step of the trajectory that the picture is put in at, 0 for strength 1.
 
         Raises:
-            ValueError: If no step is left, or the scheduler cannot start inside its trajectory.
+            ValueError: If no step is left.
         """
         count = stepper.num_inference_steps
-        first = (count - steps_left(count, self.strength)) * stepper.order
-        if first > 0:
-            stepper.require_restarts()
-        return first
+        return (count - steps_left(count, self.strength)) * stepper.order
 
     def put_back(
         self, latents: torch.Tensor, stepper: Stepper, index: int, noise: torch.Tensor | None = None

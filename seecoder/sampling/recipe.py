@@ -92,6 +92,11 @@ class Recipe:
     network: NetworkMethod | None = None
     editor: SyncDiffusion | None = None
 
+    @property
+    def restarts(self) -> bool:
+        """Whether the run begins inside a trajectory, or edits the sample so that a scheduler must forget the past."""
+        return self.stages is not None or self.editor is not None
+
     def plan(self, run: Run) -> list[Stage]:
         """The stages of the run.
 

@@ -5,22 +5,40 @@ have no common way to start inside it, to forget it, or to say how much noise a 
 
 Notation: a sample of the trajectory is `alpha * x0 + sigma * noise`, with x0 the clean latents. Schedulers with
 `sigmas` that scale the network's input (Euler and its kin) keep alpha = 1 (variance exploding); the others keep
-alpha² + sigma² = 1.
+alpha² + sigma² = 1. EDM's (Karras et al. 2022, arXiv 2206.00364) are of the first kind, for x0 of the standard
+deviation `sigma_data`, and mix sample and network's output to x0 by weights of their own.
 """
 
 import copy
 import inspect
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
 
+from seecoder.base_model.schedulers import check_scheduler
 from seecoder.checks import short_repr
 from seecoder.sampling.randomness import Randomness
 
-_PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 _TINY_ALPHA = 1e-3  # below it (zero terminal signal-to-noise ratio) noise says nothing about x0
+_BETAS = (0.00085, 0.012, 1000)  # Stable Diffusion's, linear in their roots
+
+
+def check_steps(scheduler: Any, num_inference_steps: int, eta: float) -> None:
+    """Refuse a run that a scheduler cannot make, before anything else is done for it.
+
+    Args:
+        scheduler: Any diffusers scheduler; never changed.
+        num_inference_steps: Steps of the whole trajectory.
+        eta: DDIM's stochasticity in [0, 1].
+
+    Raises:
+        ValueError: What `Stepper` raises.
+    """
+    Stepper(
+        scheduler, num_inference_steps, eta=eta, randomness=Randomness(torch.Generator(), 1), device=torch.device("cpu")
+    )
 
 
 class Stepper:
@@ -38,8 +56,8 @@ class Stepper:
         schedule: `timesteps` or `sigmas` by name, in place of the scheduler's own spacing.
 
     Raises:
-        ValueError: If the scheduler predicts something else (flow matching), `eta` has no effect on it, or it does not
-            take the schedule.
+        ValueError: If the scheduler is of another kind (flow matching), cannot make so many steps or does not take the
+            schedule, or `eta` has no effect on it.
     """
 
     def __init__(
@@ -52,23 +70,24 @@ class Stepper:
         device: torch.device,
         schedule: Mapping[str, Sequence[float]] | None = None,
     ) -> None:
+        check_scheduler(scheduler)
         self.name = type(scheduler).__name__
-        self.prediction_type = str(scheduler.config.get("prediction_type", "none"))
-        if self.prediction_type not in _PREDICTION_TYPES:
-            raise ValueError(
-                f"`scheduler`={self.name} predicts {self.prediction_type!r}; sampling accepts "
-                f"{', '.join(_PREDICTION_TYPES)}. Use for instance DDIMScheduler or EulerDiscreteScheduler."
-            )
+        self.prediction_type = str(scheduler.config.get("prediction_type", "epsilon"))
         self._scheduler = copy.deepcopy(scheduler)
         self._schedule: Mapping[str, Any] = schedule or {"num_inference_steps": num_inference_steps}
         self._check_schedule()
         self._device = device
         self._keywords = self._step_keywords(eta, randomness)
+        self._is_edm = hasattr(scheduler, "precondition_outputs")
+        self._sigma_data = float(scheduler.config["sigma_data"]) if self._is_edm else 1.0
         self.num_train_timesteps = int(scheduler.config["num_train_timesteps"])
-        self.restart(0)
+        try:
+            self.restart(0)
+        except (ValueError, IndexError, ArithmeticError) as error:  # each scheduler has words of its own
+            self._refuse_steps(" ".join(str(error).split()))
         self.timesteps: torch.Tensor = self._scheduler.timesteps
-        self.times: list[float] = [float(time) for time in self.timesteps]
         self.alphas_cumprod = self._alphas_cumprod()
+        self.times = self._times()
         self.variance_exploding = self._scales_its_input()
         self.restart(0)
 
@@ -80,6 +99,13 @@ class Stepper:
                     f"`{name}`={short_repr(values)} has no effect with {self.name}, which spaces its steps itself. "
                     "Give `num_inference_steps`, or use EulerDiscreteScheduler."
                 )
+
+    def _refuse_steps(self, reason: str) -> NoReturn:
+        ((name, value),) = self._schedule.items()
+        raise ValueError(
+            f"`{name}`={short_repr(value)} must be a number of steps that {self.name} can make: {reason}. Use fewer "
+            "steps, or another scheduler."
+        )
 
     def _step_keywords(self, eta: float, randomness: Randomness) -> dict[str, Any]:
         accepted = inspect.signature(self._scheduler.step).parameters
@@ -93,17 +119,42 @@ class Stepper:
         return keywords
 
     def _alphas_cumprod(self) -> list[float]:
-        """Cumulative alpha (the fraction of the variance that is signal) at every step of the schedule."""
+        """Cumulative alpha (the fraction of the variance that is signal) at every step of the schedule.
+
+        Raises:
+            ValueError: If two steps lie at one noise level, or a step lies outside the schedule.
+        """
+        times = [float(time) for time in self.timesteps]
         sigmas = getattr(self._scheduler, "sigmas", None)
-        if sigmas is not None:
-            levels = [float(sigma) for sigma in sigmas[: len(self.timesteps)]]
-            if hasattr(self._scheduler, "sigmas_interpol"):  # DPM2: a half step lies between two levels
-                known = self._scheduler.log_sigmas.double().cpu().numpy()
-                for index in range(1, len(levels), 2):
-                    levels[index] = float(np.exp(np.interp(self.times[index], range(len(known)), known)))
-            return [1.0 / (1.0 + level**2) for level in levels]
-        table = self._scheduler.alphas_cumprod
-        return [float(table[int(timestep)]) for timestep in self.timesteps]
+        if sigmas is None:
+            table = self._scheduler.alphas_cumprod
+            if max(times) >= len(table):
+                self._refuse_steps(f"its first timestep would be {max(times):g} of 0 to {len(table) - 1}")
+            found = [float(table[int(timestep)]) for timestep in times]
+            if found[0] == 0.0 and self.prediction_type == "epsilon":
+                raise ValueError(
+                    f"`prediction_type`='epsilon' of {self.name} must be 'v_prediction' where the schedule begins "
+                    "without any signal (`rescale_betas_zero_snr`). Use the scheduler that the base came with."
+                )
+            return found
+        levels = [float(sigma) for sigma in sigmas[: len(times)]]
+        order = self._scheduler.order
+        if len(set(levels[::order])) < len(levels[::order]):
+            self._refuse_steps("two of them would lie at one noise level")
+        if hasattr(self._scheduler, "sigmas_interpol"):  # DPM2: a half step lies between two levels
+            known = self._scheduler.log_sigmas.double().cpu().numpy()
+            for index in range(1, len(levels), 2):
+                levels[index] = float(np.exp(np.interp(times[index], range(len(known)), known)))
+        return [1.0 / (1.0 + (level / self._sigma_data) ** 2) for level in levels]
+
+    def _times(self) -> list[float]:
+        """The training timestep of every step; where the network is told of noise levels, Stable Diffusion's for it."""
+        if not self._is_edm and self._scheduler.config.get("timestep_type") != "continuous":
+            return [float(time) for time in self.timesteps]
+        low, high, count = _BETAS
+        table = np.cumprod(1.0 - np.linspace(low**0.5, high**0.5, count) ** 2)
+        scale = self.num_train_timesteps / count
+        return [float(time) * scale for time in np.interp(-np.log(self.alphas_cumprod), -np.log(table), range(count))]
 
     def _scales_its_input(self) -> bool:
         """Whether the scheduler hands the network a scaled sample: the mark of a variance-exploding one."""
@@ -132,25 +183,16 @@ class Stepper:
         """Forget all history; the next step is `index`. Needed after a change of resolution or a large edit.
 
         Raises:
-            ValueError: If the scheduler cannot start inside its trajectory.
+            ValueError: If the scheduler cannot start inside its trajectory (PNDM's Runge-Kutta-like first steps).
         """
-        if index > 0:
-            self.require_restarts()
+        if index > 0 and hasattr(self._scheduler, "prk_timesteps"):
+            raise ValueError(
+                f"`scheduler`={self.name} cannot start inside its trajectory, which this run needs. Use "
+                "DDIMScheduler.from_config(scheduler.config) or another scheduler without a warm-up."
+            )
         self._scheduler.set_timesteps(**self._schedule, device=self._device)
         if hasattr(self._scheduler, "set_begin_index"):
             self._scheduler.set_begin_index(index)
-
-    def require_restarts(self) -> None:
-        """Check that the scheduler can start anywhere; methods of several stages do so before they begin.
-
-        Raises:
-            ValueError: If it cannot (PNDM's Runge-Kutta-like first steps).
-        """
-        if hasattr(self._scheduler, "prk_timesteps"):
-            raise ValueError(
-                f"`scheduler`={self.name} cannot start inside its trajectory, which this method needs. "
-                "Use DDIMScheduler.from_config(scheduler.config) or another scheduler without a warm-up."
-            )
 
     def is_boundary(self, index: int) -> bool:
         """Whether step `index` begins a whole step (two-evaluation schedulers such as Heun have half steps)."""
@@ -170,12 +212,25 @@ class Stepper:
         """(alpha, sigma) at step `index`: a sample there is alpha * x0 + sigma * noise."""
         alpha_cumprod = self.alphas_cumprod[index]
         if self.variance_exploding:
-            return 1.0, ((1.0 - alpha_cumprod) / alpha_cumprod) ** 0.5
+            return 1.0, self._sigma_data * ((1.0 - alpha_cumprod) / alpha_cumprod) ** 0.5
         return alpha_cumprod**0.5, (1.0 - alpha_cumprod) ** 0.5
 
     def alpha_after(self, index: int) -> float:
         """Factor on the clean latents in the sample that step `index` gives."""
         return self.coefficients(index + 1)[0] if index + 1 < len(self) else 1.0
+
+    def _x0_weights(self, index: int) -> tuple[float, float]:
+        """Weights of the sample and of the network's output in the predicted x0 of step `index`."""
+        alpha, sigma = self.coefficients(index)
+        signal = self.alphas_cumprod[index]
+        if self.prediction_type == "sample":
+            return 0.0, 1.0
+        if self._is_edm:  # Karras et al. 2022, table 1: c_skip and c_out; diffusers' v has the other sign
+            sign = 1.0 if self.prediction_type == "epsilon" else -1.0
+            return signal, sign * self._sigma_data * (1.0 - signal) ** 0.5
+        if self.prediction_type == "epsilon":
+            return 1.0 / alpha, -sigma / alpha
+        return signal if self.variance_exploding else alpha, -((1.0 - signal) ** 0.5)
 
     def add_noise(self, x0: torch.Tensor, noise: torch.Tensor, index: int) -> torch.Tensor:
         """The sample of step `index` made of these clean latents and this unit-variance noise."""
@@ -184,19 +239,15 @@ class Stepper:
 
     def predict_x0(self, output: torch.Tensor, latents: torch.Tensor, index: int) -> torch.Tensor:
         """The clean latents that the network's `output` implies for the sample `latents` of step `index`."""
-        if self.prediction_type == "sample":
-            return output
-        alpha, sigma, unit = self._unit_variance(latents, index)
-        if self.prediction_type == "epsilon":
-            return (unit - sigma * output) / alpha
-        return alpha * unit - sigma * output
+        of_sample, of_output = self._x0_weights(index)
+        return of_sample * latents + of_output * output
 
     def carry_over(self, output: torch.Tensor, seen: torch.Tensor, latents: torch.Tensor, index: int) -> torch.Tensor:
         """Turn a prediction about one sample into a prediction about another that has the same noise.
 
         A network that saw a filtered sample (DemoFusion's blurred lattices) predicted the noise in that sample. Noise
-        predictions hold for the other sample as they are; v- and sample-predictions are computed anew. Where there is
-        (almost) no signal left x0 is kept in place of the noise, which says nothing about x0 there.
+        predictions hold for the other sample as they are; others are computed anew. Where there is (almost) no signal
+        left x0 is kept in place of the noise, which says nothing about x0 there.
 
         Args:
             output: What the network predicted about `seen`, (B, C, H, W): noise, v or sample.
@@ -204,21 +255,11 @@ class Stepper:
             latents: The sample that the result is about.
             index: The step.
         """
-        if self.prediction_type == "epsilon":
+        if self.prediction_type == "epsilon" and not self._is_edm:
             return output
-        alpha, sigma, unit = self._unit_variance(latents, index)
-        change = self._unit_variance(seen, index)[2] - unit
-        if self.prediction_type == "sample":
-            return output if alpha < _TINY_ALPHA else output - change / alpha
-        if alpha < _TINY_ALPHA:
-            return output - (alpha / sigma) * change
-        return output + (sigma / alpha) * change
-
-    def _unit_variance(self, latents: torch.Tensor, index: int) -> tuple[float, float, torch.Tensor]:
-        """(alpha, sigma, sample) of step `index` in the variance-preserving convention."""
-        alpha_cumprod = self.alphas_cumprod[index]
-        alpha, sigma = alpha_cumprod**0.5, (1.0 - alpha_cumprod) ** 0.5
-        return alpha, sigma, latents * alpha if self.variance_exploding else latents
+        of_sample, of_output = self._x0_weights(index)
+        kept = 0.0 if self.alphas_cumprod[index] < _TINY_ALPHA**2 else 1.0 / self.coefficients(index)[0]
+        return output + (of_sample - kept) / of_output * (seen - latents)
 
     def step(self, output: torch.Tensor, latents: torch.Tensor, index: int) -> torch.Tensor:
         """One step of the scheduler on the whole sample: from step `index` to the next noise level."""

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler
 from torch import Tensor
 
 from seecoder.base_model.facts import prediction_type
+from seecoder.base_model.schedulers import training_schedule
 from seecoder.checks import number, optional
 
 MIN_SNR_GAMMA = optional(number(0.0, above_minimum=True))  # with another one weights are zero or negative
@@ -30,11 +30,11 @@ class NoiseSchedule:
         alphas_cumprod: (num_timesteps,) float32 on the CPU: what is left of the signal's variance, "alpha bar".
 
     Raises:
-        ValueError: The base predicts neither noise nor velocity.
+        ValueError: The base predicts neither noise nor velocity, or was not trained on a schedule of betas.
     """
 
     def __init__(self, scheduler_config: Mapping[str, Any]) -> None:
-        self.scheduler: Any = DDIMScheduler.from_config(dict(scheduler_config))
+        self.scheduler: Any = training_schedule(scheduler_config)
         self.prediction = prediction_type(self.scheduler)
         if self.prediction not in PREDICTIONS:
             raise ValueError(

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler
 from torch import Tensor
 
 from seecoder.base_model.added_conditions import added_conditions
@@ -91,7 +90,7 @@ def sample_row(stage: Any, row: int, context: Tensor, pooled: Tensor | None, hei
 
     latents = sample(
         predict,
-        DDIMScheduler.from_config(dict(stage.scheduler_config)),
+        stage.schedule.scheduler,
         latent_shape=(count, *shape),
         native_size=shape[1:],
         context=context.to(dtype),

@@ -95,9 +95,8 @@ class SeeCoderStage(DenoisingStage):
                 'Give (), ("encoder",) or ("encoder", "unet").'
             )
         check_parts(load_config(base, "unet"), load_config(base, "vae"), encoder=encoder, training=True)
+        self.schedule = NoiseSchedule(load_config(base, "scheduler"))
         self.vae, self.unet = load_frozen(base, "vae", vae_dtype), load_frozen(base, "unet", frozen_dtype)
-        self.scheduler_config = load_config(base, "scheduler")
-        self.schedule = NoiseSchedule(self.scheduler_config)
         self.encoder = seeded_encoder(encoder, self.seed, position_gain)
         self.backbone_source = backbone_weights or ""
         if backbone_weights:

@@ -105,7 +105,6 @@ class RectifiedHR(StagesMethod):
             raise ValueError(f"`guidance_boost` has {boosts} factors; give one for each change that `switch_at` names.")
         if switches:
             check_enlargement("RectifiedHR", run, self.resize_in)
-            run.stepper.require_restarts()
 
 
 def _name(place: int, sizes: Sequence[Size]) -> str:

@@ -1,8 +1,9 @@
-"""The pooled vector and the time ids of SDXL's UNet."""
+"""The pooled vector and the time ids of SDXL's UNet, and the guidance scale of distilled ones."""
 
 import torch
+from diffusers import LatentConsistencyModelPipeline
 
-from seecoder.base_model.added_conditions import added_conditions
+from seecoder.base_model.added_conditions import added_conditions, guidance_embedding
 
 
 def test_time_ids_are_exact_in_any_precision() -> None:
@@ -25,3 +26,13 @@ def test_an_sdxl_unet_reads_them(build) -> None:
     with torch.no_grad():
         assert torch.equal(output((0, 0)), output((0, 0)))
         assert not torch.equal(output((0, 0)), output((0, 8)))
+
+
+def test_the_guidance_scale_is_embedded_as_the_stock_pipeline_does(build) -> None:
+    unet = build["unet"](time_cond_proj_dim=16)
+    for scale in (1.25, 7.5):
+        stock = LatentConsistencyModelPipeline.get_guidance_scale_embedding(None, torch.tensor([scale - 1.0]), 16)
+        rounded = 1000.0 * (scale - 1.0) * 2**-23  # what float32 leaves open of the largest angle
+        assert torch.allclose(guidance_embedding(unet, scale), stock, rtol=0.0, atol=2 * rounded)
+    assert guidance_embedding(unet.to(torch.bfloat16), 7.5).dtype == torch.bfloat16
+    assert guidance_embedding(build["unet"](), 7.5) is None

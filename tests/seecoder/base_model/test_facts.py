@@ -7,6 +7,7 @@ from seecoder.base_model.facts import (
     check_widths,
     context_width,
     family,
+    has_outdated_size,
     is_sdxl,
     native_size,
     pixels_per_cell,
@@ -87,3 +88,29 @@ def test_widths_that_differ_are_named_with_what_the_base_reads() -> None:
 def test_inpainting_networks_are_known_by_their_channels() -> None:
     assert reads_mask({"in_channels": 9, "out_channels": 4})
     assert not reads_mask({"in_channels": 4, "out_channels": 4})
+
+
+@pytest.mark.parametrize(
+    ("config", "size"),
+    [
+        ({"sample_size": 32, "_diffusers_version": "0.6.0"}, (64, 64)),  # as diffusers' own pipeline takes it
+        ({"sample_size": 32, "_diffusers_version": "0.8.1"}, (64, 64)),
+        ({"sample_size": 32, "_diffusers_version": "0.9.0"}, (32, 32)),
+        ({"sample_size": 32, "_diffusers_version": "0.42.1"}, (32, 32)),
+        ({"sample_size": 32}, (32, 32)),
+        ({"sample_size": [32, 48], "_diffusers_version": "0.6.0"}, (32, 48)),
+        ({"sample_size": 64, "_diffusers_version": "0.6.0"}, (64, 64)),
+        ({"cross_attention_dim": 768}, (64, 64)),
+        ({"cross_attention_dim": 2048, "sample_size": None}, (128, 128)),
+    ],
+)
+def test_a_side_that_is_outdated_or_missing_is_what_the_base_was_trained_at(config, size) -> None:
+    assert native_size(config) == size
+    assert has_outdated_size(config) == (size == (64, 64) and config.get("sample_size") == 32)
+
+
+def test_a_side_that_nothing_tells_is_asked_for() -> None:
+    for config in ({}, {"sample_size": None, "cross_attention_dim": 1024}):
+        with pytest.raises(ValueError, match="`sample_size`=None of the base's UNet must be the height and width"):
+            native_size(config)
+        assert native_size(config, (8, 16)) == (8, 16)

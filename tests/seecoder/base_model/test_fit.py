@@ -17,7 +17,6 @@ UNETS = {
     "unCLIP": ({"class_embed_type": "projection", "projection_class_embeddings_input_dim": 48}, "class_embed_type"),
     "upscaler by class": ({"num_class_embeds": 10}, "num_class_embeds"),
     "Kolors": ({"encoder_hid_dim": 48, "encoder_hid_dim_type": "text_proj"}, "encoder_hid_dim"),
-    "LCM": ({"time_cond_proj_dim": 8}, "time_cond_proj_dim"),
     "editing": ({"in_channels": 8}, "a picture to edit"),
     "depth": ({"in_channels": 5}, "a depth map"),
     "upscaler": ({"in_channels": 7}, "a small picture"),
@@ -46,6 +45,13 @@ def test_an_inpainting_unet_makes_a_pipeline_and_no_training():
     SeeCoderPipeline(vae, unet, build_scheduler())
     with pytest.raises(ValueError, match="it reads a mask and a masked picture"):
         check_parts(unet, vae, training=True)
+
+
+def test_a_distilled_unet_is_sampled_and_not_trained_on():
+    unet = build_unet(time_cond_proj_dim=8)
+    check_parts(unet, build_vae())
+    with pytest.raises(ValueError, match="`time_cond_proj_dim`=8 of the base's UNet must be null"):
+        check_parts(unet, build_vae(), training=True)
 
 
 def test_no_error_sends_from_one_pipeline_to_the_other_and_back():

@@ -16,7 +16,6 @@ from seecoder.base_model.loading import (
     load_config,
     load_frozen,
     load_part,
-    scheduler_class,
 )
 from seecoder.weights.safetensors_files import WeightsError
 from tests.fixtures.pipelines import build_unet, build_vae
@@ -127,9 +126,9 @@ def test_classes_come_from_a_short_list(base):
     (base / "vae" / "config.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
     with pytest.raises(ValueError, match="holds a StableDiffusionPipeline; expected AutoencoderKL"):
         load_part(base, "vae")
-    for name in ("os.system", "FlaxDDIM", "UNet2DConditionModel", "NoSuchScheduler"):
-        with pytest.raises(ValueError, match="not a scheduler of diffusers"):
-            scheduler_class(name)
+    (base / "scheduler" / "scheduler_config.json").write_text('{"_class_name": "UNet2DConditionModel"}')
+    with pytest.raises(ValueError, match="`scheduler`='UNet2DConditionModel' is not a scheduler of diffusers"):
+        load_part(base, "scheduler")
 
 
 @pytest.mark.filterwarnings("ignore:The `local_dir_use_symlinks`:UserWarning")  # inside diffusers

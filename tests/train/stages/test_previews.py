@@ -10,6 +10,7 @@ from PIL import Image
 from seecoder.base_model.facts import STABLE_DIFFUSION_SCHEDULE
 from tests.fixtures.training import CONTEXT_DIM, POOLED_DIM
 from train.stages.noise import normal
+from train.stages.noise_schedule import NoiseSchedule
 from train.stages.previews import Preview, sample_row, write_sheet
 
 
@@ -22,7 +23,7 @@ def tiny_stage(folder) -> Any:
     return SimpleNamespace(
         seed=3,
         preview=Preview(pictures=2, rows=2, steps=3, guidance_scale=2.0),
-        scheduler_config=dict(STABLE_DIFFUSION_SCHEDULE),
+        schedule=NoiseSchedule(STABLE_DIFFUSION_SCHEDULE),
         unet=UNet2DConditionModel.from_pretrained(folder, subfolder="unet").requires_grad_(False),
         vae=AutoencoderKL.from_pretrained(folder, subfolder="vae").requires_grad_(False),
     )
@@ -30,7 +31,7 @@ def tiny_stage(folder) -> Any:
 
 def test_a_row_is_plain_ddim_with_guidance_against_the_zero_context(stage):
     context = torch.randn(2, 5, CONTEXT_DIM)
-    scheduler = DDIMScheduler.from_config(stage.scheduler_config)
+    scheduler = DDIMScheduler.from_config(dict(STABLE_DIFFUSION_SCHEDULE))
     scheduler.set_timesteps(3)
     keys = torch.tensor([[-3, 0], [-3, 1]])
     latents = normal(3, "preview", keys, (4, 8, 8))

@@ -131,7 +131,6 @@ class DemoFusion(StagesMethod):
         first = 0 if run.image_latents is None else _phase_of_picture(sizes, run.image_latents)
         names = [f"phase {place + 1} of {len(sizes)}" for place in range(len(sizes))]
         if len(sizes) > 1 or run.image_latents is not None:
-            run.stepper.require_restarts()
             check_enlargement("DemoFusion", run, self.resize_in)
         stages = []
         anchors = _Anchors()

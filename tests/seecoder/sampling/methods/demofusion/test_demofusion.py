@@ -2,7 +2,7 @@ import itertools
 import math
 from collections import Counter
 from dataclasses import replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -311,13 +311,13 @@ def test_phases_grow_evenly_from_the_native_area(size, sizes) -> None:
     assert DemoFusion().sizes(size, (64, 64)) == sizes
 
 
-def test_a_scheduler_that_cannot_restart_is_refused_before_the_first_step(
-    make_scheduler, make_denoiser, context
-) -> None:
-    denoiser = make_denoiser()
-    with pytest.raises(ValueError, match="PNDMScheduler cannot start inside its trajectory"):
-        run(DemoFusion(), make_scheduler, denoiser, context, name="pndm")
-    assert not denoiser.calls
+def test_a_scheduler_that_cannot_restart_is_replaced_by_ddim(make_scheduler, make_denoiser, context, caplog) -> None:
+    def published(name: str) -> Any:
+        return make_scheduler(name, steps_offset=1)
+
+    replaced = run(DemoFusion(), published, make_denoiser(), context, name="pndm")
+    assert [record.message.split(" cannot")[0] for record in caplog.records] == ["PNDMScheduler"]
+    assert torch.equal(replaced, run(DemoFusion(), make_scheduler, make_denoiser(), context, name="ddim"))
 
 
 def test_windows_without_context_predict_as_if_there_were_none(make_scheduler, make_denoiser, context) -> None:

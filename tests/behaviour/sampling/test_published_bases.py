@@ -1,0 +1,110 @@
+"""Bases with the configurations that they are published with: every method, and plain latents as stock pipelines'."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+
+from seecoder import SeeCoderPipeline, SeeCoderXLPipeline
+from seecoder.cli import main
+from seecoder.encoder.context import save_context
+from seecoder.sampling import DemoFusion, HiDiffusion, MultiDiffusion, RectifiedHR, ScaleCrafter, SyncDiffusion
+from seecoder.sampling.methods.perceptual import pyramid_distance
+from tests.fixtures.published import BASES, XL, write_published
+
+METHODS: dict[str, Any] = {
+    "MultiDiffusion": MultiDiffusion(),
+    "DemoFusion": DemoFusion(),
+    "ScaleCrafter": ScaleCrafter(),
+    "HiDiffusion": HiDiffusion(),
+    "RectifiedHR": RectifiedHR(switch_at=(0.5,)),
+    "SyncDiffusion": SyncDiffusion(sync_threshold=0.5, loss=pyramid_distance),
+}
+RESTARTING = ("DemoFusion", "RectifiedHR", "SyncDiffusion")
+
+
+@pytest.fixture(params=BASES, scope="module")
+def name(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def folder(name: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_published(tmp_path_factory.mktemp("published") / name, name)
+
+
+@pytest.fixture
+def pipe(name: str, folder: Path) -> Any:
+    pipe: Any = (SeeCoderXLPipeline if name in XL else SeeCoderPipeline).from_base(folder)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def vectors(name: str) -> dict[str, torch.Tensor]:
+    """What stands for one picture."""
+    generator = torch.Generator().manual_seed(3)
+    width = BASES[name][0]["cross_attention_dim"]
+    given = {"context": torch.randn((1, 6, width), generator=generator)}
+    return given | ({"pooled_context": torch.randn((1, 1280), generator=generator)} if name in XL else {})
+
+
+def test_plain_latents_are_those_of_the_stock_pipeline(name: str, folder: Path, pipe: Any) -> None:
+    given, parts = vectors(name), {"vae": pipe.vae, "unet": pipe.unet, "scheduler": pipe.scheduler}
+    names = {"context": "prompt_embeds", "pooled_context": "pooled_prompt_embeds"}
+    stock_given = {names[key]: value for key, value in given.items()}
+    stock_given |= {f"negative_{key}": torch.zeros_like(value) for key, value in stock_given.items()}
+    stock: Any
+    if name in XL:
+        texts = dict.fromkeys(("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"))
+        stock = StableDiffusionXLPipeline(**parts, **texts, add_watermarker=False)
+    else:
+        texts = dict.fromkeys(("text_encoder", "tokenizer", "safety_checker", "feature_extractor"))
+        stock = StableDiffusionPipeline(**parts, **texts, requires_safety_checker=False)
+    stock.set_progress_bar_config(disable=True)
+    shared: dict[str, Any] = {"num_inference_steps": 4, "guidance_scale": 3.0, "output_type": "latent"}
+    expected = stock(**stock_given, **shared, generator=torch.Generator().manual_seed(0)).images
+    found = pipe(**given, **shared, generator=torch.Generator().manual_seed(0))
+    assert found.notes == []
+    assert torch.allclose(found.images, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_samples_and_says_once_what_it_replaced(method: str, name: str, pipe: Any) -> None:
+    side = pipe.unet.config.sample_size * 8
+    output = pipe(
+        **vectors(name),
+        height=side,
+        width=2 * side,
+        method=METHODS[method],
+        num_inference_steps=4,
+        guidance_scale=3.0,
+        generator=torch.Generator().manual_seed(0),
+    )
+    assert output.images[0].size == (2 * side, side)
+    is_replaced = BASES[name][2]["_class_name"] == "PNDMScheduler" and method in RESTARTING
+    assert [note.split(" cannot")[0] for note in output.notes] == ["PNDMScheduler"] * is_replaced
+
+
+def test_panoramas_are_made_and_say_once_what_was_replaced(
+    name: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = vectors(name)
+    save_context(tmp_path / "contexts.safetensors", given["context"], given.get("pooled_context"))
+    options = ["--encoder", str(tmp_path / "contexts.safetensors"), "--out", str(tmp_path / "out"), "--steps", "3"]
+    sizes = ["--height", "64", "--width", "128", "--device", "cpu", "--seed", "1", "2", "--wrap"]
+    assert main(["panorama", "--base", str(folder), *options, *sizes]) == 0
+    told = capsys.readouterr()
+    assert (told.out + told.err).count("PNDMScheduler cannot") == (BASES[name][2]["_class_name"] == "PNDMScheduler")
+    assert len(list((tmp_path / "out").glob("*seed*.png"))) == 2
+
+
+@pytest.mark.parametrize("base", ["sd-1.5", "sdxl"])
+def test_weights_in_several_files_are_read(base: str, tmp_path: Path) -> None:
+    folder = write_published(tmp_path / base, base, max_shard_size="100KB")
+    assert len(list((folder / "unet").glob("*.safetensors"))) > 1
+    whole = write_published(tmp_path / "whole", base)
+    cls: Any = SeeCoderXLPipeline if base in XL else SeeCoderPipeline
+    ours, expected = (cls.from_base(one).unet.state_dict() for one in (folder, whole))
+    assert all(torch.equal(ours[key], value) for key, value in expected.items())
