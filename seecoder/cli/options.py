@@ -42,10 +42,11 @@ def pipeline_arguments(arguments: argparse.Namespace, opened: "OpenedPictures | 
         opened: Decoded pictures that take the place of their paths.
     """
     given = {argument: getattr(arguments, option) for argument, option in _OPTIONS.items()}
-    if opened is not None:
-        for name, pictures in (("start_image", opened.whole), ("mask_image", opened.masks)):
-            given[name] = pictures.get(given[name])
-    return given | adapter_arguments(arguments, opened)
+    if opened is None:
+        return given | adapter_arguments(arguments)
+    for name, pictures in (("start_image", opened.whole), ("mask_image", opened.masks)):
+        given[name] = pictures.get(given[name])
+    return given | adapter_arguments(arguments, opened.controls, opened.whole)
 
 
 def with_flags(text: str) -> str:

@@ -2,13 +2,13 @@
 
 import argparse
 import importlib.util
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
 
-    from seecoder.cli.opening import OpenedPictures
     from seecoder.pipelines import SeeCoderPipeline, SeeCoderXLPipeline
 
 # Arguments of a pipeline's call, and the options that give them; an option that can be repeated gives a list.
@@ -22,6 +22,7 @@ ADAPTER_OPTIONS = {
     "ip_adapter_image": "ip_adapter_image",
 }
 _TOGETHER = (("controlnet", "control_image"), ("adapter", "adapter_image"), ("ip_adapter", "ip_adapter_image"))
+Pictures = Mapping[str, Any]  # decoded, by their paths
 _OFFLOADING = ("model", "sequential", "group")
 
 
@@ -69,12 +70,15 @@ def control_pictures(arguments: argparse.Namespace) -> list[str]:
     return [*arguments.control_image, *arguments.adapter_image]
 
 
-def adapter_arguments(arguments: argparse.Namespace, opened: "OpenedPictures | None" = None) -> dict[str, Any]:
+def adapter_arguments(
+    arguments: argparse.Namespace, controls: Pictures | None = None, whole: Pictures | None = None
+) -> dict[str, Any]:
     """Translate the options into arguments of a pipeline's call; what was not given is left to its defaults.
 
     Args:
         arguments: The parsed options.
-        opened: Decoded pictures that take the place of their paths.
+        controls: Decoded control pictures by their paths, which they take the place of.
+        whole: Other decoded pictures, likewise.
 
     Raises:
         ValueError: A network without a picture, or the other way round.
@@ -84,10 +88,10 @@ def adapter_arguments(arguments: argparse.Namespace, opened: "OpenedPictures | N
             flags = f"`--{network.replace('_', '-')}` and `--{picture.replace('_', '-')}`"
             raise ValueError(f"{flags} work only together, as many of one as of the other.")
     given = {argument: getattr(arguments, option) for argument, option in ADAPTER_OPTIONS.items()}
-    if opened is not None:
+    if controls is not None and whole is not None:
         for name in ("control_image", "adapter_image"):
-            given[name] = [opened.controls[path] for path in given[name]]
-        given["ip_adapter_image"] = opened.whole.get(given["ip_adapter_image"])
+            given[name] = [controls[path] for path in given[name]]
+        given["ip_adapter_image"] = whole.get(given["ip_adapter_image"])
     single = {name: one_or_all(value) if isinstance(value, list) else value for name, value in given.items()}
     return {name: value for name, value in single.items() if value is not None}
 
