@@ -1,6 +1,5 @@
 """`python -m train fit --config configs/….yaml [--dotted.overrides …]`; `plan`, a dry run; `report RUN`."""
 
-import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -11,6 +10,7 @@ import yaml
 from jsonargparse import ActionYesNo, ArgumentError, ArgumentParser, Namespace
 
 from train.class_paths import YAML_MODE, accept_old_class_paths
+from train.error_text import error_sentence
 from train.estimate.hardware import Hardware
 from train.run.cpu_attention import runs_on_cpu
 from train.settings import EmaSettings, GuardSettings, OptimizerSettings, RunSettings
@@ -106,7 +106,7 @@ def prepare_and_fit(parser: ArgumentParser, config: Namespace) -> int:
         ready = instantiate(config)["fit"]
         ready.run.micro_batches(ready.data.batch_size)
     except (ArgumentError, ValueError, TypeError, OSError, WeightsError) as error:
-        return _print_error(_first_cause(error), BAD_INPUT)
+        return _print_error(error, BAD_INPUT)
     try:
         given = yaml.safe_load(parser.dump(config))["fit"]
         kept = without_secrets(given)
@@ -189,32 +189,9 @@ def report(config: Namespace) -> int:
     return FINISHED
 
 
-def _first_cause(error: BaseException) -> BaseException:
-    """What a class said of its arguments, without the parser's account of how it tried to make it."""
-    while type(error).__module__.partition(".")[0] in ("argparse", "jsonargparse"):
-        cause = error.__cause__ or error.__context__
-        if cause is None:
-            return error
-        error = cause
-    return error
-
-
-def _error_text(error: BaseException) -> str:
-    """An error's text, without what torch and the parser put around it.
-
-    torch puts a traceback before an error from a reading process. jsonargparse says of a part that could not be made
-    every type that it tried and all arguments; what the part's class said stands between.
-    """
-    text = str(error)
-    if said := re.search(r"Union subtypes.*?Errors:\s*- (.*?)\s*- Expected a <class 'NoneType'>", text, re.DOTALL):
-        return said[1]
-    return text.rpartition(f"{type(error).__name__}: ")[2] if text.startswith("Caught ") else text
-
-
 def _print_error(error: BaseException, code: int) -> int:
     """Print an error as one line, also the parser's, which have many; give the exit code back."""
-    text = re.sub(r"\x1b\[[0-9;]*m", "", _error_text(error))
-    print("python -m train:", " ".join(text.split()), file=sys.stderr)
+    print("python -m train:", error_sentence(error), file=sys.stderr)
     return code
 
 
@@ -274,4 +251,4 @@ def _beginning(provenance: Any) -> Iterator[None]:
     except (ValueError, ImportError, WeightsError, MisconfigurationException, *settled) as error:
         if provenance.has_begun:
             raise
-        raise CannotBegin(_error_text(error)) from error
+        raise CannotBegin(error_sentence(error)) from error

@@ -7,10 +7,13 @@ It listens on this machine only, takes no path from the browser, and works on on
 """
 
 import argparse
+import socket
 
+from seecoder.checks import require, whole
 from seecoder.cli.conditions.adapters import control_pictures
 from seecoder.cli.opening import load_pipeline, saved_contexts
 from seecoder.cli.options import add_autoencoder_memory, add_base_options, add_image_size
+from seecoder.cli.varying.early_checks import check_networks
 
 HELP = "open the web app"
 
@@ -26,6 +29,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Serve until interrupted."""
+    check_networks(arguments)
+    require("--max-side", arguments.max_side, whole(1))
+    require("--port", arguments.port, whole(1, 65_535))
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server itself
+        try:
+            probe.bind(("127.0.0.1", arguments.port))
+        except OSError as error:
+            raise OSError(f"`--port`={arguments.port} is in use; stop what listens there, or use another.") from error
     if control_pictures(arguments) or arguments.ip_adapter_image:
         raise ValueError("the web app has no ControlNet, T2I-Adapter or IP-Adapter; use `seecoder vary`.")
     from seecoder.app.page import Variations, require_gradio, serve

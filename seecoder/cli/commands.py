@@ -6,15 +6,17 @@ that a user can do something about end with one line and exit code 2; `--debug` 
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from difflib import get_close_matches
+from typing import Any, NoReturn
 
 from seecoder import __version__
 from seecoder.cli import app, encode, export, import_, info, panorama, vary
 from seecoder.cli.console import say
-from seecoder.cli.method_list import describe_methods
 from seecoder.cli.options import LIST, with_flags
+from seecoder.cli.varying.method_list import describe_methods
 from seecoder.lookup import check_source
 from seecoder.threads import wait_passively
 
@@ -42,8 +44,18 @@ def build_parser() -> argparse.ArgumentParser:
 class _Parser(argparse.ArgumentParser):
     """Says what is wrong in one line; the usage of a command with thirty options would hide it."""
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        """Refuse what is left over here, where it is known which command it was meant for."""
+        namespace, rest = super().parse_known_args(args, namespace)
+        if rest:
+            known = [flag for action in self._actions for flag in action.option_strings]
+            near = get_close_matches(rest[0].partition("=")[0], known, 1) if rest[0].startswith("-") else []
+            self.error(f"`{rest[0]}` is not understood{f'; did you mean `{near[0]}`?' if near else ''}")
+        return namespace, rest
+
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}. See {self.prog} --help.\n")
+        end = "" if message.endswith("?") else "."
+        self.exit(2, f"{self.prog}: {message}{end} See {self.prog} --help.\n")
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
@@ -75,6 +87,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 for source in given if isinstance(given, list) else filter(None, [given]):
                     check_source(f"--{name}", source[0] if isinstance(source, tuple) else source)
             arguments.run(arguments)
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         say("interrupted; what was finished stays")
         return 130

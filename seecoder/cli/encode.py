@@ -13,6 +13,7 @@ from pathlib import Path
 from seecoder.cli.console import check_new, say
 from seecoder.cli.opening import encoded_side, files_of, load_encoder, pick_device, pick_dtype
 from seecoder.cli.options import DTYPES, add_image_size, add_max_pixels
+from seecoder.cli.varying.early_checks import check_networks, check_pictures
 
 HELP = "keep the contexts of pictures in a file"
 
@@ -40,6 +41,8 @@ def run(arguments: argparse.Namespace) -> None:
         raise ValueError(f"`--out` {out} must end in .safetensors.")
     if arguments.weights is not None and not arguments.together:
         raise ValueError("`--weights` has no effect without `--together`.")
+    check_networks(arguments)
+    check_pictures(arguments.pictures)
     arguments.pictures = files_of(arguments.pictures)
     check_new([out], arguments.overwrite, arguments.pictures)
     from seecoder.encoder.context import ImageSet, save_context

@@ -49,6 +49,9 @@ def run(arguments: argparse.Namespace) -> None:
         raise ValueError("`--size` has no effect without `--format onnx`.")
     for side in arguments.size or ():
         require("--size", side, whole(1))
+    source = Path(arguments.checkpoint)
+    if not source.exists():
+        raise FileNotFoundError(f"`{source}` does not exist; give a checkpoint, the folder of a run, or an encoder.")
     check_replaceable(Path(arguments.out), arguments.overwrite)
     import torch
 
@@ -56,7 +59,6 @@ def run(arguments: argparse.Namespace) -> None:
     from seecoder.export.model_card import CardFacts
     from seecoder.export.run_folder import best_checkpoint
 
-    source = Path(arguments.checkpoint)
     if arguments.best:
         if not source.is_dir() or (source / "config.json").is_file():
             raise ValueError(f"`--best` needs the folder of a run, and `{source}` is none.")

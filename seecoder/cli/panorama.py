@@ -11,6 +11,8 @@ import argparse
 from typing import TYPE_CHECKING
 
 from seecoder.cli import vary
+from seecoder.cli.varying.early_checks import check_options
+from seecoder.cli.varying.method_list import check_methods
 
 if TYPE_CHECKING:
     from seecoder.sampling.recipe import Method
@@ -29,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Make the panoramas."""
+    check_options(arguments)
     vary.make(arguments, panorama_methods(arguments), aspect=_ASPECT)
 
 
@@ -41,12 +44,13 @@ def panorama_methods(arguments: argparse.Namespace) -> "list[Method]":
     Raises:
         ValueError: Another method.
     """
-    from seecoder.sampling.methods.registry import build_methods
-
     names = [name.strip().lower() for name in (arguments.method or "").split(",")]
     if not set(names) <= set(METHODS):
         raise ValueError(
             f"`--method`={arguments.method!r} makes no panoramas; use {', '.join(METHODS)} or {','.join(METHODS)}."
         )
+    check_methods(",".join(names), arguments.method_option)
+    from seecoder.sampling.methods.registry import build_methods
+
     closed = [("closed_loop", True)] if arguments.wrap else []
     return build_methods(",".join(names), [*arguments.method_option, *closed]) or []

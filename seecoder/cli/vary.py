@@ -27,13 +27,9 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from seecoder.checks import optional, require, whole
-from seecoder.cli.batch_runs import Batches, write_picture
-from seecoder.cli.conditions.adapters import control_pictures
 from seecoder.cli.conditions.context_options import add_context_options, negative_arguments
 from seecoder.cli.conditions.regions import add_regions, add_start_image, with_regions
 from seecoder.cli.console import check_new, check_space, say
-from seecoder.cli.jobs import Job, Variation, make_jobs, seeds_of
 from seecoder.cli.opening import THUMBNAIL_SIDE, files_of, load_pipeline, open_pictures
 from seecoder.cli.options import (
     add_base_options,
@@ -42,6 +38,10 @@ from seecoder.cli.options import (
     add_sampling_options,
     pipeline_arguments,
 )
+from seecoder.cli.varying.batch_runs import Batches, write_picture
+from seecoder.cli.varying.early_checks import SETTINGS_NAME, check_options, input_files, sheet_path
+from seecoder.cli.varying.jobs import Job, Variation, make_jobs, seeds_of
+from seecoder.cli.varying.method_list import check_methods
 from seecoder.presets import PRESETS, preset_sentence, preset_settings
 
 if TYPE_CHECKING:
@@ -51,7 +51,6 @@ if TYPE_CHECKING:
     from seecoder.sampling.recipe import Method
 
 HELP = "make variations of pictures"
-SETTINGS_NAME = "settings.json"
 _COLUMNS = 8
 _PIXEL_BYTES = 3  # of a PNG at most
 Entry = TypeVar("Entry")  # of a contact sheet
@@ -98,17 +97,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Make the variations."""
-    from seecoder.sampling.methods.registry import build_methods
-
+    check_options(arguments)
+    check_methods(arguments.method, arguments.method_option)
     preset = (arguments.method or "").strip().lower()
     if not preset and not arguments.region:
         preset = PRESETS[0]
-    if preset not in PRESETS:
-        return make(arguments, build_methods(arguments.method, arguments.method_option))
-    if arguments.method_option:
-        raise ValueError(f"`--method-option` {arguments.method_option[0][0]} has no effect without `--method`.")
-    arguments.method = preset
-    make(arguments, None)
+    if preset in PRESETS:
+        arguments.method = preset
+        return make(arguments, None)
+    from seecoder.sampling.methods.registry import build_methods
+
+    return make(arguments, build_methods(arguments.method, arguments.method_option))
 
 
 def make(arguments: argparse.Namespace, methods: "list[Method] | None", *, aspect: int = 1) -> None:
@@ -119,11 +118,7 @@ def make(arguments: argparse.Namespace, methods: "list[Method] | None", *, aspec
         methods: How to sample; where `arguments.method` is a preset, it decides.
         aspect: Width by height where no --width was given.
     """
-    from seecoder.pipelines.inputs import check_arguments
-
-    check_arguments(pipeline_arguments(arguments))
     seeds = seeds_of(arguments.seed, arguments.count)
-    require("--batch", arguments.batch, optional(whole(1)))
     arguments.pictures = files_of(arguments.pictures)
     opened = open_pictures(arguments)
     jobs = make_jobs(arguments, opened)
@@ -133,7 +128,7 @@ def make(arguments: argparse.Namespace, methods: "list[Method] | None", *, aspec
     results = [file for row in files for file in row]
     old_previews = [path for file in results for path in out.glob(f"{glob.escape(file.stem)}-stage*.png")]
     written = [*results, *old_previews, out / SETTINGS_NAME, *filter(None, [sheet])]
-    check_new(written, arguments.overwrite, _inputs(arguments))
+    check_new(written, arguments.overwrite, input_files(arguments))
     pipe = load_pipeline(arguments)
     if arguments.guidance is None:
         arguments.guidance = pipe.default_guidance  # the settings keep what was used
@@ -205,31 +200,6 @@ def _batch_size(
 
     cells = (size[0] // pipe.vae_scale_factor, size[1] // pipe.vae_scale_factor)
     return default_batch_size(pipe.unet, cells, pipe.device, arguments.view_batch)
-
-
-def sheet_path(sheet: str, out: Path) -> Path | None:
-    """Say where the contact sheet goes.
-
-    Args:
-        sheet: What --sheet gave: a plain name lies in `out`, a path is taken as it is, "" is no sheet.
-        out: What --out gave.
-
-    Raises:
-        ValueError: No ending of a picture.
-    """
-    if not sheet:
-        return None
-    if Path(sheet).suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
-        raise ValueError(f"`--sheet`={sheet!r} must end in .png, .jpg or .webp.")
-    return out / sheet if Path(sheet).name == sheet else Path(sheet)
-
-
-def _inputs(arguments: argparse.Namespace) -> list[str]:
-    """All pictures that are read."""
-    parts = [path for pair in arguments.region for path in pair]
-    beside = [*arguments.negative, *arguments.reference_mask, *parts]
-    single = filter(None, [arguments.start_image, arguments.ip_adapter_image])
-    return [*arguments.pictures, *beside, *control_pictures(arguments), *single]
 
 
 def _check_sheet(path: Path, jobs: list[Job], seeds: int, size: tuple[int, int]) -> None:

@@ -47,7 +47,8 @@ def decode_latents(
     latents, notes = unscale_latents(vae, latents), []
     dtype = next(vae.parameters()).dtype
     pixels = decode_in_parts(vae, latents.to(dtype), wrap=wrap, memory=memory, notes=notes)
-    if torch.isfinite(pixels).all():
+    is_good = torch.isfinite(pixels).flatten(1).all(dim=1)
+    if is_good.all():
         return pixels, notes
     if dtype not in (torch.float16, torch.bfloat16):
         raise RuntimeError(
@@ -56,8 +57,9 @@ def decode_latents(
     note = f"the decode gave NaN in {str(dtype).removeprefix('torch.')}; it was repeated in float32."
     logger.warning(note)
     notes.append(note)
-    with in_float32(vae):
-        pixels = decode_in_parts(vae, latents.float(), wrap=wrap, memory=memory, notes=notes)
+    pixels = pixels.float()
+    with in_float32(vae):  # the others stay as they would be alone
+        pixels[~is_good] = decode_in_parts(vae, latents[~is_good].float(), wrap=wrap, memory=memory, notes=notes)
     if not torch.isfinite(pixels).all():
         raise RuntimeError("the decoded picture contains NaN or infinity, in float32 too. Use another VAE (`vae=`).")
     return pixels, notes

@@ -23,6 +23,7 @@ from seecoder.base_model.facts import has_outdated_size, is_sdxl, pixels_per_cel
 from seecoder.base_model.fit import check_parts
 from seecoder.base_model.loading import load_beside, load_config, load_part
 from seecoder.base_model.schedulers import check_scheduler, repaired
+from seecoder.call_rules import CALLBACK_TENSORS
 from seecoder.encoder.model import SeeCoder
 from seecoder.pipelines.adapters.control import check_adapter
 from seecoder.pipelines.adapters.image_prompt import ImagePrompts
@@ -30,7 +31,7 @@ from seecoder.pipelines.adapters.lora import UnetLora
 from seecoder.pipelines.conditioning import encode_pictures
 from seecoder.pipelines.context.contexts import Contexts
 from seecoder.pipelines.context.text import TEXT_PARTS, load_text_parts
-from seecoder.pipelines.inputs import CALLBACK_TENSORS, ImageSize, Pictures, Request
+from seecoder.pipelines.inputs import ImageSize, Pictures, Request
 from seecoder.sampling.conditions import AddedConditions
 from seecoder.sampling.views import Size
 

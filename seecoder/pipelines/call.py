@@ -13,6 +13,7 @@ from seecoder.base_model.added_conditions import guidance_embedding
 from seecoder.base_model.facts import is_sdxl, native_size, reads_mask
 from seecoder.base_model.fit import check_dtypes
 from seecoder.base_model.schedulers import fitting_scheduler
+from seecoder.call_rules import check_size, whole_steps
 from seecoder.pipelines.adapters.control import controllers
 from seecoder.pipelines.adapters.image_prompt import check_image_prompts, embeddings, with_image_prompts
 from seecoder.pipelines.autoencoding import decode_latents, in_float32, vae_decoder, vae_encoder
@@ -20,7 +21,7 @@ from seecoder.pipelines.base import ContextPipeline
 from seecoder.pipelines.conditioning import condition
 from seecoder.pipelines.context.context_strength import context_strength, layer_strengths
 from seecoder.pipelines.context.text import text_contexts
-from seecoder.pipelines.inputs import Request, check_size, start_pixels, whole_steps
+from seecoder.pipelines.inputs import Request, start_pixels
 from seecoder.pipelines.networks import HalvedOnDemand
 from seecoder.pipelines.redrawing import Redrawing, redrawing
 from seecoder.pipelines.step_callbacks import changed_tensors

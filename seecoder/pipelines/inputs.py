@@ -1,6 +1,5 @@
 """What a call of a pipeline is given: its arguments, checked once, and the pictures among them."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -9,15 +8,14 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from seecoder.checks import Rule, choice, either, number, optional, require, some_of, whole
+from seecoder.call_rules import check_arguments
+from seecoder.checks import Rule, choice, either, number, require
 from seecoder.encoder.context import ImageSet, normalise_weights
-from seecoder.encoder.input_checks import MIN_SIDE
 from seecoder.images.gate import Source as Picture
 from seecoder.images.gate import load_image
 from seecoder.images.masks import load_control_image
 from seecoder.pipelines.context.context_strength import SHORT_NAMES, ContextScale, flat_scales
 from seecoder.pipelines.context.text import Text
-from seecoder.sampling.image_to_image import STRENGTH, steps_left
 from seecoder.sampling.randomness import Generators
 from seecoder.sampling.recipe import Method
 from seecoder.sampling.views import Size
@@ -29,8 +27,6 @@ ControlPictures = Picture | Sequence[Picture] | Sequence[Picture | Sequence[Pict
 ImageSize = int | Literal["trained"] | None
 
 _ASPECT_TOLERANCE = 0.05  # a start picture may be stretched by this much without a word
-CALLBACK_TENSORS = ("latents", "context", "negative_context")
-_SHARE = number(0.0, 1.0)
 _SCALES = either(
     number(),
     choice(*SHORT_NAMES),
@@ -39,73 +35,6 @@ _SCALES = either(
         'numbers by block such as {"down": {"block_2": 1.0}, "mid": 0.5}',
     ),
 )
-
-
-def _one_or_several(rule: Rule) -> Rule:
-    return either(rule, some_of(rule, "a list with one for every network", minimum=1))
-
-
-_RULES = {
-    "num_inference_steps": whole(1),
-    "num_images_per_prompt": whole(1),
-    "view_batch_size": whole(1),
-    "guidance_scale": optional(number()),
-    "image_size": optional(either(choice("trained"), whole(MIN_SIDE))),
-    "context_scale": _SCALES,
-    "controlnet_conditioning_scale": _one_or_several(number()),
-    "guidance_rescale": _SHARE,
-    "text_weight": optional(_SHARE),
-    "eta": _SHARE,
-    "strength": optional(STRENGTH),
-    "mask_feather": whole(0),
-    "timesteps": optional(some_of(number(0.0), "a list of timesteps from 0 up, the noisiest first", minimum=1)),
-    "sigmas": optional(some_of(number(0.0), "a list of noise levels from 0 up, the noisiest first", minimum=2)),
-    "adapter_conditioning_scale": _one_or_several(number()),
-    "control_guidance_start": _one_or_several(_SHARE),
-    "control_guidance_end": _one_or_several(_SHARE),
-    "autoencoder_memory": either(
-        number(0.0, above_minimum=True), Rule(lambda value: value == math.inf, "infinity (in GiB)")
-    ),
-    "output_type": choice("pil", "np", "pt", "latent"),
-    "callback_on_step_end_tensor_inputs": some_of(
-        choice(*CALLBACK_TENSORS), f"a list of names out of {', '.join(CALLBACK_TENSORS)}"
-    ),
-}
-
-
-def check_arguments(arguments: Mapping[str, Any]) -> None:
-    """Check the numbers and names among the arguments of a call.
-
-    Args:
-        arguments: Any arguments of `SeeCoderPipeline.__call__` by name.
-
-    Raises:
-        ValueError: One of them has a value that is not accepted.
-    """
-    for name, value in arguments.items():
-        if name in _RULES:
-            require(name, value, _RULES[name])
-    _check_redrawing(arguments)
-
-
-def _check_redrawing(given: Mapping[str, Any]) -> None:
-    """Refuse a strength or a mask without the picture that they are about, and a strength that leaves no step."""
-    strength, mask = given.get("strength"), given.get("mask_image")
-    if given.get("start_image") is None:
-        for name, value in (("strength", strength), ("mask_image", mask)):
-            if value is not None:
-                raise ValueError(f"`{name}` has no effect without `start_image`, the picture to redraw; give it.")
-    if mask is None and given.get("mask_feather"):
-        raise ValueError(f"`mask_feather`={given['mask_feather']} has no effect without `mask_image`; leave it out.")
-    if strength is not None:
-        steps_left(whole_steps(given), strength)
-
-
-def whole_steps(given: Mapping[str, Any]) -> int:
-    """Steps of one trajectory, by the arguments of a call."""
-    if given.get("timesteps") is not None:
-        return len(given["timesteps"])
-    return given["num_inference_steps"] if given.get("sigmas") is None else len(given["sigmas"]) - 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,6 +95,7 @@ class Request:
 
     def __post_init__(self) -> None:
         check_arguments(vars(self))
+        require("context_scale", self.context_scale, _SCALES)
         starts, ends = self.control_guidance_start, self.control_guidance_end
         count = max(len(value) if isinstance(value, Sequence) else 1 for value in (starts, ends))
         starts = one_each("control_guidance_start", starts, count)
@@ -322,23 +252,3 @@ def check_aspect(name: str, found: Size, size: Size) -> None:
             f"`{name}` is {height}x{width}, another aspect ratio than the result's {rows}x{columns}. Crop it, or ask "
             f"for a `width` near {round(rows * width / height)}."
         )
-
-
-def check_size(height: int, width: int, multiple: int) -> None:
-    """Check the size of the pictures to be made.
-
-    Args:
-        height: In pixels.
-        width: In pixels.
-        multiple: Pixels of one latent cell.
-
-    Raises:
-        ValueError: It is not a positive multiple; the nearest sizes that are, are named.
-    """
-    for name, value in (("height", height), ("width", width)):
-        if value < multiple or value % multiple:
-            lower = max(multiple, value // multiple * multiple)
-            raise ValueError(
-                f"`{name}`={value} must be a positive multiple of {multiple} (one latent cell is {multiple} pixels). "
-                f"Use {lower} or {lower + multiple}."
-            )

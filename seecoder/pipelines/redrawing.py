@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from seecoder.call_rules import steps_left, whole_steps
 from seecoder.images.masks import load_mask
-from seecoder.pipelines.inputs import Request, check_aspect, start_pixels, whole_steps
-from seecoder.sampling.image_to_image import StartImage, masks_by_size, steps_left
+from seecoder.pipelines.inputs import Request, check_aspect, start_pixels
+from seecoder.sampling.image_to_image import StartImage, masks_by_size
 from seecoder.sampling.views import Size
 
 _DEFAULT_STRENGTH = 0.8  # of diffusers' image to image; 1 with a mask, as in its inpainting

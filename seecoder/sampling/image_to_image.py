@@ -15,11 +15,10 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
-from seecoder.checks import FUNCTION, check, number, optional
+from seecoder.call_rules import STRENGTH, steps_left
+from seecoder.checks import FUNCTION, check, optional
 from seecoder.sampling.stepper import Stepper
 from seecoder.sampling.views import Size
-
-STRENGTH = number(0.0, 1.0, above_minimum=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,21 +68,6 @@ class StartImage:
         x0, mask = self.latents(size).to(latents), self.mask(size).to(latents)
         known = x0 if noise is None or index == len(stepper) else stepper.add_noise(x0, noise, index)
         return (1.0 - mask) * known + mask * latents
-
-
-def steps_left(count: int, strength: float) -> int:
-    """How many of `count` steps a strength leaves, rounded down as in diffusers.
-
-    Raises:
-        ValueError: If it is none.
-    """
-    left = min(int(count * strength), count)
-    if left < 1:
-        raise ValueError(
-            f"`strength`={strength} of {count} steps must leave at least one step. Use at least {1 / count:.3g}, or "
-            "more `num_inference_steps`."
-        )
-    return left
 
 
 def masks_by_size(mask: torch.Tensor, full: Size) -> Callable[[Size], torch.Tensor]:

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -98,6 +99,8 @@ def test_bad_input_is_one_line_and_exit_code_2(settings, fit, capsys, tmp_path, 
     assert len(lines) == 1
     assert lines[0].startswith("python -m train: ")
     assert named in lines[0]
+    assert not re.search("subtypes|Namespace|class_path", lines[0])  # the parser's internals
+    assert len(lines[0]) < 400
     assert not (tmp_path / "run").exists()
 
 

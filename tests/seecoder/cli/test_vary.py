@@ -1,7 +1,6 @@
 """`seecoder vary` and `seecoder panorama` write pictures, a sheet and settings, or nothing."""
 
 import json
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -11,7 +10,6 @@ from PIL import Image
 
 from seecoder import SeeCoderPipeline
 from seecoder.cli import main, vary
-from seecoder.cli.vary import sheet_path
 from seecoder.encoder.context import load_context
 from seecoder.images import gate, masks
 from seecoder.images.gate import load_image, read_pixels
@@ -193,15 +191,15 @@ def test_controlnet(pictures, networks, tiny_controlnet, tmp_path):
     ("options", "message"),
     [
         (["--weights", "1", "2"], "no effect without `--together`"),
-        (["--together", "--weights", "1"], "`--weights` has 1 entries for 2 pictures"),
-        (["--together", "--weights", "1", "-1"], "`--weights`=[1.0, -1.0] must be finite numbers >= 0"),
+        (["--together", "--weights", "1"], "`--weights`=[1.0] must be one number from 0 up for each"),
+        (["--together", "--weights", "1", "-1"], "`--weights`=[1.0, -1.0] must be one number from 0 up"),
         (["--concatenate"], "no effect without `--together`"),
         (["--together", "--concatenate", "--weights", "1", "2"], "no effect with `--concatenate`"),
         (["--seed", "1", "2", "--count", "3"], "contradicts"),
         (["--seed", "-1"], "`--seed`=-1 must be a whole number from 0 to"),
         (["--count", "0"], "`--count`=0 must be a whole number from 1 up"),
         (["--height", "17"], "`--height`=17 must be a positive multiple"),
-        (["--width", "0"], "`--width`=0 must be a positive multiple"),
+        (["--width", "0"], "`--width`=0 must be a whole number from 1 up"),
         (["--steps", "0"], "`--steps`=0 must be a whole number from 1 up"),
         (["--guidance", "nan"], "`--guidance`=nan must be a number"),
         (["--guidance-rescale", "2"], "`--guidance-rescale`=2.0 must be a number from 0 to 1"),
@@ -312,9 +310,3 @@ def test_a_result_larger_than_what_is_read_from_elsewhere_goes_on_the_sheet(tmp_
     Image.new("L", (8193, 8192), 128).save(result)
     vary._write_sheet(tmp_path / "sheet.png", [vary.Job("context", {}, [])], [0], [[result]])
     assert size_of(tmp_path / "sheet.png") == (256 + 16 + 12, 256 + 12)
-
-
-def test_where_the_sheet_goes():
-    assert sheet_path("a.png", Path("out")) == Path("out/a.png")
-    assert sheet_path("x/a.png", Path("out")) == Path("x/a.png")
-    assert sheet_path("", Path("out")) is None

@@ -59,6 +59,23 @@ def test_nan_in_half_precision_is_decoded_again_in_float32(build, latents, dtype
     assert_as_before(vae, before)
 
 
+def test_only_the_picture_that_overflows_is_decoded_again(build, latents):
+    vae = fresh(build, torch.bfloat16)
+
+    def spoil_the_second(module, given, output):
+        is_half_batch = output.dtype == torch.bfloat16 and len(output) == 2
+        return torch.stack([output[0], output[1] * float("nan")]) if is_half_batch else output
+
+    alone, _ = decode_latents(vae, latents[:1])
+    vae.decoder.register_forward_hook(spoil_the_second)
+    pixels, notes = decode_latents(vae, latents)
+    expected, _ = decode_latents(fresh(build, torch.bfloat16).float(), latents)
+    torch.testing.assert_close(pixels[:1], alone.float(), atol=2e-2, rtol=0)
+    torch.testing.assert_close(pixels[1], expected[1], atol=1e-5, rtol=0)
+    assert not torch.allclose(pixels[0], expected[0], atol=1e-5, rtol=0)  # still what half precision gave
+    assert len(notes) == 1
+
+
 def test_nan_in_float32_is_a_clear_error(build, latents):
     vae = fresh(build, torch.bfloat16)
     vae.decoder.register_forward_hook(lambda module, given, output: output * float("nan"))

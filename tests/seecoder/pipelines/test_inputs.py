@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from seecoder.encoder.context import ImageSet
-from seecoder.pipelines.inputs import as_image_sets, check_arguments, control_pixels, start_pixels
+from seecoder.pipelines.inputs import as_image_sets, control_pixels, start_pixels
 
 
 def test_every_form_of_image_becomes_sets():
@@ -36,12 +36,6 @@ def test_control_pictures_are_one_or_one_each():
     for wrong in ([picture] * 2, [picture, picture, picture[:, :8]]):
         with pytest.raises(ValueError, match="give one for all, or one each, of one size"):
             control_pixels(wrong, 3)
-
-
-def test_arguments_are_checked_by_name():
-    check_arguments({"eta": 1.0, "autoencoder_memory": float("inf"), "image": object()})
-    with pytest.raises(ValueError, match=r"`eta`=1\.5 must be a number from 0 to 1"):
-        check_arguments({"eta": 1.5})
 
 
 @pytest.mark.parametrize(

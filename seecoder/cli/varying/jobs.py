@@ -84,9 +84,6 @@ def make_jobs(arguments: argparse.Namespace, opened: "OpenedPictures") -> list[J
     """
     from seecoder.encoder.context import ImageSet, normalise_weights
 
-    for name in ("weights", "concatenate"):
-        if getattr(arguments, name) and not arguments.together:
-            raise ValueError(f"`--{name}` has no effect without `--together`.")
     contexts, pictures = saved_contexts(arguments.encoder), arguments.pictures
     if contexts is not None:
         if pictures or arguments.together or arguments.reference_mask:

@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from seecoder.cli.jobs import make_jobs, seeds_of
 from seecoder.cli.opening import OpenedPictures
+from seecoder.cli.varying.jobs import make_jobs, seeds_of
 
 OPENED = OpenedPictures(
     encoded={"a b.png": torch.zeros(3, 4, 4), "c.png": torch.ones(3, 4, 4)},

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 from seecoder.cli import main
-from seecoder.cli.batch_runs import Batches
-from seecoder.cli.jobs import Job, Variation
+from seecoder.cli.varying.batch_runs import Batches
+from seecoder.cli.varying.jobs import Job, Variation
 from seecoder.images.gate import load_image
 
 LARGE = ["--height", "32", "--width", "32", "--guidance", "3", "--sheet", ""]

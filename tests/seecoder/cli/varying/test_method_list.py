@@ -7,9 +7,9 @@ import sys
 import pytest
 
 from seecoder.cli import main
-from seecoder.cli.method_list import read_methods
+from seecoder.cli.varying.method_list import check_methods, read_methods
 from seecoder.sampling.composition import compose
-from seecoder.sampling.methods.registry import METHODS
+from seecoder.sampling.methods.registry import METHODS, build_methods
 
 FACTS = {facts.name: facts for facts in read_methods()}
 
@@ -56,3 +56,19 @@ def test_the_list_needs_no_torch():
     code += "sys.exit('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True)
     assert done.returncode == 0
+
+
+@pytest.mark.parametrize(("names", "options"), [("magic", []), ("demofusion", [("no_such", 1)]), ("demofusion,x", [])])
+def test_unknown_names_are_refused_as_the_methods_themselves_would(names, options):
+    said = []
+    for check in (check_methods, build_methods):
+        with pytest.raises(ValueError, match=r"does not exist|is unknown") as error:
+            check(names, options)
+        said.append(str(error.value).replace("`--method`", "`method`"))
+    assert said[0] == said[1]
+
+
+def test_known_names_are_accepted():
+    for names in (None, "Auto", "plain", "DemoFusion, multidiffusion"):
+        check_methods(names, [])
+    check_methods("demofusion,multidiffusion", [("multidiffusion.stride", 4), ("blur_sigma", 1)])

@@ -2,18 +2,18 @@
 
 import argparse
 import ast
-import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from seecoder.presets import PRESETS, Size, count_windows, preset_settings
+from seecoder.cli.varying.early_checks import base_pixels
+from seecoder.presets import PRESETS, count_windows, preset_settings
 
-_METHODS = Path(__file__).resolve().parents[1] / "sampling" / "methods"
+_METHODS = Path(__file__).resolve().parents[2] / "sampling" / "methods"
 _PARTS = {"StagesMethod": "stages", "NetworkMethod": "network", "MultiDiffusion": "windows", "SyncDiffusion": "editor"}
 _NOT_SET_HERE = ("loss", "regions")  # a function; what `--region` gives
-_NATIVE = 512  # pixels a side, where the base does not tell
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,8 @@ def _facts(node: ast.ClassDef, part: str, about: str) -> MethodFacts:
 
 def describe_methods(arguments: argparse.Namespace) -> str:
     """What `--method list` prints, at the size, steps and guidance of the other options."""
-    native = _native_size(arguments.base)
+    *sides, _ = base_pixels(arguments.base)
+    native = (sides[0], sides[1])
     height = arguments.height or native[0]
     size, steps = (height, arguments.width or native[1]), arguments.steps
     given: dict[str, Any] = {"steps": steps, "branches": 1 if arguments.guidance == 1 else 2}
@@ -92,13 +93,25 @@ def describe_methods(arguments: argparse.Namespace) -> str:
     return "\n".join(lines)
 
 
-def _native_size(base: str | None) -> Size:
-    """(height, width) in pixels that a base in a folder was trained at; of others the usual one."""
-    try:
-        side = json.loads((Path(base or "") / "unet" / "config.json").read_text(encoding="utf-8"))["sample_size"]
-        vae = json.loads((Path(base or "") / "vae" / "config.json").read_text(encoding="utf-8"))
-        cell = 2 ** (len(vae["block_out_channels"]) - 1)
-        height, width = (side, side) if isinstance(side, int) else side
-    except (OSError, ValueError, KeyError, TypeError):
-        return _NATIVE, _NATIVE
-    return height * cell, width * cell
+def check_methods(names: str | None, options: Sequence[tuple[str, Any]]) -> None:
+    """Refuse names of methods and of settings that do not exist, without importing the methods.
+
+    Args:
+        names: What `--method` gave.
+        options: What `--method-option` gave.
+
+    Raises:
+        ValueError: There is none of that name.
+    """
+    methods = {facts.name: [option for option, *_ in facts.options] for facts in read_methods()}
+    chosen = [name.strip().lower() for name in (names or PRESETS[0]).split(",")]
+    known = ("plain", *PRESETS, *methods)
+    for name in chosen:
+        if name not in known or (name not in methods and len(chosen) > 1):
+            raise ValueError(f"`--method`={name!r} does not exist; choose from {', '.join(known)}.")
+    for key, _ in options:
+        if chosen[0] not in methods:
+            raise ValueError(f"`--method-option` {key} has no effect without `--method` that names methods.")
+        if not any(key.rpartition(".")[2] in methods[name] for name in chosen):
+            there = "; ".join(f"{name}: {', '.join(methods[name])}" for name in chosen)
+            raise ValueError(f"`--method-option` {key} is unknown. Settings are {there}.")

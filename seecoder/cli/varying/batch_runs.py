@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from seecoder.cli.console import say
-from seecoder.cli.jobs import Job, Variation
+from seecoder.cli.varying.jobs import Job, Variation
 
 if TYPE_CHECKING:
     import torch

@@ -1,0 +1,112 @@
+"""Which numbers and names a call of a pipeline accepts. Needs no torch, so that commands refuse others at once."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from seecoder.checks import Rule, choice, either, number, optional, require, some_of, whole
+
+CALLBACK_TENSORS = ("latents", "context", "negative_context")
+STRENGTH = number(0.0, 1.0, above_minimum=True)
+_SHARE = number(0.0, 1.0)
+
+
+def _one_or_several(rule: Rule) -> Rule:
+    return either(rule, some_of(rule, "a list with one for every network", minimum=1))
+
+
+_RULES = {
+    "num_inference_steps": whole(1),
+    "num_images_per_prompt": whole(1),
+    "view_batch_size": whole(1),
+    "image_size": optional(either(choice("trained"), whole(32))),
+    "guidance_scale": optional(number()),
+    "text_weight": optional(_SHARE),
+    "controlnet_conditioning_scale": _one_or_several(number()),
+    "guidance_rescale": _SHARE,
+    "eta": _SHARE,
+    "strength": optional(STRENGTH),
+    "mask_feather": whole(0),
+    "timesteps": optional(some_of(number(0.0), "a list of timesteps from 0 up, the noisiest first", minimum=1)),
+    "sigmas": optional(some_of(number(0.0), "a list of noise levels from 0 up, the noisiest first", minimum=2)),
+    "adapter_conditioning_scale": _one_or_several(number()),
+    "control_guidance_start": _one_or_several(_SHARE),
+    "control_guidance_end": _one_or_several(_SHARE),
+    "autoencoder_memory": either(
+        number(0.0, above_minimum=True), Rule(lambda value: value == math.inf, "infinity (in GiB)")
+    ),
+    "output_type": choice("pil", "np", "pt", "latent"),
+    "callback_on_step_end_tensor_inputs": some_of(
+        choice(*CALLBACK_TENSORS), f"a list of names out of {', '.join(CALLBACK_TENSORS)}"
+    ),
+}
+
+
+def check_arguments(arguments: Mapping[str, Any]) -> None:
+    """Check the numbers and names among the arguments of a call.
+
+    Args:
+        arguments: Any arguments of `SeeCoderPipeline.__call__` by name.
+
+    Raises:
+        ValueError: One of them has a value that is not accepted.
+    """
+    for name, value in arguments.items():
+        if name in _RULES:
+            require(name, value, _RULES[name])
+    _check_redrawing(arguments)
+
+
+def _check_redrawing(given: Mapping[str, Any]) -> None:
+    """Refuse a strength or a mask without the picture that they are about, and a strength that leaves no step."""
+    strength, mask = given.get("strength"), given.get("mask_image")
+    if given.get("start_image") is None:
+        for name, value in (("strength", strength), ("mask_image", mask)):
+            if value is not None:
+                raise ValueError(f"`{name}` has no effect without `start_image`, the picture to redraw; give it.")
+    if mask is None and given.get("mask_feather"):
+        raise ValueError(f"`mask_feather`={given['mask_feather']} has no effect without `mask_image`; leave it out.")
+    if strength is not None:
+        steps_left(whole_steps(given), strength)
+
+
+def whole_steps(given: Mapping[str, Any]) -> int:
+    """Steps of one trajectory, by the arguments of a call."""
+    if given.get("timesteps") is not None:
+        return len(given["timesteps"])
+    return given["num_inference_steps"] if given.get("sigmas") is None else len(given["sigmas"]) - 1
+
+
+def steps_left(count: int, strength: float) -> int:
+    """How many of `count` steps a strength leaves, rounded down as in diffusers.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    left = min(int(count * strength), count)
+    if left < 1:
+        raise ValueError(
+            f"`strength`={strength} of {count} steps must leave at least one step. Use at least {1 / count:.3g}, or "
+            "more `num_inference_steps`."
+        )
+    return left
+
+
+def check_size(height: int, width: int, multiple: int) -> None:
+    """Check the size of the pictures to be made.
+
+    Args:
+        height: In pixels.
+        width: In pixels.
+        multiple: Pixels of one latent cell.
+
+    Raises:
+        ValueError: It is not a positive multiple; the nearest sizes that are, are named.
+    """
+    for name, value in (("height", height), ("width", width)):
+        if value < multiple or value % multiple:
+            lower = max(multiple, value // multiple * multiple)
+            raise ValueError(
+                f"`{name}`={value} must be a positive multiple of {multiple} (one latent cell is {multiple} pixels). "
+                f"Use {lower} or {lower + multiple}."
+            )

@@ -1,0 +1,27 @@
+"""Numbers and names of a call are checked by name, and sizes by the latent cell, without torch."""
+
+import subprocess
+import sys
+
+import pytest
+
+from seecoder.call_rules import check_arguments, check_size
+
+
+def test_arguments_are_checked_by_name():
+    check_arguments({"eta": 1.0, "autoencoder_memory": float("inf"), "image": object()})
+    with pytest.raises(ValueError, match=r"`eta`=1\.5 must be a number from 0 to 1"):
+        check_arguments({"eta": 1.5})
+
+
+def test_sizes_are_whole_cells():
+    check_size(16, 24, 8)
+    with pytest.raises(ValueError, match=r"`width`=25 must be a positive multiple of 8 .* Use 24 or 32"):
+        check_size(16, 25, 8)
+    with pytest.raises(ValueError, match=r"`height`=4 must be a positive multiple of 8 .* Use 8 or 16"):
+        check_size(4, 24, 8)
+
+
+def test_no_torch_is_needed():
+    code = "import sys, seecoder.call_rules; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
