@@ -31,6 +31,8 @@ from seecoder.sampling.engine import sample
 from seecoder.sampling.methods.registry import named_methods
 from seecoder.sampling.progress import Changes, Progress, StageEnd
 
+_SDXL_ALONE = ("pooled_context", "negative_pooled_context", "original_size", "crops_coords_top_left", "target_size")
+
 
 @dataclass
 class SeeCoderPipelineOutput(BaseOutput):
@@ -45,6 +47,16 @@ class SeeCoderPipelineOutput(BaseOutput):
 
     images: Any
     notes: list[str] = field(default_factory=list)
+
+
+def _check_family(request: Request, *, sdxl: bool) -> None:
+    """Refuse what only SDXL reads, and for SDXL half of what an encoder gives."""
+    if sdxl and (request.context is None) != (request.pooled_context is None):
+        raise ValueError("`context` and `pooled_context` go together; `encode_context` gives both.")
+    given = {name: getattr(request, name) for name in _SDXL_ALONE}
+    unread = [name for name, value in given.items() if isinstance(value, torch.Tensor) or value not in (None, (0, 0))]
+    if unread and not sdxl:
+        raise ValueError(f"`{unread[0]}` has no effect: this base is not SDXL's, which alone reads it. Leave it out.")
 
 
 class _Interrupted(Exception):
@@ -81,8 +93,7 @@ class Call:
         check_image_prompts(pipe, request)
         pipe.check_lora_scale(request.cross_attention_kwargs)
         check_dtypes(pipe.unet, pipe.controlnet)
-        if is_sdxl(pipe.unet) and (request.context is None) != (request.pooled_context is None):
-            raise ValueError("`context` and `pooled_context` go together; `encode_context` gives both.")
+        _check_family(request, sdxl=is_sdxl(pipe.unet))
         if reads_mask(pipe.unet) and request.mask_image is None:
             raise ValueError(
                 "`mask_image`=None must be a mask, as this base is an inpainting model and redraws what a mask marks. "

@@ -1,11 +1,9 @@
 """One call: what it does once, however many of its parts ask for it."""
 
-import inspect
-
 import pytest
 import torch
 
-from seecoder import SeeCoderPipeline, SeeCoderXLPipeline
+from seecoder import SeeCoderPipeline
 from seecoder.images import masks
 from seecoder.images.saving import save_image
 from seecoder.pipelines import call, conditioning, inputs
@@ -56,30 +54,6 @@ def test_a_tuple_is_given_where_no_object_is_wanted(pipe, picture):
     images, notes = pipe(picture, generator=torch.Generator().manual_seed(0), return_dict=False, **settings)
     assert torch.equal(images, output.images)
     assert notes == output.notes == []
-
-
-def test_arguments_are_those_of_the_signature(pipe, picture):
-    settings = {"num_inference_steps": 1, "output_type": "pt"}
-    assert pipe(picture, 24, 32, **settings).images.shape[-2:] == (24, 32)
-    for arguments in ({"prompt": "a cat"}, {"pooled_context": torch.zeros(1, 3)}):
-        with pytest.raises(TypeError, match="unexpected keyword argument"):
-            pipe(picture, **settings, **arguments)
-
-
-@pytest.mark.parametrize("pipeline", [SeeCoderPipeline, SeeCoderXLPipeline])
-def test_help_of_a_call_documents_every_argument(pipeline):
-    text = inspect.getdoc(pipeline.__call__)
-    for name in list(inspect.signature(pipeline.__call__).parameters)[1:]:
-        assert f"\n    {name}: " in text
-    assert "as there" not in text
-    assert "**" not in str(inspect.signature(pipeline.__call__))
-
-
-def test_both_pipelines_take_the_same_arguments_with_the_same_defaults():
-    one, other = (inspect.signature(each.__call__).parameters for each in (SeeCoderPipeline, SeeCoderXLPipeline))
-    assert {name: parameter.default for name, parameter in one.items()}.items() <= {
-        name: parameter.default for name, parameter in other.items()
-    }.items()
 
 
 def test_callback_sees_every_step_and_can_stop(pipe, picture):
