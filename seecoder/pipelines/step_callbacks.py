@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from seecoder.pipelines.inputs import CALLBACK_TENSORS
+from seecoder.call_rules import CALLBACK_TENSORS
 
 
 def changed_tensors(
