@@ -23,19 +23,19 @@ def _blocks(shapes: Shapes) -> dict[str, Any]:
     levels = range(count_numbers(shapes, "down_blocks."))
     widths = [shapes[f"down_blocks.{level}.resnets.0.conv1.weight"][0] for level in levels]
     depths = [count_numbers(shapes, f"down_blocks.{level}.attentions.0.transformer_blocks.") for level in levels]
-    middle = "mid_block.attentions.0."
-    is_linear = len(shapes[f"{middle}proj_in.weight"]) == 2
+    middle = count_numbers(shapes, "mid_block.attentions.0.transformer_blocks.")
+    is_linear = any(len(shape) == 2 for name, shape in shapes.items() if name.endswith(".proj_in.weight"))
+    contexts = (shape[1] for name, shape in shapes.items() if name.endswith(".attn2.to_k.weight"))
     added = shapes.get("add_embedding.linear_1.weight")
+    plain_middle = "UNetMidBlock2D" if "mid_block.resnets.0.conv1.weight" in shapes else None
     return {
         "in_channels": shapes["conv_in.weight"][1],
         "block_out_channels": widths,
         "layers_per_block": count_numbers(shapes, "down_blocks.0.resnets."),
         "down_block_types": ["CrossAttnDownBlock2D" if depth else "DownBlock2D" for depth in depths],
-        "transformer_layers_per_block": [
-            *(depth or 1 for depth in depths[:-1]),
-            count_numbers(shapes, f"{middle}transformer_blocks."),
-        ],
-        "cross_attention_dim": shapes[f"{middle}transformer_blocks.0.attn2.to_k.weight"][1],
+        "mid_block_type": "UNetMidBlock2DCrossAttn" if middle else plain_middle,
+        "transformer_layers_per_block": [*(depth or 1 for depth in depths[:-1]), middle or depths[-1] or 1],
+        "cross_attention_dim": next(contexts, None),
         "attention_head_dim": [max(1, width // 64) for width in widths] if is_linear else math.gcd(8, *widths),
         "use_linear_projection": is_linear,
         "norm_num_groups": math.gcd(32, *widths),
@@ -51,8 +51,17 @@ def unet_config(shapes: Shapes) -> dict[str, Any]:
     if classes:
         config |= {"class_embed_type": "projection", "projection_class_embeddings_input_dim": classes[1]}
     is_sdxl = config["addition_embed_type"] is not None
+    # Level by level and layer by layer: distilled models (SSD-1B) are no mirror image of their downward half.
+    depths = [
+        [
+            count_numbers(shapes, f"up_blocks.{level}.attentions.{layer}.transformer_blocks.")
+            for layer in range(count_numbers(shapes, f"up_blocks.{level}.attentions."))
+        ]
+        for level in range(count_numbers(shapes, "up_blocks."))
+    ]
     return {
         **config,
+        "reverse_transformer_layers_per_block": [layers or 1 for layers in depths],
         "up_block_types": [name.replace("Down", "Up") for name in reversed(config["down_block_types"])],
         "out_channels": shapes["conv_out.weight"][0],
         "num_class_embeds": shapes.get("class_embedding.weight", (None,))[0],

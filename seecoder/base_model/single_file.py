@@ -54,7 +54,11 @@ _OTHERS = (  # what else lies in such files, by a name that only it has
     (r"(ip_adapter|image_proj)\.", "an IP-Adapter"),
     (r"(adapter\.)?body\.\d+\.", "a T2I-Adapter"),
     (r"(emb_params|string_to_param|clip_[lg])$", "an embedding of words (textual inversion)"),
-    (r"motion_modules\.", "a motion module for video"),
+    (r"motion_modules\.|\w+\.time_stack\.", "a model for video"),
+    (r"low_scale_model\.", "an upscaler"),
+    (r"depth_model\.", "a depth-to-image model"),
+    (r"noise_augmentor\.", "an unCLIP model, which reads a picture's embedding"),
+    (r"lora_controlnet$", "a Control-LoRA"),
     (r"context$", "ready contexts; `--encoder` takes them"),
     (r"ctx\.image\.|(backbone|decoder\.layers|query_transformer)\.", "an encoder; `--encoder` takes it"),
 )

@@ -23,6 +23,17 @@ def shapes_of(network):
             "block_out_channels": (8, 16, 32),
             "transformer_layers_per_block": (1, 2, 3),
         },
+        {  # as SSD-1B, whose upward half is no mirror image of the other, and which has no attention in the middle
+            "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            "block_out_channels": (8, 16, 16),
+            "layers_per_block": 2,
+            "mid_block_type": "UNetMidBlock2D",
+            "transformer_layers_per_block": [1, [2, 2], [3, 3]],
+            "reverse_transformer_layers_per_block": [[3, 3, 4], [2, 1, 1], 1],
+            "use_linear_projection": True,
+        },
+        {"mid_block_type": None, "layers_per_block": 1},  # as tiny-sd
     ],
 )
 def test_a_unet_of_these_shapes_is_built_again(changes):

@@ -206,6 +206,20 @@ def test_what_else_a_unet_reads_is_recognised(family, changes, key, tmp_path):
     assert file.config("unet")[key] == changes[key]
 
 
+@pytest.mark.parametrize("middle", [None, "UNetMidBlock2D"])
+def test_distilled_models_without_attention_in_the_middle_are_read(middle, vae, tmp_path):
+    changes = {"mid_block_type": middle}
+    if middle:  # SSD-1B; the other is tiny-sd
+        changes |= {
+            "transformer_layers_per_block": [1, [2, 2]],
+            "reverse_transformer_layers_per_block": [[2, 3, 1], 1],
+            "layers_per_block": 2,
+        }
+    unet = tiny_unet("SDXL" if middle else "SD 1.x", **changes)
+    file = SingleFile.open(write_checkpoint(tmp_path / "x.safetensors", {UNET: unet, VAE: vae}))
+    assert same_weights(file.load("unet"), unet)
+
+
 def test_a_controlnet_is_read(tmp_path):
     for family in ("SD 1.x", "SD 2.x"):
         unet = tiny_unet(family)
@@ -249,6 +263,11 @@ def test_missing_unexpected_and_misshapen_weights_are_named(vae, tmp_path):
         ("edm_mean", "EDM"),
         ("ip_adapter.1.to_k_ip.weight", "an IP-Adapter"),
         ("emb_params", "textual inversion"),
+        ("depth_model.model.scratch.layer1_rn.weight", "a depth-to-image model"),
+        ("low_scale_model.betas", "an upscaler"),
+        ("noise_augmentor.data_mean", "an unCLIP model"),
+        ("model.diffusion_model.input_blocks.1.1.time_stack.0.norm1.weight", "a model for video"),
+        ("lora_controlnet", "a Control-LoRA"),
         ("ctx.image.qtransformer.level_embed.weight", "an encoder"),
     ],
 )
