@@ -46,6 +46,7 @@ _NAMES = (  # what repositories of each family are called
     ("Stable Diffusion 2.x", r"stable-diffusion-2|stable-diffusion-v2"),
     ("Stable Diffusion 1.x", r"stable-diffusion-v1|stable-diffusion-1"),
 )
+_OTHER_UNETS = r"refiner|inpaint|depth|unclip|upscaler|lcm"  # beside these words in a name, the UNet is another one
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,6 @@ def base_sizes(source: str) -> BaseSizes | None:
         unet, vae, scheduler = (load_config(source, part) for part in ("unet", "vae", "scheduler"))
         return BaseSizes(f"configurations in {source}", unet, vae, scheduler)
     for family, pattern in _NAMES:
-        if re.search(pattern, source.lower()):
+        if re.search(pattern, source.lower()) and not re.search(_OTHER_UNETS, source.lower()):
             return BaseSizes(f"built-in table of {family}", _UNETS[family], _VAE)
     return None

@@ -30,8 +30,19 @@ def test_built_in_sizes_are_those_of_the_released_bases(name: str, count: int, w
     assert pixels_per_cell(sizes.vae) == 8
 
 
-def test_a_repository_that_is_in_no_table_has_no_sizes():
-    assert base_sizes("somebody/some-model") is None
+@pytest.mark.parametrize(
+    "name",
+    [
+        "somebody/some-model",
+        "stabilityai/stable-diffusion-xl-refiner-1.0",
+        "diffusers/stable-diffusion-xl-1.0-inpainting-0.1",
+        "stabilityai/stable-diffusion-2-depth",
+        "stabilityai/stable-diffusion-2-1-unclip",
+        "latent-consistency/lcm-sdxl",
+    ],
+)
+def test_a_repository_that_is_in_no_table_has_no_sizes(name: str):
+    assert base_sizes(name) is None
 
 
 def test_a_folder_says_its_own_sizes(tmp_path: Path):
