@@ -18,6 +18,7 @@ from seecoder.base_model.schedulers import scheduler_from_config
 from seecoder.base_model.single_file import FILE_PARTS, SingleFile, say_once
 from seecoder.lookup import check_source, is_local
 from seecoder.weights.safetensors_files import WeightsError
+from seecoder.weights.strict_loading import refuse_report
 
 Model = TypeVar("Model", bound=ModelMixin)
 
@@ -116,15 +117,7 @@ def load_model(
         ) from error
     except (ValueError, RuntimeError, KeyError) as error:
         raise WeightsError(f"`{source}` does not fit {cls.__name__}: {_first_line(error)}") from error
-    for kind, meaning in (
-        ("missing", "are missing from"),
-        ("unexpected", "are unknown in"),
-        ("mismatched", "do not fit in"),
-    ):
-        keys = sorted(str(key) for key in report[f"{kind}_keys"])
-        if keys:
-            first = ", ".join(keys[:3])
-            raise WeightsError(f"{len(keys)} weights {meaning} `{source}` for {cls.__name__} (first: {first}).")
+    refuse_report(report, source=source, target=cls.__name__)
     return model.eval()
 
 

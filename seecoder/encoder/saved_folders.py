@@ -9,7 +9,7 @@ from torch import nn
 
 from seecoder.lookup import check_source
 from seecoder.weights.safetensors_files import WeightsError
-from seecoder.weights.strict_loading import refuse_differences
+from seecoder.weights.strict_loading import refuse_differences, refuse_report
 
 
 def load_folder(load: Callable[..., Any], source: str, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
@@ -38,10 +38,8 @@ def load_folder(load: Callable[..., Any], source: str, **kwargs: Any) -> tuple[A
         refuse_differences(mismatched=mismatched, source=source, target="its configuration")
         raise
     variant = "position-aware" if model.config["position_aware"] else "plain"
-    refuse_differences(
-        missing=sorted(map(str, report["missing_keys"])),
-        unexpected=sorted(map(str, report["unexpected_keys"])),
-        mismatched=sorted(map(str, report["mismatched_keys"])),
+    refuse_report(
+        report,
         source=source,
         target=f"its configuration, which is a {variant} encoder's",
         hint="The folder is damaged or mixed from two; export it again.",

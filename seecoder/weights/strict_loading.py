@@ -86,6 +86,23 @@ def refuse_differences(
         raise WeightsError(f"`{source}` does not fit {target}: {'; '.join(filter(None, problems))}. {hint}".strip())
 
 
+def refuse_report(report: Mapping[str, Any], *, source: str, target: str, hint: str = "") -> None:
+    """Raise an error that counts the differences in diffusers' report of a loading, unless there are none.
+
+    Args:
+        report: What `from_pretrained(..., output_loading_info=True)` gives beside the model.
+        source: The folder or repository.
+        target: What it is for.
+        hint: A sentence that ends the message.
+
+    Raises:
+        WeightsError: There is a difference.
+    """
+    kinds = ("missing", "unexpected", "mismatched")
+    differences = {kind: sorted(map(str, report[f"{kind}_keys"])) for kind in kinds}
+    refuse_differences(**differences, source=source, target=target, hint=hint)
+
+
 def _kind(tensor: Tensor) -> str:
     """Shape, and what loading must not convert silently: integers to floats and back."""
     group = "" if tensor.is_floating_point() else " complex" if tensor.is_complex() else " integer"
