@@ -12,32 +12,21 @@ from typing import Any
 
 import diffusers
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
+from diffusers.schedulers import KarrasDiffusionSchedulers
 
 logger = logging.getLogger(__name__)
 
 _EDM = ("EDMDPMSolverMultistepScheduler", "EDMEulerScheduler")
-_FROM_BETAS = (
-    "DDIMParallelScheduler",
-    "DDIMScheduler",
-    "DDPMParallelScheduler",
-    "DDPMScheduler",
-    "DEISMultistepScheduler",
-    "DPMSolverMultistepScheduler",
-    "DPMSolverSDEScheduler",
-    "DPMSolverSinglestepScheduler",
+# Those that diffusers' pipelines exchange for each other, among which it counts one of EDM's, and five more.
+_FROM_BETAS = {member.name for member in KarrasDiffusionSchedulers}.difference(_EDM)
+_FROM_BETAS |= {f"{name}Scheduler" for name in ("DDIMParallel", "DDPMParallel", "LCM", "SASolver", "TCD")}
+_PREDICTIONS = ("epsilon", "v_prediction", "sample")
+_NO_SAMPLES = (  # they stop at "sample" in their first step, or take it for noise
     "EulerAncestralDiscreteScheduler",
-    "EulerDiscreteScheduler",
-    "HeunDiscreteScheduler",
     "KDPM2AncestralDiscreteScheduler",
     "KDPM2DiscreteScheduler",
-    "LCMScheduler",
-    "LMSDiscreteScheduler",
     "PNDMScheduler",
-    "SASolverScheduler",
-    "TCDScheduler",
-    "UniPCMultistepScheduler",
 )
-_PREDICTIONS = ("epsilon", "v_prediction", "sample")
 _SDE = "DPMSolverSDEScheduler"  # draws from a seed of its own, whatever generator a call has, and needs torchsde
 
 
@@ -57,10 +46,10 @@ def check_scheduler(scheduler: Any) -> None:
         scheduler: An object; a class of somebody else's has to be derived from one of diffusers' that can.
 
     Raises:
-        ValueError: It is of another kind, or set to flow matching.
+        ValueError: It is of another kind, or set to flow matching or to what no UNet here predicts.
     """
     names = [cls.__name__ for cls in type(scheduler).__mro__]
-    _check_kind(next(filter(_serves, names), names[0]))
+    _check_kind(next((name for name in names if name in (*_FROM_BETAS, *_EDM)), names[0]))
     _check_prediction(names[0], scheduler.config)
 
 
@@ -82,7 +71,7 @@ def scheduler_from_config(config: Mapping[str, Any], name: str | None = None) ->
     wanted = own if name is None else name if name.endswith("Scheduler") else f"{name}Scheduler"
     _check_kind(own)
     _check_kind(wanted)
-    _check_prediction(own, config)
+    _check_prediction(wanted, config)
     if (wanted in _EDM) != is_edm(config):
         raise ValueError(
             f"`scheduler`={wanted!r} must be of the kind that the base was trained with, which has {own}. Use "
@@ -168,20 +157,22 @@ def _multistep_sde(config: Mapping[str, Any]) -> tuple[Any, str]:
     return DPMSolverMultistepScheduler.from_config(settings), note
 
 
-def _serves(name: str) -> bool:
-    """Whether a class is one of those that sample a base."""
-    return name in _FROM_BETAS or name in _EDM
-
-
 def _check_kind(name: str) -> None:
-    if not _serves(name):
+    if name not in (*_FROM_BETAS, *_EDM):
         is_one = name.endswith("Scheduler") and hasattr(diffusers, name)
         reason = "cannot sample a Stable Diffusion base" if is_one else "is not a scheduler of diffusers"
         raise ValueError(f"`scheduler`={name!r} {reason}; use for instance 'DDIMScheduler'.")
 
 
 def _check_prediction(name: str, config: Mapping[str, Any]) -> None:
-    prediction = config.get("prediction_type", "epsilon")
+    prediction, variance = config.get("prediction_type", "epsilon"), str(config.get("variance_type"))
+    if variance.startswith("learned"):
+        raise ValueError(
+            f"`variance_type`={variance!r} of {name} must be a fixed one: Stable Diffusion's UNets predict no "
+            "variances, as DeepFloyd's do. Use the scheduler of the base."
+        )
+    if prediction == "sample" and name in _NO_SAMPLES:
+        raise ValueError(f"`scheduler`={name!r} does not know a base that predicts samples; use 'DDIMScheduler'.")
     if config.get("use_flow_sigmas") or prediction not in _PREDICTIONS:
         kind = "flow matching" if prediction in _PREDICTIONS else repr(prediction)
         raise ValueError(

@@ -103,8 +103,8 @@ class Stepper:
     def _refuse_steps(self, reason: str) -> NoReturn:
         ((name, value),) = self._schedule.items()
         raise ValueError(
-            f"`{name}`={short_repr(value)} must be a number of steps that {self.name} can make: {reason}. Use fewer "
-            "steps, or another scheduler."
+            f"`{name}`={short_repr(value)} must be a number of steps that {self.name} can make: {reason}. Use another "
+            "number, or another scheduler."
         )
 
     def _step_keywords(self, eta: float, randomness: Randomness) -> dict[str, Any]:

@@ -98,6 +98,20 @@ def test_flow_matching_is_refused_however_it_is_asked_for() -> None:
         scheduler_from_config({**SD15, "prediction_type": "flow_prediction"}, "UniPCMultistep")
 
 
+def test_settings_that_would_fail_in_the_first_step_or_be_taken_for_noise_are_refused() -> None:
+    learned = {**SD15, "_class_name": "DDPMScheduler", "variance_type": "learned_range"}  # DeepFloyd's
+    for name in (None, "DPMSolverMultistep"):
+        with pytest.raises(ValueError, match=r"`variance_type`='learned_range' of .* must be a fixed one"):
+            scheduler_from_config(learned, name)
+    with pytest.raises(ValueError, match="`variance_type`='learned' of DDPMScheduler must be"):
+        check_scheduler(DDPMScheduler(variance_type="learned"))
+    samples = {**SD15, "_class_name": "DDIMScheduler", "prediction_type": "sample"}
+    check_scheduler(scheduler_from_config(samples))
+    for name in ("PNDM", "EulerAncestralDiscrete", "KDPM2Discrete", "KDPM2AncestralDiscrete"):
+        with pytest.raises(ValueError, match=f"`scheduler`='{name}Scheduler' does not know a base that predicts samp"):
+            scheduler_from_config(samples, name)
+
+
 def test_a_class_of_ones_own_serves_if_it_is_derived_from_one_that_does() -> None:
     class Own(DDIMScheduler):
         """Somebody's own."""
@@ -139,6 +153,11 @@ def test_training_takes_the_betas_of_any_scheduler_that_has_them() -> None:
         schedule = training_schedule({**SD15, "_class_name": name})
         assert schedule.betas.equal(PNDMScheduler.from_config(SD15).betas)
     assert training_schedule({}).config["clip_sample"] is False
+
+
+def test_training_predicts_what_the_base_says_and_noise_where_it_says_nothing() -> None:
+    for config, predicted in (({}, "epsilon"), ({**SD15, "prediction_type": "v_prediction"}, "v_prediction")):
+        assert training_schedule(config).config["prediction_type"] == predicted
 
 
 @pytest.mark.parametrize(
