@@ -145,35 +145,3 @@ def pixels_per_cell(vae: Any) -> int:
         vae: An autoencoder or its configuration; diffusers' default is a single level.
     """
     return 2 ** (len(config_of(vae).get("block_out_channels", (64,))) - 1)
-
-
-def prediction_type(scheduler: Any) -> str:
-    """Give what the UNet was trained to predict: "epsilon" (noise), "v_prediction" (velocity) or "sample".
-
-    Args:
-        scheduler: A scheduler or its configuration; without an entry it is noise, as in diffusers' own schedulers.
-    """
-    return str(config_of(scheduler).get("prediction_type", "epsilon"))
-
-
-def check_widths(unet: Any, context_dim: int, pooled_dim: int | None) -> None:
-    """Refuse an encoder whose context or pooled vector a UNet cannot read.
-
-    Args:
-        unet: A UNet or its configuration.
-        context_dim: Width of the encoder's context.
-        pooled_dim: Width of its pooled vector; None for an encoder without one.
-
-    Raises:
-        ValueError: A width differs from what the UNet reads.
-    """
-    if context_dim != context_width(unet):
-        raise ValueError(
-            f"`context_dim`={context_dim} of the encoder must be {context_width(unet)}, which this base's UNet reads. "
-            "SD 1.x reads 768, SD 2.x 1024, SDXL 2048: use an encoder for this family."
-        )
-    if pooled_dim != pooled_width(unet):
-        raise ValueError(
-            f"`pooled_dim`={pooled_dim} of the encoder must be {pooled_width(unet)}, which this base's UNet reads. "
-            "SDXL reads 1280, SD 1.x and 2.x none: use an encoder for this family."
-        )

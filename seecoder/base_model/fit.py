@@ -11,7 +11,6 @@ from typing import Any, Literal
 from torch.nn import ModuleList
 
 from seecoder.base_model.facts import (
-    check_widths,
     config_of,
     context_width,
     family,
@@ -25,15 +24,14 @@ from seecoder.base_model.loading import CLASSES
 logger = logging.getLogger(__name__)
 
 # Settings with which a UNet reads more than latents, a timestep and one context, and what it reads then.
+# `encoder_hid_dim_type` says nothing more: alone it is that of an IP-Adapter, which brings what it reads.
 _UNSUPPORTED = {
     "class_embed_type": "class labels or noise levels, as those of unCLIP and of upscalers do",
     "num_class_embeds": "class labels, as upscalers do",
     "encoder_hid_dim": "a context that it projects first, as those of Kolors, Kandinsky and DeepFloyd do",
-    "encoder_hid_dim_type": "a context that it projects first, as those of Kolors, Kandinsky and DeepFloyd do",
     "time_cond_proj_dim": "the guidance scale, as distilled models (LCM) do",
     "dual_cross_attention": "two contexts, as that of Versatile Diffusion does",
 }
-_ADDED_LATER = {"encoder_hid_dim_type": "ip_image_proj"}  # loading an IP-Adapter sets this, and brings what it reads
 _COPIED = (  # what a ControlNet has in common with the UNet whose copy it is
     "cross_attention_dim",
     "addition_embed_type",
@@ -41,6 +39,10 @@ _COPIED = (  # what a ControlNet has in common with the UNet whose copy it is
     "block_out_channels",
     "layers_per_block",
 )
+_READ = {
+    "context_dim": "SD 1.x reads 768, SD 2.x 1024, SDXL 2048",
+    "pooled_dim": "SDXL reads 1280, SD 1.x and 2.x none",
+}
 _SCALING_FACTORS = {"sd": 0.18215, "sdxl": 0.13025}  # published with the autoencoders of each family
 
 
@@ -74,8 +76,7 @@ def check_parts(
         name, pipeline = {"sd": ("SD 1.x or 2.x", "SeeCoder"), "sdxl": ("SDXL", "SeeCoderXL")}[found]
         raise ValueError(f"`unet` is one of {name}; use {pipeline}Pipeline for it.")
     if encoder is not None:
-        arguments = config_of(encoder)
-        check_widths(unet, arguments.get("context_dim", 768), arguments.get("pooled_dim"))
+        _check_encoder(config_of(encoder), unet)
     if controlnet is not None:
         nets = getattr(controlnet, "nets", controlnet)
         for net in nets if isinstance(nets, (list, tuple, ModuleList)) else (nets,):
@@ -111,7 +112,7 @@ def _check_conditions(unet: Any, training: bool) -> None:
     family(unet)
     for name, meaning in _UNSUPPORTED.items():
         value = config.get(name) if training or name != "time_cond_proj_dim" else None
-        if value not in (None, False, _ADDED_LATER.get(name)):
+        if value not in (None, False):
             raise ValueError(
                 f"`{name}`={value!r} of the base's UNet must be null: it reads {meaning}. "
                 "Use a text-to-image base of SD 1.x, 2.x or SDXL."
@@ -162,6 +163,17 @@ def _check_latents(unet: Any, vae: Any, training: bool) -> None:
             {"sd": "SD 1.x and 2.x", "sdxl": "SDXL"}[other],
             _SCALING_FACTORS[own],
         )
+
+
+def _check_encoder(arguments: Mapping[str, Any], unet: Any) -> None:
+    """Refuse an encoder whose context or pooled vector the UNet cannot read."""
+    given = {"context_dim": 768, "pooled_dim": None, **arguments}
+    for name, read in (("context_dim", context_width(unet)), ("pooled_dim", pooled_width(unet))):
+        if given[name] != read:
+            raise ValueError(
+                f"`{name}`={given[name]} of the encoder must be {read}, which this base's UNet reads. {_READ[name]}: "
+                "use an encoder for this family."
+            )
 
 
 def _check_controlnet(controlnet: Any, unet: Any, vae: Any) -> None:

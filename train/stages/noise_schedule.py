@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from seecoder.base_model.facts import prediction_type
 from seecoder.base_model.schedulers import training_schedule
 from seecoder.checks import number, optional
 
@@ -35,7 +34,7 @@ class NoiseSchedule:
 
     def __init__(self, scheduler_config: Mapping[str, Any]) -> None:
         self.scheduler: Any = training_schedule(scheduler_config)
-        self.prediction = prediction_type(self.scheduler)
+        self.prediction = str(self.scheduler.config["prediction_type"])
         if self.prediction not in PREDICTIONS:
             raise ValueError(
                 f"`prediction_type`={self.prediction!r} of the base must be one of {', '.join(PREDICTIONS)}. Use "

@@ -1,10 +1,8 @@
 """What configurations say of a base: the same from a network, from its configuration, and for published bases."""
 
 import pytest
-from diffusers import DDIMScheduler, PNDMScheduler
 
 from seecoder.base_model.facts import (
-    check_widths,
     context_width,
     family,
     has_outdated_size,
@@ -12,7 +10,6 @@ from seecoder.base_model.facts import (
     native_size,
     pixels_per_cell,
     pooled_width,
-    prediction_type,
     reads_mask,
 )
 
@@ -67,22 +64,6 @@ def test_a_unet_without_one_context_width_is_refused(width) -> None:
 
 def test_blocks_that_all_read_one_width_count_as_one() -> None:
     assert context_width({"cross_attention_dim": [768, 768]}) == 768
-
-
-def test_prediction_type_is_the_schedulers_and_noise_where_it_says_nothing() -> None:
-    assert prediction_type(PNDMScheduler(prediction_type="v_prediction")) == "v_prediction"
-    assert prediction_type(DDIMScheduler()) == prediction_type({}) == "epsilon"
-
-
-def test_widths_that_differ_are_named_with_what_the_base_reads() -> None:
-    check_widths(SD15, 768, None)
-    check_widths(SDXL, 2048, 1280)
-    with pytest.raises(ValueError, match=r"`context_dim`=768 of the encoder must be 2048, .* SDXL 2048"):
-        check_widths(SDXL, 768, 1280)
-    with pytest.raises(ValueError, match="`pooled_dim`=None of the encoder must be 1280"):
-        check_widths(SDXL, 2048, None)
-    with pytest.raises(ValueError, match="`pooled_dim`=1280 of the encoder must be None"):
-        check_widths(SD15, 768, 1280)
 
 
 def test_inpainting_networks_are_known_by_their_channels() -> None:

@@ -113,6 +113,21 @@ def test_networks_of_other_classes_are_refused():
         check_parts(build_unet(), config, training=True)
 
 
+def test_widths_that_differ_are_named_with_what_the_base_reads():
+    sd, xl = base_sizes("stable-diffusion-v1-5/stable-diffusion-v1-5"), base_sizes("stabilityai/sdxl-turbo")
+    assert sd is not None
+    assert xl is not None
+    check_parts(sd.unet, sd.vae, encoder={})
+    check_parts(xl.unet, xl.vae, encoder={"context_dim": 2048, "pooled_dim": 1280})
+    for base, encoder, message in (
+        (xl, {"pooled_dim": 1280}, r"`context_dim`=768 of the encoder must be 2048, .* SDXL 2048"),
+        (xl, {"context_dim": 2048}, "`pooled_dim`=None of the encoder must be 1280"),
+        (sd, {"pooled_dim": 1280}, "`pooled_dim`=1280 of the encoder must be None"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            check_parts(base.unet, base.vae, encoder=encoder)
+
+
 CONTROLNETS = {
     "another width": ({"cross_attention_dim": 48}, HINT, "`cross_attention_dim`=48 of the ControlNet must be 32"),
     "SDXL's": (XL, HINT, "`addition_embed_type`=text_time of the ControlNet must be None"),
