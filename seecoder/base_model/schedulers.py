@@ -146,7 +146,8 @@ def fitting_scheduler(scheduler: Any, *, restarts: bool) -> tuple[Any, list[str]
             f"{type(scheduler).__name__} cannot begin inside its trajectory, which this run needs; DDIMScheduler with "
             "the same betas took its place."
         )
-        return repaired(DDIMScheduler.from_config(dict(scheduler.config))), [note]
+        # What PNDM's configuration leaves to its defaults is PNDM's, too (`set_alpha_to_one` differs).
+        return repaired(DDIMScheduler.from_config({**scheduler.config, "_use_default_values": []})), [note]
     return scheduler, []
 
 

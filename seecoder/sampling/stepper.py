@@ -87,7 +87,7 @@ class Stepper:
             self._refuse_steps(" ".join(str(error).split()))
         self.timesteps: torch.Tensor = self._scheduler.timesteps
         self.alphas_cumprod = self._alphas_cumprod()
-        self.times = self._times()
+        self.times = self._training_times()
         self.variance_exploding = self._scales_its_input()
         self.restart(0)
 
@@ -147,7 +147,7 @@ class Stepper:
                 levels[index] = float(np.exp(np.interp(times[index], range(len(known)), known)))
         return [1.0 / (1.0 + (level / self._sigma_data) ** 2) for level in levels]
 
-    def _times(self) -> list[float]:
+    def _training_times(self) -> list[float]:
         """The training timestep of every step; where the network is told of noise levels, Stable Diffusion's for it."""
         if not self._is_edm and self._scheduler.config.get("timestep_type") != "continuous":
             return [float(time) for time in self.timesteps]

@@ -104,7 +104,7 @@ def load_adapters(pipe: "SeeCoderPipeline | SeeCoderXLPipeline", arguments: argp
         arguments: The parsed options.
 
     Raises:
-        ImportError: peft is not installed.
+        ImportError: `peft` is not installed.
         FileNotFoundError: A file is missing.
         WeightsError: One for another base.
     """

@@ -9,6 +9,7 @@ from diffusers import UNet2DConditionModel
 from seecoder.base_model.known_bases import base_sizes
 from seecoder.sampling import ScaleCrafter
 from seecoder.sampling.methods.scalecrafter.layer_settings import PUBLISHED, PUBLISHED_TWO_TO_ONE
+from seecoder.sampling.methods.scalecrafter.redilation import split_factor
 from seecoder.sampling.methods.unet_levels import select
 from seecoder.sampling.randomness import Randomness
 from seecoder.sampling.stages import Run
@@ -63,10 +64,10 @@ def reached(unet, patches, index: int, size, native) -> Counter[int]:
     """How many convolutions are dilated how far at a step (fractions rounded up: they enlarge their input, too)."""
     step = Step(index, 50, torch.tensor(981), 981.0, 1000, size, native)
     with patches[0].active(step, size):
-        layers = [layer for layer in unet.modules() if isinstance(layer, torch.nn.Conv2d)]
-        enlarging = sum(bool(layer._forward_pre_hooks) for layer in layers)
-        found = Counter(layer.dilation[0] for layer in layers if layer.dilation != (1, 1))
-    assert enlarging in (0, found.total())
+        changed = [layer for layer in unet.modules() if "_conv_forward" in vars(layer)]
+        factors = [split_factor(layer._conv_forward.args[1][0]) for layer in changed]  # (dilation, enlargement)
+        found = Counter(dilation for dilation, _ in factors)
+    assert sum(enlargement > 1.0 for _, enlargement in factors) in (0, found.total())
     return found
 
 

@@ -29,9 +29,22 @@ def test_a_run_begins_with_a_whole_step(name, first, make_scheduler) -> None:
     assert image(1.0).first_step(stepper_of(make_scheduler(name))) == 0
 
 
-def test_a_scheduler_that_cannot_start_inside_is_refused(make_scheduler) -> None:
-    with pytest.raises(ValueError, match="cannot start inside its trajectory"):
-        image(0.3).first_step(stepper_of(make_scheduler("pndm")))
+def test_a_scheduler_that_cannot_start_inside_is_replaced(make_scheduler) -> None:
+    x0 = torch.randn((1, 4, 6, 6), generator=torch.Generator().manual_seed(1))
+    found = [
+        sample(
+            lambda latents, timestep, context: 0.1 * latents,
+            scheduler,
+            latent_shape=(1, 4, 6, 6),
+            native_size=(6, 6),
+            context=torch.zeros(1, 2, 3),
+            num_inference_steps=10,
+            generator=torch.Generator().manual_seed(0),
+            start_image=StartImage(lambda size: x0, strength=0.5),
+        )
+        for scheduler in (make_scheduler("pndm", steps_offset=1), make_scheduler("ddim"))
+    ]
+    assert torch.equal(*found)
 
 
 @pytest.mark.parametrize("strength", [0.0, 1.1, "half"])
