@@ -16,8 +16,7 @@ class SeeCoderPipeline(VariationPipeline, StableDiffusionLoraLoaderMixin):
         pipe = SeeCoderPipeline.from_base("folder-of-sd-1.5", encoder=SeeCoder.from_pretrained("folder-of-the-encoder"))
         images = pipe("cat.jpg", generator=torch.Generator().manual_seed(0)).images
 
-    LoRA files load into the UNet (`load_lora_weights`, needs peft); parts for a text encoder are ignored, there is
-    none.
+    LoRA files load into the UNet and, where there is one, the text encoder (`load_lora_weights`, needs peft).
 
     Args:
         vae: The autoencoder.

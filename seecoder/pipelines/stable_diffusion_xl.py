@@ -50,7 +50,6 @@ class SeeCoderXLPipeline(VariationPipeline, StableDiffusionXLLoraLoaderMixin):
     __module__ = "seecoder.pipelines"
     unet_family = "sdxl"
 
-    text_encoder_2 = None  # diffusers' LoRA loader asks for it
     _text_parts: ClassVar[tuple[str, ...]] = TEXT_PARTS
 
     def encode_context(

@@ -1,8 +1,8 @@
-"""LoRA in the UNet: what diffusers' loaders do, strictly, and without the text encoder that these pipelines lack."""
+"""LoRA in the UNet, and in text encoders where there are any: what diffusers' loaders do, strictly."""
 
 import logging
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,19 +13,16 @@ from seecoder.weights.safetensors_files import WeightsError
 
 logger = logging.getLogger(__name__)
 
-_TEXT = "text_encoder"  # what the parts that these pipelines do not have are called in diffusers
 _FAMILIES = {768: "SD 1.x", 1024: "SD 2.x", 2048: "SDXL"}  # by what a cross-attention layer reads
 
 
 class UnetLora(LoraBaseMixin):
-    """LoRA for a pipeline whose only part that takes one is the UNet.
+    """LoRA for a pipeline that may lack the text encoders.
 
     `load_lora_weights`, `set_adapters`, `fuse_lora` and the others are diffusers' own; here is what they would do
-    silently or wrongly without a text encoder.
+    silently or wrongly.
     """
 
-    _lora_loadable_modules = ["unet"]  # noqa: RUF012 (diffusers' name and form)
-    text_encoder = None  # diffusers' loader asks for it
     unet: Any
 
     @classmethod
@@ -49,38 +46,49 @@ class UnetLora(LoraBaseMixin):
         Raises:
             WeightsError: No layer of the LoRA is one of the UNet, or one has another size.
         """
-        text = [name for name in state_dict if name.startswith(_TEXT)]
-        check_lora(unet, {name: value for name, value in state_dict.items() if name not in text})
-        if text:
-            logger.warning("%d weights of the LoRA are for a text encoder and left out: there is none here.", len(text))
+        check_lora(unet, {name: value for name, value in state_dict.items() if not name.startswith("text_encoder")})
         loader: Any = super()
         with warnings.catch_warnings():  # several LoRAs in one UNet are meant
             warnings.filterwarnings("ignore", "Already found a `peft_config` attribute")
             loader.load_lora_into_unet(state_dict, network_alphas, unet, *args, **kwargs)
 
     @classmethod
-    def load_lora_into_text_encoder(cls, *args: Any, **kwargs: Any) -> None:
-        """Leave a LoRA's text parts out; `load_lora_into_unet` has said so."""
+    def load_lora_into_text_encoder(
+        cls,
+        state_dict: Mapping[str, torch.Tensor],
+        network_alphas: Any,
+        text_encoder: Any,
+        prefix: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Load a LoRA's layers into a text encoder, or say that there is none; diffusers calls it."""
+        if text_encoder is not None:
+            loader: Any = super()
+            loader.load_lora_into_text_encoder(state_dict, network_alphas, text_encoder, prefix, **kwargs)
+            return
+        count = sum(name.startswith(f"{prefix or 'text_encoder'}.") for name in state_dict)
+        if count:
+            logger.warning("%d weights of the LoRA are for a text encoder and left out: there is none here.", count)
 
-    def fuse_lora(self, components: Sequence[str] | None = None, *args: Any, **kwargs: Any) -> None:
-        """Add the active LoRAs to the UNet's own weights; text encoders among the `components` are passed over.
+    def fuse_lora(self, *args: Any, **kwargs: Any) -> None:
+        """Add the active LoRAs to the networks' own weights.
 
         Raises:
             ValueError: No LoRA is loaded.
         """
         if not self.get_list_adapters():
             raise ValueError("`fuse_lora` has no effect: no LoRA is loaded. Call `load_lora_weights` first.")
-        super().fuse_lora(_without_text(components), *args, **kwargs)
+        super().fuse_lora(*args, **kwargs)
 
-    def unfuse_lora(self, components: Sequence[str] | None = None, **kwargs: Any) -> None:
-        """Take fused LoRAs out of the UNet's weights again; text encoders among the `components` are passed over.
+    def unfuse_lora(self, *args: Any, **kwargs: Any) -> None:
+        """Take fused LoRAs out of the networks' weights again.
 
         Raises:
             ValueError: No LoRA is fused, or it was unloaded since, and its weights cannot be told apart any more.
         """
         if not self._fused():
             raise ValueError("`unfuse_lora` has no effect: no LoRA is fused, or it was unloaded since.")
-        super().unfuse_lora(_without_text(components), **kwargs)
+        super().unfuse_lora(*args, **kwargs)
 
     def set_adapters(self, adapter_names: list[str] | str, adapter_weights: Any = None) -> None:
         """Choose the active LoRAs and their weights, as diffusers' `set_adapters`.
@@ -105,10 +113,6 @@ class UnetLora(LoraBaseMixin):
     def _fused(self) -> set[str]:
         """The names of the LoRAs that are fused and not unloaded."""
         return {name for layer in self.unet.modules() for name in getattr(layer, "merged_adapters", ())}
-
-
-def _without_text(components: Sequence[str] | None) -> list[str]:
-    return [name for name in components or ["unet"] if not name.startswith(_TEXT)] or ["unet"]
 
 
 def _width(layer: Any, *names: str) -> int | None:

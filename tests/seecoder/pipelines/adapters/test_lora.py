@@ -1,12 +1,15 @@
 """LoRA: what is loaded is what is seen, and what cannot be is said."""
 
+import copy
 import logging
 
+import diffusers
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from seecoder import SeeCoderPipeline, SeeCoderXLPipeline
+from seecoder.pipelines.context.text import encode_text
 from seecoder.weights.safetensors_files import WeightsError
 from tests.fixtures.pipelines import build_lora, build_scheduler, build_sdxl_unet, build_unet, build_vae
 
@@ -106,6 +109,46 @@ def test_parts_for_a_text_encoder_are_left_out_and_that_is_said_once(caplog) -> 
     only_text = {key: value for key, value in tensors.items() if key.startswith("lora_te")}
     with pytest.raises(WeightsError, match="the LoRA has no layer of this base's UNet"):
         pipeline().load_lora_weights(only_text)
+
+
+@pytest.mark.parametrize("xl", [False, True])
+def test_text_encoders_that_are_there_get_their_part_as_in_the_stock_pipeline(xl, text_parts, xl_text_parts) -> None:
+    given = {name: copy.deepcopy(part) for name, part in (xl_text_parts if xl else text_parts).items()}
+    pipe = pipeline(xl=xl)
+    pipe.register_modules(**given)
+    tensors = build_lora(pipe.unet)
+    for place, name in enumerate(("text_encoder", "text_encoder_2") if xl else ("text_encoder",), start=1):
+        width, key = (
+            given[name].config.hidden_size,
+            f"lora_te{place if xl else ''}_text_model_encoder_layers_0_self_attn",
+        )
+        for part in ("q_proj", "k_proj", "v_proj", "out_proj"):
+            for half, shape in (("down", (4, width)), ("up", (width, 4))):
+                tensors[f"{key}_{part}.lora_{half}.weight"] = 0.3 * torch.randn(shape)
+    before = encode_text(pipe, "abc", [])
+    pipe.load_lora_weights(tensors)
+    loaded = encode_text(pipe, "abc", [])
+    assert (loaded[0] - before[0]).abs().max() > 1e-3
+    assert not xl or (loaded[1] - before[1]).abs().max() > 1e-3
+    absent = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    stock = diffusers.StableDiffusionXLPipeline if xl else diffusers.StableDiffusionPipeline
+    theirs = stock(
+        vae=pipe.vae,
+        unet=build_sdxl_unet() if xl else build_unet(),
+        scheduler=pipe.scheduler,
+        **{
+            **{name: copy.deepcopy(part) for name, part in (xl_text_parts if xl else text_parts).items()},
+            **({"add_watermarker": False} if xl else absent),
+        },
+    )
+    theirs.load_lora_weights(tensors)
+    torch.testing.assert_close(
+        loaded[0],
+        theirs.encode_prompt("abc", device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False)[0],
+    )
+    pipe.fuse_lora()
+    pipe.unload_lora_weights()
+    torch.testing.assert_close(encode_text(pipe, "abc", [])[0], loaded[0], atol=1e-4, rtol=0)
 
 
 def test_a_lora_of_another_family_is_refused_with_names() -> None:
