@@ -14,7 +14,13 @@ _LUMINANCE = (0.299, 0.587, 0.114)  # of red, green, blue (ITU-R BT.601), as Pil
 _NOISE = 0.02  # what compression does to plain black or white: five levels of 255
 
 
-def load_mask(source: Source, size: tuple[int, int] | None = None, *, max_pixels: int = MAX_PIXELS) -> torch.Tensor:
+def load_mask(
+    source: Source,
+    size: tuple[int, int] | None = None,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    may_be_black: bool = False,
+) -> torch.Tensor:
     """Load a mask: how much each pixel counts.
 
     A picture whose transparency varies is read by it: paint counts, whatever its colour, and what is transparent does
@@ -25,6 +31,7 @@ def load_mask(source: Source, size: tuple[int, int] | None = None, *, max_pixels
         source: A picture of any kind that `load_image` takes, or an array or tensor of bool.
         size: (height, width) in pixels to stretch the mask to; None for its own.
         max_pixels: As for `load_image`.
+        may_be_black: Whether a mask of which nothing counts means something; it is refused otherwise.
 
     Returns:
         (H, W) float32 in [0, 1], on the CPU.
@@ -46,7 +53,7 @@ def load_mask(source: Source, size: tuple[int, int] | None = None, *, max_pixels
         raise ImageError(describe(source), "it is transparent everywhere; paint what shall count")
     else:
         mask = values[0] if len(values) < 3 else torch.tensordot(torch.tensor(_LUMINANCE), values[:3], dims=1)
-        if float(mask.max()) < _NOISE:
+        if float(mask.max()) < _NOISE and not may_be_black:
             raise ImageError(describe(source), "it is black everywhere; what shall count must be white")
     if float(mask.min()) > 1 - _NOISE:
         _log.warning("`%s`: this mask is white everywhere, so that the whole picture counts", describe(source))

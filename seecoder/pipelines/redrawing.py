@@ -100,10 +100,10 @@ def redrawing(
     pixels = _resized(start_pixels(request.start_image, size, cell), size).to(device)
     mask = None
     if request.mask_image is not None:
-        drawn = load_mask(request.mask_image)
+        drawn = load_mask(request.mask_image, may_be_black=True)  # which gives the picture back
         check_aspect("mask_image", (drawn.shape[0], drawn.shape[1]), size)
         mask = (_resized(drawn[None, None], size) >= 0.5).to(pixels)
-        if not mask.any():
+        if drawn.any() and not mask.any():
             raise ValueError("`mask_image` has nothing above one half; what is redrawn must be white.")
     default = _DEFAULT_STRENGTH if mask is None else 1.0
     strength = default if request.strength is None else request.strength

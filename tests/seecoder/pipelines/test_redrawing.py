@@ -55,6 +55,10 @@ def test_pixels_are_kept_exactly_and_fade_over_the_feather(make):
     assert not torch.equal(soft[..., 8:11], START[..., 8:11])
 
 
+def test_a_mask_that_marks_nothing_gives_the_picture_back(make):
+    assert torch.equal(make(start_image=START, mask_image=torch.zeros(16, 16), mask_feather=2)[0], START)
+
+
 def test_a_feather_falls_evenly_from_the_mask_outwards_and_keeps_thin_strokes():
     weight = feathered(LEFT[None, None], 3)[0, 0, 5]
     assert weight[:8].tolist() == [1.0] * 8
