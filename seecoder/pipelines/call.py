@@ -26,7 +26,6 @@ from seecoder.pipelines.networks import HalvedOnDemand
 from seecoder.pipelines.redrawing import Redrawing, redrawing
 from seecoder.pipelines.step_callbacks import changed_tensors
 from seecoder.sampling.composition import compose
-from seecoder.sampling.conditions import Control
 from seecoder.sampling.engine import sample
 from seecoder.sampling.methods.registry import named_methods
 from seecoder.sampling.progress import Changes, Progress, StageEnd
@@ -139,10 +138,11 @@ class Call:
     def _sampler(self) -> Callable[..., torch.Tensor]:
         """Sampling with all that it needs; `on_step` is left to be given."""
         pipe, request, notes = self._pipe, self._request, self._notes
+        device = pipe._execution_device  # asks all networks for their hooks, which takes milliseconds
         encoder = vae_encoder(pipe.vae, request.autoencoder_memory, notes)
-        enlarged = self._read_start_image(encoder)
+        enlarged = self._read_start_image(encoder, device)
         text = None if request.text is None else text_contexts(pipe, request.text, request.negative_text, notes)
-        contexts = condition(request, pipe.encoder, pipe.unet, pipe._execution_device, text)
+        contexts = condition(request, pipe.encoder, pipe.unet, device, text)
         self._contexts = {"context": contexts.context, "negative_context": contexts.negative_context}
         self._num_picture_tokens = contexts.context.shape[1] - (0 if text is None else text.context.shape[1])
         count, cells = len(contexts.context), [side // self._cell for side in self._size]
@@ -151,8 +151,9 @@ class Call:
             extra["cross_attention_kwargs"] = dict(request.cross_attention_kwargs)
         added = pipe.added_conditions(request, contexts, self._size)
         guided = guidance_embedding(pipe.unet, request.guidance_scale)
+        guidance_scale = request.guidance_scale if guided is None else 1.0
         if guided is not None:  # a distilled model does by itself what guidance would
-            extra["timestep_cond"] = guided.to(pipe._execution_device)
+            extra["timestep_cond"] = guided.to(device)
         redrawn, tells_mask = self._redrawing, reads_mask(pipe.unet)
         return partial(
             sample,
@@ -163,7 +164,7 @@ class Call:
             **self._contexts,
             num_inference_steps=request.num_inference_steps,
             schedule=request.schedule,
-            guidance_scale=request.guidance_scale if guided is None else 1.0,
+            guidance_scale=guidance_scale,
             guidance_rescale=request.guidance_rescale,
             eta=request.eta,
             generator=request.generator,
@@ -172,8 +173,10 @@ class Call:
             image_latents=enlarged,
             start_image=None if redrawn is None else redrawn.start(tells_mask=tells_mask),
             extra_channels=redrawn.channels() if redrawn is not None and tells_mask else None,
-            added_conditions=with_image_prompts(added, embeddings(pipe, request, count)),
-            control=self._controls(count),
+            added_conditions=with_image_prompts(
+                added, embeddings(pipe, request, count, device, guided=guidance_scale != 1.0)
+            ),
+            control=[one.control(count, device, self._cell, notes) for one in self._controllers],
             decoder=vae_decoder(pipe.vae, request.autoencoder_memory, notes, self._native),
             encoder=encoder,
             unet=pipe.unet,
@@ -181,22 +184,18 @@ class Call:
             on_stage=self._after_stage,
         )
 
-    def _read_start_image(self, encoder: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor | None:
+    def _read_start_image(
+        self, encoder: Callable[[torch.Tensor], torch.Tensor], device: torch.device
+    ) -> torch.Tensor | None:
         """Latents of a picture to enlarge, if there is one; a picture to redraw is kept in `_redrawing`."""
         request, stages = self._request, self._recipe.stages
         if request.start_image is None:
             return None
-        device = self._pipe._execution_device  # asks all networks for their hooks, which takes milliseconds
         if request.strength is None and request.mask_image is None and stages is not None and stages.enlarges_images:
             pixels = start_pixels(request.start_image, self._size, self._cell)
             return encoder(pixels.to(device) * 2.0 - 1.0)
         self._redrawing = redrawing(request, self._size, self._cell, encoder, device)
         return None
-
-    def _controls(self, count: int) -> list[Control]:
-        """Spatial control of a number of results."""
-        pipe = self._pipe
-        return [one.control(count, pipe._execution_device, self._cell, self._notes) for one in self._controllers]
 
     def _after_step(self, bar: Any, progress: Progress) -> Changes | None:
         """Move the progress bar, call the user's callback, and stop if it asked for that."""

@@ -45,9 +45,10 @@ class HalvedOnDemand:
             parts = []
             try:
                 for start in range(0, count, size):
-                    rows = slice(start, start + size)
-                    given, named = slice_tensors(rest, rows), slice_tensors(conditions, rows)
-                    parts.append(self._network(latents[rows], timestep, *given, **named))
+                    given = (latents, rest, conditions)
+                    if size < count:
+                        given = slice_tensors(given, slice(start, start + size))
+                    parts.append(self._network(given[0], timestep, *given[1], **given[2]))
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise

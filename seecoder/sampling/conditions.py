@@ -32,20 +32,31 @@ class Control:
             keyword arguments for the denoiser (`down_block_additional_residuals`, `mid_block_additional_residual`).
             `added` are the added conditions (`added_cond_kwargs` of SDXL).
         pixels_per_cell: Pixels along one side of a latent cell.
-        span: Fractions of the trajectory, in [0, 1], between which control acts. Step i of n lies inside where
-            i / n >= start and (i + 1) / n <= end, as in diffusers' pipelines.
+        span: Fractions of the steps that the run makes, in [0, 1], between which control acts. Step i of n lies inside
+            where i / n >= start and (i + 1) / n <= end, as in diffusers' pipelines.
     """
 
     image: torch.Tensor
     residuals: Callable[..., Mapping[str, Any]]
     pixels_per_cell: int = 8
     span: tuple[float, float] = (0.0, 1.0)
-    _kept: dict[Size, torch.Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _kept: dict[Any, torch.Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _cut: dict[Any, torch.Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def acts_at(self, step: Step) -> bool:
         """Whether a step lies in the span."""
         start, end = self.span
-        return step.index / step.count >= start and (step.index + 1) / step.count <= end
+        place, count = step.index - step.first, step.count - step.first
+        return place / count >= start and (place + 1) / count <= end
+
+    def cuts(self, items: Sequence[Item], latent_size: Size, like: torch.Tensor) -> torch.Tensor:
+        """The parts under the views of a micro-batch, once for every branch; the same tensor as long as they are."""
+        key = (latent_size, tuple(items), like.shape[0])
+        if key not in self._cut:
+            image = torch.cat([self.cut(picture, view, latent_size) for picture, view in items])
+            self._cut.clear()
+            self._cut[key] = image.to(like.device, like.dtype).repeat(like.shape[0] // len(items), 1, 1, 1)
+        return self._cut[key]
 
     def cut(self, picture: int, view: View, latent_size: Size) -> torch.Tensor:
         """The part of the picture under a view, (1, channels, height, width) in pixels of the view.
@@ -166,8 +177,7 @@ class Conditions:
         total: dict[str, Any] = {}
         for control in self.control:
             if control.acts_at(step):
-                image = torch.cat([control.cut(picture, view, step.latent_size) for picture, view in items])
-                image = image.to(inputs.device, inputs.dtype).repeat(inputs.shape[0] // len(items), 1, 1, 1)
+                image = control.cuts(items, step.latent_size, inputs)
                 for name, value in control.residuals(inputs, step.timestep, context, image, **added).items():
                     total[name] = _sum(total[name], value) if name in total else value
         return total

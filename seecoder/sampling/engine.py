@@ -171,7 +171,7 @@ def _plan(recipe: Recipe, run: Run) -> list[Stage]:
 def _trajectory(
     run: Run, stage: Stage, place: int, before: Outcome | None, evaluator: Evaluator
 ) -> Iterator[tuple[Step, Outcome]]:
-    """The steps of one stage, each with the sample and the prediction of x0 that it reached."""
+    """The steps of one stage, each with what it reached."""
     stepper = run.stepper
     stepper.restart(stage.steps.start)
     start = stage.begin(run, before)
@@ -191,17 +191,17 @@ def _trajectory(
             native_size=run.native_size,
             stage=place,
             keys=keys,
+            first=min(run.first_step, stage.steps.start),
         )
         edited = _edit(latents, start.editors, step, evaluator)
         fields = evaluator.fields(edited, step, stage.paths, stage.guidance.branches(step))
         output = stage.guidance.combine(fields, step)
-        outcome = Outcome(
-            latents=stepper.step(output, edited.latents, index),
-            x0=stepper.predict_x0(output, edited.latents, index),
-        )
-        if kept is not None:
-            outcome.latents = kept.put_back(outcome.latents, stepper, index + 1, noise)
-            outcome.x0 = kept.put_back(outcome.x0, stepper, len(stepper))
+        latents = stepper.step(output, edited.latents, index)
+        latents = latents if kept is None else kept.put_back(latents, stepper, index + 1, noise)
+        outcome = Outcome(latents, latents)
+        if index + 1 == stage.steps.stop < len(stepper):
+            x0 = stepper.predict_x0(output, edited.latents, index)
+            outcome.x0 = x0 if kept is None else kept.put_back(x0, stepper, len(stepper))
         yield step, outcome
         latents = outcome.latents
 

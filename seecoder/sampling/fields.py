@@ -102,17 +102,18 @@ class Evaluator:
     ) -> Fields:
         """Weighted mean of the views' predictions; cells that no view covers stay 0."""
         scaled = self.stepper.scale_input(seen, step.index)
-        frames = [(picture, full_view(step.latent_size)) for picture in range(len(seen))]
+        batches = list(self.micro_batches(step, path, seen.shape[0]))
+        if not offsets and batches == [[(picture, full_view(step.latent_size)) for picture in range(len(seen))]]:
+            outputs = self.predict(scaled, batches[0], step, path, network, branches)  # nothing to cut or fuse
+            return {branch: output.to(seen.dtype) for branch, output in zip(branches, outputs, strict=True)}
         accumulators = [torch.zeros_like(seen) for _ in branches]
         weights = torch.zeros((seen.shape[0], 1, *seen.shape[2:]), dtype=seen.dtype, device=seen.device)
-        for items in self.micro_batches(step, path, seen.shape[0]):
+        for items in batches:
             inputs = [view.gather(scaled[picture : picture + 1]) for picture, view in items]
             for place, item in enumerate(items):
                 if item in offsets:
                     inputs[place] = inputs[place] + self.stepper.scale_input(offsets[item][None], step.index)
             outputs = self.predict(torch.cat(inputs), items, step, path, network, branches)
-            if items == frames:  # nothing to fuse
-                return {branch: output.to(seen.dtype) for branch, output in zip(branches, outputs, strict=True)}
             for position, (picture, view) in enumerate(items):
                 weight = blend_weight(path, view, seen)
                 view.scatter_add(weights[picture], weight.expand(1, *view.size))

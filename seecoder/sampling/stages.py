@@ -117,7 +117,8 @@ class Outcome:
 
     Attributes:
         latents: The sample (B, C, H, W).
-        x0: The last prediction of the clean latents, (B, C, H, W).
+        x0: The prediction of the clean latents (B, C, H, W) where a stage ends inside the trajectory; nobody asks for
+            it anywhere else, and it is the sample.
     """
 
     latents: torch.Tensor

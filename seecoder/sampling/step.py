@@ -21,6 +21,7 @@ class Step:
         native_size: (height, width) in cells that the network was trained at.
         stage: Place of the stage in the run.
         keys: One seed per picture, for random choices such as jitter; empty if the stage makes none.
+        first: The step that this trajectory begins with: 0, or a later one where a picture is redrawn.
     """
 
     index: int
@@ -32,6 +33,7 @@ class Step:
     native_size: Size
     stage: int = 0
     keys: tuple[int, ...] = ()
+    first: int = 0
 
     def key(self, picture: int) -> int:
         """The seed of this step's choices for one picture."""

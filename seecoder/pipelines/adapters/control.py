@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -64,7 +64,7 @@ def controllers(controlnet: Any, adapter: Any, request: Request) -> list[Control
     adapters = _members("adapter_image", request.adapter_image, "adapter", adapter)
     scales = one_each("adapter_conditioning_scale", request.adapter_conditioning_scale, len(adapters))
     return found + [
-        Controller("T2I-Adapter", partial(_adapter_features, network, adapter, scale), image)
+        Controller("T2I-Adapter", _adapter_features(network, adapter, scale), image)
         for (network, image), scale in zip(adapters, scales, strict=True)
     ]
 
@@ -93,14 +93,19 @@ def _control_residuals(
     return {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
 
 
-def _adapter_features(
-    network: Any, owner: nn.Module, scale: float, *inputs: torch.Tensor, **added: Any
-) -> dict[str, Any]:
-    """What a T2I-Adapter adds, which looks at the image alone; one for sketches sees grey."""
-    bring_to_device(owner)
-    image = inputs[-1]
-    grey = image.mean(dim=1, keepdim=True) if network.config.in_channels == 1 else image
-    return {"down_intrablock_additional_residuals": [scale * features for features in network(grey)]}
+def _adapter_features(network: Any, owner: nn.Module, scale: float) -> Callable[..., dict[str, Any]]:
+    """What a T2I-Adapter adds. It looks at the image alone, and so runs only for another one than the last time."""
+
+    @lru_cache(maxsize=1)
+    def features(image: torch.Tensor) -> list[torch.Tensor]:
+        bring_to_device(owner)
+        grey = image.mean(dim=1, keepdim=True) if network.config.in_channels == 1 else image  # one for sketches
+        return [scale * values for values in network(grey)]
+
+    def added(*inputs: torch.Tensor, **conditions: Any) -> dict[str, Any]:
+        return {"down_intrablock_additional_residuals": list(features(inputs[-1]))}  # the UNet empties the list
+
+    return added
 
 
 def check_adapter(unet: Any, adapter: Any) -> None:

@@ -64,13 +64,15 @@ def check_image_prompts(pipe: Any, request: Request) -> None:
 
 
 @torch.no_grad()
-def embeddings(pipe: Any, request: Request, count: int) -> Embeddings:
+def embeddings(pipe: Any, request: Request, count: int, device: torch.device, *, guided: bool) -> Embeddings:
     """Embed the image prompts of a call.
 
     Args:
         pipe: The pipeline.
         request: The call, checked by `check_image_prompts`.
         count: Number of results.
+        device: Where the UNet works.
+        guided: Whether the network is asked for the negative ones, too, so that a tensor of embeddings holds both.
 
     Returns:
         For every adapter the negative and the positive embeddings, (1 or N, images, …) each; empty without adapters.
@@ -87,21 +89,22 @@ def embeddings(pipe: Any, request: Request, count: int) -> Embeddings:
     if len(entries) != len(layers):
         raise ValueError(f"`ip_adapter_image` has {len(entries)} entries for {len(layers)} IP-Adapters; give one each.")
     if request.ip_adapter_image_embeds is None:
-        pairs = [_encoded(pipe, entry, layer) for entry, layer in zip(entries, layers, strict=True)]
+        pairs = [_encoded(pipe, entry, layer, device) for entry, layer in zip(entries, layers, strict=True)]
     else:
-        pairs = [_halves(entry, request.guidance_scale != 1.0) for entry in entries]
+        pairs = [_halves(entry, guided) for entry in entries]
     for negative, positive in pairs:
         if {len(negative), len(positive)} - {1, count}:
             raise ValueError(f"`ip_adapter_image_embeds` has {len(positive)} rows; give 1, or {count} as results.")
-    like = {"device": pipe._execution_device, "dtype": pipe.unet.dtype}
-    return [(negative.to(**like), positive.to(**like)) for negative, positive in pairs]
+    return [
+        (negative.to(device, pipe.unet.dtype), positive.to(device, pipe.unet.dtype)) for negative, positive in pairs
+    ]
 
 
-def _encoded(pipe: Any, entry: Any, layer: Any) -> tuple[torch.Tensor, torch.Tensor]:
+def _encoded(pipe: Any, entry: Any, layer: Any, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Negative and positive embeddings of the pictures of one adapter, as diffusers' pipelines make them."""
     pictures = [to_pil(load_image(picture)) for picture in (entry if isinstance(entry, list) else [entry])]
     encoder, pixels = pipe.image_encoder, pipe.feature_extractor(pictures, return_tensors="pt").pixel_values
-    pixels = pixels.to(pipe._execution_device, encoder.dtype)
+    pixels = pixels.to(device, encoder.dtype)
     if isinstance(layer, ImageProjection):
         found = encoder(pixels).image_embeds
         return torch.zeros_like(found)[None], found[None]

@@ -6,7 +6,14 @@ import torch
 
 from seecoder import SeeCoderPipeline, SeeCoderXLPipeline
 from seecoder.sampling import HiDiffusion, MultiDiffusion
-from tests.fixtures.pipelines import build_controlnet, build_scheduler, build_sdxl_unet, build_unet, build_vae
+from tests.fixtures.pipelines import (
+    build_controlnet,
+    build_scheduler,
+    build_sdxl_unet,
+    build_t2i_adapter,
+    build_unet,
+    build_vae,
+)
 
 CONTEXT, POOLED = torch.randn(1, 6, 32), torch.randn(1, 32)
 PICTURES = list(torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)))
@@ -103,3 +110,39 @@ def test_what_does_not_go_with_the_nets_is_refused(options, message) -> None:
     ours, _ = pair(count=2)
     with pytest.raises(ValueError, match=message):
         ours(context=CONTEXT, **options)
+
+
+def test_spans_are_of_the_steps_that_a_strength_leaves_as_in_the_stock_pipeline() -> None:
+    ours, stock = pair(count=1)
+    image_to_image = diffusers.StableDiffusionControlNetImg2ImgPipeline(
+        **stock.components, requires_safety_checker=False
+    )
+    image_to_image.set_progress_bar_config(disable=True)
+    start = torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        latents = ours.vae.encode(start[None] * 2 - 1).latent_dist.mode() * ours.vae.config.scaling_factor
+    options = {**common(), "strength": 0.6, "control_guidance_end": 0.4}
+    want = image_to_image(
+        prompt_embeds=CONTEXT,
+        negative_prompt_embeds=CONTEXT * 0,
+        image=latents,
+        control_image=[PICTURES[0][None]],
+        controlnet_conditioning_scale=[1.0],
+        **options,
+    ).images
+    given = {"context": CONTEXT, "start_image": start, "control_image": PICTURES[:1]}
+    got = ours(**given, **{**options, "generator": torch.Generator().manual_seed(0)}).images
+    torch.testing.assert_close(got, want, atol=1e-4, rtol=0)
+    options |= {"generator": torch.Generator().manual_seed(0), "controlnet_conditioning_scale": 0.0}
+    assert (ours(**given, **options).images - got).abs().max() > 1e-3
+
+
+def test_a_t2i_adapter_runs_once_for_a_picture() -> None:
+    adapter = build_t2i_adapter()
+    pipe = SeeCoderPipeline(build_vae(), build_unet(), build_scheduler(), adapter=adapter)
+    pipe.set_progress_bar_config(disable=True)
+    runs = []
+    adapter.register_forward_hook(lambda *given: runs.append(1))
+    for pictures in (PICTURES[:1], PICTURES):
+        pipe(context=CONTEXT.expand(len(pictures), -1, -1), adapter_image=pictures, **common())
+    assert len(runs) == 2

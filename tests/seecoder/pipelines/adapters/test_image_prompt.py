@@ -104,3 +104,13 @@ def test_image_prompts_that_do_not_go_with_the_pipeline_are_refused(loaded, opti
 def test_pickles_are_refused() -> None:
     with pytest.raises(ValueError, match=r"`weight_name`=ip-adapter_sd15.bin must be a safetensors file"):
         pipeline(loaded=False).load_ip_adapter("folder", weight_name="ip-adapter_sd15.bin")
+
+
+def test_embeddings_for_a_distilled_model_hold_no_negative_rows() -> None:
+    pipe = SeeCoderPipeline(build_vae(), build_unet(time_cond_proj_dim=16), build_scheduler())
+    pipe.set_progress_bar_config(disable=True)
+    pipe.load_ip_adapter(build_ip_adapter(pipe.unet), image_encoder_folder=None)
+    embeds = torch.randn(2, 1, 24, generator=torch.Generator().manual_seed(2))
+    both = latents(pipe, slice(0, 2), ip_adapter_image_embeds=[embeds])
+    first = latents(pipe, ip_adapter_image_embeds=[embeds[:1]])
+    torch.testing.assert_close(both[:1], first, atol=1e-5, rtol=0)
