@@ -100,10 +100,11 @@ def sample(
     require("view_batch_size", view_batch_size, whole(1), owner="sample")
     _check_image_latents(image_latents, latent_shape)
     dtype = torch.promote_types(context.dtype, torch.float32)
+    size = (latent_shape[2], latent_shape[3])
     if not isinstance(method, Recipe):
-        size = (latent_shape[2], latent_shape[3])
         method = compose(named_methods(method, size, native_size, num_inference_steps))
-    scheduler, notes = fitting_scheduler(scheduler, restarts=method.restarts or start_image is not None)
+    begins_inside = start_image is not None or image_latents is not None
+    scheduler, notes = fitting_scheduler(scheduler, restarts=begins_inside or method.restarts(size, native_size))
     for note in notes:
         logger.warning(note)
     randomness = Randomness(generator, latent_shape[0])

@@ -18,7 +18,7 @@ from seecoder.sampling.guidance import ClassifierFree
 from seecoder.sampling.methods.multidiffusion import MultiDiffusion
 from seecoder.sampling.methods.syncdiffusion import SyncDiffusion
 from seecoder.sampling.path import Patches, Path
-from seecoder.sampling.sizes import exceeds_area, exceeds_side
+from seecoder.sampling.sizes import exceeds_area, exceeds_side, scale_over
 from seecoder.sampling.stages import Outcome, Run, Stage, StageStart
 from seecoder.sampling.views import Size, full_view
 
@@ -92,10 +92,14 @@ class Recipe:
     network: NetworkMethod | None = None
     editor: SyncDiffusion | None = None
 
-    @property
-    def restarts(self) -> bool:
-        """Whether the run begins inside a trajectory, or edits the sample so that a scheduler must forget the past."""
-        return self.stages is not None or self.editor is not None
+    def restarts(self, size: Size, native_size: Size) -> bool:
+        """Whether a run begins inside a trajectory, or edits the sample so that a scheduler must forget the past.
+
+        Args:
+            size: (height, width) of the result in cells.
+            native_size: (height, width) in cells that the network was trained at; there is one stage up to it.
+        """
+        return self.editor is not None or (self.stages is not None and scale_over(size, native_size) > 1.0)
 
     def plan(self, run: Run) -> list[Stage]:
         """The stages of the run.
