@@ -113,10 +113,12 @@ class Conditions:
     added: AddedConditions | None
     control: Sequence[Control]
     extra_channels: ExtraChannels | None = None
+    _kept: dict[Any, torch.Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def change(self, positive: torch.Tensor, negative: torch.Tensor | None) -> None:
         """Go on with other contexts of the same shapes."""
         self.positive, self.negative = positive, negative
+        self._kept.clear()
 
     @property
     def dtype(self) -> torch.dtype:
@@ -129,6 +131,9 @@ class Conditions:
         Raises:
             ValueError: If the unconditional context is needed and was not given.
         """
+        key = (tuple(items), tuple(branches), path)
+        if key in self._kept:  # of the last micro-batch: a whole frame asks for the same in every step
+            return self._kept[key]
         rows = []
         for branch in branches:
             context = self.negative
@@ -145,7 +150,9 @@ class Conditions:
                     "Leave out what lies side by side with the run's (text, pictures), or mix it by weights."
                 )
             rows.append(_rows(context, [picture for picture, _ in items]))
-        return torch.cat(rows)
+        self._kept.clear()
+        self._kept[key] = torch.cat(rows)
+        return self._kept[key]
 
     def keywords(self, items: Sequence[Item], branches: Sequence[Branch], step: Step, path: Path) -> dict[str, Any]:
         """Added conditions of a micro-batch, branch after branch, in the order of `context`.
