@@ -31,7 +31,8 @@ from seecoder.pipelines.adapters.lora import UnetLora
 from seecoder.pipelines.conditioning import encode_pictures
 from seecoder.pipelines.context.contexts import Contexts
 from seecoder.pipelines.context.text import TEXT_PARTS, load_text_parts
-from seecoder.pipelines.inputs import ImageSize, Pictures, Request
+from seecoder.pipelines.inputs import ImageSize, Pictures
+from seecoder.pipelines.request import Request
 from seecoder.sampling.conditions import AddedConditions
 from seecoder.sampling.views import Size
 

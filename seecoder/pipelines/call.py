@@ -21,9 +21,10 @@ from seecoder.pipelines.base import ContextPipeline
 from seecoder.pipelines.conditioning import condition
 from seecoder.pipelines.context.context_strength import context_strength, layer_strengths
 from seecoder.pipelines.context.text import text_contexts
-from seecoder.pipelines.inputs import Request, start_pixels
+from seecoder.pipelines.inputs import start_pixels
 from seecoder.pipelines.networks import HalvedOnDemand
 from seecoder.pipelines.redrawing import Redrawing, redrawing
+from seecoder.pipelines.request import Request
 from seecoder.pipelines.step_callbacks import changed_tensors
 from seecoder.sampling.composition import compose
 from seecoder.sampling.engine import sample
@@ -74,8 +75,6 @@ class Call:
     """
 
     def __init__(self, pipe: ContextPipeline, request: Request) -> None:
-        if request.guidance_scale is None:
-            request = replace(request, guidance_scale=pipe.default_guidance)
         self._pipe, self._request = pipe, request
         self._cell = pipe.vae_scale_factor
         asked = None
@@ -102,7 +101,7 @@ class Call:
         self._recipe = compose(named_methods(request.method, cells, self._native, whole_steps(vars(request))))
         self._redrawing: Redrawing | None = None
         self._strengths = layer_strengths(pipe.unet, request.context_scale)
-        restarts = self._recipe.restarts or request.start_image is not None
+        restarts = request.start_image is not None or self._recipe.restarts(cells, self._native)
         self._scheduler, self._notes = fitting_scheduler(pipe.scheduler, restarts=restarts)
 
     @torch.inference_mode(False)  # SyncDiffusion needs gradients, whatever mode the caller is in
@@ -150,10 +149,10 @@ class Call:
         if request.cross_attention_kwargs is not None:
             extra["cross_attention_kwargs"] = dict(request.cross_attention_kwargs)
         added = pipe.added_conditions(request, contexts, self._size)
-        guided = guidance_embedding(pipe.unet, request.guidance_scale)
-        guidance_scale = request.guidance_scale if guided is None else 1.0
+        guidance_scale = pipe.default_guidance if request.guidance_scale is None else request.guidance_scale
+        guided = guidance_embedding(pipe.unet, guidance_scale)
         if guided is not None:  # a distilled model does by itself what guidance would
-            extra["timestep_cond"] = guided.to(device)
+            guidance_scale, extra["timestep_cond"] = 1.0, guided.to(device)
         redrawn, tells_mask = self._redrawing, reads_mask(pipe.unet)
         return partial(
             sample,
@@ -176,7 +175,7 @@ class Call:
             added_conditions=with_image_prompts(
                 added, embeddings(pipe, request, count, device, guided=guidance_scale != 1.0)
             ),
-            control=[one.control(count, device, self._cell, notes) for one in self._controllers],
+            control=[controller(count, device, self._cell, notes) for controller in self._controllers],
             decoder=vae_decoder(pipe.vae, request.autoencoder_memory, notes, self._native),
             encoder=encoder,
             unet=pipe.unet,

@@ -12,8 +12,9 @@ from seecoder.images.gate import load_image
 from seecoder.images.masks import load_mask
 from seecoder.images.scaling import encodable
 from seecoder.pipelines.context.contexts import Contexts, pad_tokens
-from seecoder.pipelines.inputs import ImageSize, Picture, Pictures, Request, as_image_sets
+from seecoder.pipelines.inputs import ImageSize, Picture, Pictures, as_image_sets
 from seecoder.pipelines.networks import bring_to_device
+from seecoder.pipelines.request import Request
 
 
 @torch.no_grad()

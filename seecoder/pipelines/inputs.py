@@ -1,23 +1,17 @@
-"""What a call of a pipeline is given: its arguments, checked once, and the pictures among them."""
+"""The pictures among the arguments of a call: in which forms they come, and how each is read."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch.nn import functional
 
-from seecoder.call_rules import check_arguments
-from seecoder.checks import Rule, choice, either, number, require
 from seecoder.encoder.context import ImageSet, normalise_weights
 from seecoder.images.gate import Source as Picture
 from seecoder.images.gate import load_image
 from seecoder.images.masks import load_control_image
-from seecoder.pipelines.context.context_strength import SHORT_NAMES, ContextScale, flat_scales
-from seecoder.pipelines.context.text import Text
-from seecoder.sampling.randomness import Generators
-from seecoder.sampling.recipe import Method
 from seecoder.sampling.views import Size
 
 # One picture, several, or several contexts of which each is made of one or more pictures.
@@ -27,99 +21,6 @@ ControlPictures = Picture | Sequence[Picture] | Sequence[Picture | Sequence[Pict
 ImageSize = int | Literal["trained"] | None
 
 _ASPECT_TOLERANCE = 0.05  # a start picture may be stretched by this much without a word
-_SCALES = either(
-    number(),
-    choice(*SHORT_NAMES),
-    Rule(
-        lambda value: isinstance(value, Mapping) and all(number().accepts(one) for _, one in flat_scales(value)),
-        'numbers by block such as {"down": {"block_2": 1.0}, "mid": 0.5}',
-    ),
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """The arguments of one call, as `SeeCoderPipeline.__call__` and `SeeCoderXLPipeline.__call__` document them.
-
-    Raises:
-        ValueError: An argument has a value that is not accepted, or two of them contradict each other.
-    """
-
-    image: Pictures | None
-    height: int | None
-    width: int | None
-    method: Method | Sequence[Method | str] | str | None
-    num_inference_steps: int
-    timesteps: Sequence[float] | None
-    sigmas: Sequence[float] | None
-    guidance_scale: float | None
-    guidance_rescale: float
-    eta: float
-    num_images_per_prompt: int
-    generator: Generators
-    latents: torch.Tensor | None
-    context: torch.Tensor | None
-    negative_context: torch.Tensor | None
-    context_weights: Sequence[float] | None
-    image_size: ImageSize
-    context_scale: ContextScale
-    start_image: Picture | None
-    strength: float | None
-    mask_image: Picture | None
-    mask_feather: int
-    control_image: ControlPictures | None
-    controlnet_conditioning_scale: float | Sequence[float]
-    control_guidance_start: float | Sequence[float]
-    control_guidance_end: float | Sequence[float]
-    adapter_image: ControlPictures | None
-    adapter_conditioning_scale: float | Sequence[float]
-    ip_adapter_image: ControlPictures | None
-    ip_adapter_image_embeds: Sequence[torch.Tensor] | None
-    cross_attention_kwargs: Mapping[str, Any] | None
-    view_batch_size: int
-    autoencoder_memory: float
-    output_type: str
-    callback_on_step_end: Callable[..., Mapping[str, Any] | None] | None
-    callback_on_step_end_tensor_inputs: Sequence[str]
-    callback_on_stage_end: Callable[..., None] | None
-    image_mask: Picture | Sequence[Picture | None] | None = None
-    text: Text | None = None
-    negative_text: Text | None = None
-    text_weight: float | None = None
-    # SDXL's own.
-    pooled_context: torch.Tensor | None = None
-    negative_pooled_context: torch.Tensor | None = None
-    original_size: Size | None = None
-    crops_coords_top_left: Size = (0, 0)
-    target_size: Size | None = None
-
-    def __post_init__(self) -> None:
-        check_arguments(vars(self))
-        require("context_scale", self.context_scale, _SCALES)
-        starts, ends = self.control_guidance_start, self.control_guidance_end
-        count = max(len(value) if isinstance(value, Sequence) else 1 for value in (starts, ends))
-        starts = one_each("control_guidance_start", starts, count)
-        ends = one_each("control_guidance_end", ends, count)
-        for start, end in zip(starts, ends, strict=True):
-            if start > end:
-                raise ValueError(f"`control_guidance_start`={start} must not lie after `control_guidance_end`={end}.")
-        if self.context is not None and self.context_weights is not None:
-            raise ValueError("`context_weights` have no effect on a ready `context`; leave them out.")
-        if self.text_weight is not None and isinstance(self.context_scale, str | Mapping):
-            raise ValueError("`context_scale` by blocks needs `text` side by side; leave `text_weight` out.")
-        if self.context is not None and self.image_mask is not None:
-            raise ValueError("`image_mask` has no effect on a ready `context`; leave it out.")
-        for name in ("negative_text", "text_weight"):
-            if self.text is None and getattr(self, name) is not None:
-                raise ValueError(f"`{name}` has no effect without `text`; leave it out.")
-        if len(self.schedule) > 1:
-            raise ValueError("`timesteps` and `sigmas` contradict each other; give one of them.")
-
-    @property
-    def schedule(self) -> dict[str, list[float]]:
-        """`timesteps` or `sigmas` by name; empty where the scheduler spaces its steps itself."""
-        given = {"timesteps": self.timesteps, "sigmas": self.sigmas}
-        return {name: list(values) for name, values in given.items() if values is not None}
 
 
 def as_image_sets(

@@ -10,7 +10,8 @@ from torch.nn import functional
 
 from seecoder.call_rules import steps_left, whole_steps
 from seecoder.images.masks import load_mask
-from seecoder.pipelines.inputs import Request, check_aspect, start_pixels
+from seecoder.pipelines.inputs import check_aspect, start_pixels
+from seecoder.pipelines.request import Request
 from seecoder.sampling.image_to_image import StartImage, masks_by_size
 from seecoder.sampling.views import Size
 

@@ -21,7 +21,8 @@ from seecoder.base_model.facts import pooled_width
 from seecoder.pipelines.conditioning import encode_pictures
 from seecoder.pipelines.context.contexts import Contexts
 from seecoder.pipelines.context.text import TEXT_PARTS
-from seecoder.pipelines.inputs import ImageSize, Pictures, Request
+from seecoder.pipelines.inputs import ImageSize, Pictures
+from seecoder.pipelines.request import Request
 from seecoder.pipelines.variation import VariationPipeline
 from seecoder.sampling.conditions import AddedConditions
 from seecoder.sampling.views import Size, View

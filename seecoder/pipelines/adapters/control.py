@@ -1,7 +1,6 @@
 """Spatial control: which networks control a run (ControlNets, T2I-Adapters), what each sees, how much and when."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
 
@@ -9,36 +8,13 @@ import torch
 from diffusers import MultiAdapter, MultiControlNetModel
 from torch import nn
 
-from seecoder.pipelines.inputs import Picture, Request, control_pixels, one_each
+from seecoder.pipelines.inputs import Picture, control_pixels, one_each
 from seecoder.pipelines.networks import HalvedOnDemand, bring_to_device
+from seecoder.pipelines.request import Request
 from seecoder.sampling.conditions import Control
 
-
-@dataclass(frozen=True)
-class Controller:
-    """One network that controls a run.
-
-    Attributes:
-        name: What it is called in notes.
-        residuals: What it adds to the UNet's features, as the sampling engine asks for it.
-        image: What it sees: one picture, or one for every result.
-        span: Fractions of the trajectory between which it acts.
-    """
-
-    name: str
-    residuals: Callable[..., dict[str, Any]]
-    image: Picture | Sequence[Picture]
-    span: tuple[float, float] = (0.0, 1.0)
-
-    def control(self, count: int, device: torch.device | str, cell: int, notes: list[str]) -> Control:
-        """Make what the sampling engine works with, for `count` results and cells of so many pixels a side.
-
-        Raises:
-            ImageError: A picture that cannot be read.
-            ValueError: Another number of pictures than results, or pictures of several sizes.
-        """
-        image = control_pixels(self.image, count).to(device)
-        return Control(image, HalvedOnDemand(self.residuals, self.name, notes), cell, self.span)
+# What makes the control of a number of results, for cells of so many pixels a side: (count, device, cell, notes).
+Controller = Callable[[int, torch.device, int, list[str]], Control]
 
 
 def controllers(controlnet: Any, adapter: Any, request: Request) -> list[Controller]:
@@ -58,15 +34,29 @@ def controllers(controlnet: Any, adapter: Any, request: Request) -> list[Control
         for name in ("controlnet_conditioning_scale", "control_guidance_start", "control_guidance_end")
     ]
     found = [
-        Controller("ControlNet", partial(_control_residuals, net, controlnet, scale), image, (start, end))
+        partial(_control, "ControlNet", partial(_control_residuals, net, controlnet, scale), image, (start, end))
         for (net, image), scale, start, end in zip(nets, *numbers, strict=True)
     ]
     adapters = _members("adapter_image", request.adapter_image, "adapter", adapter)
     scales = one_each("adapter_conditioning_scale", request.adapter_conditioning_scale, len(adapters))
     return found + [
-        Controller("T2I-Adapter", _adapter_features(network, adapter, scale), image)
+        partial(_control, "T2I-Adapter", _adapter_features(network, adapter, scale), image, (0.0, 1.0))
         for (network, image), scale in zip(adapters, scales, strict=True)
     ]
+
+
+def _control(
+    name: str,
+    residuals: Callable[..., dict[str, Any]],
+    image: Picture | Sequence[Picture],
+    span: tuple[float, float],
+    count: int,
+    device: torch.device,
+    cell: int,
+    notes: list[str],
+) -> Control:
+    """Read what a network sees: one picture, or one for every result."""
+    return Control(control_pixels(image, count).to(device), HalvedOnDemand(residuals, name, notes), cell, span)
 
 
 def _members(argument: str, given: Any, part: str, owner: Any) -> list[tuple[Any, Any]]:

@@ -8,12 +8,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from diffusers import StableDiffusionPipeline
 from diffusers.loaders import IPAdapterMixin
 from diffusers.models.embeddings import ImageProjection
 
 from seecoder.images.gate import load_image
 from seecoder.images.saving import to_pil
-from seecoder.pipelines.inputs import Request
+from seecoder.pipelines.request import Request
 from seecoder.sampling.conditions import AddedConditions
 from seecoder.sampling.views import Size, View
 
@@ -21,7 +22,10 @@ Embeddings = list[tuple[torch.Tensor, torch.Tensor]]  # one (negative, positive)
 
 
 class ImagePrompts(IPAdapterMixin):
-    """IP-Adapters for a pipeline: diffusers' loader, safetensors only."""
+    """IP-Adapters for a pipeline: diffusers' loader, safetensors only, and what makes embeddings there."""
+
+    encode_image = StableDiffusionPipeline.encode_image
+    prepare_ip_adapter_image_embeds = StableDiffusionPipeline.prepare_ip_adapter_image_embeds
 
     def load_ip_adapter(
         self, source: Any, subfolder: Any = "", weight_name: Any = None, *args: Any, **kwargs: Any
@@ -103,13 +107,8 @@ def embeddings(pipe: Any, request: Request, count: int, device: torch.device, *,
 def _encoded(pipe: Any, entry: Any, layer: Any, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Negative and positive embeddings of the pictures of one adapter, as diffusers' pipelines make them."""
     pictures = [to_pil(load_image(picture)) for picture in (entry if isinstance(entry, list) else [entry])]
-    encoder, pixels = pipe.image_encoder, pipe.feature_extractor(pictures, return_tensors="pt").pixel_values
-    pixels = pixels.to(device, encoder.dtype)
-    if isinstance(layer, ImageProjection):
-        found = encoder(pixels).image_embeds
-        return torch.zeros_like(found)[None], found[None]
-    empty, found = (encoder(p, output_hidden_states=True).hidden_states[-2] for p in (torch.zeros_like(pixels), pixels))
-    return empty[None], found[None]
+    positive, negative = pipe.encode_image(pictures, device, 1, not isinstance(layer, ImageProjection))
+    return negative[None], positive[None]
 
 
 def _halves(entry: torch.Tensor, guided: bool) -> tuple[torch.Tensor, torch.Tensor]:

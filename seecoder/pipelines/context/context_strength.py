@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from seecoder.base_model.facts import is_sdxl
+from seecoder.sampling.path import uncompiled
 
 # A number for all blocks, "style" or "layout", or numbers by block as diffusers' `set_ip_adapter_scale` takes them:
 # {"down": {"block_2": [0.0, 1.0]}, "mid": 0.5, "up": 1.0}. Blocks that are not named see no picture.
@@ -97,7 +98,7 @@ def context_strength(strengths: Mapping[nn.Module, float], num_tokens: int) -> I
     """
     with ExitStack() as stack:
         if strengths:
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
+            stack.enter_context(uncompiled())
         for layer, factor in strengths.items():
             hook = partial(_scale_pictures, factor, num_tokens)
             stack.callback(layer.register_forward_pre_hook(hook, with_kwargs=True).remove)

@@ -46,6 +46,8 @@ def test_pictures_are_embedded_as_the_stock_pipeline_does() -> None:
         requires_safety_checker=False,
     )
     embeds = stock.prepare_ip_adapter_image_embeds([to_pil(PICTURE)], None, "cpu", 1, True)
+    own = pipe.prepare_ip_adapter_image_embeds([to_pil(PICTURE)], None, "cpu", 1, True)
+    torch.testing.assert_close(own, embeds)
     ours = latents(pipe, ip_adapter_image=PICTURE)
     torch.testing.assert_close(ours, latents(pipe, ip_adapter_image_embeds=embeds), atol=1e-5, rtol=0)
     pipe.set_ip_adapter_scale(0.0)
