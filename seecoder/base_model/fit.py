@@ -103,7 +103,7 @@ def _check_class(name: str, part: Any, accepted: tuple[str, ...]) -> None:
         found = [cls.__name__ for cls in type(getattr(part, "_orig_mod", part)).__mro__]
         found = found if "ConfigMixin" in found else list(accepted)
     if not set(found) & set(accepted):
-        raise ValueError(f"`{name}`={found[0]} must be {' or '.join(accepted)}. Use a base of SD 1.x, 2.x or SDXL.")
+        raise ValueError(f"`{name}`={found[0]} must be {' or '.join(accepted)}. Use one made for SD 1.x, 2.x or SDXL.")
 
 
 def _check_conditions(unet: Any, training: bool) -> None:

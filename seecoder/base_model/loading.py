@@ -17,7 +17,7 @@ from diffusers import ConfigMixin, ModelMixin
 from seecoder.base_model.schedulers import scheduler_from_config
 from seecoder.base_model.single_file import FILE_PARTS, SingleFile, say_once
 from seecoder.lookup import check_source, is_local
-from seecoder.weights.safetensors_files import WeightsError
+from seecoder.weights.safetensors_files import PICKLE_SUFFIXES, WeightsError
 from seecoder.weights.strict_loading import refuse_report
 
 Model = TypeVar("Model", bound=ModelMixin)
@@ -34,7 +34,6 @@ CLASSES = {
 _CONFIG_NAMES = {"pipeline": "model_index.json", "scheduler": "scheduler_config.json"}
 _FILE_OPTIONS = ("prediction_type", "sdxl")  # what a file does not say of itself
 _WEIGHTS = re.compile(r"(?:diffusion_pytorch_)?model(?:\.(\w+))?(?:-\d+-of-\d+)?(?:\.(\w+))?\.safetensors")
-_PICKLES = ("*.bin", "*.ckpt", "*.pt", "*.pth")
 
 
 def load_config(base: str | os.PathLike, part: str, *, at_top: bool = False, **hub: Any) -> dict[str, Any]:
@@ -132,7 +131,7 @@ def check_pickles(base: str | os.PathLike, part: str | None) -> None:
         FileNotFoundError: There are pickles and no safetensors file.
     """
     folder = Path(base) / (part or "")
-    pickles = [path.name for pattern in _PICKLES for path in sorted(folder.glob(pattern))]
+    pickles = sorted(path.name for path in folder.glob("*") if path.suffix in PICKLE_SUFFIXES)
     if pickles and not any(folder.glob("*.safetensors")):
         raise FileNotFoundError(
             f"`{folder}` has no safetensors file, and {pickles[0]} is a pickle. Only safetensors files are read; save "

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from seecoder.weights.atomic import atomic_path
 
-_PICKLE_SUFFIXES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
+PICKLE_SUFFIXES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
 # Zip archives are what torch.save writes since 1.6; before that a bare pickle of protocol 2 to 5, or a tar archive.
 _PICKLE_MAGIC = re.compile(rb"PK\x03\x04|\x80[\x02-\x05]")
 
@@ -133,7 +133,7 @@ def pickle_sign(path: Path) -> str:
     """Say by what a file looks like a pickle, which can run code: its name or its first bytes; empty if it does not."""
     with open(path, "rb") as file:
         first = file.read(9)
-    if path.suffix.lower() in _PICKLE_SUFFIXES:
+    if path.suffix.lower() in PICKLE_SUFFIXES:
         return f"its name ends with {path.suffix}"
     is_pickle = _PICKLE_MAGIC.match(first) and first[8:] != b"{"  # the first byte of every safetensors header
     return "its first bytes are those of one" if is_pickle else ""

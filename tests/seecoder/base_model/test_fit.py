@@ -107,6 +107,11 @@ def test_networks_of_other_classes_are_refused():
     )
     with pytest.raises(ValueError, match="`unet`=UNetMotionModel must be UNet2DConditionModel"):
         SeeCoderPipeline(build_vae(), video, build_scheduler())
+    union = {"_class_name": "ControlNetUnionModel"}
+    with pytest.raises(
+        ValueError, match=r"`controlnet`=ControlNetUnionModel must be ControlNetModel\. Use one made for"
+    ):
+        check_parts(build_unet(), build_vae(), controlnet=union)
     config = {**build_vae().config, "_class_name": "VQModel"}
     check_parts(build_unet(), config)
     with pytest.raises(ValueError, match="`vae`=VQModel must be AutoencoderKL"):
