@@ -198,7 +198,8 @@ class Call:
 
     def _after_step(self, bar: Any, progress: Progress) -> Changes | None:
         """Move the progress bar, call the user's callback, and stop if it asked for that."""
-        self._pipe._num_timesteps = progress.num_steps
+        if self._pipe.num_timesteps != progress.num_steps:  # to set an attribute of a pipeline compares its parts
+            self._pipe._num_timesteps = progress.num_steps
         if bar.total != progress.num_steps:
             bar.reset(progress.num_steps)
         if progress.num_stages > 1:
