@@ -9,11 +9,9 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageCms
 
-from seecoder.images.formats.bmp import open_bmp
-from seecoder.images.formats.gif import open_gif
 from seecoder.images.formats.isobmff import open_isobmff
-from seecoder.images.formats.jpeg import open_jpeg
 from seecoder.images.formats.png import open_png
+from seecoder.images.formats.streams import open_bmp, open_gif, open_jpeg
 from seecoder.images.formats.tiff import open_tiff
 from seecoder.images.formats.webp import open_webp
 from seecoder.images.header import MAX_PROFILE_BYTES, BadImage, warn_of_frames

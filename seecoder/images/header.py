@@ -3,7 +3,6 @@
 import functools
 import logging
 import struct
-from io import BytesIO
 
 import numpy as np
 
@@ -11,31 +10,10 @@ _log = logging.getLogger(__name__)
 
 # Larger than any profile in use (press profiles reach 4 MB); an ICC profile in JPEG cannot exceed 16.6 MB anyway.
 MAX_PROFILE_BYTES = 16 * 1024 * 1024
-_MAX_READS = 1_000_000  # Pillow reads files of tiny pieces in Python, a microsecond each
 
 
 class BadImage(ValueError):
     """A reason for refusing an image, without the name of its source: `load_image` adds that."""
-
-
-class BoundedFile(BytesIO):
-    """A file in memory that has an end, whatever `ImageFile.LOAD_TRUNCATED_IMAGES` says, and only so many pieces."""
-
-    reads = 0
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        """Read as `BytesIO` does.
-
-        Raises:
-            BadImage: At the end of the file, and when it is read in more pieces than an honest file has.
-        """
-        self.reads += 1
-        if self.reads > _MAX_READS:
-            raise BadImage("the file is damaged: it has more parts than a picture")
-        content = super().read(size)
-        if not content and size:
-            raise BadImage("the file is truncated: the end of the picture is missing")
-        return content
 
 
 def check_size(width: int, height: int, max_pixels: int) -> None:

@@ -33,31 +33,30 @@ def encodable(source: Source, pixels: torch.Tensor, side: int | None) -> torch.T
     return limit_area(pixels, side)
 
 
-def limit_area(pixels: torch.Tensor, side: int | None, *, smallest: int = _SMALLEST) -> torch.Tensor:
+def limit_area(pixels: torch.Tensor, side: int | None) -> torch.Tensor:
     """Reduce a picture that has more pixels than a square of `side`, for an encoder that was trained on such squares.
 
-    Bicubic with antialiasing. The aspect ratio is kept to a pixel, except where the shorter side would fall below
-    `smallest`. Smaller pictures are returned as they are; nothing is ever enlarged.
+    Bicubic with antialiasing. The aspect ratio is kept to a pixel, except where the shorter side would fall below 32
+    pixels. Smaller pictures are returned as they are; nothing is ever enlarged.
 
     Args:
         pixels: (3, H, W) in [0, 1].
         side: Of the square, in pixels; None changes nothing.
-        smallest: The shorter side is not reduced below this.
 
     Returns:
         (3, h, w) in [0, 1], h * w near side * side or below.
 
     Raises:
-        ValueError: If `side` is below `smallest`.
+        ValueError: If `side` is below 32.
     """
     if side is None:
         return pixels
-    if side < smallest:
-        raise ValueError(f"`image_size`={side} is too small; use {smallest} pixels or more, or None for the own size.")
+    if side < _SMALLEST:
+        raise ValueError(f"`image_size`={side} is too small; use {_SMALLEST} pixels or more, or None for the own size.")
     height, width = pixels.shape[-2:]
     if height * width <= side * side:
         return pixels
     share = side / math.sqrt(height * width)
-    size = [max(min(length, smallest), round(share * length)) for length in (height, width)]
+    size = [max(min(length, _SMALLEST), round(share * length)) for length in (height, width)]
     small = functional.interpolate(pixels[None].float(), size=size, mode="bicubic", antialias=True)
     return small[0].clamp(0.0, 1.0).to(pixels.dtype)

@@ -5,7 +5,7 @@ import struct
 import pytest
 
 from seecoder.images.gate import load_image
-from seecoder.images.header import BadImage, BoundedFile, check_size, orientation_from_exif, unpack
+from seecoder.images.header import BadImage, check_size, orientation_from_exif, unpack
 from tests.fixtures.images import UPRIGHT, assert_levels, encode
 
 
@@ -48,16 +48,3 @@ def test_reading_outside_of_the_file_is_a_truncated_file(position):
     assert unpack(">H", b"\0\1\0\2", 2) == (2,)
     with pytest.raises(BadImage, match="truncated"):
         unpack(">H", b"\0\1\0\2", position)
-
-
-def test_a_bounded_file_has_an_end_and_only_so_many_parts(monkeypatch):
-    file = BoundedFile(b"abc")
-    assert file.read(0) == b""
-    assert file.read(2) + file.read(2) == b"abc"
-    with pytest.raises(BadImage, match="truncated"):
-        file.read(1)
-    monkeypatch.setattr("seecoder.images.header._MAX_READS", 2)
-    many = BoundedFile(b"abc")
-    assert many.read(1) + many.read(1) == b"ab"
-    with pytest.raises(BadImage, match="more parts than a picture"):
-        many.read(1)

@@ -1,0 +1,100 @@
+"""JPEG (ITU-T T.81), GIF89a and BMP, which Pillow reads piece by piece: from a file that has an end, and not for ever.
+
+EXIF is not parsed, and of several frames the first is taken.
+"""
+
+import re
+from io import BytesIO
+
+from PIL import Image
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.GifImagePlugin import GifImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+
+from seecoder.images.header import BadImage, check_size, warn_of_frames
+
+_MAX_READS = 1_000_000  # Pillow reads files of tiny pieces in Python, a microsecond each
+_MAX_SCANS = 100  # a scan of a progressive JPEG is a pass over the whole image; encoders write about ten
+_MAX_EXIF_BLOCKS = 100  # Pillow joins them, and copies what it has with each
+_SCAN_OR_END = re.compile(rb"\xff[\xda\xd9]")
+_MAX_BLOCKS = 4000  # of 255 bytes, in front of a GIF's frame; Pillow copies a comment again with every block of it
+_MAX_RLE_WIDTH = 65_535  # a jump of four bytes in a BMP allocates up to 255 rows at once
+
+
+class BoundedFile(BytesIO):
+    """A file in memory that has an end, whatever `ImageFile.LOAD_TRUNCATED_IMAGES` says, and only so many pieces."""
+
+    reads = 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Read as `BytesIO` does.
+
+        Raises:
+            BadImage: At the end of the file, and when it is read in more pieces than an honest file has.
+        """
+        self.reads += 1
+        if self.reads > _MAX_READS:
+            raise BadImage("the file is damaged: it has more parts than a picture")
+        content = super().read(size)
+        if not content and size:
+            raise BadImage("the file is truncated: the end of the picture is missing")
+        return content
+
+
+class _JpegFile(JpegImageFile):
+    """Pillow's reader without its search for a density, which copies every EXIF tag whatever size it claims."""
+
+    def _read_dpi_from_exif(self) -> None:
+        pass
+
+
+def open_jpeg(data: bytes, max_pixels: int) -> JpegImageFile:
+    """Open the first image of a JPEG file; what follows it, a second view or a film, is not looked at."""
+    if data.count(b"Exif\0\0") > _MAX_EXIF_BLOCKS:
+        raise BadImage(f"the file is damaged: it has more than {_MAX_EXIF_BLOCKS} EXIF blocks")
+    file = BoundedFile(data)
+    image = _JpegFile(file)
+    check_size(*image.size, max_pixels)
+    # In the data of scans 0xFF is always followed by zero or a restart marker.
+    for scans, found in enumerate(_SCAN_OR_END.finditer(data, file.tell()), 1):
+        if found[0] == b"\xff\xd9":
+            return image
+        if scans >= _MAX_SCANS:
+            raise BadImage(f"the file has more than {_MAX_SCANS} scans, made to keep a decoder busy")
+    raise BadImage("the file is truncated: the end of the picture is missing")
+
+
+class _GifFile(GifImageFile):
+    """Pillow's reader for the first frame alone."""
+
+    is_animated = False  # pyright: ignore[reportAssignmentType]  # Pillow would read on, to the second frame
+    blocks = 0
+
+    def data(self) -> bytes | None:
+        self.blocks += 1
+        if self.blocks > _MAX_BLOCKS:
+            raise BadImage(f"the file is damaged: more than {_MAX_BLOCKS:,} blocks before the picture")
+        return super().data()
+
+
+def open_gif(data: bytes, max_pixels: int) -> Image.Image:
+    """Open the first frame of a GIF file; one that leaves part of its canvas empty is decoded, too."""
+    image = _GifFile(BoundedFile(data))
+    check_size(*image.size, max_pixels)
+    if data.count(b"!\xf9\x04") > 1:  # the control blocks of several frames
+        warn_of_frames()
+    box = image.tile[0].extents
+    if box is None or box == (0, 0, *image.size):
+        return image
+    canvas = Image.new("RGBA", image.size)
+    canvas.paste(image.convert("RGBA").crop(box), box)
+    return canvas
+
+
+def open_bmp(data: bytes, max_pixels: int) -> BmpImageFile:
+    """Open a BMP file whose run lengths do not allocate gigabytes."""
+    image = BmpImageFile(BoundedFile(data))
+    check_size(*image.size, max_pixels)
+    if image.tile[0].codec_name == "bmp_rle" and image.width > _MAX_RLE_WIDTH:
+        raise BadImage(f"a run-length coded BMP of {image.width:,} pixels a row takes too long; save it as PNG")
+    return image
