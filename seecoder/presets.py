@@ -70,8 +70,7 @@ def count_windows(
         native_size: Of the network's training.
         steps: Steps of a whole trajectory.
         branches: 2 with guidance, 1 without.
-        settings: What is set of `switch_at`, `use_windows`, `windows_see_context` and `stride` (of `native_size`'s
-            unit).
+        settings: What is set of `switch_at`, `use_windows` and `windows_see_context`; others are not looked at.
     """
     scale = max(1.0, _scale(size, native_size))
     area = scale**2

@@ -68,26 +68,32 @@ def _facts(node: ast.ClassDef, part: str, about: str) -> MethodFacts:
 
 def describe_methods(arguments: argparse.Namespace) -> str:
     """What `--method list` prints, at the size, steps and guidance of the other options."""
-    *sides, _ = base_pixels(arguments.base)
-    native = (sides[0], sides[1])
+    native = base_pixels(arguments.base)[:2]
     height = arguments.height or native[0]
     size, steps = (height, arguments.width or native[1]), arguments.steps
     given: dict[str, Any] = {"steps": steps, "branches": 1 if arguments.guidance == 1 else 2}
+    guidance = "on" if arguments.guidance is None else f"{arguments.guidance:g}"
     lines = [
-        f"At {size[0]}x{size[1]} pixels, native size {native[0]}x{native[1]}, {steps} steps, guidance "
-        f"{arguments.guidance:g}. Windows: how often, about, the network sees a native-sized window for a picture.",
+        f"At {size[0]}x{size[1]} pixels, native size {native[0]}x{native[1]}, {steps} steps, guidance {guidance}. "
+        "Windows: how often, about, the network sees a native-sized window for a picture.",
         "",
         "presets, by the size:                            windows",
     ]
+
+    def add(name: str, methods: str, about: str, **settings: Any) -> None:
+        windows = count_windows(methods, size, native, settings=settings, **given)
+        lines.append(f"  {name:<14}{windows:>10,}  {about}")
+
     for preset in PRESETS:
         names, settings = preset_settings(preset, size, native, steps)
         chosen = " ".join([names or "plain", *(f"{name}={value}" for name, value in settings.items())])
-        lines.append(f"  {preset:<14}{count_windows(names, size, native, settings=settings, **given):>10,}  {chosen}")
-    lines.append(f"  {'plain':<14}{count_windows('', size, native, **given):>10,}  the whole picture at once")
+        add(preset, names, chosen, **settings)
+    add("plain", "", "the whole picture at once")
     methods = read_methods()
     for method in methods:
         with_others = ", ".join(other.name for other in methods if method.goes_with(other))
-        lines += ["", f"  {method.name:<14}{count_windows(method.name, size, native, **given):>10,}  {method.about}"]
+        lines.append("")
+        add(method.name, method.name, method.about)
         lines.append(f"{'':<28}goes with {with_others}")
         lines += [f"      {f'{name}={default}':<34}{meaning}" for name, default, meaning in method.options]
     return "\n".join(lines)

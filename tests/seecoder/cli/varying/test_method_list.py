@@ -41,7 +41,7 @@ def test_the_list_needs_no_other_option(capsys, base_folder):
     for command in ("vary", "panorama"):
         assert main([command, "--method", "list"]) == 0
         shown = capsys.readouterr().out
-        assert "At 512x512 pixels, native size 512x512, 50 steps, guidance 2." in shown
+        assert "At 512x512 pixels, native size 512x512, 50 steps, guidance on." in shown
         assert all(f"\n  {name} " in shown for name in ("auto", "plain", *METHODS))
     given = ["--height", "32", "--width", "32", "--steps", "10", "--guidance", "1"]
     assert main(["vary", "--method", "list", "--base", str(base_folder), *given]) == 0
