@@ -143,13 +143,18 @@ class Variations:
         progress: Callable[..., Any],
     ) -> tuple[list[tuple[Any, str]], str]:
         gallery: list[tuple[Any, str]] = []
-        notes = [self._preset_note(settings)] if settings["method"] in PRESETS else []
+        cell, notes = self.pipe.vae_scale_factor, []
+        if settings["method"] in PRESETS:
+            rows, columns = native_size(self.pipe.unet)
+            size, native = (settings["height"], settings["width"]), (rows * cell, columns * cell)
+            branches = 1 if settings["guidance_scale"] == 1 else 2
+            notes.append(preset_sentence(settings["method"], size, native, settings["num_inference_steps"], branches))
         contexts = [self.pipe.context_arguments([entry], self.image_size) for entry in entries]
         jobs = [(index, seed) for index in range(len(entries)) for seed in seeds]
-        cells = (settings["height"] // self.pipe.vae_scale_factor, settings["width"] // self.pipe.vae_scale_factor)
-        size = default_batch_size(self.pipe.unet, cells, self.pipe.device)
-        for start in range(0, len(jobs), size):
-            batch = jobs[start : start + size]
+        cells = (settings["height"] // cell, settings["width"] // cell)
+        count = default_batch_size(self.pipe.unet, cells, self.pipe.device)
+        for start in range(0, len(jobs), count):
+            batch = jobs[start : start + count]
             given = {name: torch.cat([contexts[index][name] for index, _ in batch]) for name in contexts[0]} | settings
             numbers = f"picture {start + 1}" if len(batch) == 1 else f"pictures {start + 1} to {start + len(batch)}"
 
@@ -160,12 +165,6 @@ class Variations:
             gallery += made
             notes += [note for note in said if note not in notes]
         return gallery, "\n".join(filter(None, notes)) or "Done."
-
-    def _preset_note(self, settings: dict[str, Any]) -> str:
-        height, width = (side * self.pipe.vae_scale_factor for side in native_size(self.pipe.unet))
-        size, steps = (settings["height"], settings["width"]), settings["num_inference_steps"]
-        branches = 1 if settings["guidance_scale"] == 1 else 2
-        return preset_sentence(settings["method"], size, (height, width), steps, branches)
 
     def _make_batch(
         self, batch: Sequence[tuple[int, int]], given: dict[str, Any], stages: bool, show: Callable[[int, int], None]

@@ -82,15 +82,13 @@ class Batches:
         """The contexts of a batch; each is encoded once, however many batches it goes through."""
         import torch
 
-        jobs = [variation.job for variation in batch]
-        self._contexts = {job: self._contexts.get(job) or self._context(job) for job in dict.fromkeys(jobs)}
-        contexts = [self._contexts[job] for job in jobs]
+        for job in dict.fromkeys(variation.job for variation in batch):
+            if "image" not in job.arguments:
+                self._contexts[job] = job.arguments
+            elif job not in self._contexts:  # its pictures were reduced when they were opened
+                self._contexts[job] = self._pipe.context_arguments(job.arguments["image"], image_size=None)
+        contexts = [self._contexts[variation.job] for variation in batch]
         return {name: torch.cat([context[name] for context in contexts]) for name in contexts[0]}
-
-    def _context(self, job: Job) -> "dict[str, torch.Tensor]":
-        if "image" not in job.arguments:
-            return job.arguments
-        return self._pipe.context_arguments(job.arguments["image"], image_size=None)  # reduced when they were opened
 
 
 def write_picture(picture: "Image.Image", path: Path, remark: str = "") -> None:
