@@ -1,7 +1,7 @@
 """Which numbers and names a call of a pipeline accepts. Needs no torch, so that commands refuse others at once."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from seecoder.checks import Rule, choice, either, number, optional, require, some_of, whole
@@ -15,6 +15,15 @@ def _one_or_several(rule: Rule) -> Rule:
     return either(rule, some_of(rule, "a list with one for every network", minimum=1))
 
 
+def flat_scales(scale: Mapping[str, Any] | list[Any] | tuple[Any, ...], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Give the numbers of nested scales by address: ("down.block_2.1", 1.0)."""
+    for name, value in scale.items() if isinstance(scale, Mapping) else enumerate(scale):
+        if isinstance(value, Mapping | list | tuple):
+            yield from flat_scales(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
 _RULES = {
     "num_inference_steps": whole(1),
     "num_images_per_prompt": whole(1),
@@ -23,6 +32,14 @@ _RULES = {
     "guidance_scale": optional(number()),
     "text_weight": optional(_SHARE),
     "controlnet_conditioning_scale": _one_or_several(number()),
+    "context_scale": either(
+        number(),
+        choice("style", "layout"),
+        Rule(
+            lambda value: isinstance(value, Mapping) and all(number().accepts(one) for _, one in flat_scales(value)),
+            'numbers by block such as {"down": {"block_2": 1.0}, "mid": 0.5}',
+        ),
+    ),
     "guidance_rescale": _SHARE,
     "eta": _SHARE,
     "strength": optional(STRENGTH),
@@ -49,12 +66,17 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
         arguments: Any arguments of `SeeCoderPipeline.__call__` by name.
 
     Raises:
-        ValueError: One of them has a value that is not accepted.
+        ValueError: One of them has a value that is not accepted, or no effect without another.
     """
     for name, value in arguments.items():
         if name in _RULES:
             require(name, value, _RULES[name])
     _check_redrawing(arguments)
+    for name in ("negative_text", "text_weight"):
+        if arguments.get("text") is None and arguments.get(name) is not None:
+            raise ValueError(f"`{name}` has no effect without `text`; leave it out.")
+    if arguments.get("text_weight") is not None and isinstance(arguments.get("context_scale"), str | Mapping):
+        raise ValueError("`context_scale` by blocks needs `text` side by side; leave `text_weight` out.")
 
 
 def _check_redrawing(given: Mapping[str, Any]) -> None:

@@ -9,9 +9,10 @@ It listens on this machine only, takes no path from the browser, and works on on
 import argparse
 import socket
 
+from seecoder.call_rules import check_arguments
 from seecoder.checks import require, whole
-from seecoder.cli.conditions.adapters import control_pictures
-from seecoder.cli.opening import load_pipeline, saved_contexts
+from seecoder.cli.conditions.adapters import check_adapters
+from seecoder.cli.opening import load_pipeline
 from seecoder.cli.options import add_autoencoder_memory, add_base_options, add_image_size
 from seecoder.cli.varying.early_checks import check_networks
 
@@ -29,7 +30,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Serve until interrupted."""
+    guides = [*arguments.controlnet, *arguments.adapter, *arguments.control_image, *arguments.adapter_image]
+    if guides or arguments.ip_adapter or arguments.ip_adapter_image:
+        raise ValueError("the web app has no ControlNet, T2I-Adapter or IP-Adapter; use `seecoder vary`.")
     check_networks(arguments)
+    check_adapters(arguments)
+    check_arguments({name: getattr(arguments, name) for name in ("image_size", "autoencoder_memory")})
     require("--max-side", arguments.max_side, whole(1))
     require("--port", arguments.port, whole(1, 65_535))
     with socket.socket() as probe:
@@ -38,12 +44,11 @@ def run(arguments: argparse.Namespace) -> None:
             probe.bind(("127.0.0.1", arguments.port))
         except OSError as error:
             raise OSError(f"`--port`={arguments.port} is in use; stop what listens there, or use another.") from error
-    if control_pictures(arguments) or arguments.ip_adapter_image:
-        raise ValueError("the web app has no ControlNet, T2I-Adapter or IP-Adapter; use `seecoder vary`.")
     from seecoder.app.page import Variations, require_gradio, serve
+    from seecoder.encoder.context import is_context_file
 
     require_gradio()
-    if saved_contexts(arguments.encoder) is not None:
+    if is_context_file(arguments.encoder):
         raise ValueError("the web app encodes pictures; `--encoder` must be an encoder, not ready contexts.")
     pipe = load_pipeline(arguments)
     serve(Variations(pipe, arguments.max_side, arguments.image_size, arguments.autoencoder_memory), port=arguments.port)

@@ -10,6 +10,7 @@ import argparse
 import json
 from pathlib import Path
 
+from seecoder.call_rules import check_arguments
 from seecoder.cli.console import check_new, say
 from seecoder.cli.opening import encoded_side, files_of, load_encoder, pick_device, pick_dtype
 from seecoder.cli.options import DTYPES, add_image_size, add_max_pixels
@@ -42,14 +43,16 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.weights is not None and not arguments.together:
         raise ValueError("`--weights` has no effect without `--together`.")
     check_networks(arguments)
+    check_arguments({"image_size": arguments.image_size})
     check_pictures(arguments.pictures)
     arguments.pictures = files_of(arguments.pictures)
     check_new([out], arguments.overwrite, arguments.pictures)
-    from seecoder.encoder.context import ImageSet, save_context
+    from seecoder.encoder.context import ImageSet, normalise_weights, save_context
     from seecoder.images.gate import MAX_PIXELS, load_image
     from seecoder.images.scaling import encodable
     from seecoder.pipelines.conditioning import encode_pictures
 
+    normalise_weights(arguments.weights, len(arguments.pictures))
     limit = MAX_PIXELS if arguments.max_pixels is None else arguments.max_pixels
     side = encoded_side(arguments)
     pictures = [encodable(path, load_image(path, max_pixels=limit), side) for path in arguments.pictures]

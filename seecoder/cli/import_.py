@@ -54,7 +54,12 @@ def run(arguments: argparse.Namespace) -> None:
     config = _read_config(arguments.config)
     source = _source(path, arguments.allow_pickle)
     base = SingleFile.open(path) if source is path else SingleFile(str(path), source, {})
-    if base.has("unet"):
+    is_base = base.has("unet")
+    for name in ("config", "negative") if is_base else ("prediction_type",):
+        if getattr(arguments, name) is not None:
+            kind = "a base" if is_base else "no base"
+            raise ValueError(f"`--{name.replace('_', '-')}` has no effect: `{path}` is {kind}; leave it out.")
+    if is_base:
         with atomic_directory(arguments.out, overwrite=arguments.overwrite) as folder:
             base.save(folder, prediction_type=arguments.prediction_type)
         say(f"wrote {arguments.out}: UNet, VAE and scheduler of {path}")

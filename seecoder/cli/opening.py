@@ -5,15 +5,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from seecoder.cli.conditions.adapters import control_pictures, load_adapters, one_or_all, place
+from seecoder.cli.conditions.adapters import load_adapters, one_or_all, place
 from seecoder.cli.console import say
-from seecoder.lookup import check_source
+from seecoder.lookup import is_local
 
 if TYPE_CHECKING:
     import torch
     from PIL import Image
 
-    from seecoder.encoder.context import SavedContext
     from seecoder.pipelines import SeeCoderPipeline, SeeCoderXLPipeline
 
 
@@ -73,6 +72,18 @@ def files_of(pictures: list[str]) -> list[str]:
     return found
 
 
+def pictures_by_use(arguments: argparse.Namespace) -> dict[str, list[str]]:
+    """The paths of all pictures that a command reads, by the attributes of `OpenedPictures` that they go to."""
+    whole = (arguments.start_image, arguments.ip_adapter_image)
+    masks = (arguments.mask, *arguments.reference_mask, *(mask for mask, _ in arguments.region))
+    return {
+        "encoded": [*arguments.pictures, *arguments.negative, *(picture for _, picture in arguments.region)],
+        "whole": [path for path in whole if path is not None],
+        "controls": [*arguments.control_image, *arguments.adapter_image],
+        "masks": [path for path in masks if path is not None],
+    }
+
+
 def open_pictures(arguments: argparse.Namespace) -> OpenedPictures:
     """Open all pictures of a command before anything is loaded, so that a bad one costs no time.
 
@@ -85,19 +96,17 @@ def open_pictures(arguments: argparse.Namespace) -> OpenedPictures:
     from seecoder.images.scaling import encodable
 
     limit = MAX_PIXELS if arguments.max_pixels is None else arguments.max_pixels
-    encoded = {*arguments.pictures, *arguments.negative, *(picture for _, picture in arguments.region)}
-    whole = {path for path in [arguments.start_image, arguments.ip_adapter_image] if path is not None}
-    masks = [arguments.mask, *arguments.reference_mask, *(mask for mask, _ in arguments.region)]
+    paths = pictures_by_use(arguments)
     opened = OpenedPictures(
-        controls={path: load_control_image(path, max_pixels=limit) for path in control_pictures(arguments)},
-        masks={mask: load_mask(mask, max_pixels=limit) for mask in masks if mask is not None},
+        controls={path: load_control_image(path, max_pixels=limit) for path in paths["controls"]},
+        masks={path: load_mask(path, max_pixels=limit) for path in paths["masks"]},
     )
     side = encoded_side(arguments)
-    for path in sorted(encoded | whole):
+    for path in sorted({*paths["encoded"], *paths["whole"]}):
         pixels = load_image(path, max_pixels=limit)
-        if path in whole:
+        if path in paths["whole"]:
             opened.whole[path] = pixels
-        if path in encoded:
+        if path in paths["encoded"]:
             opened.encoded[path] = encodable(path, pixels, side)
             opened.thumbnails[path] = to_pil(pixels)
             opened.thumbnails[path].thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
@@ -111,20 +120,12 @@ def encoded_side(arguments: argparse.Namespace) -> int | None:
     from seecoder.base_model.loading import load_config
     from seecoder.images.scaling import ENCODED_SIZE
 
-    source = Path(arguments.encoder)
-    may_say = source.is_dir() or (len(source.parts) == 2 and not source.exists())  # a folder, or a repository's name
+    may_say = Path(arguments.encoder).is_dir() or not is_local(arguments.encoder)
     try:
         config = load_config(arguments.encoder, "encoder", at_top=True) if may_say else {}
     except FileNotFoundError:  # said in other words by what loads the encoder
         config = {}
     return config.get("image_size", ENCODED_SIZE)
-
-
-def saved_contexts(source: str) -> "SavedContext | None":
-    """Read `--encoder` where it names a file of contexts; None for an encoder."""
-    from seecoder.encoder.context import is_context_file, load_context
-
-    return load_context(source) if is_context_file(source) else None
 
 
 def pick_device(name: str) -> "torch.device":
@@ -134,7 +135,7 @@ def pick_device(name: str) -> "torch.device":
         name: A torch device, or "auto" for an accelerator if there is one.
 
     Raises:
-        ValueError: Not a device, or one that is not there.
+        ValueError: One that is not there.
     """
     import torch
 
@@ -142,10 +143,7 @@ def pick_device(name: str) -> "torch.device":
         if torch.cuda.is_available():
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"`--device` {name!r} is not a device; use cpu, cuda, cuda:1 or mps.") from error
+    device = torch.device(name)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"`--device` {name}: torch sees no CUDA device here; use --device cpu.")
     return device
@@ -180,7 +178,6 @@ def load_encoder(source: str, dtype: "torch.dtype | None" = None) -> Any:
     from seecoder.encoder.context import is_context_file
     from seecoder.encoder.model import SeeCoder
 
-    check_source("--encoder", source)
     if is_context_file(source):
         raise ValueError(f"`--encoder`={source} must be an encoder, not ready contexts.")
     if Path(source).is_file():
@@ -211,6 +208,8 @@ def load_pipeline(arguments: argparse.Namespace) -> "SeeCoderPipeline | SeeCoder
     from seecoder.sampling.stepper import check_steps
 
     device = pick_device(arguments.device)
+    if arguments.offload is not None and device.type == "cpu":
+        raise ValueError(f"`--offload`={arguments.offload} has no effect on the CPU; leave it out.")
     dtype = pick_dtype(arguments.dtype, device)
     scheduler = load_part(arguments.base, "scheduler", prediction_type=arguments.prediction_type)
     if getattr(arguments, "scheduler", None):

@@ -32,6 +32,9 @@ _OPTIONS = {
     "mask_image": "mask",
     "mask_feather": "mask_feather",
 }
+# What is called alike in the library and here, and may be named in an error.
+_SAME = ("base", "encoder", "vae", "variant", "scheduler", "prediction_type", "controlnet", "height", "width")
+_SAME += ("method", "weights", "max_pixels", "max_side", "port")
 
 
 def pipeline_arguments(arguments: argparse.Namespace, opened: "OpenedPictures | None" = None) -> dict[str, Any]:
@@ -55,7 +58,7 @@ def with_flags(text: str) -> str:
     Args:
         text: Such as "`num_inference_steps`=0 must be …", which becomes "`--steps`=0 must be …".
     """
-    same = {name: name for name in ("height", "width", "weights", "port", "max_side", "max_pixels", "method")}
+    same = {name: name for name in _SAME}
     for argument, option in {**_OPTIONS, **ADAPTER_OPTIONS, **same}.items():
         text = text.replace(f"`{argument}`", f"`--{option.replace('_', '-')}`")
     return text
@@ -63,7 +66,10 @@ def with_flags(text: str) -> str:
 
 def _side(text: str) -> int | str | None:
     """Read the side of a square in pixels, "trained", or "own" for None."""
-    return {"own": None, "trained": "trained"}[text] if text in ("own", "trained") else int(text)
+    try:
+        return None if text == "own" else int(text)
+    except ValueError:
+        return text  # a word; the rules of a call know which there are
 
 
 def add_image_size(parser: argparse._ActionsContainer) -> None:

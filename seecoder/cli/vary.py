@@ -27,8 +27,9 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from seecoder.base_model.facts import native_size
 from seecoder.cli.conditions.context_options import add_context_options, negative_arguments
-from seecoder.cli.conditions.regions import add_regions, add_start_image, with_regions
+from seecoder.cli.conditions.regions import add_regions, with_regions
 from seecoder.cli.console import check_new, check_space, say
 from seecoder.cli.opening import THUMBNAIL_SIDE, files_of, load_pipeline, open_pictures
 from seecoder.cli.options import (
@@ -84,11 +85,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--concatenate", action="store_true", help="with --together: put the tokens side by side, do not average"
     )
-    add_start_image(group)
+    add_regions(group)
     group.add_argument(
         "--sheet", default="sheet.png", metavar="NAME", help="contact sheet: a name in --out, or a path; '' for none"
     )
-    add_regions(group)
     group.add_argument(
         "--previews", action="store_true", help="also write what each stage of a method with several has reached"
     )
@@ -99,9 +99,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Make the variations."""
     check_options(arguments)
     check_methods(arguments.method, arguments.method_option)
-    preset = (arguments.method or "").strip().lower()
-    if not preset and not arguments.region:
-        preset = PRESETS[0]
+    preset = (arguments.method or PRESETS[0]).strip().lower()
     if preset in PRESETS:
         arguments.method = preset
         return make(arguments, None)
@@ -118,6 +116,8 @@ def make(arguments: argparse.Namespace, methods: "list[Method] | None", *, aspec
         methods: How to sample; where `arguments.method` is a preset, it decides.
         aspect: Width by height where no --width was given.
     """
+    from seecoder.pipelines.batch_size import default_batch_size
+
     seeds = seeds_of(arguments.seed, arguments.count)
     arguments.pictures = files_of(arguments.pictures)
     opened = open_pictures(arguments)
@@ -132,18 +132,19 @@ def make(arguments: argparse.Namespace, methods: "list[Method] | None", *, aspec
     pipe = load_pipeline(arguments)
     if arguments.guidance is None:
         arguments.guidance = pipe.default_guidance  # the settings keep what was used
-    given = pipeline_arguments(arguments, opened) | _size(arguments, pipe, aspect)
-    given |= negative_arguments(arguments, pipe, opened)
-    batch = arguments.batch or _batch_size(arguments, pipe, (given["height"], given["width"]))
-    batch = min(batch, len(results))
-    check_space(out, _PIXEL_BYTES * given["height"] * given["width"] * len(results) * (1 + arguments.previews))
+    (height, width), native = result_sizes(arguments, pipe, aspect)
+    check_space(out, _PIXEL_BYTES * height * width * len(results) * (1 + arguments.previews))
     if sheet is not None:
-        _check_sheet(sheet, jobs, len(seeds), (given["width"], given["height"]))
+        _check_sheet(sheet, jobs, len(seeds), (width, height))
     if arguments.method in PRESETS:
-        methods = _settle_preset(arguments, pipe, (given["height"], given["width"]))
-    given["method"] = with_regions(methods, arguments, pipe, opened)
+        methods = _settle_preset(arguments, (height, width), native)
+    given = pipeline_arguments(arguments, opened) | negative_arguments(arguments, pipe, opened)
+    given |= {"height": height, "width": width, "method": with_regions(methods, arguments, pipe, opened)}
+    cells = (height // pipe.vae_scale_factor, width // pipe.vae_scale_factor)
+    batch = arguments.batch or default_batch_size(pipe.unet, cells, pipe.device, arguments.view_batch)
+    batch = min(batch, len(results))
     say(
-        f"{len(results)} pictures of {given['height']}x{given['width']} to {out}, {batch} at a time: "
+        f"{len(results)} pictures of {height}x{width} to {out}, {batch} at a time: "
         f"{len(jobs)} contexts, seeds {', '.join(map(str, seeds))}, {arguments.steps} steps, "
         f"method {arguments.method or 'plain'}"
     )
@@ -163,43 +164,39 @@ def make(arguments: argparse.Namespace, methods: "list[Method] | None", *, aspec
         _write_settings(arguments, records)
 
 
-def _size(arguments: argparse.Namespace, pipe: "SeeCoderPipeline | SeeCoderXLPipeline", aspect: int) -> dict[str, int]:
-    """`height` and `width` of the results."""
-    from seecoder.base_model.facts import native_size
+def result_sizes(
+    arguments: argparse.Namespace, pipe: "SeeCoderPipeline | SeeCoderXLPipeline", aspect: int
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """(height, width) in pixels of the results, and of what the base was trained at.
 
-    if arguments.height and arguments.width:
-        return {"height": arguments.height, "width": arguments.width}
-    height, width = (side * pipe.vae_scale_factor for side in native_size(pipe.unet))
-    height = height if arguments.height is None else arguments.height
-    width = width if aspect == 1 else height * aspect
-    return {"height": height, "width": width if arguments.width is None else arguments.width}
+    Args:
+        arguments: The parsed options.
+        pipe: The pipeline.
+        aspect: Width by height where no --width was given.
+
+    Raises:
+        ValueError: No size was given, and the base does not say what it was trained at.
+    """
+    cell, height, width = pipe.vae_scale_factor, arguments.height, arguments.width
+    # A base that does not say what it was trained at is taken at its word if the size is given.
+    rows, columns = native_size(pipe.unet, (height // cell, width // cell) if height and width else None)
+    height = height or rows * cell
+    return (height, width or (columns * cell if aspect == 1 else height * aspect)), (rows * cell, columns * cell)
 
 
 def _settle_preset(
-    arguments: argparse.Namespace, pipe: "SeeCoderPipeline | SeeCoderXLPipeline", size: tuple[int, int]
+    arguments: argparse.Namespace, size: tuple[int, int], native: tuple[int, int]
 ) -> "list[Method] | None":
     """The methods of a preset, said with their cost, and noted in the options as if they had been given."""
-    from seecoder.base_model.facts import native_size
     from seecoder.sampling.methods.registry import build_methods
 
-    height, width = (side * pipe.vae_scale_factor for side in native_size(pipe.unet))
-    given = (arguments.method, size, (height, width), arguments.steps)
+    given = (arguments.method, size, native, arguments.steps)
     sentence = preset_sentence(*given, branches=1 if arguments.guidance == 1 else 2)
     if sentence:
         say(f"--method {sentence}; --method list shows all")
     names, settings = preset_settings(*given)
     arguments.method, arguments.method_option = names or "plain", list(settings.items())
     return build_methods(arguments.method, arguments.method_option)
-
-
-def _batch_size(
-    arguments: argparse.Namespace, pipe: "SeeCoderPipeline | SeeCoderXLPipeline", size: tuple[int, int]
-) -> int:
-    """How many pictures of `size` (in pixels) go through the networks together if `--batch` does not say."""
-    from seecoder.pipelines.batch_size import default_batch_size
-
-    cells = (size[0] // pipe.vae_scale_factor, size[1] // pipe.vae_scale_factor)
-    return default_batch_size(pipe.unet, cells, pipe.device, arguments.view_batch)
 
 
 def _check_sheet(path: Path, jobs: list[Job], seeds: int, size: tuple[int, int]) -> None:

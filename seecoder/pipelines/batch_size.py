@@ -30,7 +30,7 @@ def default_batch_size(unet: Any, size: Size, device: torch.device, view_batch_s
     Returns:
         At least 1.
     """
-    height, width = native_size(unet)
+    height, width = native_size(unet, size)
     native = height * width
     numbers = _BRANCHES * _NUMBERS * unet.config["block_out_channels"][0] * native
     held = _MEMORY_FRACTION * _free_bytes(device) / (numbers * next(unet.parameters()).element_size())

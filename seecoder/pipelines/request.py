@@ -7,23 +7,13 @@ from typing import Any
 import torch
 
 from seecoder.call_rules import check_arguments
-from seecoder.checks import Rule, choice, either, number, require
 from seecoder.pipelines.bounded_memory import AUTOENCODER_MEMORY
-from seecoder.pipelines.context.context_strength import SHORT_NAMES, ContextScale, flat_scales
+from seecoder.pipelines.context.context_strength import ContextScale
 from seecoder.pipelines.context.text import Text
 from seecoder.pipelines.inputs import ControlPictures, ImageSize, Picture, Pictures, one_each
 from seecoder.sampling.randomness import Generators
 from seecoder.sampling.recipe import Method
 from seecoder.sampling.views import Size
-
-_SCALES = either(
-    number(),
-    choice(*SHORT_NAMES),
-    Rule(
-        lambda value: isinstance(value, Mapping) and all(number().accepts(one) for _, one in flat_scales(value)),
-        'numbers by block such as {"down": {"block_2": 1.0}, "mid": 0.5}',
-    ),
-)
 
 
 @dataclass(frozen=True)
@@ -166,7 +156,6 @@ class Request:
 
     def __post_init__(self) -> None:
         check_arguments(vars(self))
-        require("context_scale", self.context_scale, _SCALES)
         starts, ends = self.control_guidance_start, self.control_guidance_end
         count = max(len(value) if isinstance(value, Sequence) else 1 for value in (starts, ends))
         starts = one_each("control_guidance_start", starts, count)
@@ -176,13 +165,8 @@ class Request:
                 raise ValueError(f"`control_guidance_start`={start} must not lie after `control_guidance_end`={end}.")
         if self.context is not None and self.context_weights is not None:
             raise ValueError("`context_weights` have no effect on a ready `context`; leave them out.")
-        if self.text_weight is not None and isinstance(self.context_scale, str | Mapping):
-            raise ValueError("`context_scale` by blocks needs `text` side by side; leave `text_weight` out.")
         if self.context is not None and self.image_mask is not None:
             raise ValueError("`image_mask` has no effect on a ready `context`; leave it out.")
-        for name in ("negative_text", "text_weight"):
-            if self.text is None and getattr(self, name) is not None:
-                raise ValueError(f"`{name}` has no effect without `text`; leave it out.")
         if len(self.schedule) > 1:
             raise ValueError("`timesteps` and `sigmas` contradict each other; give one of them.")
 

@@ -22,6 +22,7 @@ ADAPTER_OPTIONS = {
     "ip_adapter_image": "ip_adapter_image",
 }
 _TOGETHER = (("controlnet", "control_image"), ("adapter", "adapter_image"), ("ip_adapter", "ip_adapter_image"))
+_NUMBERS = {"controlnet": ("control_scale", "control_start", "control_end"), "adapter": ("adapter_scale",)}
 Pictures = Mapping[str, Any]  # decoded, by their paths
 _OFFLOADING = ("model", "sequential", "group")
 
@@ -65,9 +66,34 @@ def add_adapter_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def control_pictures(arguments: argparse.Namespace) -> list[str]:
-    """The paths of the pictures that ControlNets and T2I-Adapters see."""
-    return [*arguments.control_image, *arguments.adapter_image]
+def check_adapters(arguments: argparse.Namespace) -> None:
+    """Refuse files that are not there, networks without their pictures, and numbers without their network.
+
+    Raises:
+        ImportError: peft is not installed.
+        FileNotFoundError: An IP-Adapter, or its image encoder, is missing.
+        ValueError: A network without a picture or the other way round, or numbers for other networks than there are.
+    """
+    for network, options in _NUMBERS.items():
+        count = len(getattr(arguments, network))
+        for option in options:
+            if len(getattr(arguments, option)) not in {0, min(count, 1), count}:
+                raise ValueError(
+                    f"`--{option.replace('_', '-')}`={getattr(arguments, option)} must be one number for all {count} "
+                    f"of `--{network}`, or one each; leave it out if there is none."
+                )
+    for network, picture in _TOGETHER:
+        networks, pictures = getattr(arguments, network), getattr(arguments, picture)
+        counts = [len(given) if isinstance(given, list) else given is not None for given in (networks, pictures)]
+        if counts[0] != counts[1]:
+            flags = f"`--{network.replace('_', '-')}` and `--{picture.replace('_', '-')}`"
+            raise ValueError(f"{flags} work only together, as many of one as of the other.")
+    if arguments.lora and importlib.util.find_spec("peft") is None:
+        raise ImportError("`--lora` needs peft. Install the extra: pip install 'seecoder[lora]'.")
+    if arguments.ip_adapter is not None:
+        path = Path(arguments.ip_adapter[0])
+        if not path.is_file() or not (path.parent / "image_encoder").is_dir():
+            raise FileNotFoundError(f"`--ip-adapter`={path} must be a file with a folder image_encoder/ beside it.")
 
 
 def adapter_arguments(
@@ -78,15 +104,8 @@ def adapter_arguments(
     Args:
         arguments: The parsed options.
         controls: Decoded control pictures by their paths, which they take the place of.
-        whole: Other decoded pictures, likewise.
-
-    Raises:
-        ValueError: A network without a picture, or the other way round.
+        whole: Other decoded pictures by their paths.
     """
-    for network, picture in _TOGETHER:
-        if _count(getattr(arguments, network)) != _count(getattr(arguments, picture)):
-            flags = f"`--{network.replace('_', '-')}` and `--{picture.replace('_', '-')}`"
-            raise ValueError(f"{flags} work only together, as many of one as of the other.")
     given = {argument: getattr(arguments, option) for argument, option in ADAPTER_OPTIONS.items()}
     if controls is not None and whole is not None:
         for name in ("control_image", "adapter_image"):
@@ -104,22 +123,15 @@ def load_adapters(pipe: "SeeCoderPipeline | SeeCoderXLPipeline", arguments: argp
         arguments: The parsed options.
 
     Raises:
-        ImportError: `peft` is not installed.
-        FileNotFoundError: A file is missing.
         WeightsError: One for another base.
     """
-    if arguments.lora and importlib.util.find_spec("peft") is None:
-        raise ImportError("`--lora` needs peft. Install the extra: pip install 'seecoder[lora]'.")
-    names = []
-    for source, _ in arguments.lora:
-        names.append(f"lora{len(names) + 1}")
-        pipe.load_lora_weights(source, adapter_name=names[-1])
+    names = [f"lora{place}" for place, _ in enumerate(arguments.lora, 1)]
+    for name, (source, _) in zip(names, arguments.lora, strict=True):
+        pipe.load_lora_weights(source, adapter_name=name)
     if names:
         pipe.set_adapters(names, [weight for _, weight in arguments.lora])
     if arguments.ip_adapter is not None:
         path, scale = Path(arguments.ip_adapter[0]), arguments.ip_adapter[1]
-        if not path.is_file() or not (path.parent / "image_encoder").is_dir():
-            raise FileNotFoundError(f"`--ip-adapter`={path} must be a file with a folder image_encoder/ beside it.")
         pipe.load_ip_adapter(str(path.parent), weight_name=path.name)
         pipe.set_ip_adapter_scale(scale)
 
@@ -131,17 +143,12 @@ def place(pipe: "SeeCoderPipeline | SeeCoderXLPipeline", offload: str | None, de
         pipe: The pipeline.
         offload: What `--offload` gave.
         device: Where the networks work.
-
-    Raises:
-        ValueError: Offloading from the CPU.
     """
     import torch
 
     if offload is None:
         pipe.to(device)
         return
-    if device.type == "cpu":
-        raise ValueError(f"`--offload`={offload} has no effect on the CPU, where everything is anyway; leave it out.")
     if offload == "model":
         pipe.enable_model_cpu_offload(device=device)
         return
@@ -156,7 +163,3 @@ def place(pipe: "SeeCoderPipeline | SeeCoderXLPipeline", offload: str | None, de
 def one_or_all(values: list[Any]) -> Any:
     """The value of an option that was given once, all values of a repeated one, or None."""
     return values if len(values) > 1 else next(iter(values), None)
-
-
-def _count(value: Any) -> int:
-    return len(value) if isinstance(value, list) else int(value is not None)

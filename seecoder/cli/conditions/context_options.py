@@ -12,13 +12,13 @@ if TYPE_CHECKING:
 
 def scale_by_blocks(text: str) -> float | str | dict[str, float]:
     """Read a number, "style" or "layout", or numbers by block: `down.block_2=1,mid=0.5`."""
-    if "=" in text:
-        pairs = [pair.partition("=") for pair in text.split(",")]
-        return {block.strip(): float(value) for block, _, value in pairs}
     try:
+        if "=" in text:
+            pairs = [pair.partition("=") for pair in text.split(",")]
+            return {block.strip(): float(value) for block, _, value in pairs}
         return float(text)
     except ValueError:
-        return text  # a word; the pipeline knows which there are
+        return text  # a word; the rules of a call know which there are
 
 
 def add_context_options(parser: argparse.ArgumentParser) -> None:

@@ -18,8 +18,8 @@ def mask_and_picture(text: str) -> tuple[str, str]:
     return mask, picture
 
 
-def add_start_image(parser: argparse._ActionsContainer) -> None:
-    """Add what says which picture is redrawn, how much and where."""
+def add_regions(parser: argparse._ActionsContainer) -> None:
+    """Add what says which picture is redrawn, how much and where, and what follows pictures of its own."""
     parser.add_argument(
         "--start-image",
         metavar="PICTURE",
@@ -39,10 +39,6 @@ def add_start_image(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--mask-feather", type=int, default=0, metavar="PIXELS", help="width of the fade around the mask; 0: hard edge"
     )
-
-
-def add_regions(parser: argparse._ActionsContainer) -> None:
-    """Add the option."""
     parser.add_argument(
         "--region",
         type=mask_and_picture,
@@ -69,14 +65,12 @@ def with_regions(
         opened: The decoded masks and pictures.
 
     Raises:
-        ValueError: No such method, or a pipeline without an encoder.
+        ValueError: A pipeline without an encoder.
     """
     from seecoder.sampling.methods.multidiffusion import MultiDiffusion, Region
 
     if not arguments.region:
         return methods
-    if not any(isinstance(method, MultiDiffusion) for method in methods or ()):
-        raise ValueError("`--region` needs `--method multidiffusion` (alone, or where it composes with others).")
     regions = []
     for mask, picture in arguments.region:
         scale = arguments.context_scale

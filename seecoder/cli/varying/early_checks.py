@@ -8,10 +8,12 @@ from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
 
+from seecoder.base_model.facts import native_size, pixels_per_cell
 from seecoder.call_rules import check_arguments, check_size
 from seecoder.checks import number, require, some_of, whole
-from seecoder.cli.conditions.adapters import control_pictures
+from seecoder.cli.conditions.adapters import check_adapters
 from seecoder.cli.console import check_new
+from seecoder.cli.opening import pictures_by_use
 from seecoder.cli.options import pipeline_arguments
 from seecoder.cli.varying.jobs import seeds_of
 
@@ -28,16 +30,25 @@ def check_options(arguments: argparse.Namespace) -> None:
     """
     check_arguments(pipeline_arguments(arguments))
     check_networks(arguments)
+    check_adapters(arguments)
     seeds_of(arguments.seed, arguments.count)
     for name in ("height", "width", "batch", "max_pixels"):
         if getattr(arguments, name) is not None:
             require(f"--{name.replace('_', '-')}", getattr(arguments, name), whole(1))
-    *native, cell = base_pixels(arguments.base)
-    check_size(arguments.height or native[0], arguments.width or native[1], cell)
+    height, width, cell = base_pixels(arguments.base)
+    check_size(arguments.height or height, arguments.width or width, cell)
+    if arguments.region and "multidiffusion" not in (arguments.method or "").lower():
+        raise ValueError("`--region` needs `--method multidiffusion` (alone, or where it composes with others).")
     pictures = arguments.pictures
     for name in ("weights", "concatenate"):
         if getattr(arguments, name) and not arguments.together:
             raise ValueError(f"`--{name}` has no effect without `--together`.")
+    if arguments.guidance == 1:
+        for name in ("negative", "negative_text"):
+            if getattr(arguments, name):
+                raise ValueError(f"`--{name.replace('_', '-')}` has no effect with `--guidance 1`; use another.")
+    if arguments.concatenate and arguments.weights:
+        raise ValueError("`--weights` have no effect with `--concatenate`; leave one of them out.")
     if arguments.weights and not any(Path(path).is_dir() for path in pictures):
         count = len(pictures)
         rule = some_of(
@@ -83,10 +94,7 @@ def check_pictures(paths: Sequence[str]) -> None:
 
 def input_files(arguments: argparse.Namespace) -> list[str]:
     """All pictures that a command reads."""
-    parts = [path for pair in arguments.region for path in pair]
-    single = filter(None, [arguments.start_image, arguments.mask, arguments.ip_adapter_image])
-    beside = [*arguments.negative, *arguments.reference_mask, *parts]
-    return [*arguments.pictures, *beside, *control_pictures(arguments), *single]
+    return [path for paths in pictures_by_use(arguments).values() for path in paths]
 
 
 def sheet_path(sheet: str, out: Path) -> Path | None:
@@ -108,11 +116,12 @@ def sheet_path(sheet: str, out: Path) -> Path | None:
 
 def base_pixels(base: str | None) -> tuple[int, int, int]:
     """Height and width that a base in a folder was trained at and a latent cell, in pixels; of others what is usual."""
-    try:
-        side = json.loads((Path(base or "") / "unet" / "config.json").read_text(encoding="utf-8"))["sample_size"]
-        vae = json.loads((Path(base or "") / "vae" / "config.json").read_text(encoding="utf-8"))
-        cell = 2 ** (len(vae["block_out_channels"]) - 1)
-        height, width = (side, side) if isinstance(side, int) else side
-    except (OSError, ValueError, KeyError, TypeError):
+    unet, vae = (Path(base or "", part, "config.json") for part in ("unet", "vae"))
+    if not (unet.is_file() and vae.is_file()):
         return _NATIVE, _NATIVE, 1 if base else _CELL
-    return height * cell, width * cell, cell
+    try:
+        cell = pixels_per_cell(json.loads(vae.read_text(encoding="utf-8")))
+        sides = native_size(json.loads(unet.read_text(encoding="utf-8")), (_NATIVE // cell, _NATIVE // cell))
+    except ValueError:  # no JSON, which what loads the base says better
+        return _NATIVE, _NATIVE, 1
+    return sides[0] * cell, sides[1] * cell, cell

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from seecoder.checks import require, whole
 from seecoder.cli.conditions.context_options import reference_masks
 from seecoder.cli.console import safe_name
-from seecoder.cli.opening import saved_contexts
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -82,14 +81,17 @@ def make_jobs(arguments: argparse.Namespace, opened: "OpenedPictures") -> list[J
     Raises:
         ValueError: Options that contradict each other, or nothing to vary.
     """
-    from seecoder.encoder.context import ImageSet, normalise_weights
+    from seecoder.encoder.context import ImageSet, is_context_file, load_context, normalise_weights
 
-    contexts, pictures = saved_contexts(arguments.encoder), arguments.pictures
-    if contexts is not None:
-        if pictures or arguments.together or arguments.reference_mask:
+    pictures = arguments.pictures
+    if is_context_file(arguments.encoder):
+        needs_encoder = ("together", "reference_mask", "negative", "region")
+        if pictures or any(getattr(arguments, name) for name in needs_encoder):
             raise ValueError(
-                "`--encoder` names ready contexts; PICTURE, --together and --reference-mask have no effect with them."
+                "`--encoder` names ready contexts; PICTURE, --together, --reference-mask, --negative and --region go "
+                "only with an encoder."
             )
+        contexts = load_context(arguments.encoder)
         vectors = {"context": contexts.context, "pooled_context": contexts.pooled}
         rows = [
             {name: values[row : row + 1] for name, values in vectors.items() if values is not None}
@@ -102,8 +104,6 @@ def make_jobs(arguments: argparse.Namespace, opened: "OpenedPictures") -> list[J
     encoded, masks = [opened.encoded[path] for path in pictures], reference_masks(arguments, opened)
     if arguments.together:
         normalise_weights(arguments.weights, len(pictures))
-        if arguments.concatenate and arguments.weights is not None:
-            raise ValueError("`--weights` have no effect with `--concatenate`; leave one of them out.")
         combine = "concatenate" if arguments.concatenate else "average"
         together = ImageSet(encoded, arguments.weights, combine, masks)
         return [Job("together", {"image": together}, pictures, thumbnails)]

@@ -15,24 +15,15 @@ import torch
 from torch import nn
 
 from seecoder.base_model.facts import is_sdxl
+from seecoder.call_rules import flat_scales
 from seecoder.sampling.path import uncompiled
 
 # A number for all blocks, "style" or "layout", or numbers by block as diffusers' `set_ip_adapter_scale` takes them:
 # {"down": {"block_2": [0.0, 1.0]}, "mid": 0.5, "up": 1.0}. Blocks that are not named see no picture.
 ContextScale = float | str | Mapping[str, Any]
 
-SHORT_NAMES = ("style", "layout")
 _SDXL = {"style": {"up.block_0.1": 1.0}, "layout": {"down.block_2.1": 1.0}}
 _LAYER = re.compile(r"(?:(down|up)_blocks\.(\d+)|(mid)_block)\.attentions\.(\d+)\..*attn2$")
-
-
-def flat_scales(scale: Mapping[str, Any] | list[Any] | tuple[Any, ...], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Give the numbers of nested scales by address: ("down.block_2.1", 1.0)."""
-    for name, value in scale.items() if isinstance(scale, Mapping) else enumerate(scale):
-        if isinstance(value, Mapping | list | tuple):
-            yield from flat_scales(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
 
 
 def layer_strengths(unet: Any, scale: ContextScale) -> dict[nn.Module, float]:

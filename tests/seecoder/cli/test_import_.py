@@ -115,3 +115,15 @@ def test_the_anime_variant_s_learned_negative_is_padded_with_zeros_and_kept(rele
     torch.save({"a": learned, "b": learned}, tmp_path / "anime_ug.pth")
     assert main([*arguments, "--allow-pickle", "--overwrite"]) == 2
     assert "holds 2 tensors" in capsys.readouterr().err
+
+
+def test_options_of_the_other_kind_of_file_are_refused(released, build, tmp_path, capsys):
+    _, file, sizes = released()
+    out = str(tmp_path / "out")
+    assert main(["import", str(file), out, "--config", str(sizes), "--prediction-type", "epsilon"]) == 2
+    assert "`--prediction-type` has no effect" in capsys.readouterr().err
+    base = write_checkpoint(tmp_path / "b.safetensors", {UNET: build["unet"](), "first_stage_model.": build["vae"]()})
+    for option, value in (("--config", sizes), ("--negative", file)):
+        assert main(["import", str(base), out, option, str(value)]) == 2
+        assert f"`{option}` has no effect" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

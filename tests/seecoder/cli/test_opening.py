@@ -16,7 +16,6 @@ from seecoder.cli.opening import (
     open_pictures,
     pick_device,
     pick_dtype,
-    saved_contexts,
 )
 from seecoder.encoder.context import save_context
 from seecoder.images.gate import load_image
@@ -79,21 +78,15 @@ def test_devices_and_their_dtypes():
     assert pick_dtype("auto", pick_device("cpu")) == torch.float32
     assert pick_dtype("auto", torch.device("cuda")) == torch.float16
     assert pick_dtype("bfloat16", torch.device("cpu")) == torch.bfloat16
-    with pytest.raises(ValueError, match="is not a device"):
-        pick_device("abacus")
 
 
 def test_an_encoder_or_contexts(encoder_folder, tmp_path):
     assert load_encoder(str(encoder_folder)).config["context_dim"] == 32
-    assert saved_contexts(str(encoder_folder)) is None
     file = str(tmp_path / "contexts.safetensors")
     save_context(file, torch.zeros(2, 6, 32))
-    contexts = saved_contexts(file)
-    assert contexts is not None
-    assert contexts.context.shape == (2, 6, 32)
     with pytest.raises(ValueError, match=r"contexts\.safetensors must be an encoder, not ready contexts"):
         load_encoder(file)
-    with pytest.raises(FileNotFoundError, match=r"`--encoder`=\./nowhere does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"`encoder`=\./nowhere does not exist"):
         load_encoder("./nowhere")
 
 

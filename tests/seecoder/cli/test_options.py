@@ -30,6 +30,7 @@ def test_options_become_arguments_of_the_call():
 
 def test_errors_name_the_option_in_place_of_the_argument():
     assert with_flags("`num_inference_steps`=0 must be more") == "`--steps`=0 must be more"
+    assert with_flags("`prediction_type`=x of `base`") == "`--prediction-type`=x of `--base`"
     assert with_flags("`stride`=0 must be more") == "`stride`=0 must be more"
 
 

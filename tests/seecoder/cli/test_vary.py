@@ -83,8 +83,7 @@ def test_the_size_at_which_the_encoder_sees_pictures(pictures, networks, tmp_pat
     assert not torch.equal(contexts["own"], contexts["32"])
     files = {size: pixels_of(tmp_path / size / "0001-first-one-seed0.png") for size in contexts}
     assert files["own"] == files["512"] != files["32"]
-    with pytest.raises(SystemExit, match="2"):
-        main(["vary", pictures[0], *networks, "--out", str(tmp_path / "x"), "--image-size", "big"])
+    assert main(["vary", pictures[0], *networks, "--out", str(tmp_path / "x"), "--image-size", "big"]) == 2
 
 
 def test_methods_and_their_settings(pictures, networks, tmp_path, capsys):
@@ -310,3 +309,14 @@ def test_a_result_larger_than_what_is_read_from_elsewhere_goes_on_the_sheet(tmp_
     Image.new("L", (8193, 8192), 128).save(result)
     vary._write_sheet(tmp_path / "sheet.png", [vary.Job("context", {}, [])], [0], [[result]])
     assert size_of(tmp_path / "sheet.png") == (256 + 16 + 12, 256 + 12)
+
+
+def test_a_base_that_does_not_say_its_size_takes_the_one_that_is_asked_for():
+    pipe = SimpleNamespace(unet={"cross_attention_dim": 1024}, vae_scale_factor=8)
+    asked = SimpleNamespace(height=512, width=1024)
+    assert vary.result_sizes(asked, pipe, 1) == ((512, 1024), (512, 1024))
+    with pytest.raises(ValueError, match="give `height` and `width`"):
+        vary.result_sizes(SimpleNamespace(height=512, width=None), pipe, 1)
+    known = SimpleNamespace(unet={"sample_size": [8, 16]}, vae_scale_factor=8)
+    assert vary.result_sizes(SimpleNamespace(height=None, width=None), known, 1) == ((64, 128), (64, 128))
+    assert vary.result_sizes(SimpleNamespace(height=32, width=None), known, 4) == ((32, 128), (64, 128))

@@ -2,6 +2,7 @@
 
 import json
 from argparse import Namespace
+from pathlib import Path
 
 import pytest
 import torch
@@ -95,7 +96,10 @@ def test_an_ip_adapter_brings_its_image_encoder(made, pictures, tmp_path) -> Non
     ("options", "message"),
     [
         (["--lora", "nothere.safetensors"], "`--lora`=nothere.safetensors does not exist"),
-        (["--controlnet", "x"], "`--controlnet` and `--control-image` work only together, as many of one"),
+        (
+            ["--controlnet", str(Path(__file__).parent)],
+            "`--controlnet` and `--control-image` work only together, as many of one",
+        ),
         (["--adapter-image", "x.png"], "`--adapter` and `--adapter-image` work only together"),
         (["--ip-adapter", "x"], "`--ip-adapter` and `--ip-adapter-image` work only together"),
         (["--offload", "model", "--device", "cpu"], "`--offload`=model has no effect on the CPU"),

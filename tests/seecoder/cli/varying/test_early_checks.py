@@ -48,6 +48,21 @@ MISTAKES = [
         [*VARY, "--height", "130"],
         "`--height`=130 must be a positive multiple of 4 (one latent cell is 4 pixels). Use 128",
     ),
+    ([*VARY, "--image-size", "big"], "`--image-size`='big' must be 'trained' or a whole number from 32 up"),
+    (["encode", SCENE, "--encoder", NETWORKS[3], "--out", "x.safetensors", "--image-size", "8"], "`--image-size`=8"),
+    (["app", *NETWORKS, "--autoencoder-memory", "0"], "`--autoencoder-memory`=0.0 must be a number above 0"),
+    ([*VARY, "--context-scale", "stile"], "`--context-scale`='stile' must be a number, 'style' or 'layout' or numbers"),
+    ([*VARY, "--context-scale", "down=much"], "`--context-scale`='down=much' must be a number, 'style' or 'layout'"),
+    ([*VARY, "--negative-text", "rain"], "`--negative-text` has no effect without `--text`; leave it out."),
+    ([*VARY, "--negative-text", "rain", "--text", "sun", "--guidance", "1"], "`--negative-text` has no effect with"),
+    ([*VARY, "--negative", SCENE, "--guidance", "1"], "`--negative` has no effect with `--guidance 1`; use another."),
+    ([*VARY, "--control-start", "0.5"], "`--control-start`=[0.5] must be one number for all 0 of `--controlnet`"),
+    ([*VARY, "--adapter-scale", "1"], "`--adapter-scale`=[1.0] must be one number for all 0 of `--adapter`, or one"),
+    (
+        [*VARY, "--controlnet", WORLD, "--control-image", SCENE, "--control-scale", "1", "--control-scale", "2"],
+        "`--control-scale`=[1.0, 2.0] must be one number for all 1 of `--controlnet`, or one each",
+    ),
+    ([*VARY, "--text-weight", "0.5"], "`--text-weight` has no effect without `--text`; leave it out."),
     ([*VARY, "--image-size", "8"], "`--image-size`=8 must be 'trained' or a whole number from 32 up"),
     ([*VARY, "--autoencoder-memory", "0"], "`--autoencoder-memory`=0.0 must be a number above 0 or infinity (in GiB)."),
     ([*VARY, "--weights", "1"], "`--weights` has no effect without `--together`."),
@@ -70,10 +85,20 @@ MISTAKES = [
     (["app", *NETWORKS, "--max-side", "0"], "`--max-side`=0 must be a whole number from 1 up."),
     ([*PANORAMA, "--method", "demofusion"], "`--method`='demofusion' makes no panoramas; use syncdiffusion,"),
     ([*VARY, "--region", "mask.png"], "'mask.png' is not MASK=PICTURE"),
+    ([*VARY, "--region", f"{SCENE}={SCENE}"], "`--region` needs `--method multidiffusion` (alone, or where it"),
+    (["app", *NETWORKS, "--controlnet", WORLD], "the web app has no ControlNet, T2I-Adapter or IP-Adapter; use"),
+    (["app", *NETWORKS, "--ip-adapter", "x"], "the web app has no ControlNet, T2I-Adapter or IP-Adapter; use"),
     # paths
+    (
+        [*VARY, "--ip-adapter", "x", "--ip-adapter-image", SCENE],
+        "`--ip-adapter`=x must be a file with a folder image_encoder/ beside it.",
+    ),
     (["vary", "nocat.png", *VARY[2:]], "`nocat.png` does not exist; give the path of a picture."),
     (["vary", *VARY[2:]], "give at least one PICTURE, or contexts with `--encoder`."),
-    ([*VARY, "--region", f"nomask.png={SCENE}"], "`nomask.png` does not exist; give the path of a picture."),
+    (
+        [*VARY, "--method", "multidiffusion", "--region", f"nomask.png={SCENE}"],
+        "`nomask.png` does not exist; give the path of a picture.",
+    ),
     ([*VARY, "--sheet", "sheet.exe"], "`--sheet`='sheet.exe' must end in .png, .jpg or .webp."),
     ([*VARY, "--sheet", "{out}/old/sheet.png"], "old/sheet.png` exists; use --overwrite, or another --out."),
     (["vary", SCENE, *NETWORKS, "--out", "{out}/old"], "settings.json` exists; use --overwrite, or another --out."),
@@ -141,6 +166,24 @@ def test_what_a_base_says_of_its_size(base_folder):
     assert base_pixels(str(base_folder)) == (16, 16, 2)
     assert base_pixels(None) == (512, 512, 8)
     assert base_pixels("owner/name") == (512, 512, 1)  # any size may be right
+
+
+@pytest.mark.parametrize(
+    ("unet", "side"),
+    [
+        ({"sample_size": 32, "_diffusers_version": "0.6.0", "cross_attention_dim": 768}, 512),
+        ({"cross_attention_dim": 2048}, 1024),
+        ({"sample_size": None, "cross_attention_dim": 1024}, 512),  # it may be 768, too
+        ({"sample_size": 96, "cross_attention_dim": 1024}, 768),
+    ],
+)
+def test_published_configurations_are_read_as_what_they_mean(unet, side, tmp_path):
+    for part, config in (("unet", unet), ("vae", {"block_out_channels": [1, 2, 4, 4]})):
+        (tmp_path / part).mkdir()
+        (tmp_path / part / "config.json").write_text(json.dumps(config))
+    assert base_pixels(str(tmp_path)) == (side, side, 8)
+    (tmp_path / "unet" / "config.json").write_text("{")
+    assert base_pixels(str(tmp_path)) == (512, 512, 1)
 
 
 def test_a_port_in_use_is_told_at_once(capsys):

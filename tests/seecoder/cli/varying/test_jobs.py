@@ -9,6 +9,7 @@ from PIL import Image
 
 from seecoder.cli.opening import OpenedPictures
 from seecoder.cli.varying.jobs import make_jobs, seeds_of
+from seecoder.encoder.context import save_context
 
 OPENED = OpenedPictures(
     encoded={"a b.png": torch.zeros(3, 4, 4), "c.png": torch.ones(3, 4, 4)},
@@ -47,3 +48,15 @@ def test_pictures_together_are_one_job():
 def test_nothing_to_vary_is_refused():
     with pytest.raises(ValueError, match="at least one PICTURE"):
         make_jobs(options(pictures=[]), OPENED)
+
+
+def test_ready_contexts_are_jobs_and_go_with_nothing_that_has_to_be_encoded(tmp_path):
+    file = str(tmp_path / "contexts.safetensors")
+    save_context(file, torch.rand(2, 6, 32))
+    given = {"encoder": file, "pictures": [], "negative": [], "region": []}
+    jobs = make_jobs(options(**given), OPENED)
+    assert [job.sources for job in jobs] == [[f"{file}[0]"], [f"{file}[1]"]]
+    assert jobs[1].arguments["context"].shape == (1, 6, 32)
+    for name, value in (("pictures", ["c.png"]), ("negative", ["c.png"]), ("region", [("m.png", "c.png")])):
+        with pytest.raises(ValueError, match="go only with an encoder"):
+            make_jobs(options(**{**given, name: value}), OPENED)
