@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from tempfile import TemporaryFile
 
+_LONGEST_PIECE = 40  # characters of a name of a file that come from elsewhere
 _LONGEST_NAME = 255  # bytes, on all common file systems
 
 
@@ -17,17 +18,16 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def safe_name(text: str, limit: int = 40) -> str:
+def safe_name(text: str) -> str:
     """Make a piece of a file name out of anything.
 
     Args:
         text: Such as the name of an input picture.
-        limit: Longest result.
 
     Returns:
-        1 to `limit` characters out of A-Z, a-z, 0-9, hyphen and underscore.
+        1 to 40 characters out of A-Z, a-z, 0-9, hyphen and underscore.
     """
-    slug = re.sub(r"[^A-Za-z0-9_]+", "-", text).strip("-")[:limit].strip("-")
+    slug = re.sub(r"[^A-Za-z0-9_]+", "-", text).strip("-")[:_LONGEST_PIECE].strip("-")
     return slug or "picture"
 
 

@@ -162,13 +162,8 @@ def add_base_options(parser: argparse.ArgumentParser) -> None:
     add_adapter_options(parser)
 
 
-def add_sampling_options(parser: argparse.ArgumentParser, *, method: str | None) -> None:
-    """Add what says how to sample.
-
-    Args:
-        parser: The command's.
-        method: Default of --method.
-    """
+def add_sampling_options(parser: argparse.ArgumentParser) -> None:
+    """Add what says how to sample."""
     group = parser.add_argument_group("sampling")
     group.add_argument("--height", type=int, help="pixels, a multiple of 8; default: what the base was trained at")
     group.add_argument("--width", type=int, help="the same")
@@ -186,7 +181,6 @@ def add_sampling_options(parser: argparse.ArgumentParser, *, method: str | None)
     group.add_argument(
         "--method",
         action=_MethodAction,
-        default=method,
         metavar="NAME[,NAME]",
         help="how to sample above the base's size: names, a preset, plain; list shows all with settings and costs",
     )

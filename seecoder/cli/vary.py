@@ -66,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="pictures to vary, or folders of them; none if --encoder names contexts",
     )
     add_base_options(parser)
-    add_sampling_options(parser, method=None)
+    add_sampling_options(parser)
     add_context_options(parser)
     group = parser.add_argument_group("what to make")
     group.add_argument("--out", required=True, metavar="FOLDER", help="where to write")

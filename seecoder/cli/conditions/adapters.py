@@ -70,7 +70,7 @@ def check_adapters(arguments: argparse.Namespace) -> None:
     """Refuse files that are not there, networks without their pictures, and numbers without their network.
 
     Raises:
-        ImportError: peft is not installed.
+        ImportError: The package peft is not installed.
         FileNotFoundError: An IP-Adapter, or its image encoder, is missing.
         ValueError: A network without a picture or the other way round, or numbers for other networks than there are.
     """
