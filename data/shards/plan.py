@@ -12,6 +12,7 @@ together. A reader therefore has at most `window` shards open at a time, and mix
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from seecoder.checks import check, require, some_of, whole
 
 _CACHED_EPOCHS = 2  # a batch may straddle two
-_CACHED_BLOCKS = 4
+_CACHED_ORDERS = 6  # of their shards, and of four blocks
 _NEAR_ATTEMPTS = 8  # substitutes from the same block, whose shards are open, before looking anywhere
 
 
@@ -31,6 +32,7 @@ def derive_seed(*parts: int | str) -> int:
     return int.from_bytes(digest, "little") >> 1
 
 
+@lru_cache(_CACHED_ORDERS)
 def permutation(count: int, *parts: int | str) -> NDArray[np.int64]:
     """Permute `range(count)` as a pure function of `parts`.
 
@@ -86,14 +88,13 @@ class Plan:
             raise ValueError(f"The {len(samples)} shards hold no samples at all.")
         self.offsets = np.concatenate([[0], np.cumsum(self.counts)])  # sample_id of each shard's first sample
         self._epochs: dict[int, _Epoch] = {}
-        self._blocks: dict[tuple[int, int], NDArray[np.int64]] = {}
 
     def __len__(self) -> int:
         """Return the samples of one epoch."""
         return self.samples
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_epochs": {}, "_blocks": {}}  # workers rebuild these in milliseconds
+        return self.__dict__ | {"_epochs": {}}  # workers rebuild these in milliseconds
 
     def place(self, position: int) -> Place:
         """Look up a position of the endless sequence.
@@ -106,8 +107,8 @@ class Plan:
         slot = int(np.searchsorted(order.starts, local, side="right")) - 1
         if self.shuffle:
             block = slot // self.window
-            first = int(order.starts[block * self.window])
-            local = first + int(self._block(epoch, block)[local - first])
+            first, stop = self._borders(order, block)
+            local = first + int(permutation(stop - first, self.seed, "samples", epoch, block)[local - first])
             slot = int(np.searchsorted(order.starts, local, side="right")) - 1
         shard, number = int(order.shards[slot]), local - int(order.starts[slot])
         return Place(epoch, shard, number, int(self.offsets[shard]) + number)
@@ -125,12 +126,8 @@ class Plan:
         epoch, local = divmod(position, self.samples)
         first, stop = 0, self.samples
         if attempt < _NEAR_ATTEMPTS:
-            starts = self._epoch(epoch).starts
-            block = (int(np.searchsorted(starts, local, side="right")) - 1) // self.window
-            first, stop = (
-                int(starts[block * self.window]),
-                int(starts[min((block + 1) * self.window, len(self.counts))]),
-            )
+            order = self._epoch(epoch)
+            first, stop = self._borders(order, (int(np.searchsorted(order.starts, local, "right")) - 1) // self.window)
         draw = derive_seed(self.seed, "substitute", position, attempt)
         return self.place(epoch * self.samples + first + draw % (stop - first))
 
@@ -150,19 +147,12 @@ class Plan:
             if self.shuffle:
                 shards = permutation(len(self.counts), self.seed, "shards", epoch)
             starts = np.concatenate([[0], np.cumsum(self.counts[shards])])
-            _forget_oldest(self._epochs, _CACHED_EPOCHS)
+            while len(self._epochs) >= _CACHED_EPOCHS:
+                del self._epochs[next(iter(self._epochs))]
             self._epochs[epoch] = _Epoch(shards, starts)
         return self._epochs[epoch]
 
-    def _block(self, epoch: int, block: int) -> NDArray[np.int64]:
-        if (epoch, block) not in self._blocks:
-            starts = self._epoch(epoch).starts
-            first, stop = starts[block * self.window], starts[min((block + 1) * self.window, len(self.counts))]
-            _forget_oldest(self._blocks, _CACHED_BLOCKS)
-            self._blocks[epoch, block] = permutation(int(stop - first), self.seed, "samples", epoch, block)
-        return self._blocks[epoch, block]
-
-
-def _forget_oldest(cache: dict[Any, Any], size: int) -> None:
-    while len(cache) >= size:
-        del cache[next(iter(cache))]
+    def _borders(self, order: _Epoch, block: int) -> tuple[int, int]:
+        """Where a block begins and ends in its epoch."""
+        stop = min((block + 1) * self.window, len(self.counts))
+        return int(order.starts[block * self.window]), int(order.starts[stop])

@@ -7,6 +7,7 @@ saved, so nothing can be restored wrongly.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -51,7 +52,6 @@ class Shuffle:
     def __init__(self, count: int, seed: int) -> None:
         self.count = count
         self.seed = seed
-        self._orders: dict[int, Tensor] = {}
 
     def keys(self, first: int, count: int) -> Tensor:
         """Epoch and sample number of the global samples first ... first + count - 1; (count, 2) int64."""
@@ -60,15 +60,13 @@ class Shuffle:
         samples = torch.empty_like(positions)
         for epoch in epochs.unique().tolist():
             chosen = epochs == epoch
-            samples[chosen] = self._order(epoch)[positions[chosen] % self.count]
+            samples[chosen] = _order(self.count, self.seed, epoch)[positions[chosen] % self.count]
         return torch.stack([epochs, samples], dim=1)
 
-    def _order(self, epoch: int) -> Tensor:
-        if epoch not in self._orders:
-            generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", epoch))
-            self._orders = {old: order for old, order in self._orders.items() if old == epoch - 1}
-            self._orders[epoch] = torch.randperm(self.count, generator=generator)
-        return self._orders[epoch]
+
+@lru_cache(2)  # a batch may straddle two epochs
+def _order(count: int, seed: int, epoch: int) -> Tensor:
+    return torch.randperm(count, generator=torch.Generator().manual_seed(derive_seed(seed, "order", epoch)))
 
 
 @dataclass(frozen=True)
