@@ -12,9 +12,9 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
-from data.world.scenes import BACKGROUNDS, HUES, SHAPES, TEXTURES, Scenes
+from data.world.scenes import ATTRIBUTES, Scenes
 
-TOKENS = ("shape", "hue", "texture", "background", "layout")
+TOKENS = (*ATTRIBUTES, "layout")
 
 
 class WorldConditioner(ModelMixin, ConfigMixin):
@@ -28,8 +28,8 @@ class WorldConditioner(ModelMixin, ConfigMixin):
     @register_to_config
     def __init__(self, context_dim: int = 128, layout_frequencies: int = 4) -> None:
         super().__init__()
-        sizes = {"shape": SHAPES, "hue": HUES, "texture": TEXTURES, "background": BACKGROUNDS}
-        self.attributes = nn.ModuleDict({name: nn.Embedding(len(names), context_dim) for name, names in sizes.items()})
+        embeddings = {name: nn.Embedding(len(names), context_dim) for name, names in ATTRIBUTES.items()}
+        self.attributes = nn.ModuleDict(embeddings)
         self.layout = nn.Sequential(
             nn.Linear(3 * 2 * layout_frequencies, context_dim), nn.SiLU(), nn.Linear(context_dim, context_dim)
         )

@@ -17,6 +17,9 @@ HUES = ("red", "orange", "lime", "green", "cyan", "blue", "violet", "magenta")  
 TEXTURES = ("solid", "stripes", "checker")
 BACKGROUNDS = ("sand", "meadow", "mint", "sky", "lavender", "rose")  # 60 degrees apart, from 30
 
+ATTRIBUTES = {"shape": SHAPES, "hue": HUES, "texture": TEXTURES, "background": BACKGROUNDS}
+LAYOUT = ("center_y", "center_x", "radius")
+
 HUE_STEP = 360 / len(HUES)
 BACKGROUND_STEP = 360 / len(BACKGROUNDS)
 BACKGROUND_OFFSET = 30.0  # degrees; keeps background hues off the red wrap-around
@@ -91,15 +94,8 @@ class Scenes:
 
     def describe(self, index: int) -> dict[str, Any]:
         """Name the attributes of one scene, ready for JSON."""
-        return {
-            "shape": SHAPES[int(self.shape[index])],
-            "hue": HUES[int(self.hue[index])],
-            "texture": TEXTURES[int(self.texture[index])],
-            "background": BACKGROUNDS[int(self.background[index])],
-            "center_y": round(float(self.center_y[index]), 5),
-            "center_x": round(float(self.center_x[index]), 5),
-            "radius": round(float(self.radius[index]), 5),
-        }
+        named = {name: names[int(getattr(self, name)[index])] for name, names in ATTRIBUTES.items()}
+        return named | {name: round(float(getattr(self, name)[index]), 5) for name in LAYOUT}
 
 
 def sample_scenes(count: int, seed: int, start: int = 0) -> Scenes:

@@ -13,12 +13,10 @@ import torch
 from torch import Tensor
 
 from data.world.reader.readings import Reading, agreement, read
-from data.world.scenes import Scenes
+from data.world.scenes import ATTRIBUTES, Scenes
 from scripts.results import markdown
 from seecoder.base_model.latents import encode_posterior
 from train.stages.noise_schedule import NoiseSchedule
-
-ATTRIBUTES = ("shape", "hue", "texture", "background")
 
 
 @dataclass(frozen=True)

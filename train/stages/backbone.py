@@ -14,14 +14,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from data.world.scenes import BACKGROUNDS, HUES, SHAPES, TEXTURES
+from data.world.scenes import ATTRIBUTES, LAYOUT
 from seecoder.weights.atomic import atomic_directory
 from train.settings import OptimizerSettings
 from train.sources.world_data import chunks
 from train.stages.stage import Stage
 
-ATTRIBUTES = {"shape": SHAPES, "hue": HUES, "texture": TEXTURES, "background": BACKGROUNDS}
-LAYOUT = ("center_y", "center_x", "radius")
 LAYOUT_UNIT = 0.1  # of the frame; about the spread of these numbers, so that their gradients match the others
 
 

@@ -114,7 +114,7 @@ def score_previews(pictures: Tensor, scenes: Any) -> dict[str, float]:
         Fraction of pictures with one object, and with the input's attributes, as `preview_count`, `preview_shape`, ...
     """
     from data.world.reader.readings import agreement, read
-    from train.stages.backbone import ATTRIBUTES
+    from data.world.scenes import ATTRIBUTES
 
     rows = len(pictures) // len(scenes)
     right = agreement(read(pictures), {name: getattr(scenes, name).repeat(rows) for name in ATTRIBUTES})
