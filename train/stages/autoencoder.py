@@ -154,7 +154,7 @@ class AutoencoderStage(Stage):
         """Add the discriminator's optimizer."""
         super().on_save_checkpoint(checkpoint)
         if self.adversary is not None:
-            checkpoint["adversary"] = self.adversary.state_dict()
+            checkpoint["adversary"] = self.adversary.optimizer.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the discriminator's optimizer."""

@@ -124,12 +124,8 @@ class Adversary:
             self.discriminator.requires_grad_(False)
         return loss.detach()
 
-    def state_dict(self) -> dict[str, Any]:
-        """State of the optimizer; the weights are in the stage's own."""
-        return self.optimizer.state_dict()
-
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore the optimizer, with the present run's settings."""
+        """Restore the optimizer (the weights are in the stage's own state), with the present run's settings."""
         self.optimizer.load_state_dict(state)
         for group in self.optimizer.param_groups:
             group.update(lr=self.settings.lr, betas=self.settings.betas)

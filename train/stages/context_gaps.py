@@ -47,8 +47,12 @@ def held_out_figures(stage: Any) -> dict[str, float]:
     similarity = sum(token_similarity(context) * len(context) / count for context, _ in encoded)
     totals: dict[str, float] = {}
     for part, contexts in zip(parts, _conditions(stage, parts, encoded), strict=True):
-        for name, total in _sums(stage, part, contexts).items():
-            totals[name] = totals.get(name, 0.0) + total / count
+        batch: dict[str, Any] = {"pixels": data.held_out_pixels[part].to(stage.device)}
+        batch[MEAN], batch[STD] = stage.moments(batch)
+        keys = held_out_keys(part)
+        times = stage.uniform_timesteps(keys)
+        for name, given in contexts.items():  # the same noise for all
+            totals[name] = totals.get(name, 0.0) + float(stage.errors(batch, keys, times, *given).sum()) / count
     own = totals.pop("own")
     gaps = {f"gap_{name}": totals[name] - own for name in ("shuffled", "none") if name in totals}
     figures = {"held_out_loss": own, **gaps, "token_similarity": similarity}
@@ -73,12 +77,3 @@ def _conditions(stage: Any, parts: Sequence[slice], encoded: Sequence[_Condition
         if scenes is not None and conditioner is not None:
             conditions["true_tokens"] = conditioner(scenes[part]), vector
         yield conditions
-
-
-def _sums(stage: Any, part: slice, conditions: dict[str, _Condition]) -> dict[str, float]:
-    """Losses of a part's pictures, added up, by what the UNet was given; with the same noise for all."""
-    batch: dict[str, Any] = {"pixels": stage.data.held_out_pixels[part].to(stage.device)}
-    batch[MEAN], batch[STD] = stage.moments(batch)
-    keys = held_out_keys(part)
-    times = stage.uniform_timesteps(keys)
-    return {name: float(stage.errors(batch, keys, times, *given).sum()) for name, given in conditions.items()}

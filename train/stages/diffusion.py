@@ -135,7 +135,7 @@ class WorldDiffusionStage(DenoisingStage):
             save_half(self.conditioner, temporary / "conditioner")
             scheduler: Any = DDIMScheduler.from_config(self.scheduler_config)
             scheduler.save_pretrained(temporary / "scheduler")
-            (temporary / "model_index.json").write_text(json.dumps(model_index(), indent=2) + "\n")
+            (temporary / "model_index.json").write_text(json.dumps(model_index(), indent=2, sort_keys=True) + "\n")
 
 
 def kept_tokens(draws: Tensor, drop_token: float, drop_all: float) -> Tensor:
@@ -145,16 +145,12 @@ def kept_tokens(draws: Tensor, drop_token: float, drop_all: float) -> Tensor:
 
 def model_index() -> dict[str, Any]:
     """What makes the folder a Stable Diffusion base without a text encoder."""
-    return {
+    absent = ("feature_extractor", "image_encoder", "safety_checker", "text_encoder", "tokenizer")
+    return {name: [None, None] for name in absent} | {
         "_class_name": "StableDiffusionPipeline",
         "_diffusers_version": diffusers.__version__,
-        "feature_extractor": [None, None],
-        "image_encoder": [None, None],
         "requires_safety_checker": False,
-        "safety_checker": [None, None],
         "scheduler": ["diffusers", "DDIMScheduler"],
-        "text_encoder": [None, None],
-        "tokenizer": [None, None],
         "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", "AutoencoderKL"],
     }

@@ -4,7 +4,7 @@ Lightning saves no random state, and hidden generator state would tie a run to i
 sample's noise from its own seed makes a continued run equal to an uninterrupted one, and N processes equal to one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -26,19 +26,19 @@ def normal(seed: int, purpose: str, keys: Tensor, shape: Sequence[int]) -> Tenso
     Returns:
         (N, *shape) float32 on the CPU.
     """
-    out = torch.empty(len(keys), *shape)
-    generator = torch.Generator()
-    for row, key in zip(out, keys.tolist(), strict=True):
-        row.normal_(generator=generator.manual_seed(derive_seed(seed, purpose, *key)))
-    return out
+    return _drawn(Tensor.normal_, seed, purpose, keys, shape)
 
 
 def uniform(seed: int, purpose: str, keys: Tensor, count: int) -> Tensor:
     """Uniform numbers in [0, 1); (N, 2) keys -> (N, count) float32 on the CPU."""
-    out = torch.empty(len(keys), count)
+    return _drawn(Tensor.uniform_, seed, purpose, keys, (count,))
+
+
+def _drawn(fill: Callable[..., Tensor], seed: int, purpose: str, keys: Tensor, shape: Sequence[int]) -> Tensor:
+    out = torch.empty(len(keys), *shape)
     generator = torch.Generator()
     for row, key in zip(out, keys.tolist(), strict=True):
-        row.uniform_(generator=generator.manual_seed(derive_seed(seed, purpose, *key)))
+        fill(row, generator=generator.manual_seed(derive_seed(seed, purpose, *key)))
     return out
 
 

@@ -122,8 +122,6 @@ class SeeCoderStage(DenoisingStage):
             getattr(self, name).enable_gradient_checkpointing()
         self.freeze_parts()
 
-    # Loss -------------------------------------------------------------------------------------------------------------
-
     def loss(self, batch: dict[str, Any]) -> Tensor:
         """Weighted mean square of one micro-batch."""
         keys = batch["keys"]
@@ -199,8 +197,6 @@ class SeeCoderStage(DenoisingStage):
         """What cached moments of square pictures must be of, to be those that `moments` would compute."""
         return MomentsSource.from_vae(self.vae, size)
 
-    # Evaluation -------------------------------------------------------------------------------------------------------
-
     def evaluate(self) -> dict[str, float]:
         """Held-out loss, and what each picture's own context has to do with it: see `held_out_figures`."""
         return held_out_figures(self)
@@ -214,8 +210,6 @@ class SeeCoderStage(DenoisingStage):
 
         loaded: Any = load_conditioner(self.base_source)
         return loaded.requires_grad_(False).to(self.device)
-
-    # Checkpoints and exports ------------------------------------------------------------------------------------------
 
     def on_fit_start(self) -> None:
         """Record in the encoder what it is trained for: whoever uses it takes that from there."""

@@ -49,8 +49,6 @@ class Stage(LightningModule):
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
 
-    # What a subclass says ---------------------------------------------------------------------------------------------
-
     def loss(self, batch: dict[str, Any]) -> Tensor:
         """Loss of one micro-batch; may call `record`."""
         raise NotImplementedError
@@ -67,8 +65,6 @@ class Stage(LightningModule):
         """The run's data source."""
         trainer: Any = self.trainer
         return trainer.datamodule
-
-    # Frozen parts -----------------------------------------------------------------------------------------------------
 
     def freeze_parts(self) -> None:
         """Freeze the modules named in `frozen_names`."""
@@ -88,8 +84,6 @@ class Stage(LightningModule):
 
     def _is_frozen(self, key: str) -> bool:
         return key.startswith(tuple(f"{name}." for name in self.frozen_names))
-
-    # Steps ------------------------------------------------------------------------------------------------------------
 
     def on_fit_start(self) -> None:
         """Begin the average, unless a checkpoint brought one."""
@@ -131,8 +125,6 @@ class Stage(LightningModule):
             self.ema.update()
         self._sums["learning_rate"], self._counts["learning_rate"] = torch.tensor(rate), 1
 
-    # Log --------------------------------------------------------------------------------------------------------------
-
     def record(self, name: str, value: Tensor) -> None:
         """Add to the mean that the next line of the log shows; no synchronisation with a GPU."""
         value = value.detach().float()
@@ -144,8 +136,6 @@ class Stage(LightningModule):
         records = {name: (float(total), self._counts[name]) for name, total in self._sums.items()}
         self._sums, self._counts = {}, {}
         return records
-
-    # Checkpoints ------------------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave frozen weights out, put the average and the guard in."""
@@ -177,8 +167,6 @@ class Stage(LightningModule):
         fresh = self.trainer.fit_loop.state_dict()
         kept = {key: value for key, value in checkpoint["loops"]["fit_loop"].items() if "optimization" in key}
         checkpoint["loops"]["fit_loop"] = fresh | kept
-
-    # Evaluation -------------------------------------------------------------------------------------------------------
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
