@@ -3,7 +3,6 @@
 Every row is written as soon as it is measured. `gpu.py` says what the parts are for.
 """
 
-import argparse
 import json
 import re
 import statistics
@@ -73,15 +72,11 @@ class Findings:
         if not self.smoke:
             torch.cuda.reset_peak_memory_stats()
         try:
-            row = measure() | {"peak_gib": self.peak_gib()}
+            row = measure() | {"peak_gib": 0.0 if self.smoke else torch.cuda.max_memory_allocated() / 2**30}
         except torch.OutOfMemoryError:
             row = {"peak_gib": None, "problem": "out of memory"}
             torch.cuda.empty_cache()
         self.note(rows=[*self.found["rows"], about | row])
-
-    def peak_gib(self) -> float:
-        """Most GPU memory in use since the row began; 0 on a CPU."""
-        return 0.0 if self.smoke else torch.cuda.max_memory_allocated() / 2**30
 
 
 def gpu_tests(findings: Findings) -> None:
@@ -262,14 +257,5 @@ def decoder(findings: Findings) -> None:
 PARTS = {"tests": gpu_tests, "training": training, "sampling": sampling, "encoder": encoder, "decoder": decoder}
 
 
-def main() -> None:
-    """Run one part."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("part", choices=list(PARTS))
-    parser.add_argument("file", type=Path)
-    options = parser.parse_args()
-    PARTS[options.part](Findings(options.file, smoke=False))
-
-
 if __name__ == "__main__":
-    main()
+    PARTS[sys.argv[1]](Findings(Path(sys.argv[2]), smoke=False))

@@ -5,20 +5,11 @@ from typing import Any
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 
 from seecoder.base_model.facts import STABLE_DIFFUSION_SCHEDULE
+from seecoder.base_model.known_bases import base_sizes
 
-SDXL_UNET: dict[str, Any] = {
-    "sample_size": 128,
-    "block_out_channels": (320, 640, 1280),
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    "transformer_layers_per_block": [1, 2, 10],
-    "attention_head_dim": [5, 10, 20],
-    "cross_attention_dim": 2048,
-    "use_linear_projection": True,
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 256,
-    "projection_class_embeddings_input_dim": 2816,
-}
+_SDXL = base_sizes("stabilityai/stable-diffusion-xl-base-1.0")
+assert _SDXL is not None  # it is in the table of released bases
+SDXL_UNET: dict[str, Any] = dict(_SDXL.unet)
 # SDXL's structure in miniature: its interface is what a test needs.
 TOY_SDXL_UNET: dict[str, Any] = SDXL_UNET | {
     "sample_size": 16,

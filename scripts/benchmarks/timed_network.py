@@ -2,9 +2,8 @@
 
 import statistics
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -31,19 +30,6 @@ def median_seconds(work: Callable[[], Any], device: torch.device, repetitions: i
     return statistics.median(found[WARM_UP:])
 
 
-@dataclass
-class Kind:
-    """Calls that take the same time: of one shape, with the network's layers in one state."""
-
-    count: int = 0
-    seconds: list[float] = field(default_factory=list)
-
-    @property
-    def total(self) -> float:
-        """Seconds of all calls, by the median of the timed ones."""
-        return self.count * statistics.median(self.seconds[WARM_UP:] or self.seconds)
-
-
 class TimedNetwork:
     """A denoiser that runs the UNet for a few calls of each kind, and predicts zeros in the others.
 
@@ -57,29 +43,32 @@ class TimedNetwork:
     def __init__(self, unet: Any, calls: int) -> None:
         self._unet = unet
         self._calls = calls
-        self._kinds: dict[Any, Kind] = defaultdict(Kind)
+        # By kind, calls that take the same time: of one shape, with the network's layers in one state.
+        self._counts: Counter[Any] = Counter()
+        self._timed: dict[Any, list[float]] = defaultdict(list)
         self._cells = 0
         self.spent = 0.0
 
     def __call__(self, latents: Tensor, timestep: Tensor, context: Tensor, **conditions: Any) -> Tensor:
         """The UNet's output (N, C, h, w), or zeros."""
-        kind = self._kinds[tuple(latents.shape), layer_state(self._unet)]
-        kind.count += 1
+        kind = tuple(latents.shape), layer_state(self._unet)
+        self._counts[kind] += 1
         self._cells += latents.shape[0] * latents.shape[2] * latents.shape[3]
-        if len(kind.seconds) >= self._calls + WARM_UP:
+        if len(self._timed[kind]) >= self._calls + WARM_UP:
             return torch.zeros_like(latents)
         synchronise(latents.device)
         started = time.perf_counter()
         output = self._unet(latents, timestep, encoder_hidden_states=context, return_dict=False, **conditions)[0]
         synchronise(latents.device)
-        kind.seconds.append(time.perf_counter() - started)
-        self.spent += kind.seconds[-1]
+        self._timed[kind].append(time.perf_counter() - started)
+        self.spent += self._timed[kind][-1]
         return output
 
     @property
     def seconds(self) -> float:
-        """Seconds that all calls would have taken."""
-        return sum(kind.total for kind in self._kinds.values())
+        """Seconds that all calls would have taken, by the median of the timed ones of each kind."""
+        medians = {kind: statistics.median(timed[WARM_UP:] or timed) for kind, timed in self._timed.items()}
+        return sum(count * medians[kind] for kind, count in self._counts.items())
 
     def evaluations(self, native_side: int) -> float:
         """Passes over one native window, both branches of guidance together; larger views count by their area."""

@@ -23,12 +23,9 @@ def test_all_calls_are_counted_and_the_first_ones_run(network: torch.nn.Module):
     outputs = [call(timed, 8) for _ in range(5)] + [call(timed, 16)]
     assert [bool(output.any()) for output in outputs] == [True, True, True, False, False, True]
     assert timed.evaluations(8) == 5 + 4
-    kinds = list(timed._kinds.values())
-    assert [kind.count for kind in kinds] == [5, 1]
-    small, large = kinds
-    assert timed.seconds == pytest.approx(
-        5 * sorted(small.seconds[1:])[0] / 2 + 5 * max(small.seconds[1:]) / 2 + large.seconds[0]
-    )
+    assert list(timed._counts.values()) == [5, 1]
+    small, large = timed._timed.values()
+    assert timed.seconds == pytest.approx(5 * sorted(small[1:])[0] / 2 + 5 * max(small[1:]) / 2 + large[0])
 
 
 @torch.no_grad()
