@@ -110,7 +110,11 @@ def pictures_of(row: Row, pipeline: Any, scenes: Scenes, context: Tensor, sampli
         method = list(row.methods) or None
         return sample_pictures(pipeline, context, sampling, method=method)
     if row.source == "enlarged":
-        return _enlarged(pipeline, context, sampling, (sampling.height, sampling.width))
+        # The baseline that has one object and no detail.
+        native, cell = replace(sampling, height=None, width=None), pipeline.vae_scale_factor
+        latents = sample_pictures(pipeline, context, native, output_type="latent").float()
+        large = resized(latents, (sampling.height // cell, sampling.width // cell))
+        return torch.cat([decode_pixels(pipeline.vae, part) for part in large.split(sampling.batch_size)])
     if row.source not in ("rendered", "reconstructed"):
         raise ValueError(f"`source`={row.source!r} is unknown; choose sampled, enlarged, rendered or reconstructed.")
     rendered = torch.cat([render(part, sampling.height, sampling.width) for part in scenes.split(16)])
@@ -120,27 +124,14 @@ def pictures_of(row: Row, pipeline: Any, scenes: Scenes, context: Tensor, sampli
     return torch.cat([decode_pixels(pipeline.vae, part) for part in latents])
 
 
-def _enlarged(pipeline: Any, context: Tensor, sampling: Sampling, size: tuple[int, int]) -> Tensor:
-    """Native samples whose latents are enlarged bicubically: the baseline that has one object and no detail."""
-    native, cell = replace(sampling, height=None, width=None), pipeline.vae_scale_factor
-    latents = sample_pictures(pipeline, context, native, output_type="latent")
-    large = resized(latents.float(), (size[0] // cell, size[1] // cell))
-    return torch.cat([decode_pixels(pipeline.vae, part) for part in large.split(sampling.batch_size)])
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One measured cell: the pictures, and its numbers by name."""
-
-    pictures: Tensor
-    numbers: dict[str, float]
-
-
-def measure(row: Row, pipeline: Any, scenes: Scenes, context: Tensor, sampling: Sampling) -> Cell:
+def measure(
+    row: Row, pipeline: Any, scenes: Scenes, context: Tensor, sampling: Sampling
+) -> tuple[Tensor, dict[str, float]]:
     """Make the pictures of a cell and count.
 
     Returns:
-        Numbers: those of `judged` or of `judged_panoramas`; "windows" and "seconds" for each picture.
+        The pictures, and numbers by name: those of `judged` or of `judged_panoramas`; "windows" and "seconds" for each
+        picture.
     """
     started = time.perf_counter()
     native = pipeline.unet.config.sample_size
@@ -149,7 +140,7 @@ def measure(row: Row, pipeline: Any, scenes: Scenes, context: Tensor, sampling: 
     seconds = time.perf_counter() - started
     numbers = judged_panoramas(pictures) if row.is_panorama else judged(pictures, scenes)
     numbers |= {"windows": sum(windows) / len(scenes), "seconds": seconds / len(scenes)}
-    return Cell(pictures, numbers)
+    return pictures, numbers
 
 
 def judged(pictures: Tensor, scenes: Scenes) -> dict[str, float]:
@@ -190,13 +181,12 @@ def radial_power_spectrum(pixels: Tensor, bins: int = 32) -> Tensor:
     return totals / torch.bincount(band[inside], minlength=bins).clamp(min=1)
 
 
-def spectrum_distance(pixels: Tensor, truth: Tensor, bins: int = 32) -> float:
+def spectrum_distance(pixels: Tensor, truth: Tensor) -> float:
     """Root mean square difference, in decibels over bands, of the two sets' mean radial power spectra.
 
     Args:
         pixels: (N, 3, H, W) pictures to judge.
         truth: (M, 3, H, W) true renderings of the same size.
-        bins: Number of bands.
 
     Raises:
         ValueError: The sizes differ.
@@ -205,5 +195,5 @@ def spectrum_distance(pixels: Tensor, truth: Tensor, bins: int = 32) -> float:
         raise ValueError(
             f"`pixels` are {tuple(pixels.shape[-2:])} and `truth` {tuple(truth.shape[-2:])}: same size needed."
         )
-    ours, theirs = (radial_power_spectrum(batch, bins).mean(0).clamp(min=1e-12).log10() for batch in (pixels, truth))
+    ours, theirs = (radial_power_spectrum(batch).mean(0).clamp(min=1e-12).log10() for batch in (pixels, truth))
     return float((10 * (ours - theirs)).square().mean().sqrt())

@@ -13,6 +13,7 @@ from filelock import FileLock
 from scripts.evaluation.highres import Factor, Row
 from scripts.results import markdown, write_json
 
+_COST = {"windows": "windows", "seconds": "s", "pictures": "n"}
 PERCENT = ("count", "shape", "hue", "texture", "background", "all")
 COLUMNS = {
     "count": "one object %",
@@ -25,18 +26,14 @@ COLUMNS = {
     "background": "background %",
     "all": "all right %",
     "spectrum": "spectrum dB",
-    "windows": "windows",
-    "seconds": "s",
-    "pictures": "n",
+    **_COST,
 }
 PANORAMA_COLUMNS = {
     "hue_spread": "hue spread, degrees",
     "objects": "objects a window",
     "seam": "seam",
     "horizons": "horizons",
-    "windows": "windows",
-    "seconds": "s",
-    "pictures": "n",
+    **_COST,
 }
 
 

@@ -102,12 +102,6 @@ class Table:
         about = {"versions": versions("torch", "diffusers"), "threads": torch.get_num_threads()}
         self.report.describe(**self.settings, **about, commands=[command])
 
-    def sampling(self, factor: Factor, batch: int) -> Sampling:
-        """Steps, guidance, seeds and size of a cell."""
-        height, width = self.side * factor[0], self.side * factor[1]
-        options = self.options
-        return Sampling(options.steps, options.guidance, options.seed, batch, height, width)
-
     def cell(self, row: Row, factor: Factor) -> None:
         """Measure a cell of pictures or panoramas, unless it is there."""
         part, group, count, first = "cells", factor_name(factor), self.options.count, self.options.seed
@@ -122,13 +116,15 @@ class Table:
         scenes = sample_scenes(count, first)
         with torch.no_grad():
             context = self.conditioner(scenes, without(dropped, count)).to(self.pipeline.unet.dtype)
+        height, width = self.side * factor[0], self.side * factor[1]
+        sampling = Sampling(self.options.steps, self.options.guidance, self.options.seed, batch, height, width)
         use_compiled = self.options.compile and not row.changes_network
         with compiled(self.pipeline.unet, use_compiled):
-            found = measure(row, self.pipeline, scenes, context, self.sampling(factor, batch))
-        for index, picture in enumerate(found.pictures[:SHOWN]):
+            pictures, numbers = measure(row, self.pipeline, scenes, context, sampling)
+        for index, picture in enumerate(pictures[:SHOWN]):
             save_image(picture, self.picture(row.label, shown_in, index))
         about = {"pictures": count, "methods": methods, "fingerprint": mark, "compiled": use_compiled}
-        self.report.put(part, group, row.label, found.numbers | about)
+        self.report.put(part, group, row.label, numbers | about)
 
     def picture(self, label: str, group: str, index: int) -> Path:
         """Where a picture of a cell lies."""

@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from scripts.evaluation import highres_table
-from scripts.evaluation.highres import Cell
 
 
 def test_a_second_run_keeps_the_cells_of_the_first(monkeypatch, tmp_path, capsys):
@@ -40,7 +39,7 @@ def test_panoramas_are_told_neither_background_nor_layout(monkeypatch, tmp_path)
     def noted(row, pipeline, scenes, context, sampling):
         contexts.append(context)
         assert (sampling.height, sampling.width) == (64, 256)
-        return Cell(torch.zeros(1, 3, 64, 256), {"seam": 1.0})
+        return torch.zeros(1, 3, 64, 256), {"seam": 1.0}
 
     monkeypatch.setattr(highres_table, "measure", noted)
     words = ["highres_table.py", "--out", str(tmp_path), "--rows", "MultiDiffusion, open", "--panoramas"]
