@@ -4,7 +4,6 @@ A pipeline asks when it is made and when one of its parts is replaced, a trainin
 asks before any weights are there. All three get the same sentences.
 """
 
-import logging
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -20,8 +19,7 @@ from seecoder.base_model.facts import (
     reads_mask,
 )
 from seecoder.base_model.loading import CLASSES
-
-logger = logging.getLogger(__name__)
+from seecoder.base_model.single_file import say_once
 
 # Settings with which a UNet reads more than latents, a timestep and one context, and what it reads then.
 # `encoder_hid_dim_type` says nothing more: alone it is that of an IP-Adapter, which brings what it reads.
@@ -156,12 +154,10 @@ def _check_latents(unet: Any, vae: Any, training: bool) -> None:
     factor, own = config_of(vae).get("scaling_factor"), family(unet)
     other = next(name for name in _SCALING_FACTORS if name != own)
     if factor == _SCALING_FACTORS[other]:
-        logger.warning(
-            "`scaling_factor`=%s of the VAE is that of %s; those of this base's family have %s. If colours are wrong, "
-            "use a VAE of this family.",
-            factor,
-            {"sd": "SD 1.x and 2.x", "sdxl": "SDXL"}[other],
-            _SCALING_FACTORS[own],
+        family_name = {"sd": "SD 1.x and 2.x", "sdxl": "SDXL"}[other]
+        say_once(
+            f"`scaling_factor`={factor} of the VAE is that of {family_name}; those of this base's family have "
+            f"{_SCALING_FACTORS[own]}. If colours are wrong, use a VAE of this family."
         )
 
 

@@ -140,23 +140,24 @@ class SingleFile:
         """
         if part == "scheduler":
             return self._scheduler(prediction_type)
+        config = self._architecture(part)
+        if part == "vae":
+            sdxl = self._reads_added if self.has("unet") else sdxl
+            config |= {"scaling_factor": 0.13025, "sample_size": 1024} if sdxl else {"scaling_factor": 0.18215}
+        elif part == "unet" and config["upcast_attention"] and self.prediction_type(prediction_type) == "v_prediction":
+            config["sample_size"] = 96
+        return {"_class_name": _CLASSES[part], **config}
+
+    def _architecture(self, part: str) -> dict[str, Any]:
+        """Read off the shapes of its weights how a part is built."""
         shapes = {name: tuple(tensor.shape) for name, tensor in self.weights(part).items()}
         try:
-            if part == "vae":
-                config = vae_config(shapes)
-                sdxl = self._reads_added if self.has("unet") else sdxl
-                config |= {"scaling_factor": 0.13025, "sample_size": 1024} if sdxl else {"scaling_factor": 0.18215}
-            elif part == "controlnet":
-                config = controlnet_config(shapes)
-            else:
-                config = unet_config(shapes)
-                if config["upcast_attention"] and self.prediction_type(prediction_type) == "v_prediction":
-                    config["sample_size"] = 96
+            return {"unet": unet_config, "vae": vae_config, "controlnet": controlnet_config}[part](shapes)
         except (KeyError, IndexError, ValueError) as error:
+            lacking = str(error) if isinstance(error, KeyError) else "whole blocks"
             raise WeightsError(
-                f"`{self.source}` is no complete checkpoint: its {part} lacks {error}. Get it again."
+                f"`{self.source}` is no complete checkpoint: its {part} lacks {lacking}. Get it again."
             ) from error
-        return {"_class_name": _CLASSES[part], **config}
 
     def load(self, part: str, dtype: torch.dtype | None = None, *, variant: str | None = None, **options: Any) -> Any:
         """Build a part with its weights.
@@ -196,7 +197,8 @@ class SingleFile:
             network = self.load(part, next(iter(self.weights(part).values())).dtype, **options)
             network.save_pretrained(folder / part)
             index[part] = ["diffusers", type(network).__name__]
-        diffusers.DDIMScheduler.from_config(self.config("scheduler", **options)).save_pretrained(folder / "scheduler")
+        scheduler: Any = diffusers.DDIMScheduler.from_config(self.config("scheduler", **options))
+        scheduler.save_pretrained(folder / "scheduler")
         index["scheduler"] = ["diffusers", "DDIMScheduler"]
         (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
@@ -211,7 +213,7 @@ class SingleFile:
             return given
         if "v_pred" in self.tensors or re.fullmatch(r"v|v_prediction|.*-v", said):
             return "v_prediction"
-        config = unet_config({name: tuple(tensor.shape) for name, tensor in self.weights("unet").items()})
+        config = self._architecture("unet")
         if said or not config["upcast_attention"] or config["in_channels"] != config["out_channels"]:
             return "epsilon"
         say_once(

@@ -72,6 +72,8 @@ class ContextPipeline(DiffusionPipeline, StableDiffusionMixin, UnetLora, ImagePr
     """
 
     model_cpu_offload_seq: ClassVar[str] = "text_encoder->text_encoder_2->encoder->image_encoder->unet->vae"
+    # Sequential offloading empties parameters that a module reads outside of its layers; the encoder stays whole.
+    _exclude_from_cpu_offload: ClassVar[list[str]] = ["encoder"]
     _optional_components: ClassVar[list[str]] = [*_OPTIONAL_PARTS, "image_encoder", "feature_extractor"]
     _callback_tensor_inputs: ClassVar[list[str]] = list(CALLBACK_TENSORS)
     _text_parts: ClassVar[tuple[str, ...]] = TEXT_PARTS[:2]
@@ -117,7 +119,7 @@ class ContextPipeline(DiffusionPipeline, StableDiffusionMixin, UnetLora, ImagePr
             value = repaired(value, steps_offset=self.unet_family == "sd")
         if name == "unet" and value is not None and has_outdated_size(value):
             value.register_to_config(sample_size=64)
-        parts = {**{part: self.__dict__.get(part) for part in _CHECKED}, name: value}
+        parts: dict[str, Any] = {**{part: self.__dict__.get(part) for part in _CHECKED}, name: value}
         if name in _CHECKED and None not in (parts["unet"], parts["vae"]):
             check_parts(**parts, expected=self.unet_family)
         if name == "adapter" and value is not None:

@@ -10,7 +10,7 @@ from seecoder.pipelines.inputs import ImageSize, Pictures
 from seecoder.pipelines.variation import VariationPipeline
 
 
-class SeeCoderPipeline(VariationPipeline, StableDiffusionLoraLoaderMixin):
+class SeeCoderPipeline(VariationPipeline, StableDiffusionLoraLoaderMixin):  # pyright: ignore[reportIncompatibleMethodOverride]
     """Vary pictures with any SD 1.x / 2.x base; a SeeCoder takes the place of its text encoder.
 
         pipe = SeeCoderPipeline.from_base("folder-of-sd-1.5", encoder=SeeCoder.from_pretrained("folder-of-the-encoder"))

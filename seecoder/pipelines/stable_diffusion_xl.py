@@ -28,7 +28,7 @@ from seecoder.sampling.conditions import AddedConditions
 from seecoder.sampling.views import Size, View
 
 
-class SeeCoderXLPipeline(VariationPipeline, StableDiffusionXLLoraLoaderMixin):
+class SeeCoderXLPipeline(VariationPipeline, StableDiffusionXLLoraLoaderMixin):  # pyright: ignore[reportIncompatibleMethodOverride]
     """Vary pictures with any SDXL base; a SeeCoder takes the place of its text encoders.
 
     The encoder is one with `context_dim=2048, pooled_dim=1280`.

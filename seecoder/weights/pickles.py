@@ -36,7 +36,7 @@ def read_pickle_allowed(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     _refuse_compressed_archive(path)
     try:
         with torch.serialization.safe_globals([(_Callback, _CALLBACK)]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content: Any = torch.load(path, map_location="cpu", weights_only=True)
     # What the unpickler raises on hostile bytes is open-ended; whatever it is, nothing was loaded.
     except Exception as error:
         raise WeightsError(

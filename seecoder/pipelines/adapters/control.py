@@ -87,6 +87,7 @@ def _adapter_features(network: Any, owner: nn.Module, scale: float) -> Callable[
     """What a T2I-Adapter adds. It looks at the image alone, and so runs only for another one than the last time."""
 
     @lru_cache(maxsize=1)
+    @torch.no_grad()  # they do not depend on the latents, whose gradients a method may want
     def features(image: torch.Tensor) -> list[torch.Tensor]:
         bring_to_device(owner)
         grey = image.mean(dim=1, keepdim=True) if network.config.in_channels == 1 else image  # one for sketches

@@ -43,8 +43,10 @@ def loaded(pipe, endings):
 
 def offload_layers(pipe):
     """What `enable_sequential_cpu_offload` does, which needs an accelerator: weights are away between the calls."""
-    for part in pipe.components.values():
-        for layer in part.modules() if isinstance(part, torch.nn.Module) else ():
+    for name, part in pipe.components.items():
+        if not isinstance(part, torch.nn.Module) or name in pipe._exclude_from_cpu_offload:
+            continue
+        for layer in part.modules():
             own = bool(list(layer.parameters(recurse=False)))
             if own or layer is part:
                 add_hook_to_module(layer, AlignDevicesHook("cpu", offload=own, place_submodules=False))

@@ -9,6 +9,7 @@ from diffusers import ControlNetModel, MultiControlNetModel, UNetMotionModel
 from seecoder import SeeCoderPipeline, SeeCoderXLPipeline
 from seecoder.base_model.fit import check_parts
 from seecoder.base_model.known_bases import base_sizes
+from seecoder.base_model.single_file import say_once
 from tests.fixtures.pipelines import CONTEXT_DIM, build_encoder, build_scheduler, build_unet, build_vae
 
 XL = {"addition_embed_type": "text_time", "addition_time_embed_dim": 8, "projection_class_embeddings_input_dim": 68}
@@ -187,8 +188,10 @@ def test_a_controlnet_in_another_dtype_is_refused_before_the_first_step():
 
 
 def test_a_vae_scaled_for_the_other_family_is_said(caplog):
+    say_once.cache_clear()
     with caplog.at_level(logging.WARNING):
         check_parts(build_unet(), build_vae(scaling_factor=0.13025))
+        check_parts(build_unet(), build_vae(scaling_factor=0.13025))  # said once
         check_parts(build_unet(**XL), build_vae(scaling_factor=0.5))
     (record,) = caplog.records
     assert "`scaling_factor`=0.13025 of the VAE is that of SDXL" in record.getMessage()

@@ -234,6 +234,13 @@ def test_a_controlnet_is_read(tmp_path):
             assert loaded.config["attention_head_dim"] == ([1, 1] if family == "SD 2.x" else 8)
 
 
+def test_a_stub_of_a_checkpoint_is_no_complete_one(tmp_path):
+    save_file({f"{UNET}input_blocks.0.0.weight": torch.zeros(4, 4, 3, 3)}, tmp_path / "x.safetensors")
+    for part in ("unet", "scheduler"):
+        with pytest.raises(WeightsError, match="no complete checkpoint: its unet lacks whole blocks"):
+            SingleFile.open(tmp_path / "x.safetensors").config(part)
+
+
 def test_missing_unexpected_and_misshapen_weights_are_named(vae, tmp_path):
     parts, path = {UNET: tiny_unet(), VAE: vae}, tmp_path / "x.safetensors"
     damages = [
