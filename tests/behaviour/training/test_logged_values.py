@@ -112,7 +112,7 @@ def test_speed_is_that_of_all_processes_and_counts_from_where_a_run_continues(se
     recorder = train.run.recorder.Recorder(tmp_path, every=1, batch_size=48)  # of all processes
     stage = SimpleNamespace(take_records=dict, guard=SimpleNamespace(skipped=0))
     trainer: Any = SimpleNamespace(is_global_zero=True, global_step=0, max_steps=9, loggers=[], world_size=1)
-    trainer.train_dataloader = None
+    trainer.train_dataloader, trainer.global_rank = None, 0
     recorder.on_start(trainer, stage)
     clock.seconds += 12
     recorder.waited = 3.0
