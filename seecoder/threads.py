@@ -1,10 +1,10 @@
 """How idle threads wait: asleep, and not spinning.
 
 OpenMP's threads wait for each other in a loop that burns its core, and the program that the core would rather run is
-held up by it, often one of those very threads. With one of two cores busy elsewhere a call of the world's UNet takes 20
-to 80 times as long. Asleep they cost nothing there, and little on an idle machine: `scripts/benchmarks/README.md` says
-how much. The commands and scripts call this before torch is imported, which is when OpenMP reads it; the library does
-not: what a program's threads do is its own to decide. Processes that they start inherit it.
+held up by it, often one of those very threads. Asleep they hold nothing up, and cost little on an idle machine:
+`scripts/benchmarks/README.md` says how much. The commands and scripts call this before torch is imported, which is when
+OpenMP reads it; the library does not: what a program's threads do is its own to decide. Processes that they start
+inherit it.
 """
 
 import os
