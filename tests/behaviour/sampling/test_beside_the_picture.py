@@ -2,7 +2,7 @@ from tests.behaviour.sampling import beside_the_picture
 from tests.behaviour.sampling.beside_the_picture import World
 
 
-def test_coarse_blocks_carry_the_shape_and_fine_ones_hue_and_background(monkeypatch):
+def test_coarse_blocks_carry_shape_and_place_and_fine_ones_hue_and_background(monkeypatch):
     monkeypatch.setattr(beside_the_picture, "COUNT", 16)
     monkeypatch.setattr(beside_the_picture, "STEPS", 10)
     world = World()
@@ -10,7 +10,8 @@ def test_coarse_blocks_carry_the_shape_and_fine_ones_hue_and_background(monkeypa
     style = world.counts(world.context, world.scenes, context_scale="style")
     assert style["hue"] >= 0.8 > 0.5 > layout["hue"]
     assert style["background"] >= 0.8 > 0.5 > layout["background"]
-    assert layout["shape"] > 2 / 6  # twice what chance gives with six shapes; the fine blocks have as much of it
+    assert layout["shape"] > 2 / 6  # twice what chance gives with six shapes
+    assert layout["corr_center_y"] > 0.6 > 0.4 > style["corr_center_y"]  # the place is the coarse blocks' alone
 
 
 def test_a_mask_keeps_the_object_and_leaves_the_background_out(monkeypatch):
