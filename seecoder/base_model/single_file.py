@@ -105,6 +105,14 @@ class SingleFile:
         return self._prefix(part) is not None
 
     @property
+    def is_turbo(self) -> bool:
+        """Whether it is called as SD-Turbo and SDXL-Turbo are: of 512 pixels, and noise is what they predict."""
+        found = re.match(r"sd[-_]?(xl)?[-_]turbo", Path(self.source).name.lower()) is not None
+        if found:
+            say_once(f"`{self.source}` is taken for Stability's Turbo, of 512 pixels, by its name; if not, rename it.")
+        return found
+
+    @property
     def has_averages(self) -> bool:
         """Whether the UNet is there twice: as trained, and averaged over the training (EMA)."""
         return any(name.startswith("model_ema.diffusion_model") for name in self.tensors)
@@ -144,8 +152,12 @@ class SingleFile:
         if part == "vae":
             sdxl = self._reads_added if self.has("unet") else sdxl
             config |= {"scaling_factor": 0.13025, "sample_size": 1024} if sdxl else {"scaling_factor": 0.18215}
-        elif part == "unet" and config["upcast_attention"] and self.prediction_type(prediction_type) == "v_prediction":
-            config["sample_size"] = 96
+        elif part == "unet":
+            side = re.fullmatch(r"(\d+)x\1", self.metadata.get("modelspec.resolution", ""))
+            if self.is_turbo or side:
+                config["sample_size"] = 64 if self.is_turbo or not side else int(side[1]) // 8
+            elif config["upcast_attention"] and self.prediction_type(prediction_type) == "v_prediction":
+                config["sample_size"] = 96
         return {"_class_name": _CLASSES[part], **config}
 
     def _architecture(self, part: str) -> dict[str, Any]:
@@ -214,7 +226,7 @@ class SingleFile:
         if "v_pred" in self.tensors or re.fullmatch(r"v|v_prediction|.*-v", said):
             return "v_prediction"
         config = self._architecture("unet")
-        if said or not config["upcast_attention"] or config["in_channels"] != config["out_channels"]:
+        if said or self.is_turbo or not config["upcast_attention"] or config["in_channels"] != config["out_channels"]:
             return "epsilon"
         say_once(
             f"`{self.source}` is SD 2.x and does not say what it predicts; velocity is assumed, as of the published "
@@ -297,7 +309,7 @@ class SingleFile:
             **STABLE_DIFFUSION_SCHEDULE,
             "prediction_type": self.prediction_type(prediction_type),
             "rescale_betas_zero_snr": zero_snr,
-            "timestep_spacing": "trailing" if zero_snr else "leading",
+            "timestep_spacing": "trailing" if zero_snr or self.is_turbo else "leading",
         }
 
 

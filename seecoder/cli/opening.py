@@ -99,7 +99,7 @@ def open_pictures(arguments: argparse.Namespace) -> OpenedPictures:
     paths = pictures_by_use(arguments)
     opened = OpenedPictures(
         controls={path: load_control_image(path, max_pixels=limit) for path in paths["controls"]},
-        masks={path: load_mask(path, max_pixels=limit) for path in paths["masks"]},
+        masks={path: load_mask(path, max_pixels=limit, may_be_black=path == arguments.mask) for path in paths["masks"]},
     )
     side = encoded_side(arguments)
     for path in sorted({*paths["encoded"], *paths["whole"]}):

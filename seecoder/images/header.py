@@ -23,7 +23,8 @@ def check_size(width: int, height: int, max_pixels: int) -> None:
     if width * height > max_pixels:
         raise BadImage(
             f"it has {width * height:,} pixels ({width:,} x {height:,}); the limit is {max_pixels:,}. "
-            "Resize it, or pass a larger `max_pixels` if you trust the source"
+            "Resize it, or pass a larger `max_pixels` if you trust the source (in Python to `load_image`, whose result "
+            "every call takes)"
         )
 
 

@@ -11,7 +11,7 @@ from seecoder.images.gate import MAX_PIXELS, ImageError, Source, describe, load_
 _log = logging.getLogger(__name__)
 
 _LUMINANCE = (0.299, 0.587, 0.114)  # of red, green, blue (ITU-R BT.601), as Pillow's grey
-_NOISE = 0.02  # what compression does to plain black or white: five levels of 255
+NOISE = 0.02  # what compression does to plain black or white: five levels of 255
 
 
 def load_mask(
@@ -31,7 +31,8 @@ def load_mask(
         source: A picture of any kind that `load_image` takes, or an array or tensor of bool.
         size: (height, width) in pixels to stretch the mask to; None for its own.
         max_pixels: As for `load_image`.
-        may_be_black: Whether a mask of which nothing counts means something; it is refused otherwise.
+        may_be_black: Whether a mask of which nothing counts (black, or nothing painted) means something; it is refused
+            otherwise.
 
     Returns:
         (H, W) float32 in [0, 1], on the CPU.
@@ -47,15 +48,16 @@ def load_mask(
     white = np.float32(255 if pixels.dtype == np.uint8 else 1)
     values = torch.from_numpy(pixels.astype(np.float32) / white).movedim(2, 0)
     alpha = values[-1] if len(values) in (2, 4) else torch.ones_like(values[0])
-    if float(alpha.max() - alpha.min()) > _NOISE:
+    is_empty = float(alpha.max()) < NOISE
+    if float(alpha.max() - alpha.min()) > NOISE or (is_empty and may_be_black):
         mask = alpha
-    elif float(alpha.max()) < _NOISE:
+    elif is_empty:
         raise ImageError(describe(source), "it is transparent everywhere; paint what shall count")
     else:
         mask = values[0] if len(values) < 3 else torch.tensordot(torch.tensor(_LUMINANCE), values[:3], dims=1)
-        if float(mask.max()) < _NOISE and not may_be_black:
+        if float(mask.max()) < NOISE and not may_be_black:
             raise ImageError(describe(source), "it is black everywhere; what shall count must be white")
-    if float(mask.min()) > 1 - _NOISE:
+    if float(mask.min()) > 1 - NOISE:
         _log.warning("`%s`: this mask is white everywhere, so that the whole picture counts", describe(source))
     if size is None:
         return mask.clamp(0.0, 1.0)

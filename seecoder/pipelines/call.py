@@ -140,7 +140,10 @@ class Call:
         device = pipe._execution_device  # asks all networks for their hooks, which takes milliseconds
         encoder = vae_encoder(pipe.vae, request.autoencoder_memory, notes)
         enlarged = self._read_start_image(encoder, device)
-        text = None if request.text is None else text_contexts(pipe, request.text, request.negative_text, notes)
+        text = None
+        if request.text is not None:
+            lora_scale = (request.cross_attention_kwargs or {}).get("scale", 1.0)
+            text = text_contexts(pipe, request.text, request.negative_text, notes, lora_scale)
         contexts = condition(request, pipe.encoder, pipe.unet, device, text)
         self._contexts = {"context": contexts.context, "negative_context": contexts.negative_context}
         self._num_picture_tokens = contexts.context.shape[1] - (0 if text is None else text.context.shape[1])
@@ -194,6 +197,8 @@ class Call:
             pixels = start_pixels(request.start_image, self._size, self._cell)
             return encoder(pixels.to(device) * 2.0 - 1.0)
         self._redrawing = redrawing(request, self._size, self._cell, encoder, device)
+        if self._redrawing.mask is not None and not self._redrawing.mask.any():
+            self._notes.append("the mask is black everywhere, so that nothing was redrawn; white is.")
         return None
 
     def _after_step(self, bar: Any, progress: Progress) -> Changes | None:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from seecoder.call_rules import steps_left, whole_steps
-from seecoder.images.masks import load_mask
+from seecoder.images.masks import NOISE, load_mask
 from seecoder.pipelines.inputs import check_aspect, start_pixels
 from seecoder.pipelines.request import Request
 from seecoder.sampling.image_to_image import StartImage, masks_by_size
@@ -104,7 +104,7 @@ def redrawing(
         drawn = load_mask(request.mask_image, may_be_black=True)  # which gives the picture back
         check_aspect("mask_image", (drawn.shape[0], drawn.shape[1]), size)
         mask = (_resized(drawn[None, None], size) >= 0.5).to(pixels)
-        if drawn.any() and not mask.any():
+        if drawn.max() >= NOISE and not mask.any():
             raise ValueError("`mask_image` has nothing above one half; what is redrawn must be white.")
     default = _DEFAULT_STRENGTH if mask is None else 1.0
     strength = default if request.strength is None else request.strength

@@ -80,7 +80,8 @@ class Request:
             entry is a picture or a list of them. Needs the adapter's image encoder.
         ip_adapter_image_embeds: Embeddings in its place, as diffusers' pipelines take them: one tensor for each
             adapter, (rows, images, width), with guidance the negative rows first.
-        cross_attention_kwargs: For the UNet's attention processors (a LoRA's `scale`).
+        cross_attention_kwargs: For the UNet's attention processors; `scale` is a factor on LoRAs, those in text
+            encoders included.
         view_batch_size: Windows that go through the UNet at once; bounds the memory, not the result.
         autoencoder_memory: GiB that the autoencoder may take; what takes more is done in tiles, close to the whole
             but not equal, and noted. Infinity: always as a whole, as long as memory lasts.

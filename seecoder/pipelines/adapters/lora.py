@@ -7,7 +7,11 @@ from typing import Any
 
 import torch
 from diffusers.loaders.lora_base import LoraBaseMixin
-from diffusers.utils.state_dict_utils import convert_unet_state_dict_to_peft
+from diffusers.utils.state_dict_utils import (
+    StateDictType,
+    convert_state_dict_to_diffusers,
+    convert_unet_state_dict_to_peft,
+)
 
 from seecoder.weights.safetensors_files import WeightsError
 
@@ -64,7 +68,14 @@ class UnetLora(LoraBaseMixin):
         """Load a LoRA's layers into a text encoder, or say that there is none; diffusers calls it."""
         if text_encoder is not None:
             loader: Any = super()
-            loader.load_lora_into_text_encoder(state_dict, network_alphas, text_encoder, prefix, **kwargs)
+            # diffusers knows the names of kohya's files by `out_proj` alone, which not every file has.
+            named = convert_state_dict_to_diffusers(state_dict, StateDictType.DIFFUSERS_OLD)
+            try:
+                loader.load_lora_into_text_encoder(named, network_alphas, text_encoder, prefix, **kwargs)
+            except (ValueError, RuntimeError, KeyError) as error:
+                raise WeightsError(
+                    "the LoRA's part for the text encoder does not fit the base's. Use a LoRA of this base's family."
+                ) from error
             return
         count = sum(name.startswith(f"{prefix or 'text_encoder'}.") for name in state_dict)
         if count:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from diffusers.utils.peft_utils import scale_lora_layers, unscale_lora_layers
 
 from seecoder.base_model.facts import context_width, is_sdxl
 from seecoder.base_model.loading import load_config, load_model
@@ -62,13 +63,16 @@ def load_text_parts(
     return parts
 
 
-def encode_text(pipe: Any, text: Text, notes: list[str]) -> tuple[torch.Tensor, torch.Tensor | None]:
+def encode_text(
+    pipe: Any, text: Text, notes: list[str], lora_scale: float = 1.0
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Make tokens of a text, or take those that were made of it elsewhere.
 
     Args:
         pipe: A pipeline with text encoders, or one without if the text comes as tokens.
         text: A text, one for each context, or ready tokens.
         notes: What was left out is said here.
+        lora_scale: Factor on the LoRAs in the text encoders.
 
     Returns:
         (1 or N, T, D) tokens, and for SDXL (1 or N, P) pooled vectors.
@@ -90,7 +94,13 @@ def encode_text(pipe: Any, text: Text, notes: list[str]) -> tuple[torch.Tensor, 
             "`text` needs the base's text encoder; load it by `from_base(..., text=True)`, or give tokens."
         )
     prompts = [text] if isinstance(text, str) else text
-    outputs = [_run(*pair, prompts, pipe._execution_device, notes) for pair in pairs]
+    for _, encoder in pairs:
+        scale_lora_layers(encoder, lora_scale)
+    try:
+        outputs = [_run(*pair, prompts, pipe._execution_device, notes) for pair in pairs]
+    finally:
+        for _, encoder in pairs:
+            unscale_lora_layers(encoder, lora_scale)
     if len(outputs) == 1:
         return outputs[0][0], None
     return torch.cat([output.hidden_states[-2] for output in outputs], dim=-1), outputs[1][0]
@@ -106,7 +116,7 @@ def _run(tokenizer: Any, encoder: Any, prompts: list[str], device: torch.device 
     return encoder(ids.input_ids.to(device), attention_mask=mask, output_hidden_states=True)
 
 
-def text_contexts(pipe: Any, text: Text, negative: Text | None, notes: list[str]) -> Contexts:
+def text_contexts(pipe: Any, text: Text, negative: Text | None, notes: list[str], lora_scale: float = 1.0) -> Contexts:
     """Make the contexts of a text and of the text against it.
 
     Args:
@@ -115,16 +125,17 @@ def text_contexts(pipe: Any, text: Text, negative: Text | None, notes: list[str]
         negative: What they should not; None is the base's own habit: the empty text for SD 1.x and 2.x where there is a
             text encoder, else zeros.
         notes: What was left out is said here.
+        lora_scale: Factor on the LoRAs in the text encoders.
 
     Raises:
         ValueError: No text encoder, or tokens that do not fit.
     """
-    tokens, pooled = encode_text(pipe, text, notes)
+    tokens, pooled = encode_text(pipe, text, notes, lora_scale)
     if negative is None and pipe.text_encoder is not None and pooled is None:
         negative = ""
     if negative is None:
         return Contexts(tokens, torch.zeros_like(tokens), pooled, None if pooled is None else torch.zeros_like(pooled))
-    negative_tokens, negative_pooled = encode_text(pipe, negative, notes)
+    negative_tokens, negative_pooled = encode_text(pipe, negative, notes, lora_scale)
     if negative_tokens.shape[1] != tokens.shape[1]:
         raise ValueError(
             f"`negative_text` has {negative_tokens.shape[1]} tokens; it must have {tokens.shape[1]}, as `text` has."

@@ -183,6 +183,26 @@ def test_what_it_predicts_is_read_or_assumed_of_its_family(family, changes, meta
     assert file.config("scheduler", prediction_type="sample")["prediction_type"] == "sample"
 
 
+@pytest.mark.parametrize(
+    ("name", "family", "metadata", "side", "spacing"),
+    [
+        ("sd_xl_turbo_1.0_fp16", "SDXL", {}, 64, "trailing"),
+        ("sd_turbo", "SD 2.x", {}, 64, "trailing"),
+        ("mine", "SDXL", {"modelspec.resolution": "512x512"}, 64, "leading"),
+        ("mine", "SD 2.x", {"modelspec.resolution": "640x640"}, 80, "leading"),
+        ("DreamShaperXL_Turbo_v2", "SDXL", {}, 128, "leading"),  # of 1024, as most merges are
+    ],
+)
+def test_its_side_is_what_the_header_or_the_published_name_says(name, family, metadata, side, spacing, tmp_path):
+    path = write_checkpoint(tmp_path / f"{name}.safetensors", {UNET: tiny_unet(family)}, metadata=metadata)
+    file = SingleFile.open(path)
+    assert file.config("unet")["sample_size"] == side
+    assert file.load("unet").config.sample_size == side
+    scheduler = file.config("scheduler")
+    assert scheduler["timestep_spacing"] == spacing
+    assert scheduler["prediction_type"] == ("v_prediction" if (name, family) == ("mine", "SD 2.x") else "epsilon")
+
+
 def test_inpainting_and_zero_terminal_noise_are_recognised(tmp_path):
     unet = tiny_unet("SD 2.x", in_channels=9)
     marks = {name: torch.zeros(0) for name in ("v_pred", "ztsnr")}

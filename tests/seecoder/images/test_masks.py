@@ -90,6 +90,11 @@ def test_an_empty_mask_is_refused_by_name(tmp_path, image, reason):
         load_mask(tmp_path / "mask.png")
 
 
+@pytest.mark.parametrize("image", [Image.new("L", (8, 6)), Image.new("RGBA", (8, 6), (255, 255, 255, 0))])
+def test_an_empty_mask_is_zero_where_it_means_something(image):
+    assert load_mask(image, may_be_black=True).max() < 1e-6
+
+
 def test_a_mask_that_is_white_everywhere_is_one_and_said(caplog):
     with caplog.at_level(logging.WARNING):
         assert torch.equal(load_mask(np.full((2, 2), 255, np.uint8)), torch.ones(2, 2))

@@ -57,6 +57,17 @@ def test_a_mask_keeps_the_rest_of_a_picture(pictures, networks, room, tmp_path):
         assert not torch.equal(found[..., :8], load_image(start)[..., :8])
 
 
+@pytest.mark.parametrize("level", [0.0, 3 / 255])  # plain black, and what compression makes of it
+def test_a_black_mask_gives_the_picture_back_and_says_so(pictures, networks, room, tmp_path, capsys, level):
+    start, mask = room
+    save_image(torch.full((3, 16, 16), level), mask)
+    out = tmp_path / "out"
+    given = ["vary", pictures[0], *networks, "--out", str(out), "--sheet", "", "--start-image", start, "--mask", mask]
+    assert main(given) == 0
+    assert torch.equal(load_image(next(out.glob("*.png"))), load_image(start))
+    assert "the mask is black everywhere, so that nothing was redrawn" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("options", "error"),
     [

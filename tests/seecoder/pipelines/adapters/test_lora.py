@@ -206,3 +206,65 @@ def test_a_scale_that_nothing_reads_is_refused() -> None:
     whole, none = latents(pipe), latents(pipe, cross_attention_kwargs={"scale": 0.0})
     assert (whole - none).abs().max() > 1e-2
     torch.testing.assert_close(none, latents(pipeline()))
+
+
+def text_lora(pipe, encoder, parts):
+    """A LoRA for the UNet and some layers of the text encoder, in kohya's names."""
+    tensors, config, generator = build_lora(pipe.unet), encoder.config, torch.Generator().manual_seed(3)
+    for part in parts:
+        key = f"lora_te_text_model_encoder_layers_0_{part.replace('.', '_')}"
+        gives = config.intermediate_size if part == "mlp.fc1" else config.hidden_size
+        tensors[f"{key}.lora_down.weight"] = torch.randn((4, config.hidden_size), generator=generator)
+        tensors[f"{key}.lora_up.weight"] = torch.randn((gives, 4), generator=generator)
+        tensors[f"{key}.alpha"] = torch.tensor(2.0)
+    return tensors
+
+
+@pytest.fixture
+def with_text(text_parts):
+    """A pipeline with a text encoder of its own."""
+    pipe = pipeline()
+    pipe.register_modules(**{name: copy.deepcopy(part) for name, part in text_parts.items()})
+    return pipe
+
+
+PARTS = [("self_attn.q_proj", "self_attn.v_proj"), ("mlp.fc1",), ("self_attn.k_proj", "mlp.fc1")]
+
+
+@pytest.mark.parametrize("parts", PARTS)
+def test_a_lora_may_change_any_layers_of_a_text_encoder(with_text, parts) -> None:
+    encoder = with_text.text_encoder
+    tensors = text_lora(with_text, encoder, parts)
+    (block,) = [layers[0] for name, layers in encoder.named_modules() if name.endswith("encoder.layers")]
+    before = {part: block.get_submodule(part).weight.clone() for part in parts}
+    with_text.load_lora_weights(tensors)
+    with_text.fuse_lora()
+    with_text.unload_lora_weights()
+    for part in parts:
+        key = f"lora_te_text_model_encoder_layers_0_{part.replace('.', '_')}"
+        added = 0.5 * tensors[f"{key}.lora_up.weight"] @ tensors[f"{key}.lora_down.weight"]  # alpha 2 of rank 4
+        torch.testing.assert_close(block.get_submodule(part).weight, before[part] + added, atol=1e-4, rtol=0)
+
+
+def test_a_text_encoders_part_of_another_width_is_refused_in_one_line(with_text) -> None:
+    tensors = text_lora(with_text, with_text.text_encoder, ("mlp.fc1",))
+    name = next(name for name in tensors if name.startswith("lora_te") and "up" in name)
+    tensors[name] = torch.cat([tensors[name]] * 2)
+    with pytest.raises(WeightsError, match="the LoRA's part for the text encoder does not fit the base's"):
+        with_text.load_lora_weights(tensors)
+
+
+def test_the_scale_of_a_call_is_that_of_the_text_encoders_lora_too(with_text) -> None:
+    pipe = with_text
+    plain, empty = (encode_text(pipe, text, [])[0] for text in ("abc", ""))
+    names = [f"self_attn.{name}_proj" for name in ("q", "k", "v", "out")]
+    pipe.load_lora_weights(text_lora(pipe, pipe.text_encoder, names))
+    whole = encode_text(pipe, "abc", [])[0]
+    half = encode_text(pipe, "abc", [], 0.5)[0]
+    assert min((half - plain).abs().max(), (half - whole).abs().max()) > 1e-3
+    torch.testing.assert_close(encode_text(pipe, "abc", [], 0.0)[0], plain)
+    torch.testing.assert_close(encode_text(pipe, "abc", [])[0], whole)
+    none = latents(pipe, text="abc", text_weight=1.0, cross_attention_kwargs={"scale": 0.0})
+    torch.testing.assert_close(none, latents(pipeline(), text=plain, negative_text=empty, text_weight=1.0))
+    pipe.set_adapters(pipe.get_active_adapters(), [0.5])
+    torch.testing.assert_close(encode_text(pipe, "abc", [])[0], half)
