@@ -21,7 +21,8 @@ from tqdm import tqdm
 
 from data.command import make_parser, run_command
 from data.shards.building.claim import claimed_folder
-from data.shards.building.image_files import ImageFiles, find_image_files, printable_name, read_image_list
+from data.shards.building.finding import find_image_files, printable_name, read_image_list
+from data.shards.building.image_files import ImageFiles
 from data.shards.building.shard_build import REPORT, Build, run_build
 from data.shards.building.sources import Source
 from data.shards.building.world_scenes import WorldScenes
@@ -113,6 +114,7 @@ def _add_picture_options(parser: ArgumentParser) -> None:
         "--encode", type=Literal["jpeg", "png", "webp"], default="jpeg", help="Format of scaled pictures."
     )
     parser.add_argument("--quality", type=int, default=95, metavar="1-100", help="Of JPEG and WebP.")
+    parser.add_argument("--min-side", type=int, default=1, help="Pictures with a shorter side below this are bad.")
     parser.add_argument(
         "--max-pixels",
         type=int | None,
@@ -124,23 +126,24 @@ def _add_picture_options(parser: ArgumentParser) -> None:
 def _folder(options: Namespace) -> None:
     if options.out.resolve().is_relative_to(options.source.resolve()):
         raise ValueError(f"`OUT`={options.out} lies in the folder that is read. Choose a folder outside of it.")
-    paths, others = find_image_files(options.source)
-    if others:
-        print(f"{others:,} files in {options.source} are no pictures by their names and are left out")
-    _pictures(options, paths, [printable_name(path.relative_to(options.source)) for path in paths])
+    paths, notes = find_image_files(options.source)
+    _pictures(options, paths, [printable_name(path.relative_to(options.source)) for path in paths], notes)
 
 
 def _list(options: Namespace) -> None:
-    paths = read_image_list(options.source)
-    _pictures(options, paths, [printable_name(path) for path in paths])
+    paths, notes = read_image_list(options.source)
+    _pictures(options, paths, [printable_name(path) for path in paths], notes)
 
 
-def _pictures(options: Namespace, paths: list[Path], names: list[str]) -> None:
+def _pictures(options: Namespace, paths: list[Path], names: list[str], notes: list[str]) -> None:
+    for note in notes:
+        print(note)
     size = None if options.size == "keep" else options.size
     max_pixels = options.max_pixels
     if max_pixels is None:
         max_pixels = _MAX_PIXELS_KEPT if size is None else _MAX_PIXELS_SCALED
-    source = ImageFiles.from_paths(paths, names, size, options.encode, options.quality, max_pixels)
+    own = {name: options[name] for name in ("encode", "quality", "min_side")}
+    source = ImageFiles.from_paths(paths, names, size=size, max_pixels=max_pixels, **own)
     how = "kept as they are" if size is None else f"scaled down to {size} pixels, as {options.encode}"
     _build(options, source, f"{len(paths):,} pictures from {options.source}, {how}", options.shard_size)
 

@@ -27,7 +27,7 @@ from tqdm import tqdm
 from data.command import make_parser, run_command
 from data.shards.building.claim import claimed_folder
 from data.shards.building.shard_build import REPORT, Build, run_build
-from data.shards.caching.cached_samples import CachedSamples
+from data.shards.caching.cached_samples import CachedSamples, with_present_digests
 from data.shards.caching.maps import maps_beside
 from data.shards.caching.moments import moments_beside
 from data.shards.reading.square_image import SquareImage
@@ -70,7 +70,6 @@ def _cache(options: Namespace) -> None:
     check_location(options.shards)
     if options.out.resolve() == (options.shards if options.shards.is_dir() else options.shards.parent).resolve():
         raise ValueError(f"`OUT`={options.out} is the folder that is read. Choose another folder.")
-    shards = open_shards(options.shards)
     try:
         device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     except RuntimeError as error:
@@ -80,6 +79,7 @@ def _cache(options: Namespace) -> None:
     moments = extras[0].source
     if options.maps is not None:
         extras.append(maps_beside(load_backbone(options.maps, vae.device), options.size, options.flip))
+    shards = with_present_digests(open_shards(options.shards))
     values = sum(math.prod(shape) for extra in extras for _, shape in extra.source.columns.values())
     source = CachedSamples(shards, SquareImage(options.size), tuple(extras), options.batch_size, options.threads)
     build = Build(source, options.out, max_bad_rate=options.max_bad_rate, originals=shards.shards)

@@ -6,6 +6,7 @@ is killed leaves at most such a sibling, which no reader of pictures, weights or
 Written here because what libraries offer covers files only, or does not sync, or leaves its siblings behind.
 """
 
+import errno
 import os
 import re
 import secrets
@@ -15,6 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _LONGEST = 50  # characters of a name that its siblings keep
+_NO_SYNC = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EBADF)  # of a folder: it cannot be done, nothing failed
 _LEFT_BEHIND = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}\.(?P<suffix>partial|previous)")
 
 
@@ -129,11 +131,14 @@ def _sync(path: Path) -> None:
 
 
 def _sync_folder(path: Path) -> None:
-    """Make a rename in this folder durable; Windows has no such call, and needs none."""
+    """Make a rename in this folder durable; Windows and some network storage have no such call."""
     if os.name != "posix":
         return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise
     finally:
         os.close(descriptor)

@@ -221,3 +221,31 @@ def test_the_folder_that_is_read_is_not_written(run, make_shards, capsys):
     assert run(raw, raw) == 2
     assert "is the folder that is read" in capsys.readouterr().err
     assert digests(raw) == before
+
+
+def test_exchanged_shards_are_not_taken_for_those_of_the_cache(run, make_shards, tmp_path, capsys):
+    raw, other, out = make_shards([3, 2]), make_shards([1, 3, 2], "other"), tmp_path / "out"
+    for folder in (raw, other):
+        for path in folder.glob("*.json"):  # neither manifest nor indices: as others make shards
+            path.unlink()
+    assert run(raw, out) == 0
+    before = digests(out)
+    assert run(raw, out) == 0, "as they were"
+    (raw / "00001.tar").write_bytes((other / "00002.tar").read_bytes())  # as many samples, and as many bytes
+    capsys.readouterr()
+    assert run(raw, out) == 2
+    assert "holds another build (shards_sha256: " in capsys.readouterr().err
+    assert digests(out) == before
+    assert run(raw, tmp_path / "new") == 0
+    assert [row["png"] for row in members(tmp_path / "new")] == [row["png"] for row in members(raw)]
+
+
+def test_shards_that_are_not_their_manifests_are_told_and_read_as_they_are(run, make_shards, tmp_path, capsys, caplog):
+    raw, other, out = make_shards([3]), make_shards([1, 3], "other"), tmp_path / "out"
+    assert run(raw, out) == 0
+    (raw / "00000.tar").write_bytes((other / "00001.tar").read_bytes())
+    assert run(raw, out) == 2
+    assert "has other bytes than its manifest says" in caplog.text
+    assert "holds another build (shards_sha256: " in capsys.readouterr().err
+    assert run(raw, tmp_path / "new") == 0
+    assert [row["png"] for row in members(tmp_path / "new")] == [row["png"] for row in members(other)][1:]

@@ -5,9 +5,10 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from data.shards.building.shard_build import Build
+from data.shards.locks import locked
 from data.shards.manifest import MANIFEST, read_manifest
 from data.shards.shard_set import UNFINISHED
 from seecoder.weights.atomic import atomic_path
@@ -23,19 +24,17 @@ def claimed_folder(build: Build) -> Iterator[None]:
         FileExistsError: The folder holds something else, or another process is building there.
     """
     build.folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(build.folder / _LOCK, timeout=0)
-    try:
-        lock.acquire()  # given back by the system if we are killed
-    except Timeout:
-        raise FileExistsError(f"Another process is building in `{build.folder}` right now. Wait for it.") from None
-    try:
+    lock = build.folder / _LOCK
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(locked(lock, 0))  # given back by the system if we are killed
+        except Timeout:
+            raise FileExistsError(f"Another process is building in `{build.folder}` right now. Wait for it.") from None
+        stack.callback(lock.unlink, missing_ok=True)
         _check_folder(build)
         for left_behind in build.folder.glob("*.partial"):
             left_behind.unlink(missing_ok=True)
         yield
-    finally:
-        (build.folder / _LOCK).unlink(missing_ok=True)
-        lock.release()
 
 
 def _check_folder(build: Build) -> None:

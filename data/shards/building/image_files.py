@@ -1,7 +1,6 @@
-"""Shards of image files: found below a folder or named in a list, kept byte by byte or scaled down."""
+"""Shards of image files, kept byte by byte or scaled down."""
 
 import hashlib
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +12,6 @@ from data.shards.building.sources import Item, encode_image, encode_json
 from seecoder.checks import check, optional, whole
 from seecoder.images.gate import ImageError, load_image
 from seecoder.images.saving import to_pil
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif")
 
 
 @dataclass(frozen=True)
@@ -32,6 +29,7 @@ class ImageFiles:
         max_pixels: Larger pictures count as bad.
         sizes: Bytes of each file.
         digest: Fingerprint of names, sizes and times of the files.
+        min_side: Pictures with a shorter side below this many pixels count as bad.
     """
 
     members = ("json",)  # the kind of picture varies
@@ -44,15 +42,20 @@ class ImageFiles:
     max_pixels: int
     sizes: tuple[int, ...]
     digest: str
+    min_side: int = 1
 
     def __post_init__(self) -> None:
-        check(self, size=optional(whole(1)), quality=whole(1, 100), max_pixels=whole(1))
+        check(self, size=optional(whole(1)), quality=whole(1, 100), max_pixels=whole(1), min_side=whole(1))
 
     @staticmethod
-    def from_paths(
-        paths: list[Path], names: list[str], size: int | None, encode: str, quality: int, max_pixels: int
-    ) -> "ImageFiles":
-        """Take stock of the files; files that do not exist are kept and will be counted as bad."""
+    def from_paths(paths: list[Path], names: list[str], **options: Any) -> "ImageFiles":
+        """Take stock of the files; files that do not exist are kept and will be counted as bad.
+
+        Args:
+            paths: The files.
+            names: How each is called.
+            **options: The attributes that are no facts of the files.
+        """
         digest, sizes = hashlib.sha256(), []
         for path, name in zip(paths, names, strict=True):
             try:
@@ -63,15 +66,14 @@ class ImageFiles:
                 sizes.append(0)
                 stamp = -1
             digest.update(repr((name, sizes[-1], stamp)).encode())
-        return ImageFiles(
-            tuple(paths), tuple(names), size, encode, quality, max_pixels, tuple(sizes), digest.hexdigest()
-        )
+        return ImageFiles(tuple(paths), tuple(names), sizes=tuple(sizes), digest=digest.hexdigest(), **options)
 
     @property
     def settings(self) -> dict[str, Any]:
         """All that the samples depend on, the files by a digest of their names, sizes and times."""
         size = "keep" if self.size is None else self.size
         encoding = {"size": size, "encode": self.encode, "quality": self.quality, "max_pixels": self.max_pixels}
+        encoding |= {"min_side": self.min_side} if self.min_side > 1 else {}
         return {"kind": "pictures", "count": len(self), "sources_sha256": self.digest} | encoding
 
     def __len__(self) -> int:
@@ -95,6 +97,8 @@ class ImageFiles:
         content = path.read_bytes()
         width, height = image.size
         kind = _kind(content)
+        if min(width, height) < self.min_side:
+            raise ImageError(name, f"its shorter side has less than {self.min_side} pixels")
         scaled = self.size is not None and min(width, height) > self.size
         if scaled:
             shorter = self.size or 0
@@ -119,57 +123,3 @@ def _kind(content: bytes) -> str | None:
     if content.startswith(b"\x89PNG\r\n\x1a\n"):
         return "png"
     return "webp" if content[:4] == b"RIFF" and content[8:12] == b"WEBP" else None
-
-
-def find_image_files(folder: Path) -> tuple[list[Path], int]:
-    """List the picture files below a folder, sorted by name, and count the other files.
-
-    Links to files are followed, links to folders are not (they could lead round in circles).
-
-    Raises:
-        FileNotFoundError: The folder does not exist.
-        NotADirectoryError: It is no folder.
-    """
-    if not folder.exists():
-        raise FileNotFoundError(f"`{folder}` does not exist.")
-    if not folder.is_dir():
-        raise NotADirectoryError(f"`{folder}` is a file. For a list of pictures use `python -m data.build list`.")
-    images, others = [], 0
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            if name.lower().endswith(IMAGE_SUFFIXES):
-                images.append(Path(parent, name))
-            else:
-                others += 1
-    return sorted(images, key=lambda path: os.fsencode(path.relative_to(folder).as_posix())), others
-
-
-def read_image_list(file: Path) -> list[Path]:
-    """Read a list of picture files: one path a line, relative to the list's folder; blank and `#` lines do not count.
-
-    Raises:
-        FileNotFoundError: The list does not exist.
-        ValueError: It is not UTF-8 text, or a line is a URL.
-    """
-    if not file.is_file():
-        raise FileNotFoundError(f"`{file}` is no file. Give a text file with the path of one picture a line.")
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"`{file}` is not UTF-8 text ({error}).") from error
-    paths = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip() or line.lstrip().startswith("#"):
-            continue
-        if "://" in line or line.startswith("pipe:"):
-            raise ValueError(
-                f"`{file}` line {number}: `{line}` is not a local path. To fetch pictures from the web use "
-                "img2dataset, whose shards are read as they are."
-            )
-        paths.append(file.parent / line.strip())
-    return paths
-
-
-def printable_name(path: Path | str) -> str:
-    """Make a file's name fit for JSON and logs, whatever bytes it holds."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")

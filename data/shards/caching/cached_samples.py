@@ -5,18 +5,21 @@ either. A picture that cannot be used, and even a sample that is lost, keeps its
 put the same substitute in, as it would have done with the original.
 """
 
+import logging
 import re
+import sys
 import threading
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from data.shards import index as shard_index
 from data.shards.building.sources import Item
@@ -27,6 +30,9 @@ from data.shards.reading.square_image import SquareImage
 from data.shards.shard_set import LocatedShard, ShardSet
 from seecoder.checks import check, whole
 from seecoder.images.gate import ImageError
+from seecoder.weights.digests import file_sha256
+
+logger = logging.getLogger(__name__)
 
 LOST = "lost"  # the only member of a sample that was lost: it holds the reason
 NOT_FINITE = "moments are not finite in half precision"
@@ -123,6 +129,24 @@ class CachedSamples:
             extras = {extra.source.member(): content for extra, content in zip(self.extras, next(results), strict=True)}
             usable = {kind: content for kind, content in extras.items() if content is not None}
             yield Item(name, key, {**row.members, **usable}, "" if len(usable) == len(extras) else NOT_FINITE)
+
+
+def with_present_digests(shards: ShardSet) -> ShardSet:
+    """The same shards with the digests of their files as they are now, whatever a manifest said of them once.
+
+    Shards that were exchanged under their names then are others, and a cache of the former ones is not taken for one of
+    them. A shard that is not there keeps what the manifest says.
+    """
+    rows = []
+    for row in tqdm(shards.shards, desc="hashing", unit="shard", disable=not sys.stderr.isatty()):
+        try:
+            present = replace(row.shard, sha256=file_sha256(Path(row.location)))
+        except OSError:
+            present = row.shard
+        if row.shard.sha256 not in (None, present.sha256):
+            logger.warning("`%s` has other bytes than its manifest says; it is copied as it is", row.label)
+        rows.append(replace(row, shard=present))
+    return ShardSet(tuple(rows))
 
 
 class _ShardCopy:

@@ -19,9 +19,8 @@ from typing import TypeVar
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 
-from filelock import FileLock
-
 from data.shards.https.addresses import file_address, folder_address, open_url, redacted
+from data.shards.locks import locked
 from data.shards.manifest import MANIFEST, Manifest, Shard
 from seecoder.weights.atomic import atomic_path
 
@@ -99,10 +98,11 @@ class Fetcher:
             Its local path, or None if it could not be had or is not what the manifest says.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        # Shards of different places may share a name; the digest of the address keeps them apart.
-        target = self.folder / f"{hashlib.sha256(url.encode()).hexdigest()[:16]}-{shard.name}"
+        # Shards of different places may share a name, and a place may get other shards of the same names and sizes.
+        digest = hashlib.sha256(f"{url}{shard.sha256 or ''}".encode()).hexdigest()
+        target = self.folder / f"{digest[:16]}-{shard.name}"
         failed = target.with_name(target.name + ".failed")
-        with FileLock(target.with_name(target.name + ".lock")):  # one reader fetches, the others wait and find it here
+        with locked(target.with_name(target.name + ".lock")):  # one reader fetches, the others wait and find it here
             if target.exists() and (shard.bytes is None or target.stat().st_size == shard.bytes):
                 os.utime(target)
                 return target

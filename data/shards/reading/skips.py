@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from filelock import FileLock
-
+from data.shards.locks import locked
 from seecoder.checks import check, number
 
 logger = logging.getLogger(__name__)
@@ -133,8 +132,7 @@ class SkipLog:
 def _append(report: Path, skips: Sequence[Skip]) -> None:
     """Name faults that no other process of the run has named; a full disk costs the lines, not the run."""
     try:
-        lock = FileLock(report.with_name(f".{report.name}.lock"))
-        with lock, report.open("a+", encoding="utf-8") as file:
+        with locked(report.with_name(f".{report.name}.lock")), report.open("a+", encoding="utf-8") as file:
             file.seek(0)
             known = {_name_of(line) for line in file}
             file.writelines(json.dumps(skip._asdict()) + "\n" for skip in skips if skip.name not in known)

@@ -213,3 +213,20 @@ def test_what_a_killed_writer_left_is_removed_and_an_old_folder_takes_its_place_
     assert names(tmp_path) == sorted(expected)
     assert (tmp_path / "old" / "inside").read_text() == ".old.89abcdef.previous"
     assert (tmp_path / "done" / "inside").read_text() == "done"
+
+
+def test_storage_that_cannot_sync_folders_is_no_error_and_one_that_fails_is(tmp_path, monkeypatch):
+    sync = os.fsync
+    answers = [errno.EINVAL, errno.ENOTSUP, errno.EIO]
+
+    def refuse_folders(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(answers.pop(0), "no sync here")
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refuse_folders)
+    for _ in range(2):
+        with atomic_path(tmp_path / "a") as partial:
+            partial.write_text("a")
+    with pytest.raises(OSError, match="no sync here"), atomic_path(tmp_path / "a") as partial:
+        partial.write_text("b")

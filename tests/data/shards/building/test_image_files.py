@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from data import build
-from data.shards.building.image_files import ImageFiles, find_image_files, printable_name, read_image_list
+from data.shards.building.image_files import ImageFiles
+from data.shards.manifest import read_manifest
 from tests.fixtures.shards import save_image
 
 
@@ -19,29 +20,29 @@ def test_changed_sources_are_noticed(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "sources_sha256" in capsys.readouterr().err
 
 
-def test_loops_of_links_are_not_followed(tmp_path: Path):
-    save_image(tmp_path / "in" / "a.png")
-    (tmp_path / "in" / "loop").symlink_to(tmp_path / "in")
-    (tmp_path / "in" / "b.png").symlink_to(tmp_path / "in" / "a.png")
-    assert [path.name for path in find_image_files(tmp_path / "in")[0]] == ["a.png", "b.png"]
-
-
-def test_a_list_may_name_files_that_are_gone(tmp_path: Path):
-    save_image(tmp_path / "a.png")
-    (tmp_path / "list").write_text("a.png\ngone.png\n")
-    paths = read_image_list(tmp_path / "list")
-    source = ImageFiles.from_paths(paths, [path.name for path in paths], None, "jpeg", 95, 10**6)
-    assert [bool(item.reason) for item in source.samples(0, 2)] == [False, True]
-
-
-def test_names_that_are_no_text_are_escaped():
-    assert printable_name("a é.png") == "a é.png"
-    assert printable_name(b"\xff.png".decode("utf-8", "surrogateescape")) == "\\xff.png"
+def test_pictures_below_the_smallest_size_are_bad(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    for name, width in (("tiny.png", 9), ("small.png", 30), ("right.png", 40)):
+        save_image(tmp_path / "in" / name, 50, width)
+    arguments = ["folder", str(tmp_path / "in"), str(tmp_path / "out"), "--size", "40"]
+    assert build.main(arguments) == 0
+    assert "min_side" not in read_manifest(tmp_path / "out").settings, "builds of earlier versions go on"
+    arguments = ["folder", str(tmp_path / "in"), str(tmp_path / "less"), "--size", "40", "--min-side", "30"]
+    assert build.main(arguments) == 2
+    assert "1 of 3 sources are bad" in capsys.readouterr().err
+    assert build.main([*arguments, "--max-bad-rate", "0.5"]) == 0
+    assert "1 bad pictures left out (1 x its shorter side has less than N pixels)" in capsys.readouterr().out
+    assert "tiny.png" in (tmp_path / "less" / "bad.jsonl").read_text()
+    assert read_manifest(tmp_path / "less").settings["min_side"] == 30
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"size": 0}, "`size`=0"), ({"quality": 101}, "`quality`=101"), ({"max_pixels": 0}, "`max_pixels`=0")],
+    [
+        ({"size": 0}, "`size`=0"),
+        ({"quality": 101}, "`quality`=101"),
+        ({"max_pixels": 0}, "`max_pixels`=0"),
+        ({"min_side": 0}, "`min_side`=0"),
+    ],
 )
 def test_settings_that_mean_nothing_are_refused(changes: dict[str, int], message: str):
     settings = {"size": None, "encode": "jpeg", "quality": 95, "max_pixels": 100}

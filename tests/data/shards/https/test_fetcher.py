@@ -1,11 +1,13 @@
 """Shards behind https: checked, fetched once, tried again, given up aloud; no network is used here."""
 
+import hashlib
 import io
 import threading
 import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -170,3 +172,18 @@ def test_only_https_is_opened_and_followed():
     followed = redirect(request, io.BytesIO(), 302, "Found", {}, "https://elsewhere/a")  # type: ignore[arg-type]
     assert followed is not None
     assert followed.full_url == "https://elsewhere/a"
+
+
+def test_a_shard_that_was_exchanged_is_fetched_again(server: Server, tmp_path: Path):
+    fetcher = Fetcher(tmp_path / "cache")
+    shard = read_manifest(server.folder).shards[0]
+    old = fetcher.fetch(f"{BASE}/{shard.name}", shard)
+    data = bytearray((server.folder / shard.name).read_bytes())
+    data[600] ^= 1
+    (server.folder / shard.name).write_bytes(data)
+    exchanged = replace(shard, sha256=hashlib.sha256(data).hexdigest())
+    new = fetcher.fetch(f"{BASE}/{shard.name}", exchanged)
+    assert old is not None
+    assert new is not None
+    assert new.read_bytes() == data
+    assert fetcher.fetch(f"{BASE}/{shard.name}", shard) == old, "and each is kept"
