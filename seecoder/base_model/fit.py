@@ -18,6 +18,7 @@ from seecoder.base_model.facts import (
     pooled_width,
     reads_mask,
 )
+from seecoder.base_model.latents import check_scaling
 from seecoder.base_model.loading import CLASSES
 from seecoder.base_model.single_file import say_once
 
@@ -93,6 +94,23 @@ def check_dtypes(unet: Any, controlnet: Any) -> None:
         )
 
 
+def check_picture_size(vae: Any, height: int, width: int) -> None:
+    """Refuse training pictures of which a row or a column would be lost, or that leave a backbone nothing to see.
+
+    Args:
+        vae: The autoencoder, or its configuration.
+        height: Of the pictures, in pixels.
+        width: Of the pictures, in pixels.
+
+    Raises:
+        ValueError: A side is below 32 pixels, or no multiple of a latent cell.
+    """
+    cell = pixels_per_cell(vae)
+    for size in (height, width):
+        if size % cell or size < 32:
+            raise ValueError(f"`image_size`={size} must be at least 32, and a multiple of {cell} (a latent cell).")
+
+
 def _check_class(name: str, part: Any, accepted: tuple[str, ...]) -> None:
     """Refuse networks of other classes: those for video, for instance, have configurations that look alike."""
     if isinstance(part, Mapping):
@@ -148,6 +166,7 @@ def _check_latents(unet: Any, vae: Any, training: bool) -> None:
             f"`in_channels`={reads} of the base's UNet must be {gives}, as many as it gives: it reads {beside} beside "
             "the latents. Use its text-to-image sibling."
         )
+    check_scaling(config_of(vae))
     for name in ("in_channels", "out_channels"):
         if (value := config_of(vae).get(name, 3)) != 3:
             raise ValueError(f"`{name}`={value} of the VAE must be 3, the channels of a picture. Use another VAE.")

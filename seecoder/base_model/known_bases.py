@@ -66,8 +66,12 @@ class BaseSizes:
     scheduler: Mapping[str, Any] = field(default_factory=lambda: STABLE_DIFFUSION_SCHEDULE)
 
 
-def base_sizes(source: str) -> BaseSizes | None:
+def base_sizes(source: str, prediction_type: str | None = None) -> BaseSizes | None:
     """Sizes of a base by its folder, or by its repository's name; None for a repository that is not known.
+
+    Args:
+        source: A folder, a file, or a repository on the Hub.
+        prediction_type: What the UNet predicts; None for what the base says.
 
     Raises:
         FileNotFoundError: `source` is a folder without the configurations, or with pickles for weights, or a path that
@@ -76,9 +80,12 @@ def base_sizes(source: str) -> BaseSizes | None:
     if is_local(source):
         for part in ("unet", "vae"):
             check_pickles(source, part)
-        unet, vae, scheduler = (load_config(source, part) for part in ("unet", "vae", "scheduler"))
+        parts = ("unet", "vae", "scheduler")
+        unet, vae, scheduler = (load_config(source, part, prediction_type=prediction_type) for part in parts)
         return BaseSizes(f"configurations in {source}", unet, vae, scheduler)
     for family, pattern in _NAMES:
         if re.search(pattern, source.lower()) and not re.search(_OTHER_UNETS, source.lower()):
-            return BaseSizes(f"built-in table of {family}", _UNETS[family], _VAE)
+            said = {} if prediction_type is None else {"prediction_type": prediction_type}
+            scheduler = {**STABLE_DIFFUSION_SCHEDULE, **said}
+            return BaseSizes(f"built-in table of {family}", _UNETS[family], _VAE, scheduler)
     return None

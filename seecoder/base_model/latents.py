@@ -10,24 +10,45 @@ and they are all here:
 Nothing else in this project scales latents.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 
-def _scale_of(vae: Any, latents: Tensor) -> tuple[float | Tensor, float, float | Tensor]:
-    """What x is shifted by, multiplied by, and divided by."""
-    config = vae.config
+def check_scaling(config: Mapping[str, Any]) -> None:
+    """Refuse an autoencoder whose configuration does not say one way how its latents are scaled.
+
+    Args:
+        config: Its configuration.
+
+    Raises:
+        ValueError: It has both `shift_factor` and `latents_mean`, or not one mean and one deviation a channel.
+    """
     mean, std = config.get("latents_mean"), config.get("latents_std")
-    shift = config.get("shift_factor") or 0.0
     if mean is None or std is None:  # one alone says nothing, as in diffusers
-        return shift, config["scaling_factor"], 1.0
-    if shift:
+        return
+    if shift := config.get("shift_factor"):
         raise ValueError(
             f"`shift_factor`={shift} of the autoencoder must be null beside `latents_mean`. Set one of them to null in "
             "vae/config.json."
         )
+    channels = config.get("latent_channels", 4)
+    if len(mean) != channels or len(std) != channels or min(std) <= 0:
+        raise ValueError(
+            f"`latents_mean`={mean} and `latents_std`={std} of the autoencoder must be {channels} "
+            "numbers each, one a channel, and deviations above 0. Take the published vae/config.json."
+        )
+
+
+def _scale_of(vae: Any, latents: Tensor) -> tuple[float | Tensor, float, float | Tensor]:
+    """What x is shifted by, multiplied by, and divided by."""
+    config = vae.config
+    mean, std = config.get("latents_mean"), config.get("latents_std")
+    check_scaling(config)
+    if mean is None or std is None:
+        return config.get("shift_factor") or 0.0, config["scaling_factor"], 1.0
     mean, std = (latents.new_tensor(values).view(1, -1, 1, 1) for values in (mean, std))
     return mean, config["scaling_factor"], std
 

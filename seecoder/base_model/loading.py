@@ -212,7 +212,7 @@ def load_beside(source: str | os.PathLike, part: str, dtype: torch.dtype | None,
     return load_part(source, part, dtype, at_top=not (Path(source) / part).is_dir(), sdxl=sdxl)
 
 
-def load_frozen(base: str | os.PathLike, part: str, dtype: str, *, at_top: bool = False) -> Any:
+def load_frozen(base: str | os.PathLike, part: str, dtype: str, *, at_top: bool = False, **hub: Any) -> Any:
     """Load a part that training needs and never changes, in the memory layout in which convolutions are fastest.
 
     Args:
@@ -220,6 +220,7 @@ def load_frozen(base: str | os.PathLike, part: str, dtype: str, *, at_top: bool 
         part: `unet` or `vae`.
         dtype: A key of `DTYPES`.
         at_top: The part is `base` itself, not a sub-folder of it.
+        hub: `variant`, and what `load_config` takes.
 
     Returns:
         The network, which asks for no gradients; on the CPU.
@@ -229,7 +230,7 @@ def load_frozen(base: str | os.PathLike, part: str, dtype: str, *, at_top: bool 
         ValueError: The configuration names another class, or an autoencoder without the posterior that training needs.
         WeightsError: The weights do not fit.
     """
-    network = load_part(base, part, DTYPES[dtype], at_top=at_top)
+    network = load_part(base, part, DTYPES[dtype], at_top=at_top, **hub)
     if part == "vae" and not issubclass(type(network), diffusers.AutoencoderKL):
         raise ValueError(f"`{base}/{part}` holds a {type(network).__name__}; training needs an AutoencoderKL.")
     return network.requires_grad_(False).to(memory_format=torch.channels_last)

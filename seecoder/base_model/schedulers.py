@@ -93,7 +93,8 @@ def training_schedule(config: Mapping[str, Any]) -> DDIMScheduler:
         config: What the base's `scheduler_config.json` holds.
 
     Raises:
-        ValueError: The base was not trained on discrete timesteps of a schedule of betas: EDM, flow matching.
+        ValueError: The base was not trained on discrete timesteps of a schedule of betas (EDM, flow matching), or its
+            UNet predicts variances, too.
     """
     name = str(config.get("_class_name", "DDIMScheduler"))
     has_betas = name in _FROM_BETAS and not config.get("use_flow_sigmas")
@@ -102,7 +103,14 @@ def training_schedule(config: Mapping[str, Any]) -> DDIMScheduler:
             f"`scheduler`={name!r} of the base must be one that is made from betas, as DDIMScheduler is: training "
             "noises latents by these. Use a Stable Diffusion base (1.x, 2.x, XL)."
         )
-    return repaired(DDIMScheduler.from_config(dict(config)))
+    _check_prediction("DDIMScheduler", config)
+    try:
+        return repaired(DDIMScheduler.from_config(dict(config)))
+    except NotImplementedError as error:  # such as "sigmoid", which others of diffusers know
+        raise ValueError(
+            f"`beta_schedule`={config.get('beta_schedule')!r} of the base must be one of DDIMScheduler's: linear, "
+            "scaled_linear, squaredcos_cap_v2. Use a Stable Diffusion base (1.x, 2.x, XL)."
+        ) from error
 
 
 def repaired(scheduler: Any, *, steps_offset: bool = True) -> Any:

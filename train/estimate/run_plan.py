@@ -4,8 +4,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from seecoder.base_model.facts import pixels_per_cell
-from seecoder.base_model.fit import check_parts
+from seecoder.base_model.fit import check_parts, check_picture_size
 from seecoder.base_model.known_bases import BaseSizes, base_sizes
 from seecoder.checks import require, some_of, whole
 from train.estimate.hardware import GIB, Hardware
@@ -52,11 +51,11 @@ def make_plan(
     yield from data_lines(run, options if is_counted else None, source, shards, images)
     if not is_counted:
         yield f"costs    not estimated for {kind}; only train.stages.SeeCoderStage is counted"
-    elif (sizes := base_sizes(options["base"])) is None:
+    elif (sizes := base_sizes(options["base"], options.get("prediction_type"))) is None:
         yield f"costs    not estimated: {options['base']} is in no built-in table; give a local folder to count it"
     else:
-        _check_fit(options, sizes, source.get("image_size", 512))
-        yield f"base     {options['base']} ({sizes.origin}); no weights were read"
+        predicts = _check_fit(options, sizes, source.get("image_size", 512))
+        yield f"base     {options['base']} ({sizes.origin}), predicts {predicts}; no weights were read"
         counted = count_run(run, options, source, sizes, shards, hardware)
         yield from _costs(counted)
         yield from _time(counted, images, accumulate)
@@ -65,15 +64,13 @@ def make_plan(
             yield from _table(counted, images, gpus)
 
 
-def _check_fit(options: Mapping[str, Any], sizes: BaseSizes, image_size: int) -> None:
-    """Refuse an encoder or a picture that the base cannot take."""
+def _check_fit(options: Mapping[str, Any], sizes: BaseSizes, image_size: int) -> str:
+    """Refuse an encoder or a picture that the base cannot take; say what its UNet predicts."""
     require("min_snr_gamma", options.get("min_snr_gamma"), MIN_SNR_GAMMA)
     require("encoder_size", options.get("encoder_size"), ENCODER_SIZE)
     check_parts(sizes.unet, sizes.vae, encoder=options["encoder"], training=True)
-    NoiseSchedule(sizes.scheduler)
-    side = pixels_per_cell(sizes.vae)
-    if image_size % side or image_size < 32:
-        raise ValueError(f"`image_size`={image_size} must be at least 32, and a multiple of {side} (a latent cell).")
+    check_picture_size(sizes.vae, image_size, image_size)
+    return NoiseSchedule(sizes.scheduler).prediction
 
 
 def _costs(counted: CountedRun) -> Iterator[str]:

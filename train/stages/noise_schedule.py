@@ -79,7 +79,8 @@ class NoiseSchedule:
             return torch.ones_like(timesteps, dtype=torch.float32)
         abar = self.alphas_cumprod[timesteps]
         snr = abar / (1 - abar)
-        return snr.clamp(max=gamma) / (snr if self.prediction == "epsilon" else snr + 1)
+        weights = (gamma / snr).clamp(max=1)  # 1 also where no signal is left (zero terminal SNR)
+        return weights if self.prediction == "epsilon" else weights * abar  # abar = SNR / (SNR + 1)
 
     def weighted_timesteps(self, draws: Tensor, gamma: float | None) -> tuple[Tensor, Tensor]:
         """Timesteps as often as min-SNR weighs them, so that no sample is spent where its loss would hardly count.

@@ -17,17 +17,18 @@ from torch.nn.functional import interpolate
 from data.shards.caching.maps import MapsSource, map_column
 from data.shards.caching.moments import MEAN, STD, MomentsSource, encode_moments
 from seecoder.base_model.added_conditions import added_conditions
-from seecoder.base_model.fit import check_parts
+from seecoder.base_model.fit import check_parts, check_picture_size
 from seecoder.base_model.loading import load_config, load_frozen
-from seecoder.checks import choice, require
+from seecoder.checks import choice, optional, require
 from seecoder.weights.atomic import atomic_directory
 from seecoder.weights.digests import tensors_sha256
 from train.settings import BELOW_ONE, OptimizerSettings
 from train.stages.context_gaps import held_out_figures
 from train.stages.denoising import DenoisingStage
 from train.stages.encoder_weights import ENCODER_SIZE, describe_encoder, load_trained, seeded_encoder
+from train.stages.half_gradients import run_frozen
 from train.stages.noise import uniform
-from train.stages.noise_schedule import MIN_SNR_GAMMA, NoiseSchedule
+from train.stages.noise_schedule import MIN_SNR_GAMMA, PREDICTIONS, NoiseSchedule
 from train.stages.previews import Preview, score_previews, write_sheet
 
 
@@ -36,14 +37,19 @@ class SeeCoderStage(DenoisingStage):
 
     Args:
         optimizer: AdamW and its learning rate.
-        base: Folder or repository of the frozen base model, in diffusers' form.
+        base: Folder or repository of the frozen base model, in diffusers' form, or a checkpoint in one file.
         encoder: Arguments of `SeeCoder`.
         backbone_weights: Safetensors file or folder of the frozen backbone, or "timm:NAME"; None leaves it random,
             which only makes sense with `init_from`.
         init_from: Weights to start a new stage from (see `encoder_weights.load_trained`); the optimizer starts afresh.
         position_gain: How strongly positions count from the first step on: the Xavier gain of the positional encoding's
             last weight. 0 as published: it starts as the plain encoder, and learns slowly to look at places.
-        frozen_dtype: Dtype in which the UNet and the backbone are held.
+        prediction_type: What the base's UNet predicts, where the base does not say it or says it wrongly; None for what
+            it says. A file of SD 2.x says nothing and is taken to predict velocity.
+        variant: Which weights of the base are read, such as "fp16" or "non_ema"; None for those without a name, or in a
+            folder the only ones.
+        frozen_dtype: Dtype in which the UNet and the backbone are held. Through "float16", for GPUs that have no
+            bfloat16, gradients pass with a scale of their own, so that they do not vanish.
         vae_dtype: Dtype of the autoencoder.
         context_dropout: Probability of a zero context. Nothing trains on such a sample, because a zero context carries
             no trained parameter; so the default is off.
@@ -72,6 +78,8 @@ class SeeCoderStage(DenoisingStage):
         backbone_weights: str | None = None,
         init_from: str | None = None,
         position_gain: float = 0.0,
+        prediction_type: Literal["epsilon", "v_prediction"] | None = None,
+        variant: str | None = None,
         frozen_dtype: Literal["float32", "bfloat16", "float16"] = "float32",
         vae_dtype: Literal["float32", "bfloat16"] = "float32",
         context_dropout: float = 0.0,
@@ -87,6 +95,7 @@ class SeeCoderStage(DenoisingStage):
         super().__init__(optimizer, **options)
         require("context_dropout", context_dropout, BELOW_ONE)
         require("timestep_sampling", timestep_sampling, choice("uniform", "weighted"))
+        require("prediction_type", prediction_type, optional(choice(*PREDICTIONS)))
         require("min_snr_gamma", min_snr_gamma, MIN_SNR_GAMMA)
         require("encoder_size", encoder_size, ENCODER_SIZE)
         if gradient_checkpointing == "auto":
@@ -94,9 +103,13 @@ class SeeCoderStage(DenoisingStage):
                 "`gradient_checkpointing`='auto' must be names of parts here: only `python -m train fit` chooses them. "
                 'Give (), ("encoder",) or ("encoder", "unet").'
             )
-        check_parts(load_config(base, "unet"), load_config(base, "vae"), encoder=encoder, training=True)
-        self.schedule = NoiseSchedule(load_config(base, "scheduler"))
-        self.vae, self.unet = load_frozen(base, "vae", vae_dtype), load_frozen(base, "unet", frozen_dtype)
+        parts = ("unet", "vae", "scheduler")
+        unet, vae, scheduler = (load_config(base, part, prediction_type=prediction_type) for part in parts)
+        check_parts(unet, vae, encoder=encoder, training=True)
+        self.schedule = NoiseSchedule(scheduler)
+        read: dict[str, Any] = {"prediction_type": prediction_type, "variant": variant}
+        self.vae = load_frozen(base, "vae", vae_dtype, **read)
+        self.unet = load_frozen(base, "unet", frozen_dtype, **read)
         self.encoder = seeded_encoder(encoder, self.seed, position_gain)
         self.backbone_source = backbone_weights or ""
         if backbone_weights:
@@ -176,10 +189,13 @@ class SeeCoderStage(DenoisingStage):
         """Mean square error of each sample, (N,), for a context and a pooled vector."""
         dtype = self.unet.dtype
         size = batch["pixels"].shape[-2:]  # of pictures that are neither cut nor scaled for an SDXL base
-        extra = {} if pooled is None else added_conditions(pooled.to(dtype), size, (0, 0), size)
 
         def predict(noisy: Tensor, times: Tensor) -> Tensor:
-            return self.unet(noisy.to(dtype), times, encoder_hidden_states=context.to(dtype), **extra).sample
+            def unet(context: Tensor, *vectors: Tensor) -> Tensor:
+                extra = added_conditions(vectors[0], size, (0, 0), size) if vectors else {}
+                return self.unet(noisy.to(dtype), times, encoder_hidden_states=context, **extra).sample
+
+            return run_frozen(unet, [context] if pooled is None else [context, pooled], dtype)
 
         return self.prediction_errors(self.moments(batch), keys, times, predict)
 
@@ -214,6 +230,7 @@ class SeeCoderStage(DenoisingStage):
     def on_fit_start(self) -> None:
         """Record in the encoder what it is trained for: whoever uses it takes that from there."""
         super().on_fit_start()
+        check_picture_size(self.vae, *self.data.held_out_pixels.shape[-2:])
         facts = {"image_size": self.encoder_size or self.data.held_out_pixels.shape[-1]}
         if self.preview is not None:
             facts["guidance_scale"] = self.preview.guidance_scale

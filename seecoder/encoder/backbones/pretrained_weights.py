@@ -25,6 +25,7 @@ _TIMM = "timm:"
 _IN_ENCODERS = ("backbone.", "ctx.image.imencoder.")
 
 _PREFIXES = ("module.", "ctx.image.imencoder.", "imencoder.", "backbone.")
+_MASK = "mask_token"  # of pretraining alone
 _RECOMPUTED = ("relative_position_index", "attn_mask")  # buffers that follow from the window alone
 # A Swin's output norms start at one and zero; no pretrained file has them.
 _OUTPUT_NORM = re.compile(r"norm\d+\.(weight|bias)")
@@ -70,7 +71,8 @@ def load_pretrained(backbone: nn.Module, source: str | Path | Mapping[str, objec
     """Fill a backbone, called `name` in errors, with pretrained weights of any origin in this module's header.
 
     Raises:
-        WeightsError: Any weight but a Swin's output norms is left uncovered, or shapes differ. Nothing is loaded then.
+        WeightsError: Any weight but a Swin's output norms is left uncovered, the source has more weights in one of the
+            backbone's parts (as a deeper network has), or shapes differ. Nothing is loaded then.
     """
     if isinstance(source, str | Path):
         label, tensors = str(source), _read(source)
@@ -79,11 +81,16 @@ def load_pretrained(backbone: nn.Module, source: str | Path | Mapping[str, objec
     state = backbone.state_dict()
     matched, coverage = match_backbone_weights(state, tensors)
     uncovered = [key for key in coverage.missing if _OUTPUT_NORM.fullmatch(key) is None]
-    if uncovered:
-        hint = f"Take weights of {name}."
-        refuse_differences(
-            missing=uncovered, unexpected=coverage.unused, source=label, target="the backbone", hint=hint
-        )
+    has_stages = not getattr(backbone, "is_plain", False)
+    parts = {_part(key, has_stages) for key in state}
+    left_over = [key for key in coverage.unused if uncovered or _part(key, has_stages) in parts or "." not in key]
+    refuse_differences(
+        missing=uncovered,
+        unexpected=[key for key in left_over if key != _MASK],
+        source=label,
+        target="the backbone",
+        hint=f"Take weights of {name}.",
+    )
     load_strict(backbone, {**{key: state[key] for key in coverage.missing}, **matched}, source=label)
     return coverage
 
@@ -145,6 +152,13 @@ def match_backbone_weights(
             matched[fitting] = value
     missing = tuple(sorted(set(target) - set(matched)))
     return matched, BackboneCoverage(tuple(sorted(matched)), missing, tuple(sorted(unused)))
+
+
+def _part(key: str, has_stages: bool) -> str:
+    """The part of a network that a weight belongs to: `head`, a ViT's `blocks`, a pyramid's `layer3` or `stages.2`."""
+    key = key.removeprefix("body.")
+    stage = re.match(r"([a-z]+)[._](\d+)\.", key) if has_stages else None
+    return f"{stage[1]}.{stage[2]}" if stage else key.partition(".")[0]
 
 
 def _strip(key: str) -> str:

@@ -7,7 +7,7 @@ import torch
 from diffusers import ControlNetModel, MultiControlNetModel, UNetMotionModel
 
 from seecoder import SeeCoderPipeline, SeeCoderXLPipeline
-from seecoder.base_model.fit import check_parts
+from seecoder.base_model.fit import check_parts, check_picture_size
 from seecoder.base_model.known_bases import base_sizes
 from seecoder.base_model.single_file import say_once
 from tests.fixtures.pipelines import CONTEXT_DIM, build_encoder, build_scheduler, build_unet, build_vae
@@ -195,3 +195,17 @@ def test_a_vae_scaled_for_the_other_family_is_said(caplog):
         check_parts(build_unet(**XL), build_vae(scaling_factor=0.5))
     (record,) = caplog.records
     assert "`scaling_factor`=0.13025 of the VAE is that of SDXL" in record.getMessage()
+
+
+def test_an_autoencoder_with_two_shifts_is_refused_before_anything_runs():
+    vae = {**dict(build_vae().config), "shift_factor": 0.5, "latents_mean": [0.0] * 4, "latents_std": [1.0] * 4}
+    with pytest.raises(ValueError, match=r"`shift_factor`=0\.5 of the autoencoder must be null"):
+        check_parts(build_unet(), vae)
+
+
+@pytest.mark.parametrize("size", [(28, 64), (64, 28), (64, 66)])
+def test_training_pictures_that_are_too_small_or_no_whole_cells_are_refused(size):
+    vae = {"block_out_channels": (8, 8, 8)}
+    check_picture_size(vae, 32, 36)
+    with pytest.raises(ValueError, match="must be at least 32, and a multiple of 4"):
+        check_picture_size(vae, *size)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from seecoder.base_model.latents import decode_pixels, encode_posterior, scale_latents, unscale_latents
+from seecoder.base_model.latents import check_scaling, decode_pixels, encode_posterior, scale_latents, unscale_latents
 
 MEAN, STD = (0.1, -0.2, 0.3, 0.4), (1.0, 2.0, 0.5, 1.5)
 KINDS: dict[str, dict[str, Any]] = {
@@ -95,3 +95,13 @@ def test_an_sdxl_pipeline_of_diffusers_scales_statistics_in_the_same_way(build, 
     last = text(**zeros, **options, output_type="latent").images
     shown = text(**zeros, **options, output_type="pt").images
     torch.testing.assert_close(decode_pixels(vae, last), shown, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"latents_mean": [0.0] * 3}, {"latents_std": [1.0, 2.0]}, {"latents_std": [0.0] * 4}]
+)
+def test_statistics_that_are_not_those_of_the_channels_are_refused(changes):
+    config = {"latent_channels": 4, "latents_mean": MEAN, "latents_std": STD}
+    check_scaling(config)
+    with pytest.raises(ValueError, match="must be 4 numbers each"):
+        check_scaling({**config, **changes})

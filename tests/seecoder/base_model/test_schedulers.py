@@ -187,3 +187,15 @@ def test_what_diffusers_exchanges_in_its_pipelines_is_served_and_other_kinds_are
     assert {entry.name for entry in diffusers.schedulers.KarrasDiffusionSchedulers} <= served
     assert {"LCMScheduler", "TCDScheduler", "SASolverScheduler", "EDMDPMSolverMultistepScheduler"} <= served
     assert not [name for name in served if "FlowMatch" in name or "Inverse" in name or "Cog" in name]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"beta_schedule": "sigmoid"}, "`beta_schedule`='sigmoid' of the base must be one of DDIMScheduler's"),
+        ({"variance_type": "learned_range"}, "`variance_type`='learned_range'"),
+    ],
+)
+def test_no_training_on_betas_or_variances_that_nothing_here_knows(changes, message):
+    with pytest.raises(ValueError, match=message):
+        training_schedule({**SD15, "_class_name": "DDPMScheduler", **changes})

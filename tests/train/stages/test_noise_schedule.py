@@ -93,6 +93,27 @@ def test_min_snr_weights():
     assert float(weights.mean()) == pytest.approx(0.917, abs=2e-3)
 
 
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_min_snr_weights_where_no_signal_is_left(prediction):
+    """At zero terminal SNR min(SNR, gamma) / SNR is 1 in the limit, and min(SNR, gamma) / (SNR + 1) is 0."""
+    config = {**STABLE_DIFFUSION_SCHEDULE, "prediction_type": prediction, "rescale_betas_zero_snr": True}
+    process = NoiseSchedule(config)
+    assert float(process.alphas_cumprod[-1]) == 0
+    weights = process.min_snr_weights(torch.arange(1000), 5.0)
+    assert float(weights[-1]) == (1.0 if prediction == "epsilon" else 0.0)
+    assert bool(weights.isfinite().all())
+    times, mean = process.weighted_timesteps(torch.linspace(0, 0.999, 100, dtype=torch.float64), 5.0)
+    assert len(times.unique()) > 50
+    assert float(mean) == pytest.approx(float(weights.mean()))
+
+
+def test_min_snr_weights_of_velocity():
+    process, times = schedule("v_prediction"), torch.arange(1000)
+    snr = (process.alphas_cumprod / (1 - process.alphas_cumprod)).double()
+    expected = snr.clamp(max=5.0) / (snr + 1)
+    torch.testing.assert_close(process.min_snr_weights(times, 5.0).double(), expected, rtol=1e-5, atol=1e-7)
+
+
 def test_other_predictions_are_refused():
     with pytest.raises(ValueError, match="sample"):
         schedule("sample")

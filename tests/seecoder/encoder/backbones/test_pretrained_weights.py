@@ -6,6 +6,7 @@ from transformers import SwinConfig
 
 from seecoder.encoder.backbones.pretrained_weights import _unwrap, load_pretrained, match_backbone_weights
 from seecoder.encoder.backbones.timm_backbones import build_backbone
+from seecoder.weights.safetensors_files import WeightsError
 
 NAME = "swin_tiny_patch4_window7_224"
 SIZE = {"embed_dim": 8, "depths": (1, 1, 2, 1), "num_heads": (1, 2, 2, 4), "window_size": 4}
@@ -113,3 +114,30 @@ def test_classifier_weights_of_other_models_cover_their_backbone(name, overrides
 def test_entries_that_are_no_tensors_are_refused():
     with pytest.raises(TypeError, match="`source` holds 1 entries that are no tensors"):
         load_pretrained(build_backbone(NAME, SIZE), {"model": {"weight": torch.zeros(1), "epoch": 3}}, name=NAME)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "more", "named"),
+    [
+        (NAME, SIZE, {"depths": (1, 1, 4, 1)}, "layers.2.blocks.2"),
+        ("resnet10t", {"layers": (1, 1, 1, 1)}, {"layers": (2, 1, 1, 1)}, "layer1.1"),
+        ("convnext_atto", {"depths": (1, 1, 1, 1)}, {"depths": (1, 2, 1, 1)}, "stages.1.blocks.1"),
+        ("vit_tiny_patch16_224", {"depth": 1, "embed_dim": 12}, {"depth": 2}, "blocks.1"),
+        ("vit_tiny_patch16_224", {"depth": 1, "embed_dim": 12}, {"reg_tokens": 2}, "reg_token"),
+    ],
+)
+def test_a_networks_weights_are_not_cut_down_to_a_smaller_ones(name, size, more, named):
+    backbone = build_backbone(name, size)
+    load_pretrained(backbone, timm.create_model(name, **size).state_dict(), name=name)
+    before = {key: value.clone() for key, value in backbone.state_dict().items()}
+    with pytest.raises(WeightsError, match=rf"unexpected \({named}.*Take weights of {name}\."):
+        load_pretrained(backbone, timm.create_model(name, **{**size, **more}).state_dict(), name=name)
+    assert all(torch.equal(value, before[key]) for key, value in backbone.state_dict().items()), "nothing is loaded"
+
+
+def test_stages_that_a_pyramid_was_told_to_leave_out_are_not_missed():
+    source = timm.create_model("convnext_atto", depths=(1, 1, 1, 1)).state_dict()
+    backbone = build_backbone("convnext_atto", {"depths": (1, 1, 1, 1), "out_indices": (0, 1)})
+    coverage = load_pretrained(backbone, source, name="convnext_atto")
+    assert coverage.missing == ()
+    assert any(key.startswith("stages.3.") for key in coverage.unused)
