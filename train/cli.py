@@ -15,7 +15,7 @@ from train.estimate.hardware import Hardware
 from train.run.cpu_attention import runs_on_cpu
 from train.settings import EmaSettings, GuardSettings, OptimizerSettings, RunSettings
 
-FINISHED, FAILED, BAD_INPUT, TERMINATED = 0, 1, 2, 143  # 143 = 128 + SIGTERM: a scheduler sees that it was told to stop
+FINISHED, FAILED, BAD_INPUT = 0, 1, 2
 
 
 def build_parser() -> ArgumentParser:
@@ -60,7 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line.
 
     Returns:
-        0 when finished (or out of time), 1 when training had to stop, 2 on bad input, 143 when told to stop by SIGTERM.
+        0 when finished (or out of time), 1 when training had to stop, 2 on bad input, 130 after Ctrl-C, 143 when told
+        to stop by SIGTERM.
     """
     from train.run.termination import ToldToStop, leaving_on_signals
 
@@ -77,9 +78,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with leaving_on_signals():
             return prepare_and_fit(parser, config)
-    except ToldToStop:
-        print("python -m train: told to stop while nothing was trained; the same command goes on", file=sys.stderr)
-        return TERMINATED
+    except ToldToStop as told:
+        return _print_error(told, told.exit_code)
 
 
 def prepare_and_fit(parser: ArgumentParser, config: Namespace) -> int:
@@ -96,10 +96,12 @@ def prepare_and_fit(parser: ArgumentParser, config: Namespace) -> int:
     from data.shards.reading.skips import NoReadableSample, TooManySkipped
     from seecoder.weights.safetensors_files import WeightsError
     from train.run.guards import TrainingStopped
+    from train.run.launched import check_launcher
 
     try:
         run, notes = read_run(config.fit)  # before anything is loaded
         run.check_installed()
+        check_launcher(run)
         choose_checkpointing(config.fit)
         # Renamed in jsonargparse 4.49; the older name warns in newer ones.
         instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
@@ -209,19 +211,23 @@ def fit(ready: Namespace, config: Mapping[str, Any], notes: Sequence[str] = ()) 
     """
     from train.run.checkpoints import checkpoint_to_continue
     from train.run.cpu_attention import float32_attention
+    from train.run.launched import only_run_in
     from train.run.provenance import Provenance
+    from train.run.termination import exit_code
     from train.run.trainer import build_trainer
 
     run: RunSettings = ready.run
     folder = Path(run.folder)
     provenance = Provenance(folder, config)
-    with _beginning(provenance):
+    ready.data.may_begin_epoch = run.changed_order == "new_epoch"
+    with _beginning(provenance), only_run_in(folder), float32_attention() if runs_on_cpu(run) else nullcontext():
         checkpoint = checkpoint_to_continue(folder, ready.resume)
-    if checkpoint is not None and int(checkpoint.stem.removeprefix("step-")) >= run.max_steps:
-        print(f"{folder} is finished: {checkpoint.name} has `max_steps`={run.max_steps}; raise it to extend the run.")
-        return FINISHED
-    path: Any = str(checkpoint) if checkpoint else None
-    with float32_attention() if runs_on_cpu(run) else nullcontext(), _beginning(provenance):
+        if checkpoint is not None and int(checkpoint.stem.removeprefix("step-")) >= run.max_steps:
+            print(
+                f"{folder} is finished: {checkpoint.name} has `max_steps`={run.max_steps}; raise it to extend the run."
+            )
+            return FINISHED
+        path: Any = str(checkpoint) if checkpoint else None
         trainer, termination = build_trainer(run, ready.data.batch_size, provenance)
         if trainer.is_global_zero:
             print(f"continues from {checkpoint}" if checkpoint else f"starts in {folder}", flush=True)
@@ -230,7 +236,7 @@ def fit(ready: Namespace, config: Mapping[str, Any], notes: Sequence[str] = ()) 
         trainer.fit(ready.stage, datamodule=ready.data, ckpt_path=path, weights_only=True)
     if trainer.is_global_zero and trainer.global_step < run.max_steps:
         print(f"stopped at step {trainer.global_step} of {run.max_steps}; the same command continues", flush=True)
-    return TERMINATED if termination.stopped_by_signal else FINISHED
+    return exit_code(termination.stopped_by_signal) if termination.stopped_by_signal else FINISHED
 
 
 class CannotBegin(Exception):
@@ -243,6 +249,7 @@ def _beginning(provenance: Any) -> Iterator[None]:
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
     from seecoder.weights.safetensors_files import WeightsError
+    from train.run.provenance import changed_settings
 
     # Of the system's errors those that say what is there and what is not; a disk that fails may not fail the next time.
     settled = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
@@ -251,4 +258,7 @@ def _beginning(provenance: Any) -> Iterator[None]:
     except (ValueError, ImportError, WeightsError, MisconfigurationException, *settled) as error:
         if provenance.has_begun:
             raise
-        raise CannotBegin(error_sentence(error)) from error
+        changes = changed_settings(provenance.folder, provenance.config) if isinstance(error, WeightsError) else []
+        changes = [change for change in changes if change.startswith("stage.")]
+        hint = f" Changed since the run began: {'; '.join(changes)}. Change it back." if changes else ""
+        raise CannotBegin(error_sentence(error) + hint) from error

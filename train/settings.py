@@ -151,6 +151,8 @@ class RunSettings:
         keep_steps: Steps at which a checkpoint is written and stays for good.
         keep_best: Figure of `metrics.csv`, lower being better, whose best checkpoint stays as well and is named in
             `best.json`; None for none.
+        changed_order: What happens to a run that goes on after its data or their seed have changed, so that samples
+            would come twice or never: "refuse", or "new_epoch", which begins the next epoch there.
         loggers: More places for the log beside `metrics.csv`.
         deterministic: Refuse operations that are not bit-reproducible.
     """
@@ -172,6 +174,7 @@ class RunSettings:
     keep_checkpoints: int = 2
     keep_steps: tuple[int, ...] = ()
     keep_best: str | None = "held_out_loss"
+    changed_order: Literal["refuse", "new_epoch"] = "refuse"
     loggers: tuple[Literal["tensorboard", "wandb"], ...] = ()
     deterministic: bool = False
 
@@ -202,6 +205,7 @@ class RunSettings:
             checkpoint_every=whole(1),
             keep_checkpoints=whole(1),
             keep_steps=some_of(whole(1), "steps from 1 up"),
+            changed_order=choice("refuse", "new_epoch"),
             loggers=some_of(choice("tensorboard", "wandb"), "a list of tensorboard and wandb"),
             deterministic=FLAG,
         )

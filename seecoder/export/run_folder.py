@@ -1,12 +1,14 @@
 """The folder of a training run: which checkpoints it holds, which of them are whole, the newest and the best one.
 
 A checkpoint `step-00001000.ckpt` has a file `step-00001000.ckpt.sha256` beside it with the digest of its bytes; it is
-*whole* if the two agree. `best.json` names the checkpoint that was best in validation.
+*whole* if the two agree. One that was copied without that file is whole if its own checksums agree. `best.json` names
+the checkpoint that was best in validation.
 """
 
 import json
 import logging
 import re
+import zipfile
 from pathlib import Path
 
 from seecoder.weights.digests import file_sha256
@@ -32,7 +34,13 @@ def marker_path(checkpoint: Path) -> Path:
 def is_complete(checkpoint: Path) -> bool:
     """Whether a checkpoint was written to its end and has not changed since."""
     marker = marker_path(checkpoint)
-    return checkpoint.is_file() and marker.is_file() and marker.read_text().strip() == file_sha256(checkpoint)
+    if marker.is_file():
+        return checkpoint.is_file() and marker.read_text().strip() == file_sha256(checkpoint)
+    try:  # no kill leaves one without its marker, but a copy may; torch writes a checksum of every part
+        with zipfile.ZipFile(checkpoint) as parts:
+            return parts.testzip() is None
+    except (OSError, zipfile.BadZipFile):
+        return False
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
@@ -68,6 +76,6 @@ def best_checkpoint(folder: Path) -> Path:
         found = folder / str(json.loads(note.read_text())["checkpoint"])
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise WeightsError(f"`{note}` is damaged ({error!r}); name the checkpoint itself.") from None
-    if not marker_path(found).is_file():
+    if not found.is_file():
         raise FileNotFoundError(f"`{found}`, which `{note}` names, does not exist; name another checkpoint.")
     return found

@@ -38,7 +38,11 @@ def checkpoint_to_continue(folder: Path, resume: bool) -> Path | None:
         raise FileExistsError(f"`run.folder`={folder} holds an earlier run; remove it, choose another, or resume.")
     found = newest_checkpoint(folder)
     if found is None:
-        raise FileExistsError(f"`run.folder`={folder} holds checkpoints, but none of them is whole; remove them.")
+        names = ", ".join(path.name for _, path in list_checkpoints(folder))
+        raise FileExistsError(
+            f"`run.folder`={folder} holds no whole checkpoint: {names} are cut off or damaged. Copy them again from "
+            "where they came from, or choose another folder."
+        )
     return found
 
 

@@ -46,7 +46,7 @@ class Provenance(StepCallback):
         if not trainer.is_global_zero:
             return
         try:
-            note_config(self.folder / "config.yaml", self.config)
+            note_config(self.folder, self.config)
             note_start(self.folder, trainer.global_step, trainer.world_size)
         except OSError as error:
             print(f"config.yaml and run.json NOT WRITTEN: {error}; training goes on", flush=True)
@@ -68,16 +68,21 @@ class Provenance(StepCallback):
             print(f"README.md of the run NOT WRITTEN: {error}; training goes on", flush=True)
 
 
-def note_config(path: Path, config: Mapping[str, Any]) -> None:
+def note_config(folder: Path, config: Mapping[str, Any]) -> None:
     """Write the effective configuration, and say what differs from the run's earlier one."""
-    try:
-        old = yaml.safe_load(path.read_text()) or {}
-        for name, was, now in differences(old, config):
-            print(f"changed: {name}: {was} -> {now}", flush=True)
-    except (OSError, ValueError, AttributeError, yaml.YAMLError):  # there is none, or it is damaged
-        pass
-    with atomic_path(path) as temporary:
+    for change in changed_settings(folder, config):
+        print(f"changed: {change}", flush=True)
+    with atomic_path(folder / "config.yaml") as temporary:
         temporary.write_text(yaml.safe_dump(dict(config), sort_keys=False))
+
+
+def changed_settings(folder: Path, config: Mapping[str, Any]) -> list[str]:
+    """Names and both values of what differs from the configuration that a run's folder keeps, if it keeps one."""
+    try:
+        old = yaml.safe_load((folder / "config.yaml").read_text()) or {}
+        return [f"{name}: {was} -> {now}" for name, was, now in differences(old, config)]
+    except (OSError, ValueError, AttributeError, yaml.YAMLError):  # there is none, or it is damaged
+        return []
 
 
 def note_start(folder: Path, step: int, processes: int) -> None:

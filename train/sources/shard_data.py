@@ -1,5 +1,6 @@
 """Training pictures from webdataset shards, in the order that the optimizer step alone decides."""
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +14,7 @@ from data.shards.https.addresses import redacted
 from data.shards.https.fetcher import Fetcher
 from data.shards.reading.shard_loader import ShardLoader
 from data.shards.reading.square_image import SquareImage
-from data.shards.shard_set import open_shards
+from data.shards.shard_set import ShardSet, open_shards
 from seecoder.checks import number, require, whole
 from train.sources.held_out import HELD_OUT_SEED, check_apart, check_scenes, listed
 from train.sources.stage_data import StageData
@@ -118,9 +119,11 @@ class ShardPictures(StageData):
 
         Raises:
             WeightsError: Shards hold moments or maps that the stage would not compute.
+            ValueError: The order of the samples is not the checkpoint's.
         """
         where = self.position()
-        sources = self._cache_sources()
+        shards = open_shards([*self.places], None if self.cache is None else Fetcher(Path(self.cache)))
+        sources = self._cache_sources(shards)
         folder = Path(self.trainer.default_root_dir) if self.trainer is not None else Path()
         loader = ShardLoader(
             list(self.places),
@@ -138,13 +141,16 @@ class ShardPictures(StageData):
             cache=self.cache,
             pin_memory=torch.cuda.is_available(),
         )
+        counts = hashlib.sha256(repr([(row.shard.name, row.shard.samples) for row in shards.shards]).encode())
+        order = {"samples": sum(shards.counts), "shards": len(shards.shards), "window": self.window}
+        where = self.position(**order, names=counts.hexdigest()[:12], contents=shards.fingerprint[:12])
         loader.seek(where.samples_before(self.batch_size))
         return _KeyedBatches(loader, sources)
 
-    def _cache_sources(self) -> tuple[CacheSource, ...]:
+    def _cache_sources(self, shards: ShardSet) -> tuple[CacheSource, ...]:
         """What caches must be of, for those that the stage takes in place of computing it."""
         stage: Any = None if self.trainer is None else self.trainer.lightning_module
-        shards, found = open_shards([*self.places], None if self.cache is None else Fetcher(Path(self.cache))), []
+        found = []
         if self.cached_moments and hasattr(stage, "moments_source"):
             found.append(stage.moments_source(self.transform.size))
         if self.cached_maps and hasattr(stage, "maps_source"):  # it takes time to say what maps must be of

@@ -1,8 +1,10 @@
 """Base of data sources: which samples an optimizer step sees, a pure function of (seed, step).
 
 Step s takes the global samples s * G ... (s + 1) * G - 1, where G is the global batch, whatever the number of
-processes. Global sample k belongs to epoch k // n, and is number k % n in that epoch's shuffle of n samples. Nothing is
-saved, so nothing can be restored wrongly.
+processes. Global sample k belongs to epoch k // n, and is number k % n in that epoch's shuffle of n samples.
+
+A checkpoint says how many samples were used and what decides their order. A run that goes on with another global batch
+begins with the first sample that was not used; one whose order has changed is refused, or begins a new epoch.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,6 +16,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
+from data.shards.building.claim import differences
 from data.shards.plan import derive_seed
 from seecoder.checks import require, whole
 
@@ -28,6 +31,7 @@ class Position:
         accumulate: Micro-batches of a step.
         rank: This process.
         world_size: Processes.
+        samples: Global samples that were used before `first_step`; None for as many steps of the present size.
     """
 
     first_step: int
@@ -35,6 +39,7 @@ class Position:
     accumulate: int = 1
     rank: int = 0
     world_size: int = 1
+    samples: int | None = None
 
     @property
     def batches(self) -> int:
@@ -43,7 +48,8 @@ class Position:
 
     def samples_before(self, batch_size: int, batch: int = 0) -> int:
         """Global samples that come before micro-batch `batch` of all processes, counted from `first_step` on."""
-        return (self.first_step * self.accumulate + batch) * self.world_size * batch_size
+        before, at_once = self.samples, self.world_size * batch_size
+        return (self.first_step * self.accumulate * at_once if before is None else before) + batch * at_once
 
 
 class Shuffle:
@@ -101,21 +107,49 @@ class StageData(LightningDataModule):
     Args:
         batch_size: Samples of one micro-batch of one process.
         seed: Seed of the order.
+
+    Attributes:
+        may_begin_epoch: Whether a run whose order of samples has changed begins a new epoch; it is refused otherwise.
     """
+
+    may_begin_epoch = False
 
     def __init__(self, batch_size: int, seed: int = 0) -> None:
         super().__init__()
         require("batch_size", batch_size, whole(1))
         self.batch_size = batch_size
         self.seed = seed
+        self._from_step, self._from_sample = 0, 0  # where a checkpoint was, or the run's start
+        self._saved_order: dict[str, Any] | None = None
+        self._order: dict[str, Any] = {}
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Move a batch, except the keys: they seed generators on the CPU, and reading them back would stall a GPU."""
         keys = batch.pop("keys")
         return {**super().transfer_batch_to_device(batch, device, dataloader_idx), "keys": keys}
 
-    def position(self) -> Position:
-        """Where this process of the running training begins and ends."""
+    def state_dict(self) -> dict[str, Any]:
+        """For a checkpoint: the global samples that were used, and what decides their order."""
+        trainer: Any = self.trainer
+        return {"step": trainer.global_step, "samples": self._samples_used(), "order": self._order}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from there."""
+        self._from_step, self._from_sample = state_dict["step"], state_dict["samples"]
+        self._saved_order = dict(state_dict["order"])
+
+    def position(self, **order: Any) -> Position:
+        """Where this process of the running training begins and ends.
+
+        Args:
+            **order: What decides the order of samples beside the seed; `samples` is the length of an epoch.
+
+        Raises:
+            ValueError: The checkpoint's samples had another order.
+        """
+        if order:
+            self._order = {"seed": self.seed, **order}
+            self._check_order(order["samples"])
         trainer = self.trainer
         if trainer is None:
             raise RuntimeError("`position` is that of a running training; there is no trainer.")
@@ -125,4 +159,30 @@ class StageData(LightningDataModule):
             accumulate=trainer.accumulate_grad_batches,
             rank=trainer.global_rank,
             world_size=trainer.world_size,
+            samples=self._samples_used(),
         )
+
+    def _check_order(self, length: int) -> None:
+        """Compare with the checkpoint's order, of which `contents` is only said: caches beside pictures change it."""
+        if not self._saved_order:
+            return
+        changes = {name: (was, now) for name, was, now in differences(self._saved_order, self._order)}
+        told = ", ".join(f"{name}: {was} there, {now} now" for name, (was, now) in changes.items())
+        if changes.keys() <= {"contents"}:
+            if changes:
+                print(f"note: the samples have their order, but other contents than at the checkpoint ({told})")
+            return
+        epoch, used = divmod(self._from_sample, self._saved_order["samples"])
+        if not self.may_begin_epoch:
+            raise ValueError(
+                f"`data` must have the checkpoint's order of samples, but it has changed ({told}); {used:,} of the "
+                f"{self._saved_order['samples']:,} samples of epoch {epoch} were used. Give the earlier data, or begin "
+                "a new epoch here with --run.changed_order new_epoch."
+            )
+        self._from_sample, self._saved_order = (epoch + bool(used)) * length, None
+        print(f"note: the order of samples has changed ({told}): epoch {epoch + bool(used)} begins here", flush=True)
+
+    def _samples_used(self) -> int:
+        trainer: Any = self.trainer
+        batch = trainer.accumulate_grad_batches * trainer.world_size * self.batch_size
+        return self._from_sample + (trainer.global_step - self._from_step) * batch

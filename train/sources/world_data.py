@@ -50,7 +50,7 @@ class WorldPictures(StageData):
 
     def train_dataloader(self) -> Any:
         """Micro-batches from the trainer's present step on."""
-        return StepStream(self.shuffle.keys, self.batch, self.batch_size, self.position())
+        return StepStream(self.shuffle.keys, self.batch, self.batch_size, self.position(samples=self.pool_size))
 
     def batch(self, keys: Tensor) -> dict[str, Any]:
         """Take samples by their keys."""

@@ -153,13 +153,18 @@ class Stage(LightningModule):
         changes.
 
         Raises:
-            WeightsError: A trained weight is missing from the checkpoint, or the checkpoint has one that the module
-                lacks.
+            WeightsError: A trained weight is missing from the checkpoint, or of another shape, or the checkpoint has
+                one that the module lacks.
         """
-        own = {key for key in self.state_dict() if not self._is_frozen(key)}
-        different = sorted(own ^ set(checkpoint["state_dict"]))
+        own = {key: tuple(value.shape) for key, value in self.state_dict().items() if not self._is_frozen(key)}
+        saved = {key: tuple(value.shape) for key, value in checkpoint["state_dict"].items()}
+        different = sorted(key for key in own.keys() | saved.keys() if own.get(key) != saved.get(key))
         if different:
-            raise WeightsError(f"{len(different)} weights differ between checkpoint and module, first: {different[:3]}")
+            first = different[0]
+            raise WeightsError(
+                f"{len(different)} weights differ between checkpoint and module: `{first}` is "
+                f"{saved.get(first, 'absent')} there, {own.get(first, 'absent')} here."
+            )
         self.guard.load_state_dict(checkpoint["guard"])
         if self.ema_settings is not None and "ema" in checkpoint:
             self.ema = self.ema or Ema(self.trained_parameters(), self.ema_settings)

@@ -1,7 +1,8 @@
-"""Reading processes outlive a SIGTERM or SIGUSR1 that is meant for the process that trains.
+"""Reading processes outlive a SIGTERM, SIGUSR1 or Ctrl-C that is meant for the process that trains.
 
-Launchers send it to every process of a job (torchrun to its group, SLURM to the step). torch's workers would die of it,
-and the process that trains, which wants to finish its step and save, with them. Here they obey their parent alone.
+Launchers send it to every process of a job (torchrun to its group, SLURM to the step), and a terminal its Ctrl-C.
+torch's workers would die of it, and the process that trains, which wants to finish its step and save, with them. Here
+they obey their parent alone.
 
 They also end when it is killed. torch's workers look whether another process has become the one above them, which for
 those of a fork server is the server and stays; they would keep it, and wait, for good.
@@ -16,14 +17,14 @@ from multiprocessing import parent_process, resource_tracker
 from typing import Any
 
 # What schedulers warn with: scripts/launch/slurm.sbatch asks for the first, launch files written for Lightning for the
-# second, which Windows lacks.
-STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))
+# second, which Windows lacks. The third is Ctrl-C.
+STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGINT") if hasattr(signal, name))
 _TERM = {signal.SIGTERM}
 
 
 @contextmanager
 def signals_held_back() -> Iterator[None]:
-    """Start processes in here: they inherit that both signals wait, in all threads that they will ever have."""
+    """Start processes in here: they inherit that these signals wait, in all threads that they will ever have."""
     resource_tracker.ensure_running()  # would otherwise start in here, and lift the mask when it has
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:

@@ -31,7 +31,7 @@ def stage(settings: Any) -> SeeCoderStage:
 def batches(stage: SeeCoderStage, monkeypatch: pytest.MonkeyPatch) -> Any:
     def read(*places: Path, kinds: tuple[str, ...] = MOMENTS, **options: Any) -> list[dict[str, Any]]:
         data = ShardPictures(4, [str(place) for place in places], SIZE, flip=True, window=2, seed=1, **options)
-        monkeypatch.setattr(data, "position", lambda: Position(0, 12))
+        monkeypatch.setattr(data, "position", lambda **_: Position(0, 12))
         sources = tuple(getattr(stage, kind)(SIZE) for kind in kinds)
         monkeypatch.setattr(data, "_cache_sources", lambda: sources)
         return list(data.train_dataloader())

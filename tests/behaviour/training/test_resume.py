@@ -14,7 +14,9 @@ import yaml
 from lightning.pytorch import Callback
 
 import train.run.trainer
+from data.build import main as build_shards
 from seecoder.export.run_folder import is_complete, list_checkpoints
+from tests.behaviour.training.noted_order import read_order
 from tests.behaviour.training.same_training import assert_equal
 from train.cli import main
 from train.run.metrics_file import read_metrics
@@ -166,6 +168,71 @@ def test_a_fresh_start_over_an_old_run_is_refused(settings, fit, capsys):
     assert fit(settings(**{"run.max_steps": 2})) == 0
     assert fit(settings(**{"run.max_steps": 2}), "--no_resume") == 2
     assert "earlier run" in capsys.readouterr().err
+
+
+def test_another_global_batch_goes_on_without_doubling_or_dropping_samples(settings, fit, tmp_path):
+    """24 samples an epoch; 3 steps of 2, then 3 of 6, are its whole."""
+    config = settings(**{"data.class_path": "tests.behaviour.training.noted_order.NotedPictures", "run.max_steps": 3})
+    assert fit(config) == 0
+    larger = {"run.max_steps": 6, "data.init_args.batch_size": 3, "run.accumulate": 2}
+    assert fit(settings(**{"data.class_path": config["data"]["class_path"], **larger})) == 0
+    (steps,) = read_order(tmp_path / "run")
+    used = [tuple(key) for batches in steps.values() for batch in batches for key in batch]
+    assert len(used) == 24
+    assert sorted(used) == [(0, sample) for sample in range(24)]
+
+
+def test_grown_shards_are_refused_with_numbers_or_begin_an_epoch(settings, fit, capsys, tmp_path):
+    def grow(count: int) -> dict:
+        folder = tmp_path / f"shards-{count}"
+        words = ["world", str(folder), "--count", str(count), "--size", "32", "--samples-per-shard", "8"]
+        assert build_shards(words) == 0
+        return settings(**{"data.init_args.shards": str(folder), "run.max_steps": 2 + count // 16})
+
+    assert fit(grow(16)) == 0
+    grown = grow(32)
+    capsys.readouterr()
+    assert fit(grown) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    for words in ("samples: 16 there, 32 now", "shards: 2 there, 4 now", "6 of the 16 samples of epoch 0"):
+        assert words in line
+    assert fit(grown, "--run.changed_order", "new_epoch") == 0
+    assert "epoch 1 begins here" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("name", "value"), [("num_local_queries", 5), ("query_layers", 6)])
+def test_another_encoder_is_refused_by_the_setting_that_differs(settings, fit, capsys, name, value):
+    assert fit(settings(**{"run.max_steps": 1})) == 0
+    capsys.readouterr()
+    assert fit(settings(**{"run.max_steps": 2, f"stage.init_args.encoder.{name}": value})) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"stage.init_args.encoder.{name}: 3 -> {value}" in line
+    assert "weights differ between checkpoint and module" in line
+
+
+def test_a_checkpoint_that_was_copied_alone_is_continued(settings, fit, capsys, tmp_path):
+    assert fit(settings(**{"run.max_steps": 2})) == 0
+    (tmp_path / "run" / "step-00000002.ckpt.sha256").unlink()
+    assert fit(settings(**{"run.max_steps": 3})) == 0
+    assert "continues from" in capsys.readouterr().out
+
+
+def test_an_interrupt_saves_once_says_how_to_go_on_and_exits_130(settings, fit, monkeypatch, capfd, tmp_path):
+    from train.stages.seecoder import SeeCoderStage
+
+    original = SeeCoderStage.loss
+
+    def loss_with_signal(self, batch):
+        if self.global_step == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(self, batch)
+
+    monkeypatch.setattr(SeeCoderStage, "loss", loss_with_signal)
+    assert fit(settings(**{"run.checkpoint_every": 100})) == 130
+    assert [step for step, _ in list_checkpoints(tmp_path / "run")] == [3]
+    said = capfd.readouterr()
+    assert "will save after this step" in said.err
+    assert "stopped at step 3 of 6; the same command continues" in said.out
 
 
 def test_a_new_learning_rate_takes_effect(settings, fit, tmp_path):

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from seecoder.export.run_folder import best_checkpoint, is_complete, list_checkpoints, marker_path, newest_checkpoint
 from seecoder.weights.digests import file_sha256
@@ -39,6 +40,16 @@ def test_the_newest_passes_over_those_that_are_not_whole_and_names_them(
     assert newest_checkpoint(tmp_path) == first
     assert caplog.text.count("not a complete checkpoint") == 3
     assert all(path.name in caplog.text for path in (second, third, fourth))
+
+
+def test_a_copy_without_its_marker_is_whole_if_its_own_checksums_agree(tmp_path: Path) -> None:
+    path = tmp_path / "step-00000007.ckpt"
+    torch.save({"weights": torch.arange(1000.0), "step": 7}, path)
+    content = path.read_bytes()
+    assert newest_checkpoint(tmp_path) == path
+    for damaged in (content[:-7], content[: len(content) // 2], content[:900] + b"\1" + content[901:], b""):
+        path.write_bytes(damaged)
+        assert newest_checkpoint(tmp_path) is None
 
 
 def test_a_folder_without_whole_checkpoints_has_no_newest(tmp_path: Path) -> None:

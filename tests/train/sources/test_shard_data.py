@@ -14,7 +14,7 @@ from train.sources.stage_data import Position
 
 def batches(shards, position, monkeypatch, **options):
     data = ShardPictures(batch_size=2, shards=str(shards), image_size=32, held_out=0, **options)
-    monkeypatch.setattr(type(data), "position", lambda self: position)
+    monkeypatch.setattr(type(data), "position", lambda self, **_: position)
     return list(data.train_dataloader())
 
 
