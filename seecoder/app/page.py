@@ -13,9 +13,10 @@ from typing import Any
 import torch
 
 from seecoder.base_model.facts import native_size
+from seecoder.call_rules import check_arguments
 from seecoder.checks import require, whole
 from seecoder.encoder.context import ImageSet
-from seecoder.pipelines.batch_size import default_batch_size
+from seecoder.pipelines.batches import Batches, default_batch_size
 from seecoder.pipelines.bounded_memory import AUTOENCODER_MEMORY
 from seecoder.pipelines.inputs import ImageSize
 from seecoder.pipelines.stable_diffusion import SeeCoderPipeline
@@ -27,6 +28,7 @@ MAX_FILE_SIZE = "20mb"
 MAX_PICTURES = 8
 MAX_RESULTS = 8
 MAX_SEED = 2**31 - 1
+_WHOLE = ("count", "seed", "height", "width", "num_inference_steps", "mask_feather")
 _DAY = 86_400  # seconds; uploaded files live this long at most
 
 LAUNCH_OPTIONS: dict[str, Any] = {
@@ -80,17 +82,16 @@ class Variations:
     def __call__(
         self,
         paths: Sequence[str] | None,
+        *,
         together: bool,
         count: int,
         seed: int,
-        height: int,
-        width: int,
-        steps: int,
-        guidance: float,
-        strength: float,
-        method: str,
         stages: bool,
         progress: Callable[..., Any],
+        weights: str | None = None,
+        reference_mask: str | None = None,
+        negative: Sequence[str] | None = None,
+        **settings: Any,
     ) -> tuple[list[tuple[Any, str]], str]:
         """Vary the uploaded pictures.
 
@@ -99,96 +100,85 @@ class Variations:
             together: One context of all pictures.
             count: Results a context.
             seed: Of the first; the others count up.
-            height: Pixels.
-            width: Pixels.
-            steps: Denoising steps.
-            guidance: Guidance scale.
-            strength: Context scale.
-            method: Name of a sampling method, of a preset, or "plain".
             stages: Show what every stage of the method made, too.
             progress: Called as `progress((done, total), desc=...)`.
+            weights: With `together`: a number for each picture, with spaces between; none counts all alike.
+            reference_mask: File of what counts of the pictures, white; None counts all.
+            negative: Files of pictures to lead away from.
+            settings: Further arguments of the pipeline's call; those that are None or empty are left out.
 
         Returns:
             PIL images with captions for the gallery, and what there is to say.
 
         Raises:
-            ValueError: No picture, too many, or a number out of range.
+            ValueError: No picture, too many, a number out of range, or what the pipeline refuses.
         """
         pictures = list(paths or [])
         if not 1 <= len(pictures) <= MAX_PICTURES:
             raise ValueError(f"Upload 1 to {MAX_PICTURES} pictures.")
         if not 1 <= count <= MAX_RESULTS or not 0 <= seed <= MAX_SEED:
             raise ValueError(f"Ask for 1 to {MAX_RESULTS} results and a seed from 0 to {MAX_SEED}.")
-        if max(height, width) > self.max_side:
+        if max(settings["height"], settings["width"]) > self.max_side:
             raise ValueError(f"Height and width may be {self.max_side} pixels at most.")
-        settings = {
-            "method": method,
-            "height": height,
-            "width": width,
-            "num_inference_steps": steps,
-            "guidance_scale": guidance,
-            "context_scale": strength,
-            "autoencoder_memory": self.autoencoder_memory,
-        }
-        entries: list[Any] = [ImageSet(pictures)] if together else pictures
+        numbers = [float(number) for number in (weights or "").split()] or None
+        if numbers and not together:
+            raise ValueError("Weights have no effect on pictures that are varied each for itself.")
+        given = {name: value for name, value in settings.items() if value not in (None, "", [])}
+        check_arguments(given)
+        masks = None if reference_mask is None else [reference_mask]
+        entries = [ImageSet([picture], masks=masks) for picture in pictures]
+        if together:
+            entries = [ImageSet(pictures, numbers, masks=masks and masks * len(pictures))]
         with self._lock:
-            return self._make(entries, range(seed, seed + count), stages, settings, progress)
+            contexts = [self.pipe.context_arguments([entry], self.image_size) for entry in entries]
+            if negative:
+                vectors = self.pipe.context_arguments([list(negative)], self.image_size)
+                given |= {f"negative_{name}": values for name, values in vectors.items()}
+            jobs = [(context, number) for context in contexts for number in range(seed, seed + count)]
+            captions = [f"picture {place // count + 1}, seed {number}" for place, (_, number) in enumerate(jobs)]
+            return self._make(jobs, captions, given | {"autoencoder_memory": self.autoencoder_memory}, stages, progress)
 
     def _make(
         self,
-        entries: list[Any],
-        seeds: range,
-        stages: bool,
+        jobs: list[tuple[dict[str, torch.Tensor], int]],
+        captions: list[str],
         settings: dict[str, Any],
+        stages: bool,
         progress: Callable[..., Any],
     ) -> tuple[list[tuple[Any, str]], str]:
-        gallery: list[tuple[Any, str]] = []
         cell, notes = self.pipe.vae_scale_factor, []
         if settings["method"] in PRESETS:
             rows, columns = native_size(self.pipe.unet)
             size, native = (settings["height"], settings["width"]), (rows * cell, columns * cell)
             branches = 1 if settings["guidance_scale"] == 1 else 2
             notes.append(preset_sentence(settings["method"], size, native, settings["num_inference_steps"], branches))
-        contexts = [self.pipe.context_arguments([entry], self.image_size) for entry in entries]
-        jobs = [(index, seed) for index in range(len(entries)) for seed in seeds]
+        reached: list[list[tuple[Any, str]]] = [[] for _ in jobs]
+
+        def watch(places: Sequence[int]) -> dict[str, Any]:
+            first, last = places[0], places[-1]
+            numbers = f"picture {first + 1}" if first == last else f"pictures {first + 1} to {last + 1}"
+
+            def count_steps(pipe: Any, step: int, timestep: float, tensors: Any) -> None:
+                done, steps = len(places) * (step + 1), pipe.num_timesteps
+                progress((first * steps + done, len(jobs) * steps), desc=f"{numbers} of {len(jobs)}")
+
+            def keep(pipe: Any, stage: Any, images: Any) -> None:
+                for place, image in zip(places, images, strict=True):
+                    reached[place].append((image, f"{captions[place]}, after {stage.stage}"))
+
+            return {
+                "callback_on_step_end": count_steps,
+                "callback_on_step_end_tensor_inputs": [],
+                "callback_on_stage_end": keep if stages else None,
+            }
+
+        gallery: list[tuple[Any, str]] = []
         cells = (settings["height"] // cell, settings["width"] // cell)
-        count = default_batch_size(self.pipe.unet, cells, self.pipe.device)
-        for start in range(0, len(jobs), count):
-            batch = jobs[start : start + count]
-            given = {name: torch.cat([contexts[index][name] for index, _ in batch]) for name in contexts[0]} | settings
-            numbers = f"picture {start + 1}" if len(batch) == 1 else f"pictures {start + 1} to {start + len(batch)}"
-
-            def show(done: int, steps: int, start: int = start, numbers: str = numbers) -> None:
-                progress((start * steps + done, len(jobs) * steps), desc=f"{numbers} of {len(jobs)}")
-
-            made, said = self._make_batch(batch, given, stages, show)
-            gallery += made
+        size = default_batch_size(self.pipe.unet, cells, self.pipe.device)
+        for place, image, said in Batches(self.pipe, settings, size, watch).run(jobs):
+            gallery += [*reached[place], (image, captions[place])]
             notes += [note for note in said if note not in notes]
         return gallery, "\n".join(filter(None, notes)) or "Done."
-
-    def _make_batch(
-        self, batch: Sequence[tuple[int, int]], given: dict[str, Any], stages: bool, show: Callable[[int, int], None]
-    ) -> tuple[list[tuple[Any, str]], list[str]]:
-        """Make pictures, as pairs of an entry and a seed, in one call; `show(steps done of all, steps of one)`."""
-        captions = [f"picture {index + 1}, seed {seed}" for index, seed in batch]
-        reached: list[list[tuple[Any, str]]] = [[] for _ in batch]
-
-        def count_steps(pipe: Any, step: int, timestep: float, tensors: Any) -> None:
-            show(len(batch) * (step + 1), pipe.num_timesteps)
-
-        def keep(pipe: Any, stage: Any, images: Any) -> None:
-            for entries, image, caption in zip(reached, images, captions, strict=True):
-                entries.append((image, f"{caption}, after {stage.stage}"))
-
-        output: Any = self.pipe(
-            generator=[torch.Generator().manual_seed(seed) for _, seed in batch],
-            callback_on_step_end=count_steps,
-            callback_on_step_end_tensor_inputs=[],
-            callback_on_stage_end=keep if stages else None,
-            **given,
-        )
-        pairs = zip(reached, output.images, captions, strict=True)
-        return [pair for entries, image, caption in pairs for pair in (*entries, (image, caption))], output.notes
 
 
 def build(vary: Variations) -> Any:
@@ -210,45 +200,62 @@ def build(vary: Variations) -> Any:
     names = [name for name in (*PRESETS, "plain", *METHODS) if name != "syncdiffusion"]
     progress_bar = gradio.Progress()  # gradio finds it as the default of an argument
 
-    def answer(
-        files: Any, together: bool, count: float, seed: float, randomise: bool, height: float, width: float,
-        steps: float, guidance: float, strength: float, method: str, stages: bool,
-        progress: Any = progress_bar,
-    ) -> Any:  # fmt: skip
-        seed = secrets.randbelow(MAX_SEED + 1 - MAX_RESULTS) if randomise else int(seed)
+    def answer(values: dict[Any, Any], progress: Any = progress_bar) -> Any:
+        given = {name: values[component] for name, component in parts.items()}
+        given |= {name: int(given[name]) for name in _WHOLE}
+        if given.pop("randomise"):
+            given["seed"] = secrets.randbelow(MAX_SEED + 1 - MAX_RESULTS)
         try:
-            numbers = (int(count), int(seed), int(height), int(width), int(steps))
-            gallery, notes = vary(files, together, *numbers, guidance, strength, method, stages, progress)
+            gallery, notes = vary(given.pop("files"), progress=progress, **given)
         except (ValueError, RuntimeError) as error:
             raise gradio.Error(str(error)) from error
-        return gallery, seed, notes
+        return gallery, given["seed"], notes
 
+    def upload(label: str, **options: Any) -> Any:
+        return gradio.File(label=label, file_types=["image"], **options)
+
+    parts: dict[str, Any] = {}
     with gradio.Blocks(title="seecoder", delete_cache=(_DAY // 24, _DAY), analytics_enabled=False) as page:
         gradio.Markdown("# seecoder\nPictures in, new pictures out.")
         with gradio.Row():
             with gradio.Column():
-                files = gradio.File(
-                    label=f"Pictures (1 to {MAX_PICTURES})", file_count="multiple", file_types=["image"]
-                )
-                together = gradio.Checkbox(label="Make one context of all pictures")
-                count = gradio.Slider(1, MAX_RESULTS, value=2, step=1, label="Variations")
+                parts["files"] = upload(f"Pictures (1 to {MAX_PICTURES})", file_count="multiple")
+                parts["together"] = gradio.Checkbox(label="Make one context of all pictures")
+                parts["weights"] = gradio.Textbox(label="Their weights in it, such as 2 1 (empty: all alike)")
+                parts["count"] = gradio.Slider(1, MAX_RESULTS, value=2, step=1, label="Variations")
                 with gradio.Row():
-                    seed = gradio.Number(value=0, precision=0, minimum=0, maximum=MAX_SEED, label="Seed")
-                    randomise = gradio.Checkbox(value=True, label="Randomise the seed")
+                    parts["seed"] = gradio.Number(value=0, precision=0, minimum=0, maximum=MAX_SEED, label="Seed")
+                    parts["randomise"] = gradio.Checkbox(value=True, label="Randomise the seed")
+                with gradio.Accordion("Beside the pictures", open=False):
+                    parts["context_scale"] = gradio.Slider(0.0, 2.0, 1.0, step=0.05, label="Strength of the pictures")
+                    parts["reference_mask"] = upload("Mask of the pictures: what counts of them is white")
+                    parts["negative"] = upload("Pictures to lead away from", file_count="multiple")
+                    if vary.pipe.text_encoder is not None:
+                        parts["text"] = gradio.Textbox(label="Text: what to show besides")
+                        parts["negative_text"] = gradio.Textbox(label="What not to show (goes with the text)")
+                        parts["text_weight"] = gradio.Number(
+                            value=None, label="The text's part, 0 to 1 (empty: side by side with the pictures)"
+                        )
+                with gradio.Accordion("Redraw a picture", open=False):
+                    parts["start_image"] = upload("Picture to redraw")
+                    parts["mask_image"] = upload("Mask: what is white is redrawn")
+                    parts["strength"] = gradio.Number(value=None, label="Strength, above 0 to 1 (empty: 0.8, masks 1)")
+                    parts["mask_feather"] = gradio.Number(value=0, precision=0, minimum=0, label="Pixels of the fade")
                 with gradio.Accordion("More", open=False):
-                    height = gradio.Slider(native[0] // 2, max_side, value=native[0], step=8 * cell, label="Height")
-                    width = gradio.Slider(native[1] // 2, max_side, value=native[1], step=8 * cell, label="Width")
-                    method = gradio.Dropdown(names, value=names[0], label="Method above the native size")
-                    stages = gradio.Checkbox(label="Show what every stage of the method made")
-                    steps = gradio.Slider(1, 100, value=50, step=1, label="Steps")
-                    guidance = gradio.Slider(1.0, 10.0, value=vary.pipe.default_guidance, step=0.1, label="Guidance")
-                    strength = gradio.Slider(0.0, 2.0, value=1.0, step=0.05, label="Strength of the pictures")
+                    parts["height"] = gradio.Slider(native[0] // 2, max_side, native[0], step=8 * cell, label="Height")
+                    parts["width"] = gradio.Slider(native[1] // 2, max_side, native[1], step=8 * cell, label="Width")
+                    parts["method"] = gradio.Dropdown(names, value=names[0], label="Method above the native size")
+                    parts["stages"] = gradio.Checkbox(label="Show what every stage of the method made")
+                    parts["num_inference_steps"] = gradio.Slider(1, 100, value=50, step=1, label="Steps")
+                    parts["guidance_scale"] = gradio.Slider(
+                        1.0, 10.0, value=vary.pipe.default_guidance, step=0.1, label="Guidance"
+                    )
                 button = gradio.Button("Vary", variant="primary")
             with gradio.Column():
                 gallery = gradio.Gallery(label="Variations", format="png")
                 notes = gradio.Textbox(label="Notes", interactive=False)
-        inputs = [files, together, count, seed, randomise, height, width, steps, guidance, strength, method, stages]
-        button.click(answer, inputs, [gallery, seed, notes], concurrency_limit=1, api_name="vary")
+        outputs = [gallery, parts["seed"], notes]
+        button.click(answer, set(parts.values()), outputs, concurrency_limit=1, api_name="vary")
     page.queue(default_concurrency_limit=1, max_size=16)
     return page
 

@@ -1,7 +1,8 @@
 """Open the web app: pictures in, variations out, in a browser on this machine.
 
 It listens on this machine only, takes no path from the browser, and works on one request at a time. Needs the extra
-`app` (`pip install 'seecoder[app]'`).
+`app` (`pip install 'seecoder[app]'`). The page has what `seecoder vary` has beside the pictures: weights, masks,
+pictures to lead away from, text (--with-text), a picture to redraw.
 
   seecoder app --base sd-1.5 --encoder my-encoder
 """
@@ -24,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_base_options(parser)
     parser.add_argument("--port", type=int, default=7860, help="port on this machine")
     parser.add_argument("--max-side", type=int, default=2048, help="largest height and width that can be asked for")
+    parser.add_argument("--with-text", action="store_true", help="load the base's text encoder, for texts on the page")
     add_image_size(parser)
     add_autoencoder_memory(parser)
 
@@ -50,5 +52,6 @@ def run(arguments: argparse.Namespace) -> None:
     require_gradio()
     if is_context_file(arguments.encoder):
         raise ValueError("the web app encodes pictures; `--encoder` must be an encoder, not ready contexts.")
+    arguments.text = arguments.with_text or None
     pipe = load_pipeline(arguments)
     serve(Variations(pipe, arguments.max_side, arguments.image_size, arguments.autoencoder_memory), port=arguments.port)

@@ -24,6 +24,7 @@ may follow pictures of their own:
 import argparse
 import glob
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -39,7 +40,6 @@ from seecoder.cli.options import (
     add_sampling_options,
     pipeline_arguments,
 )
-from seecoder.cli.varying.batch_runs import Batches, write_picture
 from seecoder.cli.varying.early_checks import SETTINGS_NAME, check_options, input_files, sheet_path
 from seecoder.cli.varying.jobs import Job, Variation, make_jobs, seeds_of
 from seecoder.cli.varying.method_list import check_methods
@@ -116,7 +116,7 @@ def make(arguments: argparse.Namespace, methods: "list[Method] | None", *, aspec
         methods: How to sample; where `arguments.method` is a preset, it decides.
         aspect: Width by height where no --width was given.
     """
-    from seecoder.pipelines.batch_size import default_batch_size
+    from seecoder.pipelines.batches import Batches, default_batch_size
 
     seeds = seeds_of(arguments.seed, arguments.count)
     arguments.pictures = files_of(arguments.pictures)
@@ -153,15 +153,41 @@ def make(arguments: argparse.Namespace, methods: "list[Method] | None", *, aspec
         for job, row in zip(jobs, files, strict=True)
         for seed, file in zip(seeds, row, strict=True)
     ]
-    records = [
-        {"file": made.file.name, "seed": made.seed, "sources": made.job.sources, "notes": notes}
-        for made, notes in Batches(pipe, given, batch, arguments.previews).run(variations)
-    ]
+    entries = [(variation.job.arguments, variation.seed) for variation in variations]
+    records: list[dict[str, Any]] = []
+    told: set[str] = set()
+    for place, image, notes in Batches(pipe, given, batch, _watcher(pipe, variations, arguments.previews)).run(entries):
+        made = variations[place]
+        for note in [note for note in notes if note not in told]:  # once for all pictures that it holds for
+            told.add(note)
+            say(f"{made.file.name}: {note}")
+        _write_picture(image, made.file)
+        records.append({"file": made.file.name, "seed": made.seed, "sources": made.job.sources, "notes": notes})
     try:
         if sheet is not None:
             _write_sheet(sheet, jobs, seeds, files)
     finally:
         _write_settings(arguments, records)
+
+
+def _watcher(
+    pipe: "SeeCoderPipeline | SeeCoderXLPipeline", variations: Sequence[Variation], previews: bool
+) -> Callable[[Sequence[int]], dict[str, Any]]:
+    """What names the progress bar of every batch, and writes what its stages have reached."""
+
+    def watch(places: Sequence[int]) -> dict[str, Any]:
+        batch = [variations[place] for place in places]
+        names = batch[0].file.name if len(batch) == 1 else f"{len(batch)} pictures from {batch[0].file.name}"
+        pipe.set_progress_bar_config(desc=names, leave=False, disable=None)  # None: only at a terminal
+
+        def write_stage(pipe: Any, stage: Any, images: Any) -> None:
+            for variation, image in zip(batch, images, strict=True):
+                path = variation.file.with_name(f"{variation.file.stem}-stage{stage.stage_index + 1}.png")
+                _write_picture(image, path, f": {stage.stage}, {image.height}x{image.width}")
+
+        return {"callback_on_stage_end": write_stage if previews else None}
+
+    return watch
 
 
 def result_sizes(
@@ -238,7 +264,16 @@ def _write_sheet(path: Path, jobs: list[Job], seeds: list[int], files: list[list
     )
     pictures = [[picture for picture, _ in row] for row in rows]
     labels = [[label for _, label in row] for row in rows]
-    write_picture(contact_sheet(pictures, labels, THUMBNAIL_SIDE), path)
+    _write_picture(contact_sheet(pictures, labels, THUMBNAIL_SIDE), path)
+
+
+def _write_picture(picture: "Image.Image", path: Path, remark: str = "") -> None:
+    """Write a picture into its folder, which is made if there is none, and say so; `remark` ends the line."""
+    from seecoder.images.saving import save_image
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_image(picture, path)
+    say(f"wrote {path}{remark}")
 
 
 def _thumbnail(file: Path) -> "Image.Image":

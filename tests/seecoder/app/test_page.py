@@ -3,6 +3,7 @@
 import asyncio
 
 import pytest
+import torch
 
 from seecoder import SeeCoderPipeline
 from seecoder.app import page
@@ -52,8 +53,8 @@ def vary(pipe):
     def press(paths, **changes):
         seen = []
         values = {
-            "together": False, "count": 2, "seed": 5, "height": 16, "width": 16, "steps": 2, "guidance": 2.0,
-            "strength": 1.0, "method": "plain", "stages": False,
+            "together": False, "count": 2, "seed": 5, "height": 16, "width": 16, "num_inference_steps": 2,
+            "guidance_scale": 2.0, "context_scale": 1.0, "method": "plain", "stages": False,
         }  # fmt: skip
         values.update(changes)
         gallery, notes = button(paths, **values, progress=lambda share, desc: seen.append((share, desc)))
@@ -71,9 +72,9 @@ def test_every_picture_is_varied_and_progress_is_told(vary, files):
 
 
 def test_what_memory_does_not_hold_together_is_made_in_turn(vary, files, monkeypatch):
-    together, _, _ = vary(files, height=32, width=32, guidance=3.0)
+    together, _, _ = vary(files, height=32, width=32, guidance_scale=3.0)
     monkeypatch.setattr(page, "default_batch_size", lambda unet, size, device: 3)
-    in_turn, _, seen = vary(files, height=32, width=32, guidance=3.0)
+    in_turn, _, seen = vary(files, height=32, width=32, guidance_scale=3.0)
     assert [text for _, text in seen] == ["pictures 1 to 3 of 4"] * 2 + ["picture 4 of 4"] * 2
     assert [share for share, _ in seen] == [(3, 8), (6, 8), (7, 8), (8, 8)]
     assert [caption for _, caption in in_turn] == [caption for _, caption in together]
@@ -94,7 +95,7 @@ def test_stages_are_shown_before_their_picture_and_progress_counts_their_steps(v
 
 
 def test_a_preset_is_said_with_its_cost(vary, files):
-    gallery, notes, _ = vary(files[:1], count=1, method="auto", height=32, width=32, steps=8)
+    gallery, notes, _ = vary(files[:1], count=1, method="auto", height=32, width=32, num_inference_steps=8)
     assert load_image(gallery[0][0]).shape == (3, 32, 32)
     assert notes.startswith("auto: scalecrafter,rectifiedhr switch_at=(0.85,), about 22 native-sized windows")
     assert vary(files[:1], count=1, method="auto")[1] == "Done."
@@ -147,19 +148,100 @@ def test_files_that_are_not_its_own_are_not_given_out(pipe, tmp_path):
             assert client.get(f"/gradio_api/file={path}").status_code in (403, 404)
 
 
+def pixels(gallery):
+    return torch.stack([load_image(image) for image, _ in gallery])
+
+
+def test_weights_masks_and_negative_pictures_are_those_of_a_call(pipe, vary, files):
+    mask = files[0].replace("0.png", "mask.png")
+    save_image((torch.arange(64) < 32).float().expand(3, 64, 64), mask)
+    room = files[0].replace("0.png", "room.png")
+    save_image(torch.rand((3, 64, 64), generator=torch.Generator().manual_seed(1)), room)
+    settings = {"height": 16, "width": 16, "num_inference_steps": 2, "guidance_scale": 2.0}
+
+    def made(image, **options):
+        generator = torch.Generator().manual_seed(5)
+        return pipe(image, generator=generator, output_type="pt", **settings, **options).images
+
+    def close(gallery, expected):
+        assert (pixels(gallery) - expected).abs().max() <= 0.5 / 255 + 1e-5
+
+    weighted, _, _ = vary(files, together=True, weights="3 1", count=1)
+    close(weighted, made([files], context_weights=[3, 1]))
+    masked, _, _ = vary(files[:1], reference_mask=mask, count=1)
+    close(masked, made(files[0], image_mask=mask))
+    negative, _, _ = vary(files[:1], negative=files[1:], count=1)
+    close(negative, made(files[0], negative_context=pipe.encode_context(files[1])))
+    redrawn, _, _ = vary(files[:1], start_image=room, mask_image=mask, mask_feather=1, count=1)
+    close(redrawn, made(files[0], start_image=room, mask_image=mask, mask_feather=1))
+    with pytest.raises(ValueError, match="Weights have no effect"):
+        vary(files, weights="3 1")
+    with pytest.raises(ValueError, match="`strength` has no effect without `start_image`"):
+        vary(files, strength=0.5)
+
+
+def test_a_text_is_shown_beside_the_pictures_where_the_base_brings_its_encoder(parts, text_parts, files):
+    pipe = SeeCoderPipeline(**parts, **text_parts)
+    pipe.set_progress_bar_config(disable=True)
+    pytest.importorskip("gradio")
+    labels = [getattr(block, "label", "") for block in build(Variations(pipe, 64)).blocks.values()]
+    assert "Text: what to show besides" in labels
+    values = {"together": False, "count": 1, "seed": 5, "height": 16, "width": 16, "num_inference_steps": 2}
+    values |= {"guidance_scale": 2.0, "method": "plain", "stages": False, "progress": lambda share, desc: None}
+    gallery, _ = Variations(pipe, 64)(files[:1], text="abc", negative_text="", text_weight=None, **values)
+    expected = pipe(
+        files[0],
+        text="abc",
+        num_inference_steps=2,
+        guidance_scale=2.0,
+        generator=torch.Generator().manual_seed(5),
+        output_type="pt",
+    ).images
+    assert (pixels(gallery) - expected).abs().max() <= 0.5 / 255 + 1e-5
+
+
 def test_the_page_calls_the_button_and_shows_errors(pipe, files):
     gradio = pytest.importorskip("gradio")
     blocks = build(Variations(pipe, 64))
     (function,) = blocks.fns.values()
+    assert not any("Text:" in str(getattr(block, "label", "")) for block in blocks.blocks.values())
 
-    def press(seed=7, randomise=False, count=1):
-        numbers = (16, 16, 1, 2.0, 1.0, "plain")
-        return function.fn([files[0]], False, count, seed, randomise, *numbers, lambda *given, **named: None)
+    def press(**changes):
+        values = {component: component.value for component in function.inputs}
+        by_label = {component.label: component for component in values}
+        values[by_label["Pictures (1 to 8)"]] = [files[0]]
+        given = {"Height": 16, "Width": 16, "Steps": 1, "Variations": 1, "Seed": 7, "Randomise the seed": False}
+        given |= {"Method above the native size": "plain"}
+        for label, value in (given | changes).items():
+            values[by_label[label]] = value
+        return function.fn(values, lambda *given, **named: None)
 
     gallery, seed, notes = press()
     assert seed == 7
     assert len(gallery) == 1
     assert notes == "Done."
-    assert press(randomise=True)[1] != press(randomise=True)[1]
+    assert press(**{"Randomise the seed": True})[1] != press(**{"Randomise the seed": True})[1]
     with pytest.raises(gradio.Error, match="Ask for 1 to 8 results"):
-        press(count=9)
+        press(Variations=9)
+
+
+def test_a_browser_is_answered(pipe, files):
+    """The page as a client sees it: files are uploaded, the button is pressed, pictures come back."""
+    client_of = pytest.importorskip("gradio_client")
+    blocks = build(Variations(pipe, 64))
+    _, address, _ = blocks.launch(prevent_thread_lock=True, quiet=True, **LAUNCH_OPTIONS)
+    try:
+        client = client_of.Client(address, verbose=False)
+        (function,) = blocks.fns.values()
+        inputs = sorted(function.inputs, key=lambda block: block._id)
+        given = [component.value for component in inputs]
+        places = {component.label: place for place, component in enumerate(inputs)}
+        given[places["Pictures (1 to 8)"]] = [client_of.handle_file(files[0])]
+        for label, value in {"Height": 16, "Width": 16, "Steps": 1, "Randomise the seed": False}.items():
+            given[places[label]] = value
+        gallery, seed, notes = client.predict(*given, api_name="/vary")
+    finally:
+        blocks.close()
+    assert len(gallery) == 2
+    assert seed == 0
+    assert notes == "Done."

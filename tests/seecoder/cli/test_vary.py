@@ -3,6 +3,7 @@
 import json
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from diffusers import ControlNetModel
@@ -15,6 +16,8 @@ from seecoder.images import gate, masks
 from seecoder.images.gate import load_image, read_pixels
 from seecoder.images.saving import save_image
 from tests.fixtures.picture_files import pixels_of, size_of, write_mask
+
+LARGE = ["--height", "32", "--width", "32", "--guidance", "3", "--sheet", ""]
 
 
 def test_pictures_sheet_and_settings(pictures, networks, base_folder, tiny_encoder, tmp_path, capsys):
@@ -320,3 +323,27 @@ def test_a_base_that_does_not_say_its_size_takes_the_one_that_is_asked_for():
     known = SimpleNamespace(unet={"sample_size": [8, 16]}, vae_scale_factor=8)
     assert vary.result_sizes(SimpleNamespace(height=None, width=None), known, 1) == ((64, 128), (64, 128))
     assert vary.result_sizes(SimpleNamespace(height=32, width=None), known, 4) == ((32, 128), (64, 128))
+
+
+@pytest.mark.parametrize(
+    "method", [[], ["--method", "demofusion"], ["--method", "multidiffusion", "--method-option", "jitter=1"]]
+)
+def test_a_picture_is_the_same_alone_and_in_a_batch(method, pictures, networks, tmp_path):
+    """Two pictures and three seeds, with previews, at once and one by one: equal but for the rounding of one level."""
+    command = ["vary", *pictures, *networks, *LARGE, *method, "--count", "3", "--previews"]
+    for name, batch in (("alone", "1"), ("together", "6"), ("uneven", "4")):
+        assert main([*command, "--batch", batch, "--out", str(tmp_path / name)]) == 0
+    alone = {path.name: load_image(path).numpy() for path in (tmp_path / "alone").glob("*.png")}
+    assert len(alone) == (6 if "multidiffusion" in method else 12)  # with what each first stage reached
+    records = {name: json.loads((tmp_path / name / "settings.json").read_text())["pictures"] for name in ("alone",)}
+    for name in ("together", "uneven"):
+        found = {path.name: load_image(path).numpy() for path in (tmp_path / name).glob("*.png")}
+        assert found.keys() == alone.keys()
+        assert json.loads((tmp_path / name / "settings.json").read_text())["pictures"] == records["alone"]
+        for file, pixels in found.items():
+            assert np.abs(pixels - alone[file]).max() <= 1 / 255 + 1e-6
+
+
+def test_the_size_of_a_batch_is_checked(pictures, networks, tmp_path, capsys):
+    assert main(["vary", *pictures, *networks, "--batch", "0", "--out", str(tmp_path / "out")]) == 2
+    assert "`--batch`=0 must be a whole number from 1 up" in capsys.readouterr().err
