@@ -26,8 +26,9 @@ from data.shards.building.image_files import ImageFiles
 from data.shards.building.shard_build import REPORT, Build, run_build
 from data.shards.building.sources import Source
 from data.shards.building.world_scenes import WorldScenes
-from data.shards.img2dataset import make_manifest
+from data.shards.img2dataset import NEW, make_manifest, take_stock
 from data.shards.manifest import MANIFEST, Manifest, read_manifest
+from data.shards.reading.skips import check_passed
 from data.shards.reading.square_image import SquareImage
 from seecoder.checks import require, whole
 from seecoder.weights.digests import file_sha256
@@ -82,6 +83,7 @@ def _parser() -> ArgumentParser:
     index, verify = make_parser(), make_parser()
     for command in (index, verify):
         command.add_argument("folder", type=Path, metavar="FOLDER", help="Folder of shards.")
+    index.add_argument("--max-bad-rate", type=float, default=0.01, help="Fraction of lost samples that is tolerated.")
     commands.add_subcommand("folder", folder, help="All pictures below a folder.")
     commands.add_subcommand("list", listed, help="The pictures that a text file names, one path a line.")
     commands.add_subcommand("world", world, help="Scenes of the project's procedural world.")
@@ -177,13 +179,16 @@ def _totals(manifest: Manifest) -> str:
 
 def _index(options: Namespace) -> None:
     print(f"reading every tar file in {options.folder} once; writing {MANIFEST} and an index beside each", flush=True)
-    print(f"done: {_totals(make_manifest(options.folder))}")
+    manifest, passed = make_manifest(options.folder, options.max_bad_rate)
+    print(f"{'written, without what was passed over' if passed else 'done'}: {_totals(manifest)}")
 
 
 def _verify(options: Namespace) -> None:
     manifest = read_manifest(options.folder)
     print(f"comparing {_totals(manifest)} in {options.folder} with {MANIFEST}", flush=True)
-    faults = []
+    _, passed = take_stock(options.folder, manifest)
+    check_passed(passed, manifest.samples, 1.0)
+    faults = [f"{Path(skip.name).name} is not in the manifest" for skip in passed if skip.reason == NEW]
     for shard in tqdm(manifest.shards, unit="shard"):
         path = options.folder / shard.name
         if not path.is_file():

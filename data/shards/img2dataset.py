@@ -1,85 +1,146 @@
-"""Folders of tar files without a manifest, first of all those that img2dataset writes.
+"""Folders of tar files that others wrote, first of all img2dataset: what is in them, and what is passed over, by name.
 
 img2dataset writes `00000.tar`, `00000_stats.json` and `00000.parquet` for each shard, with members `KEY.jpg`,
 `KEY.json` and, where there is a caption, `KEY.txt`. All of it is read as it is; only the picture is required, and the
 parquet file is not needed.
 """
 
+import filecmp
 import json
-import logging
+import os
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from tqdm import tqdm
 
-from data.shards.index import read_headers, write_index
-from data.shards.manifest import MANIFEST, MAX_SAMPLES, Manifest, Shard, write_manifest
+from data.shards.index import NO_PICTURE, SHORT, ShardIndex, read_headers, write_index
+from data.shards.manifest import IMAGE_MEMBERS, MANIFEST, SHARD_NAME, Manifest, Shard, read_manifest, write_manifest
+from data.shards.reading.skips import Skip, check_passed
 from seecoder.weights.digests import file_sha256
 
-logger = logging.getLogger(__name__)
+NEW = "shard that is not in the manifest (`python -m data.build index` takes it in)"
+HIDDEN, COPY = "hidden file", "copy of another shard"
 
-_WORTH_A_BAR = 20  # shards whose headers take noticeable time to read
+_LIKE_A_SHARD = re.compile(r"\.(tar|tgz|txz|tar\.(gz|xz|zst|bz2|lz4|part|partial|tmp|crdownload))$", re.IGNORECASE)
+_NUMBERED = re.compile(r" ?\(\d+\)| - Copy| copy( \d+)?")  # what browsers and desktops put into the name of a copy
 
 
-def count_samples(folder: Path) -> Manifest:
-    """Count the samples of a folder's tar files.
+def take_stock(folder: Path, manifest: Manifest | None = None) -> tuple[list[Shard], list[Skip]]:
+    """Look at every file of a folder that is a shard, or has the name of one.
 
-    The count comes from `NAME_stats.json` ("successes") where img2dataset left one, so that a shard that was cut off
-    later is noticed; from the tar file's headers otherwise.
+    The count of samples comes from the manifest, from `NAME_stats.json` ("successes") where img2dataset left one, so
+    that a shard that was cut off later is noticed, or from the tar file's headers. What a file held that ends early is
+    not known then: it is taken to be as much as others hold.
+
+    Args:
+        folder: The folder.
+        manifest: What it should hold; None: all tar files that are there.
+
+    Returns:
+        The shards, and what is passed over.
 
     Raises:
         FileNotFoundError: The folder has no tar files.
     """
-    paths = sorted(path for path in folder.glob("*.tar") if path.is_file())
-    if not paths:
-        raise FileNotFoundError(f"`{folder}` holds no .tar files. Make shards with `python -m data.build`.")
-    counted = {path: _successes(path) for path in paths}
-    unknown = [path for path, count in counted.items() if count is None]
-    if len(unknown) >= _WORTH_A_BAR:
-        logger.warning(
-            "`%s` has no manifest: reading the headers of %d tar files. `python -m data.build index %s` keeps them.",
-            *(folder, len(unknown), folder),
-        )
-    bar = tqdm(unknown, desc="reading headers", unit="shard", disable=len(unknown) < _WORTH_A_BAR)
-    counted |= {path: len(read_headers(path).samples) for path in bar}
-    return Manifest(tuple(Shard(path.name, counted[path] or 0) for path in paths))
+    known = {shard.name: shard for shard in manifest.shards} if manifest else {}
+    names = known.keys() | {path.name for path in folder.iterdir() if _LIKE_A_SHARD.search(path.name)}
+    if not names:
+        below = ", ".join(f"`{path}`" for path in sorted({file.parent for file in folder.rglob("*.tar")})[:10])
+        way = f"Give the folders that do: {below}" if below else "Make shards with `python -m data.build`"
+        raise FileNotFoundError(f"`{folder}` holds no .tar files. {way}.")
+    found: dict[str, tuple[int | None, ShardIndex | None]] = {}  # samples that were promised, and what is there
+    for name in tqdm(sorted(names), desc="looking at shards", unit="shard", disable=len(names) < 20):
+        promised = known[name].samples if name in known else _successes(folder / name)
+        found[name] = promised, _look(folder / name, known.get(name), promised)
+    counts = [len(index.samples) if index else promised or 0 for promised, index in found.values()]
+    shards, passed = [], []
+    for (name, (promised, index)), here in zip(found.items(), counts, strict=True):
+        path, reason = folder / name, index.fault if index else ""
+        if known and name not in known and reason not in (HIDDEN, COPY):
+            reason = NEW
+        if reason in (NEW, HIDDEN, COPY):
+            passed.append(Skip(-1, reason, str(path), f"`{path}` ({here:,} samples)", 0))
+            continue
+        passed += _losses(path, promised, index, max(counts)) if index else ()
+        if promised or here:
+            shards.append(known.get(name) or Shard(name, promised or here))
+    return shards, passed
+
+
+def _look(path: Path, shard: Shard | None, promised: int | None) -> ShardIndex | None:
+    """What a file holds; None where that was counted, and it is whole by its size or its end."""
+    if path.name.startswith("."):
+        return ShardIndex([], HIDDEN)
+    original = path.with_name(_NUMBERED.sub("", path.name))
+    if original != path and original.is_file() and filecmp.cmp(path, original, shallow=False):
+        return ShardIndex([], COPY)
+    if not SHARD_NAME.fullmatch(path.name):
+        return ShardIndex([], "name that is not `LETTERS_AND_DIGITS.tar`")
+    if promised is not None and path.is_file():
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - 1024))
+            if size == shard.bytes if shard else size >= 1024 and not any(file.read()):
+                return None
+    return read_headers(path)
+
+
+def _losses(path: Path, promised: int | None, index: ShardIndex, usual: int) -> Iterator[Skip]:
+    """What is lost in a file, by how much one usually holds, and what is only passed over in it."""
+    here, fault = len(index.samples), index.fault or SHORT
+    total = promised or (max(usual, here + 1) if index.fault or not here else here)
+    if index.fault or here < total:
+        detail = f"`{path}`: {fault} ({here} of {total} samples)"
+        yield Skip(-1 if promised is None else 0, fault, str(path), detail, max(0, total - here))
+    without = [kinds for _, kinds in index.samples if not any(kind.endswith(IMAGE_MEMBERS) for kind in kinds)]
+    if without:
+        detail = f"`{path}` ({len(without)} of {here}, as with {', '.join(without[0])[:80]!a})"
+        yield Skip(0, NO_PICTURE, f"{path}: {NO_PICTURE}", detail, len(without))
+    for what, count in index.passed.items():
+        yield Skip(0, what, f"{path}: {what}", f"{count:,} in `{path}`", 0)
 
 
 def _successes(shard: Path) -> int | None:
     """Samples that img2dataset says it wrote into a shard."""
     try:
-        count = json.loads(shard.with_name(shard.stem + "_stats.json").read_bytes())["successes"]
+        return Shard(
+            shard.name, json.loads(shard.with_name(shard.stem + "_stats.json").read_bytes())["successes"]
+        ).samples
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
-    return count if type(count) is int and 0 <= count <= MAX_SAMPLES else None
 
 
-def make_manifest(folder: Path) -> Manifest:
+def make_manifest(folder: Path, ceiling: float = 0.01) -> tuple[Manifest, list[Skip]]:
     """Measure every tar file of a folder and write `manifest.json` and the indices beside them.
 
-    Shards that are damaged, or shorter than img2dataset says, are refused: what a manifest states becomes the truth
-    that later losses are measured against.
+    Shards that are damaged, or shorter than img2dataset says, are left out: what a manifest states becomes the truth
+    that later losses are measured against. Done again, it takes in shards that came later, behind those that it has.
+
+    Args:
+        folder: The folder.
+        ceiling: Largest tolerated fraction of lost samples, in [0, 1].
+
+    Returns:
+        The manifest, and what is passed over.
 
     Raises:
         FileNotFoundError: The folder has no tar files.
-        FileExistsError: It has a manifest already.
-        ValueError: A shard is damaged.
+        FileExistsError: It has a manifest already, which was made otherwise or has all of them.
+        ValueError: Too many samples are lost.
     """
-    if (folder / MANIFEST).exists():
+    before = read_manifest(folder) if (folder / MANIFEST).exists() else Manifest(())
+    found, passed = take_stock(folder)
+    check_passed(passed, sum(shard.samples for shard in found), ceiling)
+    known, faulty = {shard.name for shard in before.shards}, {skip.name for skip in passed}
+    new = [shard.name for shard in found if shard.name not in known and str(folder / shard.name) not in faulty]
+    if before.shards and (not new or before.settings.get("kind") != "index"):
         raise FileExistsError(f"`{folder / MANIFEST}` exists already. Remove it first if the shards have changed.")
-    promised = {shard.name: shard.samples for shard in count_samples(folder).shards}
-    shards = []
-    for name in tqdm(sorted(promised), desc="indexing", unit="shard"):
-        path = folder / name
-        index = read_headers(path)
-        fault = index.fault or (len(index.samples) < promised[name] and "short shard")
-        if fault:
-            raise ValueError(
-                f"`{path}`: {fault} ({len(index.samples)} of {promised[name]} samples). Make or fetch it again, or "
-                "move it away."
-            )
-        sha256 = file_sha256(path)
+    shards = list(before.shards)
+    for name in tqdm(new, desc="indexing", unit="shard"):
+        path, index, sha256 = folder / name, read_headers(folder / name), file_sha256(folder / name)
         write_index(path, index, sha256)
         shards.append(Shard(name, len(index.samples), path.stat().st_size, sha256))
     manifest = Manifest(tuple(shards), settings={"kind": "index"})
     write_manifest(folder, manifest)
-    return manifest
+    return manifest, passed

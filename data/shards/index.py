@@ -1,32 +1,39 @@
 """Where each sample of a shard lies in its tar file: found once, so that samples can then be read in any order.
 
 Tar headers are read with the standard library and members grouped into samples by webdataset's own rule (everything
-before the first dot of the base name is the key), so that a shard means here what it means to webdataset. Nothing is
-decoded.
+before the first dot of the base name is the key), so that a shard means here what it means to webdataset. Names of
+pictures with dots of their own are the exception (`_split_dotted`). Nothing is decoded.
 """
 
+import errno
 import json
-import os
 import re
 import tarfile
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TypeVar
 
 from webdataset.tariterators import base_plus_ext
 
+from data.shards.manifest import IMAGE_MEMBERS
 from seecoder.weights.atomic import atomic_path
 
 SUFFIX = ".index.json"
 FORMAT, VERSION = "seecoder.index", 1
-MISSING, EMPTY, NO_TAR = "missing shard", "empty shard", "not a tar file"
-TRUNCATED, DAMAGED, SHORT = "truncated shard", "damaged shard", "short shard"
+MISSING, EMPTY, NO_TAR, UNREADABLE = "missing shard", "empty shard", "not a tar file", "unreadable shard"
+TRUNCATED, DAMAGED, SHORT, NO_PICTURE = "truncated shard", "damaged shard", "short shard", "no picture"
 
 _BLOCK = tarfile.BLOCKSIZE
 _NOTES = re.compile(r"__[^/]*__/")  # folders that webdataset keeps for its own notes
+_TICK = 0.02  # seconds; file systems round times so much that a change within them may not show
+_PASSING = (errno.ESTALE, errno.EIO, errno.EAGAIN, errno.ETIMEDOUT, errno.ENOTCONN, errno.ECONNRESET)  # of storage
 
 Sample = tuple[str, dict[str, tuple[int, int]]]  # key, and (offset, size) of each member by its extension
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -34,16 +41,38 @@ class ShardIndex:
     """The samples of one shard in the order of the tar file.
 
     Attributes:
-        samples: Key and members of each.
+        samples: Key and members of each. A member that cannot be read, such as a link to a file that is not in the
+            shard, is there under a kind that says so ("jpg (link)"), with size 0.
         fault: Why the shard ends before its time, one of the constants above; "" for a whole one.
+        passed: Members that belong to no sample, by what is odd about them.
     """
 
     samples: list[Sample]
     fault: str = ""
+    passed: Counter[str] = field(default_factory=Counter, compare=False)
+
+
+def retried(action: Callable[[], Result], repair: Callable[[], None] = lambda: None) -> Result:
+    """Read from storage, and a few times again, after a `repair`, if an error may pass: a stale handle of NFS, say.
+
+    Raises:
+        OSError: The error stays, or is of another kind.
+    """
+    for pause in (0.05, 0.2, 0.8):  # seconds
+        try:
+            return action()
+        except OSError as error:
+            if error.errno not in _PASSING:
+                raise
+        time.sleep(pause)
+        repair()
+    return action()
 
 
 def read_headers(path: Path, required: Collection[str] = ()) -> ShardIndex:
-    """Read a tar file's headers.
+    """Read a tar file's headers, and those of tar files that were joined to it (`cat`).
+
+    A process remembers what it read last, and does not read it again while the file stays as it is.
 
     A cut or damaged file gives the samples before the fault. The sample at the fault counts only if it is complete:
     it has the `required` members or, where nothing is required, those of the shard's first sample. (A file cut
@@ -54,26 +83,41 @@ def read_headers(path: Path, required: Collection[str] = ()) -> ShardIndex:
         required: Kinds of member without which a sample is incomplete.
     """
     try:
-        size = path.stat().st_size
-    except OSError:
-        return ShardIndex([], MISSING)
+        status = path.stat()
+        read = _read_headers if time.time() - status.st_mtime > _TICK else _read_headers.__wrapped__
+        return retried(lambda: read(path, frozenset(required), status.st_size, status.st_mtime_ns))
+    except OSError as error:
+        return ShardIndex([], MISSING if isinstance(error, FileNotFoundError) else UNREADABLE)
+
+
+@lru_cache(32)
+def _read_headers(path: Path, required: frozenset[str], size: int, _changed: int) -> ShardIndex:
     if size == 0:
         return ShardIndex([], EMPTY)
     samples: list[Sample] = []
-    fault = ""
+    fault, passed = "", Counter[str]()
     try:
-        with tarfile.open(path, "r:") as tar:
-            for name, offset, length in _members(tar):
+        with path.open("rb") as file:
+            for name, offset, length in _members(file):
                 if offset + length > size:
                     fault = TRUNCATED
                     break
-                _add(samples, name, offset, length)
-            fault = fault or _ending(tar, path, size)
+                key, extension = base_plus_ext(name)
+                is_hidden = name.rpartition("/")[2].startswith(".")  # macOS lays `._1.jpg` beside `1.jpg`
+                if is_hidden or key is None or extension is None:
+                    passed["hidden file" if is_hidden else "no extension"] += 1
+                elif not _NOTES.match(name):
+                    _add(samples, key, extension, (offset, length))
+    except OSError:
+        raise
+    except EOFError as end:
+        fault = str(end)
     except Exception:  # tarfile answers hostile headers with nearly any: Index-, Recursion-, Memory-, OverflowError
         fault = DAMAGED if samples else NO_TAR
+    samples = _split_dotted(samples)
     if fault and samples and not _is_complete(samples, required):
         del samples[-1]
-    return ShardIndex(samples, fault)
+    return ShardIndex(samples, fault, passed)
 
 
 def _is_complete(samples: list[Sample], required: Collection[str]) -> bool:
@@ -83,35 +127,66 @@ def _is_complete(samples: list[Sample], required: Collection[str]) -> bool:
     return set(required or samples[0][1]) <= set(samples[-1][1])
 
 
-def _members(tar: tarfile.TarFile) -> Iterator[tuple[str, int, int]]:
-    """Yield name, offset and size of the regular members; links, devices and sparse files are passed over."""
-    before = -1
-    while (member := tar.next()) is not None:
-        if member.offset <= before or member.size < 0:  # a negative size would lead back to where we have been
-            raise tarfile.ReadError("headers out of order")
-        before = member.offset
-        tar.members.clear()  # type: ignore[attr-defined]  # else every header of a large shard stays in memory
-        if member.isreg() and not member.issparse():
-            yield member.name, member.offset_data, member.size
+def _members(file: BinaryIO) -> Iterator[tuple[str, int, int]]:
+    """Yield name, offset and size of the members; the name of one that cannot be read says so, such as a link.
+
+    Raises:
+        EOFError: The file does not end as a tar file does.
+    """
+    start = 0
+    while start >= 0:
+        file.seek(start)
+        with tarfile.open(fileobj=file, mode="r:") as tar:
+            before = -1
+            while (member := tar.next()) is not None:
+                if member.offset <= before or member.size < 0:  # a negative size would lead back to where we have been
+                    raise tarfile.ReadError("headers out of order")
+                before = member.offset
+                tar.members.clear()  # type: ignore[attr-defined]  # else every header of a large shard stays in memory
+                if member.isreg() and not member.issparse():
+                    yield member.name, member.offset_data, member.size
+                elif not member.isdir():
+                    yield f"{member.name} ({'link' if member.linkname else 'special file'})", member.offset, 0
+            start = _next_archive(file, tar.offset)
 
 
-def _ending(tar: tarfile.TarFile, path: Path, size: int) -> str:
-    """Tell a proper end (a block of zeros) from a file that merely stops or goes on with rubbish."""
-    with path.open("rb") as file:
-        file.seek(tar.offset)
-        block = file.read(_BLOCK)
-    if len(block) < _BLOCK:
-        return TRUNCATED
-    return DAMAGED if any(block) else ""
+def _next_archive(file: BinaryIO, end: int) -> int:
+    """Where a tar file begins that was joined to one that ends at `end`, or rubbish; -1 if there are only zeros."""
+    file.seek(end)
+    block = file.read(_BLOCK)
+    if len(block) < _BLOCK or any(block):  # a file that merely stops, or goes on with rubbish
+        raise EOFError(TRUNCATED if len(block) < _BLOCK else DAMAGED)
+    while chunk := file.read(1 << 16):
+        if rest := chunk.lstrip(b"\0"):
+            return (file.tell() - len(rest)) // _BLOCK * _BLOCK
+    return -1
 
 
-def _add(samples: list[Sample], name: str, offset: int, length: int) -> None:
-    key, extension = base_plus_ext(name)
-    if key is None or extension is None or _NOTES.match(name):
-        return
+def _add(samples: list[Sample], key: str, extension: str, place: tuple[int, int]) -> None:
     if not samples or samples[-1][0] != key or extension.lower() in samples[-1][1]:
         samples.append((key, {}))
-    samples[-1][1][extension.lower()] = (offset, length)
+    samples[-1][1][extension.lower()] = place
+
+
+def _split_dotted(samples: list[Sample]) -> list[Sample]:
+    """Give pictures whose names hold dots back to samples of their own.
+
+    webdataset ends the key at the first dot and takes `seg.png` of `0001.seg.png` for a kind of member. So do we, as
+    long as the sample has a plain picture (`0001.jpg`), or if several samples share that kind and it begins with a
+    letter. Else the dots belong to the name: `photo_v1.5_0001.jpg` and `photo_v1.5_0002.jpg` are two samples.
+    """
+    uses = Counter(kind for _, members in samples for kind in members)
+    parts: list[Sample] = []
+    for key, members in samples:
+        dotted = [kind for kind in members if kind.rpartition(".")[1] and kind.rpartition(".")[2] in IMAGE_MEMBERS]
+        is_plain = not dotted or not members.keys().isdisjoint(IMAGE_MEMBERS)
+        if is_plain or any(uses[kind] > 1 and kind[0].isalpha() for kind in dotted):
+            parts.append((key, members))
+            continue
+        for kind, place in members.items():
+            name, _, extension = kind.rpartition(".")
+            _add(parts, f"{key}.{name}" if name else key, extension, place)
+    return parts
 
 
 def index_path(shard: Path) -> Path:
@@ -173,10 +248,6 @@ def load(shard: Path, required: Collection[str] = (), sha256: str | None = None)
         sha256: What the manifest says; an index that was made for another file is not used.
     """
     kept = read_index(shard)
-    if kept is not None and (sha256 is None or kept[1]["sha256"] == sha256):
-        try:
-            if os.stat(shard).st_size == kept[1]["bytes"]:
-                return kept[0]
-        except OSError:
-            return ShardIndex([], MISSING)
-    return read_headers(shard, required)
+    if kept is None or sha256 not in (None, kept[1]["sha256"]) or not shard.is_file():
+        return read_headers(shard, required)
+    return kept[0] if shard.stat().st_size == kept[1]["bytes"] else read_headers(shard, required)

@@ -18,7 +18,7 @@ FORMAT, VERSION = "seecoder.shards", 1
 MAX_SAMPLES = 10_000_000  # of a shard: 5 GB of tar headers alone; more is a typing error, or an attack on memory
 IMAGE_MEMBERS = ("png", "jpg", "jpeg", "webp")  # in order of preference, should a sample hold several
 
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\.tar")
+SHARD_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\.tar")
 _KIND = re.compile(r"[A-Za-z0-9_.-]{1,80}")
 
 
@@ -39,7 +39,7 @@ class Shard:
     sha256: str | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
+        if not isinstance(self.name, str) or not SHARD_NAME.fullmatch(self.name):
             raise ValueError(
                 f"`name`={self.name!r:.200} is not a shard's name: letters, digits, `_.-` and `.tar` are accepted."
             )

@@ -10,8 +10,9 @@ from urllib.parse import urlsplit
 
 from data.shards.https.addresses import file_address, folder_address, redacted
 from data.shards.https.fetcher import Fetcher
-from data.shards.img2dataset import count_samples
-from data.shards.manifest import MANIFEST, Manifest, Shard, read_manifest
+from data.shards.img2dataset import take_stock
+from data.shards.manifest import IMAGE_MEMBERS, MANIFEST, Manifest, Shard, read_manifest
+from data.shards.reading.skips import Skip
 
 UNFINISHED = "build.json"  # lies in the folder of a build until its manifest is written
 
@@ -38,6 +39,8 @@ class ShardSet:
     """The shards that one run reads, from one place or several."""
 
     shards: tuple[LocatedShard, ...]
+    passed: tuple[Skip, ...] = ()  # what was passed over in their folders
+    images: tuple[str, ...] = IMAGE_MEMBERS  # kinds of member that are pictures, in order of preference
 
     @property
     def counts(self) -> list[int]:
@@ -56,13 +59,16 @@ class ShardSet:
         return bool(self.shards) and all(row.shard.sha256 for row in self.shards)
 
 
-def open_shards(places: str | Path | Sequence[str | Path], fetcher: Fetcher | None = None) -> ShardSet:
+def open_shards(
+    places: str | Path | Sequence[str | Path], fetcher: Fetcher | None = None, images: tuple[str, ...] = IMAGE_MEMBERS
+) -> ShardSet:
     """Find shards.
 
     Args:
         places: One or several of: a folder with a `manifest.json`; a folder of tar files without one, such as
             img2dataset's; the path of a `manifest.json`; an https URL of a folder with a `manifest.json`.
         fetcher: Fetches https shards; needed if there are any.
+        images: Kinds of member that are pictures, in order of preference.
 
     Raises:
         FileNotFoundError: A place does not exist or holds no shards.
@@ -71,13 +77,15 @@ def open_shards(places: str | Path | Sequence[str | Path], fetcher: Fetcher | No
     """
     if isinstance(places, str | Path):
         places = [places]
-    shards = tuple(shard for place in places for shard in _located_shards(check_location(place), fetcher))
-    if not shards:
-        raise ValueError("No shards were found. Make some with `python -m data.build`.")
-    return ShardSet(shards)
+    parts = [_open_place(check_location(place), fetcher) for place in places]
+    passed = tuple(skip for part in parts for skip in part.passed)
+    if not any(sum(part.counts) for part in parts):
+        lost = "".join(f" {skip.detail}." for skip in passed)
+        raise ValueError(f"No shards were found.{lost} Make some with `python -m data.build`.")
+    return ShardSet(tuple(shard for part in parts for shard in part.shards), passed, images)
 
 
-def _located_shards(place: Path | str, fetcher: Fetcher | None) -> list[LocatedShard]:
+def _open_place(place: Path | str, fetcher: Fetcher | None) -> ShardSet:
     if isinstance(place, str):
         if fetcher is None:
             raise ValueError(f"`{redacted(place)}` is a URL: give a `cache` folder into which its shards are fetched.")
@@ -87,17 +95,19 @@ def _located_shards(place: Path | str, fetcher: Fetcher | None) -> list[LocatedS
             raise ValueError(f"`{place}` is a file. Give its folder, or a {MANIFEST}.")
         place = place.parent
     if (place / MANIFEST).exists():
-        return _locate(place, read_manifest(place))
+        manifest = read_manifest(place)
+        return _locate(place, manifest, take_stock(place, manifest)[1])
     if (place / UNFINISHED).exists():
         raise ValueError(
             f"`{place}` is an unfinished build. Run its `python -m data.build` command again to finish it."
         )
-    return _locate(place, count_samples(place))
+    shards, passed = take_stock(place)
+    return _locate(place, Manifest(tuple(shards)), passed)
 
 
-def _locate(place: Path | str, manifest: Manifest) -> list[LocatedShard]:
+def _locate(place: Path | str, manifest: Manifest, passed: Sequence[Skip] = ()) -> ShardSet:
     """Join a manifest with the folder or URL that holds its shards."""
-    return [
+    located = (
         LocatedShard(
             shard,
             place / shard.name if isinstance(place, Path) else file_address(place, shard.name),
@@ -105,7 +115,8 @@ def _locate(place: Path | str, manifest: Manifest) -> list[LocatedShard]:
             manifest.settings,
         )
         for shard in manifest.shards
-    ]
+    )
+    return ShardSet(tuple(located), tuple(passed))
 
 
 def check_location(location: str | Path) -> Path | str:
@@ -130,5 +141,8 @@ def check_location(location: str | Path) -> Path | str:
             "name holds a colon, write ./ before it."
         )
     if not Path(text).exists():
-        raise FileNotFoundError(f"`{text}` does not exist. Give a folder of shards, made by `python -m data.build`.")
+        way = (
+            "folders, one or a list, without patterns" if set("{*?").intersection(text) or "::" in text else "a folder"
+        )
+        raise FileNotFoundError(f"`{text}` does not exist. Give {way} of shards, made by `python -m data.build`.")
     return Path(text)

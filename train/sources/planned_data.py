@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from data.shards.https.addresses import redacted
+from data.shards.reading.shard_loader import check_readers
+from data.shards.reading.skips import check_passed
 from data.shards.shard_set import ShardSet, open_shards
 from train.settings import RunSettings
 from train.sources.caches import find_caches
@@ -74,13 +76,8 @@ def data_lines(
         yield f"data     {named}: not looked at; {who} need at least {readers} shards{raw}"
         return
     counts = shards.counts
-    if not sum(counts):
-        raise ValueError(f"the shards of `data.init_args.shards`={places} hold no sample; build them again.")
-    if len(counts) < readers:
-        raise ValueError(
-            f"{len(counts)} shards are fewer than {who}; use fewer data.init_args.num_workers, or make more and "
-            "smaller shards (python -m data.build ... --samples-per-shard N)."
-        )
+    check_passed(shards.passed, sum(counts), source.get("ceiling", 0.01))
+    check_readers(len(counts), processes, workers)
     window = source.get("window", 8)
     cached = ""
     if options is not None:

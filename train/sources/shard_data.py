@@ -12,7 +12,9 @@ from data.shards.caching.cache_source import CacheSource, WithCaches, check_cach
 from data.shards.caching.maps import MapsSource
 from data.shards.https.addresses import redacted
 from data.shards.https.fetcher import Fetcher
+from data.shards.manifest import IMAGE_MEMBERS
 from data.shards.reading.shard_loader import ShardLoader
+from data.shards.reading.skips import check_passed
 from data.shards.reading.square_image import SquareImage
 from data.shards.shard_set import ShardSet, open_shards
 from seecoder.checks import number, require, whole
@@ -46,6 +48,7 @@ class ShardPictures(StageData):
         held_out: How many held-out samples.
         held_out_world: Evaluate on scenes of the world, drawn afresh, in place of shards.
         seed: Seed of the order, crops and flips.
+        image_member: Kind of member that is the picture, such as "jpg"; by default the first of png, jpg, jpeg, webp.
     """
 
     def __init__(
@@ -65,14 +68,17 @@ class ShardPictures(StageData):
         held_out: int = 64,
         held_out_world: bool = False,
         seed: int = 0,
+        image_member: str | None = None,
     ) -> None:
         super().__init__(batch_size, seed)
         reading = {"num_workers": num_workers, "window": window, "ceiling": ceiling, "held_out": held_out}
         check_reading(reading | {"held_out_shards": held_out_shards, "held_out_world": held_out_world})
         self.places = listed(shards)
-        if cache is None:
+        self.images = IMAGE_MEMBERS if image_member is None else (image_member.lower(),)
+        if cache is None:  # a missing folder, or one with too many losses, is refused before anything is loaded
             for places in filter(None, (self.places, listed(held_out_shards))):
-                open_shards([*places])  # a missing folder is refused before anything is loaded
+                found = open_shards([*places], images=self.images)
+                check_passed(found.passed, sum(found.counts), ceiling)
         self.transform = SquareImage(image_size, crop=crop, flip=flip, seed=seed)
         self.num_workers, self.window, self.ceiling, self.cache = num_workers, window, ceiling, cache
         self.cached_moments, self.cached_maps = cached_moments, cached_maps
@@ -106,6 +112,7 @@ class ShardPictures(StageData):
             shuffle=False,
             endless=False,
             cache=self.cache,
+            images=self.images,
         )
         pixels = []
         for batch in loader:
@@ -139,6 +146,7 @@ class ShardPictures(StageData):
             ceiling=self.ceiling,
             report=folder / "unreadable_samples.txt",
             cache=self.cache,
+            images=self.images,
             pin_memory=torch.cuda.is_available(),
         )
         counts = hashlib.sha256(repr([(row.shard.name, row.shard.samples) for row in shards.shards]).encode())

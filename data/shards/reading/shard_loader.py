@@ -10,10 +10,11 @@ from typing import Any, Literal
 from torch.utils.data import DataLoader, Sampler
 
 from data.shards.https.fetcher import Fetcher
+from data.shards.manifest import IMAGE_MEMBERS
 from data.shards.plan import Plan
 from data.shards.reading.shard_batches import SKIPS, ShardBatches
 from data.shards.reading.signals import obey_parent_alone, signals_held_back
-from data.shards.reading.skips import SkipLog
+from data.shards.reading.skips import SkipLog, check_passed
 from data.shards.reading.square_image import Transform
 from data.shards.shard_set import ShardSet, open_shards
 from seecoder.checks import optional, require, whole
@@ -60,10 +61,11 @@ class ShardLoader:
         ceiling: Share of unreadable samples above which reading stops.
         report: File to which unreadable shards and samples are appended, each once.
         cache: Folder, or `Fetcher`, into which https shards are fetched.
+        images: Kinds of member that are pictures, in order of preference.
         pin_memory: Put tensors into page-locked memory, for asynchronous transfer to a GPU.
 
     Raises:
-        ValueError: There are fewer shards than readers, or an argument is out of range.
+        ValueError: There are fewer shards than readers, too much is lost already, or an argument is out of range.
     """
 
     def __init__(
@@ -85,6 +87,7 @@ class ShardLoader:
         ceiling: float = 0.01,
         report: str | Path | None = None,
         cache: str | Path | Fetcher | None = None,
+        images: tuple[str, ...] = IMAGE_MEMBERS,
         pin_memory: bool = False,
     ) -> None:
         for name, value in (("batch_size", batch_size), ("world_size", world_size), ("accumulate", accumulate)):
@@ -93,11 +96,12 @@ class ShardLoader:
         require("batches", batches, optional(whole(1)))
         require("num_workers", num_workers, whole(0))
         fetcher = Fetcher(Path(cache)) if isinstance(cache, str | Path) else cache
-        shards = open_shards(places, fetcher)
-        _check_readers(len(shards.shards), world_size, num_workers)
+        shards = open_shards(places, fetcher, images)
+        self.skips = SkipLog(ceiling, report)
+        check_passed(shards.passed, sum(shards.counts), ceiling, self.skips.report)
+        check_readers(len(shards.shards), world_size, num_workers)
         self.plan = Plan(shards.counts, seed=seed, window=window, shuffle=shuffle)
         self.batch_size, self.rank, self.world_size, self.endless = batch_size, rank, world_size, endless
-        self.skips = SkipLog(ceiling, report)
         self.batches = self._pass_length(accumulate) if batches is None else batches
         self._position = 0  # of the sequence, all ranks together; where the next batch begins
         self._starts = _Starts()
@@ -168,7 +172,8 @@ def _data_loader(
     )
 
 
-def _check_readers(shards: int, world_size: int, num_workers: int) -> None:
+def check_readers(shards: int, world_size: int, num_workers: int) -> None:
+    """Refuse more readers than shards."""
     readers = world_size * max(1, num_workers)
     if shards < readers:
         most = shards // world_size

@@ -1,6 +1,8 @@
 """Read single samples out of shards: raw bytes of known members; nothing is decoded or run, keys are never paths."""
 
+import errno
 import os
+import warnings
 from collections import OrderedDict
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -8,12 +10,10 @@ from typing import Any
 
 from data.shards import index as shard_index
 from data.shards.https.fetcher import UNREACHABLE, Fetcher
-from data.shards.index import ShardIndex
-from data.shards.manifest import IMAGE_MEMBERS
+from data.shards.index import NO_PICTURE, UNREADABLE, ShardIndex, retried
 from data.shards.shard_set import LocatedShard, ShardSet
 
-NO_PICTURE, INCOMPLETE, OVERSIZED = "no picture", "incomplete sample", "oversized member"
-UNREADABLE = "unreadable shard"
+INCOMPLETE, OVERSIZED = "incomplete sample", "oversized member"
 
 _MOST_BYTES = 256 << 20  # of one member; far above any picture below the pixel limit
 _SHOWN_KEY = 80
@@ -86,11 +86,18 @@ class ShardReader:
             index: Number of the sample in the shard.
 
         Returns:
-            Bytes of its picture, under the extension of its kind, and of the wanted `members` that it has.
+            Bytes of its picture, first, under the extension of its kind, and of the wanted `members` that it has.
 
         Raises:
             BadSample: The shard or the sample is missing, cut off, incomplete or too large.
         """
+        try:
+            return retried(lambda: self._read(shard, index), self.close)  # a stale file has to be opened again
+        except OSError as error:
+            name = f"{self.shards.shards[shard].label}[{index}]"
+            raise BadSample(UNREADABLE, name, f"{name}: {error}") from error
+
+    def _read(self, shard: int, index: int) -> dict[str, bytes]:
         located, opened = self.shards.shards[shard], self._opened(shard)
         if index >= len(opened.index.samples) or opened.descriptor is None:
             there, expected = len(opened.index.samples), located.shard.samples
@@ -108,23 +115,27 @@ class ShardReader:
         absent = [kind for kind in located.members if kind not in places]
         if absent:
             raise BadSample(INCOMPLETE, name, f"{shown} has no {', '.join(absent)}")
-        picture = next((kind for kind in IMAGE_MEMBERS if kind in places), None)
-        if picture is None:
+        pictures = [kind for kind in self.shards.images if kind in places]
+        if not pictures:
             kinds = ascii(", ".join(sorted(places))[:_SHOWN_KEY])
             raise BadSample(NO_PICTURE, name, f"{shown} has only {kinds}")
-        return [picture, *sorted(self.members.intersection(places))]
+        if len(pictures) > 1:  # the same words each time: they are shown once
+            which = f"samples have {' and '.join(pictures)}; `image_member` chooses, {pictures[0]} is taken"
+            warnings.warn(which, stacklevel=2)
+        return [pictures[0], *sorted(self.members.intersection(places))]
 
     def _bytes(self, descriptor: int, place: tuple[int, int], kind: str, name: str, shown: str) -> bytes:
         offset, size = place
         if size > _MOST_BYTES:
             raise BadSample(OVERSIZED, name, f"{shown}: {kind} has {size:,} bytes, at most {_MOST_BYTES:,} are read")
-        try:
-            # `pread` needs no file position, so it is safe where a fork shares the descriptor.
-            content = os.pread(descriptor, size, offset)
-        except OSError as error:
-            raise BadSample(UNREADABLE, name, f"{shown}: {error}") from error
-        if len(content) < size:  # cut while it is being read
-            raise BadSample(shard_index.TRUNCATED, name, f"{shown}: {kind} ends early")
+        content = b""
+        # `pread` needs no file position, so it is safe where a fork shares the descriptor. It may give less than asked.
+        while len(content) < size and (part := os.pread(descriptor, size - len(content), offset + len(content))):
+            content += part
+        if len(content) < size:
+            if os.fstat(descriptor).st_size >= offset + size:
+                raise OSError(errno.EIO, f"{kind} ends early, but the file does not")
+            raise BadSample(shard_index.TRUNCATED, name, f"{shown}: {kind} ends early")  # cut while it is being read
         return content
 
     def _opened(self, shard: int) -> _Open:
@@ -147,12 +158,10 @@ class ShardReader:
             path = self.fetcher.fetch(path, located.shard)
             if path is None:
                 return _Open(None, ShardIndex([], UNREACHABLE))
-        if not path.exists():
-            return _Open(None, ShardIndex([], shard_index.MISSING))
+        if not path.is_file():  # a pipe would block for ever
+            return _Open(None, ShardIndex([], UNREADABLE if path.exists() else shard_index.MISSING))
         try:
-            if not path.is_file():  # a pipe would block for ever
-                raise OSError("no regular file")
-            descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+            descriptor = retried(lambda: os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0)))
         except OSError:
             return _Open(None, ShardIndex([], UNREADABLE))
         return _Open(descriptor, shard_index.load(path, located.members, located.shard.sha256))

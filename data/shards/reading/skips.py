@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 LOG_EVERY = 1000
 RECENT = 10_000  # samples over which the rate is taken, so that a long good past does not hide a dead disk
 MIN_SEEN = 1000  # a rate over fewer samples than this says little; it is taken as if there had been this many
-_MOST_NAMES = 1_000_000
+_MOST_NAMES, _MOST_SHOWN = 1_000_000, 10
 _QUOTED = re.compile(r"""(?<!\w)b?(["'])(?:\\.|(?!\1).)*\1(?!\w)""")  # as Python shows bytes and texts of a file
 
 
@@ -25,8 +25,8 @@ def reason_category(reason: str) -> str:
     return re.sub(r"\d[\d,.]*", "N", re.split(r"[:;(]", _QUOTED.sub("...", reason), maxsplit=1)[0]).strip()[:80]
 
 
-class TooManySkipped(RuntimeError):
-    """More samples could not be read than is tolerated."""
+class TooManySkipped(RuntimeError, ValueError):
+    """More samples could not be read, or cannot be read, than is tolerated."""
 
 
 class NoReadableSample(RuntimeError):
@@ -34,19 +34,51 @@ class NoReadableSample(RuntimeError):
 
 
 class Skip(NamedTuple):
-    """One sample that could not be read.
+    """One sample that could not be read, or what was passed over in a folder before the first sample was asked for.
 
     Attributes:
-        sample_id: Its number in the manifest's order.
+        sample_id: Its number in the manifest's order; of what is passed over 0 if its samples are in that order, -1
+            if they are not.
         reason: Category, for counting ("truncated shard", "picture: not an image").
         name: What is at fault, for naming: the shard where all of it from somewhere on is lost, else the sample.
         detail: One line with the particulars.
+        samples: How many samples are lost by it; 0 where it is only said.
     """
 
     sample_id: int
     reason: str
     name: str
     detail: str
+    samples: int = 1
+
+
+def check_passed(passed: Sequence[Skip], samples: int, ceiling: float, report: Path | None = None) -> None:
+    """Say what was passed over in folders, and refuse to go on where too much is lost by it.
+
+    Args:
+        passed: What was passed over.
+        samples: Samples in the manifest's order.
+        ceiling: Largest tolerated fraction of lost samples, in [0, 1].
+        report: File to which each is appended, as by `SkipLog`.
+
+    Raises:
+        TooManySkipped: More are lost.
+    """
+    if report is not None and passed:
+        _append(report, passed)
+    for reason in dict.fromkeys(skip.reason for skip in passed):
+        alike = [skip.detail for skip in passed if skip.reason == reason]
+        logger.warning("passed over: %d x %s: %s", len(alike), reason, "; ".join(alike[:_MOST_SHOWN]))
+    lost, samples = (
+        sum(skip.samples for skip in passed),
+        samples + sum(skip.samples for skip in passed if skip.sample_id < 0),
+    )
+    if lost > ceiling * samples:
+        named = "; ".join([skip.detail for skip in passed if skip.samples][:_MOST_SHOWN])
+        raise TooManySkipped(
+            f"{lost:,} of {samples:,} samples could not be read, above the ceiling of {ceiling:.2%}: {named}. Repair "
+            "the data, or raise the ceiling."
+        )
 
 
 class SkipLog:

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from data.shards.manifest import IMAGE_MEMBERS
 from data.shards.plan import derive_seed
 from seecoder.checks import check, choice, whole
 from seecoder.images.gate import load_image
@@ -35,7 +34,7 @@ class Transform(Protocol):
         ...
 
     def __call__(self, sample: Mapping[str, bytes], epoch: int, sample_id: int) -> dict[str, Any]:
-        """Make an example; tensors are stacked into the batch, all else is listed.
+        """Make an example of a sample, the picture first; tensors are stacked into the batch, all else is listed.
 
         Raises:
             ImageError: The picture is bad.
@@ -75,8 +74,7 @@ class SquareImage:
 
     def __call__(self, sample: Mapping[str, bytes], epoch: int, sample_id: int) -> dict[str, Any]:
         """Make an example."""
-        kind = next(kind for kind in IMAGE_MEMBERS if kind in sample)
-        pixels = load_image(sample[kind], max_pixels=self.max_pixels)
+        pixels = load_image(next(iter(sample.values())), max_pixels=self.max_pixels)
         return {"pixels": self._square(pixels, epoch, sample_id)}
 
     def _square(self, pixels: Tensor, epoch: int, sample_id: int) -> Tensor:

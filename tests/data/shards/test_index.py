@@ -1,5 +1,6 @@
 """Tar files: grouped as webdataset does, and never trusted."""
 
+import errno
 import io
 import json
 import os
@@ -12,7 +13,7 @@ import pytest
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from data.shards import index as shard_index
-from data.shards.index import ShardIndex, index_path, load, read_headers, read_index, write_index
+from data.shards.index import ShardIndex, index_path, load, read_headers, read_index, retried, write_index
 from seecoder.weights.digests import file_sha256
 
 
@@ -43,7 +44,7 @@ def test_samples_are_those_of_webdataset(tmp_path: Path, format: int):
         *PAIRS,
         ("a/b.jpg", b"1"),
         ("a/b.output.png", b"2"),
-        ("a/c.v2.jpg", b"3"),
+        ("a/c.jpg", b"3"),
         ("README", b"no extension"),
         ("__meta__/a.json", b"webdataset's own"),
         ("UPPER.JPG", b"4"),
@@ -60,15 +61,109 @@ def test_samples_are_those_of_webdataset(tmp_path: Path, format: int):
     assert len(theirs) == 6 + 4 + (format != tarfile.USTAR_FORMAT)
 
 
-def test_links_devices_and_sparse_files_are_passed_over(tmp_path: Path):
+def test_links_and_devices_leave_their_samples_without_the_member(tmp_path: Path):
     path = tmp_path / "a.tar"
     with tarfile.open(path, "w") as tar:
         for name, kind in (("a.jpg", tarfile.SYMTYPE), ("b.jpg", tarfile.LNKTYPE), ("c.jpg", tarfile.CHRTYPE)):
             info = tarfile.TarInfo(name)
-            info.type, info.linkname = kind, "/etc/passwd"
+            info.type, info.linkname = kind, "" if kind == tarfile.CHRTYPE else "/etc/passwd"
             tar.addfile(info)
         tar.addfile(tarfile.TarInfo("d.jpg"))
-    assert [key for key, _ in read_headers(path).samples] == ["d"]
+    kinds = {key: list(members) for key, members in read_headers(path).samples}
+    assert kinds == {"a": ["jpg (link)"], "b": ["jpg (link)"], "c": ["jpg (special file)"], "d": ["jpg"]}
+
+
+def test_tar_files_that_were_joined_are_read_to_the_last(tmp_path: Path):
+    parts = [tar_of(tmp_path / "x.tar", PAIRS[first : first + 4]).read_bytes() for first in (0, 4, 8)]
+    path = tmp_path / "a.tar"
+    path.write_bytes(b"".join(parts))
+    found = read_headers(path)
+    whole = tar_of(tmp_path / "w.tar", PAIRS)
+    assert contents(path, found) == contents(whole, read_headers(whole))
+    assert not found.fault
+    path.write_bytes(b"".join(parts)[:-9000])  # the last of them is cut
+    assert read_headers(path).fault == shard_index.TRUNCATED
+    path.write_bytes(b"".join(parts) + b"\0" * 512 + b"no header at all" * 40)
+    assert read_headers(path) == ShardIndex(found.samples, shard_index.DAMAGED)
+
+
+@pytest.mark.parametrize(
+    ("names", "samples"),
+    [
+        (["photo_v1.5_1.jpg", "photo_v1.5_2.jpg"], {"photo_v1.5_1": ["jpg"], "photo_v1.5_2": ["jpg"]}),
+        (["22.05.jpg", "22.05.json", "23.05.jpg"], {"22.05": ["jpg", "json"], "23.05": ["jpg"]}),
+        (["st.peter.jpg", "st.paul.jpg"], {"st.peter": ["jpg"], "st.paul": ["jpg"]}),
+        (["d.1/a.b.2024.png"], {"d.1/a.b.2024": ["png"]}),
+        (["1.jpg", "1.seg.png", "2.jpg", "2.seg.png"], {"1": ["jpg", "seg.png"], "2": ["jpg", "seg.png"]}),
+        (["1.jpg", "1.0.png", "1.1.png"], {"1": ["jpg", "0.png", "1.png"]}),
+        (
+            ["1.in.jpg", "1.mask.png", "2.in.jpg", "2.mask.png"],
+            {"1": ["in.jpg", "mask.png"], "2": ["in.jpg", "mask.png"]},
+        ),
+        (["1.a.txt", "1.moments.safetensors"], {"1": ["a.txt", "moments.safetensors"]}),
+    ],
+)
+def test_dots_in_names_of_pictures_do_not_hide_them(tmp_path: Path, names: list[str], samples: dict[str, list[str]]):
+    path = tar_of(tmp_path / "a.tar", [(name, b"x") for name in names])
+    assert {key: list(members) for key, members in read_headers(path).samples} == samples
+
+
+def test_members_of_no_sample_are_counted(tmp_path: Path):
+    members = [("./._1.jpg", b"x"), ("__MACOSX/._1.jpg", b"x"), ("./1.jpg", b"x"), ("README", b"x")]
+    found = read_headers(tar_of(tmp_path / "a.tar", members))
+    assert [key for key, _ in found.samples] == ["./1"]
+    assert found.passed == {"hidden file": 2, "no extension": 1}
+
+
+def test_headers_are_read_again_only_when_the_file_has_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    opened: list[Path] = []
+    real = Path.open
+    monkeypatch.setattr(Path, "open", lambda self, *args: (opened.append(self), real(self, *args))[1])
+    path = tar_of(tmp_path / "a.tar", PAIRS)
+    os.utime(path, (1, 1))
+    assert read_headers(path) == load(path) == read_headers(path)
+    assert opened == [path]
+    tar_of(path, PAIRS[:4])
+    assert len(read_headers(path).samples) == 2
+
+
+class Storage:
+    """Fails with an error for some times, then works."""
+
+    def __init__(self, failures: int, error: int) -> None:
+        self.failures, self.error, self.calls = failures, error, 0
+
+    def __call__(self) -> str:
+        self.calls += 1
+        if self.calls <= self.failures:
+            raise OSError(self.error, "it failed")
+        return "content"
+
+
+@pytest.mark.parametrize("error", [errno.ESTALE, errno.EIO])
+def test_errors_that_pass_are_tried_again_after_a_repair(error: int, monkeypatch: pytest.MonkeyPatch):
+    pauses: list[float] = []
+    monkeypatch.setattr(shard_index.time, "sleep", pauses.append)
+    repairs: list[int] = []
+    assert retried(Storage(3, error), lambda: repairs.append(1)) == "content"
+    assert len(repairs) == len(pauses) == 3
+    with pytest.raises(OSError, match="it failed"):
+        retried(Storage(4, error))
+    missing = Storage(1, errno.ENOENT)
+    with pytest.raises(FileNotFoundError):
+        retried(missing)
+    assert missing.calls == 1, "what is not there does not come by waiting"
+
+
+def test_a_stale_handle_is_not_taken_for_the_end_of_a_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = tar_of(tmp_path / "a.tar", PAIRS)
+    storage, real = Storage(2, errno.ESTALE), Path.open
+    monkeypatch.setattr(shard_index.time, "sleep", lambda _: None)
+    monkeypatch.setattr(Path, "open", lambda self, *args: real(self, *args) if storage() else None)
+    assert len(read_headers(path).samples) == 6
+    assert not read_headers(path).fault
+    storage.calls, storage.failures = 0, 10
+    assert read_headers(tar_of(tmp_path / "b.tar", PAIRS)) == ShardIndex([], shard_index.UNREADABLE)
 
 
 @pytest.mark.parametrize("with_index", [False, True])

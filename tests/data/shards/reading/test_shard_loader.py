@@ -328,10 +328,20 @@ def test_evaluation_does_not_count_substitutes_as_valid(shards: Path):
 
 
 def test_too_much_loss_stops_the_run(shards: Path):
-    spoil(shards)
     own = loader(shards, batch_size=1, batches=TOTAL, ceiling=0.005)  # 5 in a thousand
+    spoil(shards)
     with pytest.raises(RuntimeError, match=r"6 of the last \d+ samples could not be read, above the ceiling of 0\.50%"):
         list(own)
+
+
+def test_too_much_loss_that_can_be_seen_before_is_refused(shards: Path, caplog: pytest.LogCaptureFixture):
+    spoil(shards)
+    with pytest.raises(ValueError, match=r"\d+ of \d+ samples could not be read, above the ceiling of 0\.50%.*\.tar"):
+        loader(shards, batch_size=1, ceiling=0.005)
+    report = shards.parent / "report.txt"
+    assert loader(shards, batch_size=1, ceiling=1.0, report=report).skips.counts == {}
+    for line in map(json.loads, report.read_text().splitlines()):
+        assert line["name"] in caplog.text
 
 
 def test_nothing_readable_is_an_error_not_a_loop(shards: Path):
