@@ -1,6 +1,7 @@
 """`python -m data.build`: make webdataset shards from picture files or from the world, or take stock of existing ones.
 
     python -m data.build folder PICTURES OUT --size 512 --workers 8
+    python -m data.build folder PICTURES OUT --held-out 64    # 64 of them to OUT_held_out, for evaluation
     python -m data.build list FILE OUT
     python -m data.build world OUT --count 20000 --seed 0 --size 64
     python -m data.build index FOLDER       # a manifest for shards that others made (img2dataset)
@@ -19,15 +20,14 @@ from typing import Literal
 from jsonargparse import ArgumentParser, Namespace
 from tqdm import tqdm
 
-from data.command import make_parser, run_command
-from data.shards.building.claim import claimed_folder
-from data.shards.building.finding import find_image_files, printable_name, read_image_list
+from data.command import build_aloud, make_parser, manifest_totals, run_command
+from data.shards.building.finding import find_image_files, printable_name, read_image_list, split_held_out
 from data.shards.building.image_files import ImageFiles
-from data.shards.building.shard_build import REPORT, Build, run_build
+from data.shards.building.shard_build import Build
 from data.shards.building.sources import Source
 from data.shards.building.world_scenes import WorldScenes
 from data.shards.img2dataset import NEW, make_manifest, take_stock
-from data.shards.manifest import MANIFEST, Manifest, read_manifest
+from data.shards.manifest import MANIFEST, read_manifest
 from data.shards.reading.skips import check_passed
 from data.shards.reading.square_image import SquareImage
 from seecoder.checks import require, whole
@@ -116,6 +116,7 @@ def _add_picture_options(parser: ArgumentParser) -> None:
         "--encode", type=Literal["jpeg", "png", "webp"], default="jpeg", help="Format of scaled pictures."
     )
     parser.add_argument("--quality", type=int, default=95, metavar="1-100", help="Of JPEG and WebP.")
+    parser.add_argument("--held-out", type=int, default=0, help="Pictures for OUT_held_out in place of OUT.")
     parser.add_argument("--min-side", type=int, default=1, help="Pictures with a shorter side below this are bad.")
     parser.add_argument(
         "--max-pixels",
@@ -145,47 +146,38 @@ def _pictures(options: Namespace, paths: list[Path], names: list[str], notes: li
     if max_pixels is None:
         max_pixels = _MAX_PIXELS_KEPT if size is None else _MAX_PIXELS_SCALED
     own = {name: options[name] for name in ("encode", "quality", "min_side")}
-    source = ImageFiles.from_paths(paths, names, size=size, max_pixels=max_pixels, **own)
+    own["size"], own["max_pixels"] = size, max_pixels
     how = "kept as they are" if size is None else f"scaled down to {size} pixels, as {options.encode}"
-    _build(options, source, f"{len(paths):,} pictures from {options.source}, {how}", options.shard_size)
+    places = options.out, options.out.with_name(f"{options.out.name}_held_out")
+    for place, numbers in zip(places, split_held_out(paths, options.held_out), strict=True):
+        if numbers or not paths:
+            chosen = [paths[number] for number in numbers], [names[number] for number in numbers]
+            what = f"{len(numbers):,} pictures from {options.source}, {how}"
+            _build(options, place, ImageFiles.from_paths(*chosen, **own), what, options.shard_size)
 
 
 def _world(options: Namespace) -> None:
     source = WorldScenes(options.count, options.seed, options.size, options.start)
-    _build(options, source, f"{options.count:,} scenes of {options.size} x {options.size} pixels", None)
+    _build(options, options.out, source, f"{options.count:,} scenes of {options.size} x {options.size} pixels", None)
 
 
-def _build(options: Namespace, source: Source, what: str, shard_bytes: int | None) -> None:
+def _build(options: Namespace, out: Path, source: Source, what: str, shard_bytes: int | None) -> None:
     require("workers", options.workers, whole(0))
-    build = Build(source, options.out, options.samples_per_shard, shard_bytes, options.max_bad_rate)
+    build = Build(source, out, options.samples_per_shard, shard_bytes, options.max_bad_rate)
     shards = len(build.ranges())
-    print(f"{what} -> {shards:,} shards in {options.out}; what is finished there is verified and kept", flush=True)
-    with (
-        claimed_folder(build),
-        tqdm(total=len(source), unit="sample", mininterval=1 if sys.stderr.isatty() else 30) as bar,
-    ):
-        manifest, progress = run_build(build, min(options.workers, shards), bar.update)
-    kept = f", {progress.kept:,} of them from an earlier run" if progress.kept else ""
-    print(f"done: {_totals(manifest)}{kept}")
-    if progress.bad:
-        reasons = ", ".join(f"{count} x {reason}" for reason, count in progress.bad.most_common())
-        print(f"{progress.bad.total():,} bad pictures left out ({reasons}); they are named in {options.out / REPORT}")
-
-
-def _totals(manifest: Manifest) -> str:
-    size = sum(shard.bytes or 0 for shard in manifest.shards)
-    return f"{manifest.samples:,} samples in {len(manifest.shards):,} shards, {size / 1e6:,.1f} MB"
+    print(f"{what} -> {shards:,} shards in {out}; what is finished there is verified and kept", flush=True)
+    build_aloud(build, options.workers)
 
 
 def _index(options: Namespace) -> None:
     print(f"reading every tar file in {options.folder} once; writing {MANIFEST} and an index beside each", flush=True)
     manifest, passed = make_manifest(options.folder, options.max_bad_rate)
-    print(f"{'written, without what was passed over' if passed else 'done'}: {_totals(manifest)}")
+    print(f"{'written, without what was passed over' if passed else 'done'}: {manifest_totals(manifest)}")
 
 
 def _verify(options: Namespace) -> None:
     manifest = read_manifest(options.folder)
-    print(f"comparing {_totals(manifest)} in {options.folder} with {MANIFEST}", flush=True)
+    print(f"comparing {manifest_totals(manifest)} in {options.folder} with {MANIFEST}", flush=True)
     _, passed = take_stock(options.folder, manifest)
     check_passed(passed, manifest.samples, 1.0)
     faults = [f"{Path(skip.name).name} is not in the manifest" for skip in passed if skip.reason == NEW]

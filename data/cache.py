@@ -22,11 +22,9 @@ from typing import Any, Literal
 import torch
 import yaml
 from jsonargparse import ArgumentParser, Namespace
-from tqdm import tqdm
 
-from data.command import make_parser, run_command
-from data.shards.building.claim import claimed_folder
-from data.shards.building.shard_build import REPORT, Build, run_build
+from data.command import build_aloud, make_parser, run_command
+from data.shards.building.shard_build import Build
 from data.shards.caching.cached_samples import CachedSamples, with_present_digests
 from data.shards.caching.maps import maps_beside
 from data.shards.caching.moments import moments_beside
@@ -91,17 +89,7 @@ def _cache(options: Namespace) -> None:
         f"{added / 1e6:,.1f} MB beside the pictures. What is finished there is verified and kept",
         flush=True,
     )
-    with (
-        claimed_folder(build),
-        tqdm(total=len(source), unit="sample", mininterval=1 if sys.stderr.isatty() else 30) as bar,
-    ):
-        manifest, progress = run_build(build, 0, bar.update)
-    kept = f"; {progress.kept:,} shards are from an earlier run" if progress.kept else ""
-    size = sum(shard.bytes or 0 for shard in manifest.shards)
-    print(f"done: {manifest.samples:,} samples in {len(manifest.shards):,} shards, {size / 1e6:,.1f} MB{kept}")
-    if progress.bad:
-        reasons = ", ".join(f"{count} x {reason}" for reason, count in progress.bad.most_common())
-        print(f"{progress.bad.total():,} bad samples have no moments ({reasons}); see {options.out / REPORT}")
+    build_aloud(build, 0, "samples have no moments")
 
 
 def load_backbone(config: Path, device: torch.device) -> Any:

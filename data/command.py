@@ -1,10 +1,15 @@
-"""What the commands of `data` have in common: help as it is written, errors in one line, exit codes."""
+"""What the commands of `data` have in common: help as it is written, errors in one line, exit codes, builds."""
 
 import sys
 from argparse import SUPPRESS, Action, RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
 
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace
+from tqdm import tqdm
+
+from data.shards.building.claim import claimed_folder
+from data.shards.building.shard_build import REPORT, Build, run_build
+from data.shards.manifest import Manifest
 
 
 class _HelpFormatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
@@ -54,3 +59,30 @@ def run_command(parser: ArgumentParser, action: Callable[[Namespace], None], arg
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0
+
+
+def build_aloud(build: Build, workers: int = 0, bad_ones: str = "pictures left out", *, wait: bool = False) -> None:
+    """Build, or finish what was begun, with a bar, and print what came of it.
+
+    Args:
+        build: What shall be built.
+        workers: Processes; 0 and 1 work in this one.
+        bad_ones: What bad sources are and what happens to them.
+        wait: Wait for another process that is building there, in place of an error.
+    """
+    with (
+        claimed_folder(build, wait=wait),
+        tqdm(total=len(build.source), unit="sample", mininterval=1 if sys.stderr.isatty() else 30) as bar,
+    ):
+        manifest, progress = run_build(build, min(workers, len(build.ranges())), bar.update)
+    kept = f", {progress.kept:,} of them from an earlier run" if progress.kept else ""
+    print(f"done: {manifest_totals(manifest)}{kept}")
+    if progress.bad:
+        reasons = ", ".join(f"{count} x {reason}" for reason, count in progress.bad.most_common())
+        print(f"{progress.bad.total():,} bad {bad_ones} ({reasons}); they are named in {build.folder / REPORT}")
+
+
+def manifest_totals(manifest: Manifest) -> str:
+    """Samples, shards and megabytes."""
+    size = sum(shard.bytes or 0 for shard in manifest.shards)
+    return f"{manifest.samples:,} samples in {len(manifest.shards):,} shards, {size / 1e6:,.1f} MB"

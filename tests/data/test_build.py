@@ -379,3 +379,17 @@ def test_file_names_that_are_no_text_are_shown_escaped(tmp_path: Path):
     os.rename(tmp_path / "a.png", os.fsencode(folder) + b"/\xff.png")
     assert build.main(["folder", str(folder), str(tmp_path / "out")]) == 0
     assert read(tmp_path / "out")[0][0]["source"] == "\\xff.png"
+
+
+def test_held_out_pictures_lie_apart(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    arguments = ["folder", str(pictures), str(tmp_path / "out"), "--held-out", "2"]
+    for _ in range(2):  # the second run finds both as it left them
+        assert build.main(arguments) == 0
+        output = capsys.readouterr().out
+        assert "done: 7 samples" in output
+        assert "done: 2 samples" in output
+    names = [{about["source"] for about, _ in read(tmp_path / name)} for name in ("out", "out_held_out")]
+    assert not names[0] & names[1]
+    assert len(names[0] | names[1]) == 9
+    assert build.main([*arguments[:-1], "9"]) == 2
+    assert "`held_out`=9" in capsys.readouterr().err

@@ -10,11 +10,14 @@ from data.shards.reading.skips import check_passed
 from data.shards.shard_set import ShardSet, open_shards
 from train.settings import RunSettings
 from train.sources.caches import find_caches
+from train.sources.folder import planned_shards
 from train.sources.held_out import check_apart, listed
 
 
 def open_if_there(source: Mapping[str, Any]) -> ShardSet | None:
     """Open a run's shards; None where they lie on a server or are not built yet."""
+    if source.get("folder") is not None:
+        return planned_shards(source)
     given: list[str | Path] = [*listed(source.get("shards"))]
     if not given or not all(Path(place).exists() for place in given):
         return None
@@ -38,7 +41,8 @@ def held_out_lines(class_path: str, source: Mapping[str, Any]) -> Iterator[str]:
     held_out = listed(places)
     check_apart(listed(source.get("shards")), held_out)
     missing = [place for place in held_out if "://" not in place and not Path(place).exists()]
-    note = f"; {', '.join(missing)} not built yet, and `fit` will want it" if missing else ""
+    verb = "build" if source.get("folder") else "want"
+    note = f"; {', '.join(missing)} not built yet, and `fit` will {verb} it" if missing else ""
     yield f"held out {source['held_out']} samples of {', '.join(redacted(place) for place in held_out)}{note}"
 
 

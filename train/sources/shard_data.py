@@ -18,6 +18,7 @@ from data.shards.reading.skips import check_passed
 from data.shards.reading.square_image import SquareImage
 from data.shards.shard_set import ShardSet, open_shards
 from seecoder.checks import number, require, whole
+from train.sources.folder import build_folder
 from train.sources.held_out import HELD_OUT_SEED, check_apart, check_scenes, listed
 from train.sources.stage_data import StageData
 
@@ -38,6 +39,8 @@ class ShardPictures(StageData):
         image_size: Height and width in pixels.
         crop: "center", or "random": a place of its own for each (seed, epoch, sample).
         flip: Mirror half of the samples.
+        folder: Pictures, with its subfolders, of which `shards` and, with every tenth at most, `held_out_shards` are
+            built before the first step, unless they are there.
         num_workers: Reading processes of each training process.
         window: Shards whose samples are mixed with each other.
         ceiling: Fraction of unreadable samples above which the run stops.
@@ -58,6 +61,7 @@ class ShardPictures(StageData):
         image_size: int = 512,
         crop: Literal["center", "random"] = "center",
         flip: bool = False,
+        folder: str | None = None,
         num_workers: int = 0,
         window: int = 8,
         ceiling: float = 0.01,
@@ -73,6 +77,9 @@ class ShardPictures(StageData):
         super().__init__(batch_size, seed)
         reading = {"num_workers": num_workers, "window": window, "ceiling": ceiling, "held_out": held_out}
         check_reading(reading | {"held_out_shards": held_out_shards, "held_out_world": held_out_world})
+        if folder is not None:
+            places = {"folder": folder, "shards": shards, "held_out_shards": held_out_shards}
+            build_folder(reading | places | {"image_size": image_size})
         self.places = listed(shards)
         self.images = IMAGE_MEMBERS if image_member is None else (image_member.lower(),)
         if cache is None:  # a missing folder, or one with too many losses, is refused before anything is loaded

@@ -17,8 +17,8 @@ _LOCK = ".build.lock"  # lies in the folder while a build works there, or after 
 
 
 @contextlib.contextmanager
-def claimed_folder(build: Build) -> Iterator[None]:
-    """Make the folder, or see that it belongs to the same build, and keep other builds out of it.
+def claimed_folder(build: Build, *, wait: bool = False) -> Iterator[None]:
+    """Make the folder, or see that it belongs to the same build, and keep other builds out of it, or wait for them.
 
     Raises:
         FileExistsError: The folder holds something else, or another process is building there.
@@ -27,7 +27,7 @@ def claimed_folder(build: Build) -> Iterator[None]:
     lock = build.folder / _LOCK
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(locked(lock, 0))  # given back by the system if we are killed
+            stack.enter_context(locked(lock, -1 if wait else 0))  # given back by the system if we are killed
         except Timeout:
             raise FileExistsError(f"Another process is building in `{build.folder}` right now. Wait for it.") from None
         stack.callback(lock.unlink, missing_ok=True)
@@ -37,11 +37,23 @@ def claimed_folder(build: Build) -> Iterator[None]:
         yield
 
 
+def is_finished(build: Build) -> bool:
+    """Whether the folder holds this build, finished.
+
+    Raises:
+        FileExistsError: It holds another build.
+    """
+    if not (build.folder / MANIFEST).exists():
+        return False
+    _compare(build, read_manifest(build.folder).settings)
+    return True
+
+
 def _check_folder(build: Build) -> None:
     state = build.folder / UNFINISHED
-    if (build.folder / MANIFEST).exists():
-        _compare(build, read_manifest(build.folder).settings)
-    elif state.exists():
+    if is_finished(build):
+        return
+    if state.exists():
         _compare(build, json.loads(state.read_text(encoding="utf-8")))
     elif any(build.folder.glob("*.tar")):
         raise FileExistsError(f"`{build.folder}` holds .tar files of unknown origin. Choose an empty or new folder.")
@@ -58,16 +70,15 @@ def _compare(build: Build, found: Mapping[str, Any]) -> None:
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
     """Dotted names of nested settings whose values differ, with both values; None for one that is missing."""
-    was, now = dict(_flat(old)), dict(_flat(new))
+    was, now = _flat(old), _flat(new)
     for name in sorted(was.keys() | now.keys()):
         if was.get(name) != now.get(name):
             yield name, was.get(name), now.get(name)
 
 
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted names and values of nested settings."""
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by their dotted names."""
+    flat: dict[str, Any] = {}
     for name, value in settings.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) and value else {prefix + name: value}
+    return flat

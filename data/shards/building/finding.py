@@ -1,6 +1,7 @@
 """Which image files a build reads: those below a folder, or those that a list names. What is passed over is told."""
 
 import codecs
+import hashlib
 import os
 import re
 import stat
@@ -9,9 +10,10 @@ from collections import Counter, deque
 from collections.abc import Iterator
 from pathlib import Path
 
+from seecoder.checks import require, whole
+
 _SUFFIX = re.compile(r"\.(jpe?g|jpe|jfif|mpo|a?png|webp|tiff?|bmp|dib|gif|avif|hei[cf]|hif)", re.IGNORECASE)
 _LINE_ENDS = re.compile(r"\r\n|\n|\r")  # `splitlines` would also cut names that hold U+2028 and its like
-_ENCODINGS = {codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}  # by what a file begins with
 # Told by content where the name does not: no TIFF, which raw files of cameras are, too, and no videos.
 _IMAGE = re.compile(
     rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|RIFF....WEBP|GIF8[79]a|....ftyp(?:avi[fs]|hei[cmsx]|mif1)", re.DOTALL
@@ -102,7 +104,7 @@ def read_image_list(file: Path) -> tuple[list[Path], list[str]]:
         raise FileNotFoundError(f"`{file}` is no file. Give a text file with the path of one picture a line.")
     content = file.read_bytes()
     try:
-        text = content.decode(_ENCODINGS.get(content[:2], "utf-8-sig"))
+        text = content.decode("utf-16" if content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"`{file}` is not UTF-8 text, nor UTF-16 with a byte order mark ({error}).") from error
     if "\0" in text:
@@ -131,6 +133,33 @@ def _listed_file(folder: Path, line: str) -> Path:
     forms = [line, line.strip(), name, name.replace("\\", "/")]
     forms += [unicodedata.normalize(form, forms[-1]) for form in ("NFC", "NFD")]  # a Mac writes accents apart
     return next((folder / form for form in forms if os.path.exists(folder / form)), folder / line.strip())
+
+
+def split_held_out(paths: list[Path], count: int) -> tuple[list[int], list[int]]:
+    """Choose files that no training shall see, by the hashes of what they hold: the same ones every time.
+
+    Returns:
+        Numbers of the files to train on, and of those to hold out: `count`, and their copies under other names.
+
+    Raises:
+        ValueError: There are not more files than `count`.
+    """
+    require("held_out", count, whole(0, max(0, len(paths) - 1)))
+    digests = [_digest(path) if count else "" for path in paths]
+    chosen = set(sorted(set(digests))[:count])
+    numbers = range(len(paths))
+    return [n for n in numbers if digests[n] not in chosen], [n for n in numbers if digests[n] in chosen]
+
+
+def _digest(path: Path) -> str:
+    """Digest of a file's size and beginning, equal for copies; what cannot be read comes behind all digests."""
+    try:
+        if path.is_file():  # to open a pipe would wait for ever
+            with path.open("rb") as file:
+                return hashlib.sha256(b"%d %b" % (path.stat().st_size, file.read(1 << 16))).hexdigest()
+    except OSError:
+        pass
+    return f"unreadable {path}"
 
 
 def printable_name(path: Path | str) -> str:

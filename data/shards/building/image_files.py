@@ -49,13 +49,7 @@ class ImageFiles:
 
     @staticmethod
     def from_paths(paths: list[Path], names: list[str], **options: Any) -> "ImageFiles":
-        """Take stock of the files; files that do not exist are kept and will be counted as bad.
-
-        Args:
-            paths: The files.
-            names: How each is called.
-            **options: The attributes that are no facts of the files.
-        """
+        """Take stock of the files; those that do not exist are kept and counted as bad. `options`: other attributes."""
         digest, sizes = hashlib.sha256(), []
         for path, name in zip(paths, names, strict=True):
             try:

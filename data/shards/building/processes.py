@@ -4,7 +4,7 @@ import contextlib
 import multiprocessing
 import signal
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from typing import Any, TypeVar
 
 import torch
@@ -26,7 +26,7 @@ def in_processes(
     Args:
         work: A module's function.
         subject: Sent to each process once, because it may be large.
-        tasks: The tasks; few are taken ahead.
+        tasks: The tasks.
         workers: Processes.
 
     Yields:
@@ -37,15 +37,9 @@ def in_processes(
     with contextlib.ExitStack() as stack:
         pool = stack.enter_context(ProcessPoolExecutor(workers, context, _prepare, (work, subject)))
         stack.callback(pool.shutdown, cancel_futures=True)
-        waiting: dict[Future[Result], Task] = {}
-        remaining = iter(tasks)
-        while True:
-            while len(waiting) < 2 * workers and (task := next(remaining, None)) is not None:
-                waiting[pool.submit(_run, *task)] = task
-            if not waiting:
-                return
-            for future in wait(waiting, return_when=FIRST_COMPLETED).done:
-                yield waiting.pop(future), future.result()
+        waiting = {pool.submit(_run, *task): task for task in tasks}
+        for future in as_completed(waiting):
+            yield waiting.pop(future), future.result()
 
 
 @contextlib.contextmanager

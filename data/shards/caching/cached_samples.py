@@ -5,13 +5,13 @@ either. A picture that cannot be used, and even a sample that is lost, keeps its
 put the same substitute in, as it would have done with the original.
 """
 
-import logging
 import re
 import sys
 import threading
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
@@ -31,8 +31,6 @@ from data.shards.shard_set import LocatedShard, ShardSet
 from seecoder.checks import check, whole
 from seecoder.images.gate import ImageError
 from seecoder.weights.digests import file_sha256
-
-logger = logging.getLogger(__name__)
 
 LOST = "lost"  # the only member of a sample that was lost: it holds the reason
 NOT_FINITE = "moments are not finite in half precision"
@@ -139,12 +137,11 @@ def with_present_digests(shards: ShardSet) -> ShardSet:
     """
     rows = []
     for row in tqdm(shards.shards, desc="hashing", unit="shard", disable=not sys.stderr.isatty()):
-        try:
-            present = replace(row.shard, sha256=file_sha256(Path(row.location)))
-        except OSError:
-            present = row.shard
+        present = row.shard
+        with suppress(OSError):
+            present = replace(present, sha256=file_sha256(Path(row.location)))
         if row.shard.sha256 not in (None, present.sha256):
-            logger.warning("`%s` has other bytes than its manifest says; it is copied as it is", row.label)
+            print(f"`{row.label}` has other bytes than its manifest says; it is copied as it is")
         rows.append(replace(row, shard=present))
     return ShardSet(tuple(rows))
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from data import build
-from data.shards.building.finding import find_image_files, printable_name, read_image_list
+from data.shards.building.finding import find_image_files, printable_name, read_image_list, split_held_out
 from data.shards.building.image_files import ImageFiles
 from tests.fixtures.shards import picture, save_image
 
@@ -166,3 +166,24 @@ def test_a_list_may_name_files_that_are_gone(listed: Path):
 def test_names_that_are_no_text_are_escaped():
     assert printable_name("a é.png") == "a é.png"
     assert printable_name(b"\xff.png".decode("utf-8", "surrogateescape")) == "\\xff.png"
+
+
+def test_held_out_files_are_the_same_ones_whatever_they_are_called(tmp_path: Path):
+    paths = [save_image(tmp_path / f"{number}.png", seed=number) for number in range(20)]
+    paths += [save_image(tmp_path / f"copy{number}.png", seed=number) for number in range(20)]
+    training, held_out = split_held_out(paths, 3)
+    assert sorted(training + held_out) == list(range(40))
+    assert len(held_out) == 6
+    assert [number - 20 for number in held_out[3:]] == held_out[:3]
+    again = [path.rename(tmp_path / f"new{number}.png") for number, path in enumerate(paths)]
+    assert split_held_out(again, 3) == (training, held_out)
+    assert split_held_out(paths, 0) == (list(range(40)), [])
+
+
+def test_what_cannot_be_read_is_held_out_last(tmp_path: Path):
+    os.mkfifo(tmp_path / "pipe.png")
+    paths = [tmp_path / "pipe.png", save_image(tmp_path / "a.png"), tmp_path / "gone.png"]
+    assert split_held_out(paths, 1) == ([0, 2], [1])
+    for count in (-1, 3):
+        with pytest.raises(ValueError, match=f"`held_out`={count}"):
+            split_held_out(paths, count)
