@@ -16,7 +16,7 @@ from torch import Tensor
 from seecoder.base_model.facts import pixels_per_cell
 from seecoder.pipelines.out_of_memory import is_out_of_memory, release_cached_memory
 from seecoder.sampling.tiles.tile_statistics import normalised_like, shrunken
-from seecoder.sampling.tiles.tiling import decode_in_tiles, encode_in_tiles
+from seecoder.sampling.tiles.tiling import in_tiles
 
 logger = logging.getLogger(__name__)
 
@@ -94,13 +94,13 @@ def decode_in_parts(
     def run(part: Tensor, tiles: Tiles | None) -> Tensor:
         if tiles is not None:
             with normalised_like(lambda: network(shrunken(part, tiles.shrunken_area(size)))):
-                return decode_in_tiles(network, part, **tiles._asdict(), wrap=wrap)
+                return in_tiles(network, part, **tiles._asdict(), wrap=wrap)
         if not wrap:
             return network(part)
         # One tile as large as the picture, with columns of the other side on both sides.
         halo = TILES[0].halo
         longest = max(*part.shape[-2:], TILES[-1].tile)
-        return decode_in_tiles(network, part, tile=longest + 2 * halo, halo=halo, wrap=True)
+        return in_tiles(network, part, tile=longest + 2 * halo, halo=halo, wrap=True)
 
     return _in_parts(vae, "decode", run, latents, size, memory, notes)
 
@@ -132,7 +132,7 @@ def encode_in_parts(vae: Any, pixels: Tensor, *, memory: float = AUTOENCODER_MEM
         if tiles is None:
             return network(part)
         with normalised_like(lambda: network(shrunken(part, tiles.shrunken_area(size) * cell**2, cell))):
-            return encode_in_tiles(network, part, cell, **tiles._asdict())
+            return in_tiles(network, part, finer=cell, **tiles._asdict())
 
     return _in_parts(vae, "encode", run, pixels, size, memory, notes)
 

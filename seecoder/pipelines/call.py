@@ -1,10 +1,11 @@
 """One call of a pipeline from beginning to end: check, encode, sample, decode."""
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, cast
+from typing import Any, Concatenate, ParamSpec, cast
 
 import torch
 from diffusers.utils import BaseOutput
@@ -13,7 +14,7 @@ from seecoder.base_model.added_conditions import guidance_embedding
 from seecoder.base_model.facts import is_sdxl, native_size, reads_mask
 from seecoder.base_model.fit import check_dtypes
 from seecoder.base_model.schedulers import fitting_scheduler
-from seecoder.call_rules import check_size, whole_steps
+from seecoder.call_rules import CALLBACK_TENSORS, check_size, whole_steps
 from seecoder.pipelines.adapters.control import controllers
 from seecoder.pipelines.adapters.image_prompt import check_image_prompts, embeddings, with_image_prompts
 from seecoder.pipelines.autoencoding import decode_latents, in_float32, vae_decoder, vae_encoder
@@ -25,12 +26,12 @@ from seecoder.pipelines.inputs import start_pixels
 from seecoder.pipelines.networks import HalvedOnDemand
 from seecoder.pipelines.redrawing import Redrawing, redrawing
 from seecoder.pipelines.request import Request
-from seecoder.pipelines.step_callbacks import changed_tensors
 from seecoder.sampling.composition import compose
 from seecoder.sampling.engine import sample
 from seecoder.sampling.methods.registry import named_methods
 from seecoder.sampling.progress import Changes, Progress, StageEnd
 
+_Arguments = ParamSpec("_Arguments")
 _SDXL_ALONE = ("pooled_context", "negative_pooled_context", "original_size", "crops_coords_top_left", "target_size")
 
 
@@ -223,7 +224,25 @@ class Call:
         before = {"latents": progress.latents.clone(), **self._contexts}
         shown = {name: before[name] for name in request.callback_on_step_end_tensor_inputs}
         returned = request.callback_on_step_end(self._pipe, progress.step - 1, progress.timestep, shown)
-        after = changed_tensors(before, shown, {} if returned is None else returned)
+        returned = {} if returned is None else returned
+        if not isinstance(returned, Mapping):
+            raise ValueError(
+                f"`callback_on_step_end` returned a {type(returned).__name__}; it must return a dictionary, or None."
+            )
+        after = {**before, **shown, **returned}
+        for name, value in after.items():
+            if name not in before:
+                raise ValueError(
+                    f"`callback_on_step_end` gave `{name}`, which nothing reads; it may change "
+                    f"{', '.join(CALLBACK_TENSORS)}."
+                )
+            wanted = tuple(before[name].shape)
+            found = tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
+            if found != wanted:
+                raise ValueError(
+                    f"`callback_on_step_end` gave `{name}`={found}; it must be a tensor of shape {wanted}."
+                )
+            after[name] = value.to(before[name])
         self._contexts = {name: after[name] for name in self._contexts}
         return Changes(**after)
 
@@ -245,3 +264,24 @@ class Call:
             pixels = self._redrawing.paste(pixels)
         is_ready = [False] * len(pixels)  # in [0, 1] already
         return self._pipe.image_processor.postprocess(pixels, request.output_type, do_denormalize=is_ready), notes
+
+
+def called_with(
+    request: Callable[_Arguments, Request],
+) -> Callable[Concatenate[Any, _Arguments], SeeCoderPipelineOutput | tuple[Any, ...]]:
+    """Make the call of a pipeline: it takes what a request does, with its signature and its help."""
+
+    def __call__(
+        self: ContextPipeline, *args: _Arguments.args, **kwargs: _Arguments.kwargs
+    ) -> SeeCoderPipelineOutput | tuple[Any, ...]:
+        asked = request(*args, **kwargs)
+        output = Call(self, asked).run()
+        return output if asked.return_dict else output.to_tuple()
+
+    taken = inspect.signature(request)
+    first = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    __call__.__signature__ = taken.replace(  # type: ignore[attr-defined]
+        parameters=[first, *taken.parameters.values()], return_annotation=SeeCoderPipelineOutput
+    )
+    __call__.__doc__ = request.__doc__
+    return __call__

@@ -5,12 +5,14 @@ from collections.abc import Sequence
 import torch
 from diffusers.loaders import StableDiffusionLoraLoaderMixin
 
+from seecoder.pipelines.base import ContextPipeline
+from seecoder.pipelines.call import called_with
 from seecoder.pipelines.conditioning import encode_pictures
 from seecoder.pipelines.inputs import ImageSize, Pictures
-from seecoder.pipelines.variation import VariationPipeline
+from seecoder.pipelines.request import Request
 
 
-class SeeCoderPipeline(VariationPipeline, StableDiffusionLoraLoaderMixin):  # pyright: ignore[reportIncompatibleMethodOverride]
+class SeeCoderPipeline(ContextPipeline, StableDiffusionLoraLoaderMixin):  # pyright: ignore[reportIncompatibleMethodOverride]
     """Vary pictures with any SD 1.x / 2.x base; a SeeCoder takes the place of its text encoder.
 
         pipe = SeeCoderPipeline.from_base("folder-of-sd-1.5", encoder=SeeCoder.from_pretrained("folder-of-the-encoder"))
@@ -35,6 +37,8 @@ class SeeCoderPipeline(VariationPipeline, StableDiffusionLoraLoaderMixin):  # py
     # Saved folders name the module where a class lives; the package is the stable name.
     __module__ = "seecoder.pipelines"
     unet_family = "sd"
+
+    __call__ = called_with(Request)
 
     def encode_context(
         self, image: Pictures, context_weights: Sequence[float] | None = None, image_size: ImageSize = "trained"

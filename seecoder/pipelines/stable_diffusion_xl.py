@@ -18,17 +18,18 @@ import torch
 from diffusers.loaders import StableDiffusionXLLoraLoaderMixin
 
 from seecoder.base_model.facts import pooled_width
+from seecoder.pipelines.base import ContextPipeline
+from seecoder.pipelines.call import called_with
 from seecoder.pipelines.conditioning import encode_pictures
 from seecoder.pipelines.context.contexts import Contexts
 from seecoder.pipelines.context.text import TEXT_PARTS
 from seecoder.pipelines.inputs import ImageSize, Pictures
 from seecoder.pipelines.request import Request
-from seecoder.pipelines.variation import VariationPipeline
 from seecoder.sampling.conditions import AddedConditions
 from seecoder.sampling.views import Size, View
 
 
-class SeeCoderXLPipeline(VariationPipeline, StableDiffusionXLLoraLoaderMixin):  # pyright: ignore[reportIncompatibleMethodOverride]
+class SeeCoderXLPipeline(ContextPipeline, StableDiffusionXLLoraLoaderMixin):  # pyright: ignore[reportIncompatibleMethodOverride]
     """Vary pictures with any SDXL base; a SeeCoder takes the place of its text encoders.
 
     The encoder is one with `context_dim=2048, pooled_dim=1280`.
@@ -52,6 +53,8 @@ class SeeCoderXLPipeline(VariationPipeline, StableDiffusionXLLoraLoaderMixin):  
     unet_family = "sdxl"
 
     _text_parts: ClassVar[tuple[str, ...]] = TEXT_PARTS
+
+    __call__ = called_with(Request)
 
     def encode_context(
         self, image: Pictures, context_weights: Sequence[float] | None = None, image_size: ImageSize = "trained"

@@ -52,7 +52,7 @@ Methods of different parts go together in a list; what does not go together is r
 In `[ScaleCrafter(), DemoFusion()]` the re-dilated network sees the whole frame in place of DemoFusion's lattices.
 `[ScaleCrafter(), RectifiedHR()]` draws the layout at the native size and lets the re-dilated network enlarge it, at
 less cost than plain sampling. A closed panorama (`closed_loop=True`) has to be decoded around its border
-(`decode_in_tiles(…, wrap=True)`).
+(`in_tiles(…, wrap=True)`).
 
 `on_step(Progress)` is called after every step of the whole run and may return `Changes`, `on_stage(StageEnd)` after
 every stage with its clean latents (previews). Raising in either ends the run.
@@ -70,7 +70,7 @@ from seecoder.sampling.methods.syncdiffusion import SyncDiffusion
 from seecoder.sampling.progress import Changes, Progress, StageEnd
 from seecoder.sampling.recipe import Method
 from seecoder.sampling.tiles.tile_statistics import normalised_like, shrunken
-from seecoder.sampling.tiles.tiling import decode_in_tiles, encode_in_tiles
+from seecoder.sampling.tiles.tiling import in_tiles
 from seecoder.sampling.views import View
 
 __all__ = [
@@ -88,8 +88,7 @@ __all__ = [
     "StartImage",
     "SyncDiffusion",
     "View",
-    "decode_in_tiles",
-    "encode_in_tiles",
+    "in_tiles",
     "normalised_like",
     "sample",
     "shrunken",

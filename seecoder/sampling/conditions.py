@@ -2,9 +2,11 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import torch
+from accelerate.utils import concatenate, recursively_apply
 from torch.nn import functional
 
 from seecoder.sampling.guidance import Branch
@@ -15,6 +17,7 @@ from seecoder.sampling.views import Size, View
 AddedConditions = Callable[[View, Literal["positive", "negative"], Size], Mapping[str, Any]]
 ExtraChannels = Callable[[Size], torch.Tensor]
 Item = tuple[int, View]
+_KEPT_NUMBERS = 2**26  # of the pixels whose parts are kept: with a T2I-Adapter's features of them about 1 GiB
 
 _POOLED_IS_UNREAD = (
     "A region's `pooled` has no effect: this run's network reads no pooled vector (SDXL's do). Leave it out."
@@ -32,6 +35,8 @@ class Control:
             keyword arguments for the denoiser (`down_block_additional_residuals`, `mid_block_additional_residual`).
             `added` are the added conditions (`added_cond_kwargs` of SDXL).
         pixels_per_cell: Pixels along one side of a latent cell.
+        prepare: What `residuals` is given in place of the pixels (N, channels, H, W) of such a part. It does not depend
+            on the latents, and is made once for each part as long as there is room.
         span: Fractions of the steps that the run makes, in [0, 1], between which control acts. Step i of n lies inside
             where i / n >= start and (i + 1) / n <= end, as in diffusers' pipelines.
     """
@@ -40,8 +45,9 @@ class Control:
     residuals: Callable[..., Mapping[str, Any]]
     pixels_per_cell: int = 8
     span: tuple[float, float] = (0.0, 1.0)
+    prepare: Callable[[torch.Tensor], Any] | None = None
     _kept: dict[Any, torch.Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
-    _cut: dict[Any, torch.Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _cut: dict[Any, tuple[int, Any]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def acts_at(self, step: Step) -> bool:
         """Whether a step lies in the span."""
@@ -49,14 +55,19 @@ class Control:
         place, count = step.index - step.first, step.count - step.first
         return place / count >= start and (place + 1) / count <= end
 
-    def cuts(self, items: Sequence[Item], latent_size: Size, like: torch.Tensor) -> torch.Tensor:
-        """The parts under the views of a micro-batch, once for every branch; the same tensor as long as they are."""
+    def cuts(self, items: Sequence[Item], latent_size: Size, like: torch.Tensor) -> Any:
+        """The prepared parts under the views of a micro-batch, once for every branch; kept for the following steps."""
         key = (latent_size, tuple(items), like.shape[0])
-        if key not in self._cut:
-            image = torch.cat([self.cut(picture, view, latent_size) for picture, view in items])
+        if key in self._cut:
+            return self._cut[key][1]
+        if any(kept[0] != latent_size for kept in self._cut):
             self._cut.clear()
-            self._cut[key] = image.to(like.device, like.dtype).repeat(like.shape[0] // len(items), 1, 1, 1)
-        return self._cut[key]
+        image = torch.cat([self.cut(picture, view, latent_size) for picture, view in items])
+        image = image.to(like.device, like.dtype).repeat(like.shape[0] // len(items), 1, 1, 1)
+        prepared = image if self.prepare is None else self.prepare(image)
+        if not self._cut or image.numel() + sum(count for count, _ in self._cut.values()) <= _KEPT_NUMBERS:
+            self._cut[key] = (image.numel(), prepared)
+        return prepared
 
     def cut(self, picture: int, view: View, latent_size: Size) -> torch.Tensor:
         """The part of the picture under a view, (1, channels, height, width) in pixels of the view.
@@ -169,8 +180,9 @@ class Conditions:
             pooled = path.pooled if branch.context == "positive" else None
             for picture, view in items:
                 added = self.added(view, branch.context, step.latent_size)
-                rows.append(_select(added if pooled is None else _with_pooled(added, pooled), picture))
-        return _stack(rows)
+                added = added if pooled is None else _with_pooled(added, pooled)
+                rows.append(recursively_apply(partial(_rows, pictures=[picture]), dict(added)))
+        return concatenate(rows)
 
     def residuals(
         self,
@@ -220,23 +232,3 @@ def _rows(values: torch.Tensor, pictures: Sequence[int]) -> torch.Tensor:
     if values.shape[0] == 1:
         return values.expand(len(pictures), *values.shape[1:])
     return values[list(pictures)]
-
-
-def _select(values: Mapping[str, Any], picture: int) -> dict[str, Any]:
-    def row(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return _select(value, picture)
-        return [row(entry) for entry in value] if isinstance(value, list) else _rows(value, [picture])
-
-    return {name: row(value) for name, value in values.items()}
-
-
-def _stack(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    def stacked(values: Sequence[Any]) -> Any:
-        if isinstance(values[0], Mapping):
-            return _stack(values)
-        if isinstance(values[0], list):
-            return [stacked(entries) for entries in zip(*values, strict=True)]
-        return torch.cat(list(values))
-
-    return {name: stacked([row[name] for row in rows]) for name in rows[0]}

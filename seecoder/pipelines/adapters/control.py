@@ -1,7 +1,7 @@
 """Spatial control: which networks control a run (ControlNets, T2I-Adapters), what each sees, how much and when."""
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
 import torch
@@ -40,23 +40,26 @@ def controllers(controlnet: Any, adapter: Any, request: Request) -> list[Control
     adapters = _members("adapter_image", request.adapter_image, "adapter", adapter)
     scales = one_each("adapter_conditioning_scale", request.adapter_conditioning_scale, len(adapters))
     return found + [
-        partial(_control, "T2I-Adapter", _adapter_features(network, adapter, scale), image, (0.0, 1.0))
+        partial(_control, "T2I-Adapter", partial(_adapter_features, network, adapter, scale), image, None)
         for (network, image), scale in zip(adapters, scales, strict=True)
     ]
 
 
 def _control(
     name: str,
-    residuals: Callable[..., dict[str, Any]],
+    network: Callable[..., Any],
     image: Picture | Sequence[Picture],
-    span: tuple[float, float],
+    span: tuple[float, float] | None,
     count: int,
     device: torch.device,
     cell: int,
     notes: list[str],
 ) -> Control:
-    """Read what a network sees: one picture, or one for every result."""
-    return Control(control_pixels(image, count).to(device), HalvedOnDemand(residuals, name, notes), cell, span)
+    """Read what a network sees, one picture or one for every result; without a span it looks at nothing else."""
+    pixels, halved = control_pixels(image, count).to(device), HalvedOnDemand(network, name, notes)
+    if span is not None:
+        return Control(pixels, halved, cell, span)
+    return Control(pixels, _adapter_residuals, cell, prepare=lambda part: halved(part, torch.empty(0)))
 
 
 def _members(argument: str, given: Any, part: str, owner: Any) -> list[tuple[Any, Any]]:
@@ -83,20 +86,17 @@ def _control_residuals(
     return {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
 
 
-def _adapter_features(network: Any, owner: nn.Module, scale: float) -> Callable[..., dict[str, Any]]:
-    """What a T2I-Adapter adds. It looks at the image alone, and so runs only for another one than the last time."""
+@torch.no_grad()  # the features do not depend on the latents, whose gradients a method may want
+def _adapter_features(network: Any, owner: nn.Module, scale: float, image: torch.Tensor, *_: Any) -> dict[str, Any]:
+    """What a T2I-Adapter adds for an image (N, 3, H, W); it looks at nothing else."""
+    bring_to_device(owner)
+    grey = image.mean(dim=1, keepdim=True) if network.config.in_channels == 1 else image  # one for sketches
+    return {"down_intrablock_additional_residuals": [scale * values for values in network(grey)]}
 
-    @lru_cache(maxsize=1)
-    @torch.no_grad()  # they do not depend on the latents, whose gradients a method may want
-    def features(image: torch.Tensor) -> list[torch.Tensor]:
-        bring_to_device(owner)
-        grey = image.mean(dim=1, keepdim=True) if network.config.in_channels == 1 else image  # one for sketches
-        return [scale * values for values in network(grey)]
 
-    def added(*inputs: torch.Tensor, **conditions: Any) -> dict[str, Any]:
-        return {"down_intrablock_additional_residuals": list(features(inputs[-1]))}  # the UNet empties the list
-
-    return added
+def _adapter_residuals(*inputs: Any, **conditions: Any) -> dict[str, Any]:
+    """What was made of the image, in lists of their own: the UNet empties them."""
+    return {name: list(values) for name, values in inputs[-1].items()}
 
 
 def check_adapter(unet: Any, adapter: Any) -> None:

@@ -74,87 +74,48 @@ def ramp(segment: Segment, length: int, feather: int, scale: int, wrap: bool) ->
     return weights
 
 
-def decode_in_tiles(
-    decoder: Callable[[torch.Tensor], torch.Tensor],
-    latents: torch.Tensor,
+def in_tiles(
+    network: Callable[[torch.Tensor], torch.Tensor],
+    values: torch.Tensor,
     *,
+    finer: int = 1,
     tile: int = 128,
     halo: int = 12,
     feather: int = 4,
     wrap: bool = False,
 ) -> torch.Tensor:
-    """Decode latents tile by tile.
+    """Put latents through a decoder, or pixels through an encoder, tile by tile.
 
     Args:
-        decoder: Latents (N, C, h, w) -> pixels (N, channels, s*h, s*w), for any h and w and one integer s.
-        latents: (N, C, H, W).
+        network: Values (N, C, f*h, f*w) -> (N, channels, s*h, s*w), for any h and w, one integer s and f as `finer`.
+        values: (N, C, f*H, f*W).
+        finer: Samples along a cell: 1 for latents, for pixels those of one latent cell.
         tile: Largest side of a tile in cells; 128 is one native picture of SDXL.
-        halo: Context in cells; the receptive field of the decoder for an exact result.
+        halo: Context in cells; the receptive field of the network for an exact result.
         feather: Half of the width of the blend between tiles, in cells.
         wrap: Columns wrap around, as those of a closed panorama do.
 
     Returns:
-        Pixels (N, channels, s*H, s*W), in the decoder's data type.
-    """
-    return _in_tiles(decoder, latents, 1, (tile, halo, feather), wrap)
-
-
-def encode_in_tiles(
-    encoder: Callable[[torch.Tensor], torch.Tensor],
-    pixels: torch.Tensor,
-    pixels_per_cell: int,
-    *,
-    tile: int = 128,
-    halo: int = 12,
-    feather: int = 4,
-) -> torch.Tensor:
-    """Encode pixels tile by tile.
-
-    Args:
-        encoder: Pixels (N, channels, s*h, s*w) -> latents (N, C, h, w), for any h and w.
-        pixels: (N, channels, s*H, s*W).
-        pixels_per_cell: The factor s.
-        tile: Largest side of a tile in cells.
-        halo: Context in cells.
-        feather: Half of the width of the blend between tiles, in cells.
-
-    Returns:
-        Latents (N, C, H, W), in the encoder's data type.
+        (N, channels, s*H, s*W), in the network's data type.
 
     Raises:
-        ValueError: If a side of the pixels is not a multiple of s.
+        ValueError: If a side is not a multiple of `finer`, or zero.
     """
-    if any(side % pixels_per_cell for side in pixels.shape[-2:]):
-        raise ValueError(
-            f"`pixels` of {tuple(pixels.shape[-2:])} must have sides that are multiples of {pixels_per_cell}."
-        )
-    return _in_tiles(encoder, pixels, pixels_per_cell, (tile, halo, feather), wrap=False)
-
-
-def _in_tiles(
-    network: Callable[[torch.Tensor], torch.Tensor],
-    values: torch.Tensor,
-    finer: int,
-    sizes: tuple[int, int, int],
-    wrap: bool,
-) -> torch.Tensor:
-    """A network on values that have `finer` samples along a cell, tile by tile; `sizes` are tile, halo and feather."""
-    tile, halo, feather = sizes
+    if any(side % finer or not side for side in values.shape[-2:]):
+        raise ValueError(f"`values` of {tuple(values.shape[-2:])} must have sides that are multiples of {finer}.")
     height, width = values.shape[-2] // finer, values.shape[-1] // finer
     rows, columns = segments(height, tile, halo, feather), segments(width, tile, halo, feather, wrap)
     if len(rows) == len(columns) == 1 and not wrap:
         return network(values)
-    canvas: torch.Tensor | None = None
+    canvas = torch.empty(0)
     for row in rows:
         for column in columns:
             places = torch.arange(column.start * finer, column.stop * finer, device=values.device) % values.shape[-1]
             part = network(values[..., row.start * finer : row.stop * finer, :][..., places])
             scale = part.shape[-2] // (row.stop - row.start)
-            if canvas is None:
+            if not canvas.numel():
                 canvas = part.new_zeros((*part.shape[:2], height * scale, width * scale))
             _blend(canvas, part, (row, column), (height, width), feather, scale, wrap)
-    if canvas is None:
-        raise ValueError(f"Values of shape {tuple(values.shape)} hold nothing to put through a network.")
     return canvas
 
 

@@ -146,3 +146,20 @@ def test_a_t2i_adapter_runs_once_for_a_picture() -> None:
     for pictures in (PICTURES[:1], PICTURES):
         pipe(context=CONTEXT.expand(len(pictures), -1, -1), adapter_image=pictures, **common())
     assert len(runs) == 2
+
+
+def test_a_t2i_adapter_runs_once_for_a_window_in_however_many_micro_batches() -> None:
+    adapter = build_t2i_adapter()
+    pipe = SeeCoderPipeline(build_vae(), build_unet(), build_scheduler(), adapter=adapter)
+    pipe.set_progress_bar_config(disable=True)
+    runs = []
+    adapter.register_forward_hook(lambda *given: runs.append(1))
+    # Five by five windows, a quarter of the native side apart, each in a micro-batch of its own, over five steps.
+    options = common() | {"height": 32, "width": 32, "context": CONTEXT, "adapter_image": PICTURES[0]}
+    options["method"] = MultiDiffusion(stride=2)
+    one_by_one = pipe(**options, view_batch_size=1).images
+    assert len(runs) == 25
+    options["generator"] = torch.Generator().manual_seed(0)
+    together = pipe(**options).images
+    assert len(runs) == 25 + 2
+    torch.testing.assert_close(one_by_one, together, atol=1e-4, rtol=0)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from seecoder.sampling.tiles.tiling import decode_in_tiles, ramp, segments
+from seecoder.sampling.tiles.tiling import in_tiles, ramp, segments
 from tests.fixtures.tiles import redundancy
 
 
@@ -22,16 +22,14 @@ def toy_decoder(circular: bool = False) -> torch.nn.Module:
 def test_check_25_tiles_equal_the_full_decode_of_a_decoder_that_sees_no_farther_than_the_halo(size, feather) -> None:
     torch.manual_seed(0)
     decoder, latents = toy_decoder(), torch.randn((2, 4, *size), dtype=torch.float64)
-    tiled = decode_in_tiles(decoder, latents, tile=24, halo=3, feather=feather)
+    tiled = in_tiles(decoder, latents, tile=24, halo=3, feather=feather)
     assert torch.allclose(tiled, decoder(latents), atol=1e-12)
 
 
 def test_check_25_a_halo_that_is_too_small_is_noticed() -> None:
     torch.manual_seed(0)
     decoder, latents = toy_decoder(), torch.randn((1, 4, 40, 40), dtype=torch.float64)
-    assert not torch.allclose(
-        decode_in_tiles(decoder, latents, tile=24, halo=1, feather=0), decoder(latents), atol=1e-3
-    )
+    assert not torch.allclose(in_tiles(decoder, latents, tile=24, halo=1, feather=0), decoder(latents), atol=1e-3)
 
 
 def test_check_25_redundant_work_stays_below_a_factor_of_two() -> None:
@@ -49,7 +47,7 @@ def test_check_06_a_wrapped_decode_rolls_with_its_latents(width, shift) -> None:
     decoder, latents = toy_decoder(), torch.randn((1, 4, 16, width), dtype=torch.float64)
 
     def decode(values: torch.Tensor) -> torch.Tensor:
-        return decode_in_tiles(decoder, values, tile=28, halo=3, feather=2, wrap=True)
+        return in_tiles(decoder, values, tile=28, halo=3, feather=2, wrap=True)
 
     rolled = decode(latents.roll(shift, -1)).roll(-2 * shift, -1)
     assert torch.allclose(rolled, decode(latents), atol=1e-12)
@@ -72,7 +70,7 @@ def test_blending_weights_are_a_partition_of_unity(length, wrap) -> None:
 
 def test_a_small_picture_is_decoded_whole() -> None:
     calls = []
-    decode_in_tiles(
+    in_tiles(
         lambda z: calls.append(z.shape) or z.repeat_interleave(2, 2).repeat_interleave(2, 3), torch.ones(1, 4, 64, 64)
     )
     assert calls == [(1, 4, 64, 64)]
@@ -93,7 +91,7 @@ def test_tiles_of_different_tone_run_into_each_other(tile, wrap) -> None:
         height, width = latents.shape[-2:]
         return torch.full((1, 1, 2 * height, 2 * width), 10.0 * (next(tones) % 2), dtype=torch.float64)
 
-    pixels = decode_in_tiles(decoder, torch.zeros(1, 4, 8, 160), tile=tile, halo=12, feather=feather, wrap=wrap)
+    pixels = in_tiles(decoder, torch.zeros(1, 4, 8, 160), tile=tile, halo=12, feather=feather, wrap=wrap)
     steps = pixels.diff(dim=-1).abs()
     assert pixels.min() == 0.0
     assert pixels.max() == 10.0
