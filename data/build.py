@@ -142,11 +142,9 @@ def _pictures(options: Namespace, paths: list[Path], names: list[str], notes: li
     for note in notes:
         print(note)
     size = None if options.size == "keep" else options.size
-    max_pixels = options.max_pixels
-    if max_pixels is None:
-        max_pixels = _MAX_PIXELS_KEPT if size is None else _MAX_PIXELS_SCALED
-    own = {name: options[name] for name in ("encode", "quality", "min_side")}
-    own["size"], own["max_pixels"] = size, max_pixels
+    own = {name: options[name] for name in ("encode", "quality", "min_side")} | {"size": size}
+    max_pixels = _MAX_PIXELS_KEPT if size is None else _MAX_PIXELS_SCALED
+    own["max_pixels"] = max_pixels if options.max_pixels is None else options.max_pixels
     how = "kept as they are" if size is None else f"scaled down to {size} pixels, as {options.encode}"
     places = options.out, options.out.with_name(f"{options.out.name}_held_out")
     for place, numbers in zip(places, split_held_out(paths, options.held_out), strict=True):

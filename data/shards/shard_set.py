@@ -1,4 +1,4 @@
-"""The shards that a run reads: from the folders, manifests and https URLs that a user names to one set."""
+"""The shards that a run reads: from the folders, manifests and addresses that a user names to one set."""
 
 import hashlib
 import re
@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
-from data.shards.https.addresses import file_address, folder_address, redacted
+from data.shards.https.addresses import SCHEME, STORES, file_address, folder_address, redacted
 from data.shards.https.fetcher import Fetcher
 from data.shards.img2dataset import take_stock
 from data.shards.manifest import IMAGE_MEMBERS, MANIFEST, Manifest, Shard, read_manifest
@@ -66,13 +66,13 @@ def open_shards(
 
     Args:
         places: One or several of: a folder with a `manifest.json`; a folder of tar files without one, such as
-            img2dataset's; the path of a `manifest.json`; an https URL of a folder with a `manifest.json`.
+            img2dataset's; the path of a `manifest.json`; an address (https, s3, gs, hf) of a folder with one.
         fetcher: Fetches https shards; needed if there are any.
         images: Kinds of member that are pictures, in order of preference.
 
     Raises:
         FileNotFoundError: A place does not exist or holds no shards.
-        ValueError: A place is neither a local path nor an https URL, its manifest is unusable, or its build is
+        ValueError: A place is neither a local path nor such an address, its manifest is unusable, or its build is
             unfinished.
     """
     if isinstance(places, str | Path):
@@ -120,7 +120,7 @@ def _locate(place: Path | str, manifest: Manifest, passed: Sequence[Skip] = ()) 
 
 
 def check_location(location: str | Path) -> Path | str:
-    """Let only local paths and https URLs through.
+    """Let only local paths, https URLs and addresses of the stores s3, gs and hf through.
 
     webdataset would run `pipe:` as a shell command and hand other schemes to other programs, so nothing of that kind
     gets as far as webdataset.
@@ -134,11 +134,14 @@ def check_location(location: str | Path) -> Path | str:
     """
     text = str(location)
     if isinstance(location, str) and _SCHEME.match(text):
-        if urlsplit(text).scheme.lower() == "https" and urlsplit(text).hostname:
+        parts = urlsplit(text)
+        if parts.scheme.lower() == "file" and parts.netloc in ("", "localhost"):
+            return check_location(Path(unquote(parts.path)))
+        if parts.scheme.lower() in (SCHEME, *STORES) and parts.hostname:
             return text
         raise ValueError(
-            f"`{redacted(text)}` is neither a local path nor an https:// URL; nothing else is opened. For a file whose "
-            "name holds a colon, write ./ before it."
+            f"`{redacted(text)}` is neither a local path nor an https:// URL, nor of {', '.join(STORES)}; nothing else "
+            "is opened. For a file whose name holds a colon, write ./ before it."
         )
     if not Path(text).exists():
         way = (

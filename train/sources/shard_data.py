@@ -35,7 +35,7 @@ class ShardPictures(StageData):
 
     Args:
         batch_size: Samples of one micro-batch of one process.
-        shards: Folders or https URLs of shards.
+        shards: Folders or addresses (https, s3, gs, hf) of shards.
         image_size: Height and width in pixels.
         crop: "center", or "random": a place of its own for each (seed, epoch, sample).
         flip: Mirror half of the samples.
@@ -44,7 +44,7 @@ class ShardPictures(StageData):
         num_workers: Reading processes of each training process.
         window: Shards whose samples are mixed with each other.
         ceiling: Fraction of unreadable samples above which the run stops.
-        cache: Folder into which https shards are fetched.
+        cache: Folder into which shards of addresses are fetched.
         cached_moments: Use latent moments that `python -m data.cache` laid beside the pictures.
         cached_maps: Use backbone maps that it laid there.
         held_out_shards: Shards for evaluation, of samples that are not in `shards`; their first ones are used.

@@ -8,6 +8,7 @@ import stat
 import unicodedata
 from collections import Counter, deque
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from seecoder.checks import require, whole
@@ -29,13 +30,10 @@ def find_image_files(folder: Path) -> tuple[list[Path], list[str]]:
         The files, sorted by name; sentences about what is left out and what is odd.
 
     Raises:
-        FileNotFoundError: The folder does not exist.
-        NotADirectoryError: It is no folder.
+        FileNotFoundError: There is no such folder.
     """
-    if not folder.exists():
-        raise FileNotFoundError(f"`{folder}` does not exist.")
     if not folder.is_dir():
-        raise NotADirectoryError(f"`{folder}` is a file. For a list of pictures use `python -m data.build list`.")
+        raise FileNotFoundError(f"`{folder}` does not exist, or is a file. For lists use `python -m data.build list`.")
     notes: list[str] = []
     images, unnamed, others = [], [], Counter[str]()
     for path in _files_below(folder, notes):
@@ -153,12 +151,10 @@ def split_held_out(paths: list[Path], count: int) -> tuple[list[int], list[int]]
 
 def _digest(path: Path) -> str:
     """Digest of a file's size and beginning, equal for copies; what cannot be read comes behind all digests."""
-    try:
+    with suppress(OSError):
         if path.is_file():  # to open a pipe would wait for ever
             with path.open("rb") as file:
                 return hashlib.sha256(b"%d %b" % (path.stat().st_size, file.read(1 << 16))).hexdigest()
-    except OSError:
-        pass
     return f"unreadable {path}"
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,14 +53,11 @@ class ImageFiles:
         """Take stock of the files; those that do not exist are kept and counted as bad. `options`: other attributes."""
         digest, sizes = hashlib.sha256(), []
         for path, name in zip(paths, names, strict=True):
-            try:
-                status = path.stat()
-                sizes.append(status.st_size)
-                stamp = status.st_mtime_ns
-            except OSError:
-                sizes.append(0)
-                stamp = -1
-            digest.update(repr((name, sizes[-1], stamp)).encode())
+            size, stamp = 0, -1
+            with suppress(OSError):
+                size, stamp = path.stat().st_size, path.stat().st_mtime_ns
+            sizes.append(size)
+            digest.update(repr((name, size, stamp)).encode())
         return ImageFiles(tuple(paths), tuple(names), sizes=tuple(sizes), digest=digest.hexdigest(), **options)
 
     @property

@@ -66,6 +66,5 @@ def _prepare(work: Callable[..., Any], subject: Any) -> None:
 
 
 def _run(*task: Any) -> Any:
-    if _work is None:
-        raise RuntimeError("The process was started without its work.")
+    assert _work is not None  # `_prepare` has run
     return _work(_subject, *task)

@@ -126,7 +126,7 @@ class BuildTotals:
 
 
 def build_shard(
-    build: Build, number: int, start: int, stop: int, tick: Callable[[int], object] | None = None
+    build: Build, number: int, start: int, stop: int, tick: Callable[[int], object] = lambda _: None
 ) -> FinishedShard:
     """Verify a shard that an earlier run wrote, or write it.
 
@@ -139,8 +139,7 @@ def build_shard(
     """
     found = _verified(build.path(number), stop - start)
     if found is not None:
-        if tick is not None:
-            tick(stop - start)
+        tick(stop - start)
         return found
     bad: list[tuple[str, str]] = []
 
@@ -150,8 +149,7 @@ def build_shard(
                 bad.append((name, reason))
             if members:
                 yield key, members
-            if tick is not None:
-                tick(1)
+            tick(1)
 
     notes = {"bad": bad, "sources": stop - start}
     return FinishedShard(write_shard(build.path(number), samples(), notes), stop - start, bad, kept=False)

@@ -6,13 +6,13 @@ put the same substitute in, as it would have done with the original.
 """
 
 import re
-import sys
 import threading
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -98,22 +98,20 @@ class CachedSamples:
         shard = _ShardCopy(located, {extra.source.member() for extra in self.extras})
         with ThreadPoolExecutor(self.threads) as pool:
             numbers = range(first, first + stop - start)
-            for part, rows in _ahead(pool, self._read(shard), _chunks(numbers, self.batch_size)):
+            parts = [numbers[at : at + self.batch_size] for at in range(0, len(numbers), self.batch_size)]
+            for part, rows in _ahead(pool, partial(self._read, shard), parts):
                 yield from self._finish(shard, part, rows)
 
-    def _read(self, shard: "_ShardCopy") -> Callable[[int], _Row]:
-        def read(number: int) -> _Row:
-            try:
-                members = shard.read(number)
-            except BadSample as error:
-                return _Row(None, {LOST: error.reason.encode()}, error.reason)
-            try:
-                # A centre crop is the same for every epoch and sample.
-                return _Row(self.square(members, 0, 0)["pixels"], members)
-            except ImageError as error:
-                return _Row(None, members, error.reason)
-
-        return read
+    def _read(self, shard: "_ShardCopy", number: int) -> _Row:
+        try:
+            members = shard.read(number)
+        except BadSample as error:
+            return _Row(None, {LOST: error.reason.encode()}, error.reason)
+        try:
+            # A centre crop is the same for every epoch and sample.
+            return _Row(self.square(members, 0, 0)["pixels"], members)
+        except ImageError as error:
+            return _Row(None, members, error.reason)
 
     def _finish(self, shard: "_ShardCopy", numbers: range, rows: list[_Row]) -> Iterator[Item]:
         squares = [row.square for row in rows if row.square is not None]
@@ -136,7 +134,7 @@ def with_present_digests(shards: ShardSet) -> ShardSet:
     them. A shard that is not there keeps what the manifest says.
     """
     rows = []
-    for row in tqdm(shards.shards, desc="hashing", unit="shard", disable=not sys.stderr.isatty()):
+    for row in tqdm(shards.shards, desc="hashing", unit="shard", disable=None):
         present = row.shard
         with suppress(OSError):
             present = replace(present, sha256=file_sha256(Path(row.location)))
@@ -172,20 +170,13 @@ class _ShardCopy:
             return self._reader.read(0, number)
 
 
-def _chunks(numbers: range, size: int) -> Iterator[range]:
-    for start in range(0, len(numbers), size):
-        yield numbers[start : start + size]
-
-
 def _ahead(
     pool: ThreadPoolExecutor, read: Callable[[int], _Row], parts: Iterable[range]
 ) -> Iterator[tuple[range, list[_Row]]]:
     """Read one part ahead of the one that is being worked on."""
     waiting: tuple[range, Iterator[_Row]] | None = None
-    for part in parts:
+    for part in (*parts, range(0)):
         begun = (part, pool.map(read, part))
         if waiting is not None:
             yield waiting[0], list(waiting[1])
         waiting = begun
-    if waiting is not None:
-        yield waiting[0], list(waiting[1])

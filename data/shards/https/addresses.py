@@ -1,16 +1,19 @@
-"""https addresses: opened, joined with names, and shown without what they may hold of passwords and tokens."""
+"""Addresses of shards: opened, joined with names, and shown without what they may hold of passwords and tokens."""
 
 import base64
 import re
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
-from http.client import HTTPMessage, HTTPResponse
+from http.client import HTTPMessage
 from pathlib import Path
 from typing import IO, Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
+import fsspec
+
 SCHEME = "https"
+STORES = {"s3": "s3fs", "gs": "gcsfs", "hf": "huggingface_hub"}  # by scheme, the package that fsspec opens it with
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 
 
@@ -25,12 +28,15 @@ class _HttpsOnly(urllib.request.HTTPRedirectHandler):
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
-def open_url(url: str, timeout: float) -> HTTPResponse:
-    """Open an https URL; refuse anything else, redirects included.
+def open_url(url: str, timeout: float) -> Any:
+    """Open an https URL or a file of a store; refuse anything else, redirects included.
 
-    `user:password@` before the host is sent as a basic authorization, and not to where a redirect leads.
+    `user:password@` before the host is sent as a basic authorization, and not to where a redirect leads. For stores
+    the login is what their own tools use: variables of the environment, or files in the home folder.
     """
     parts = urlsplit(url)
+    if parts.scheme.lower() in STORES:
+        return _open_in_store(url, STORES[parts.scheme.lower()])
     if parts.scheme.lower() != SCHEME:
         raise urllib.error.URLError(f"{redacted(url)!r} is not https")
     login, _, host = parts.netloc.rpartition("@")
@@ -40,6 +46,15 @@ def open_url(url: str, timeout: float) -> HTTPResponse:
         secret = base64.b64encode(unquote(login).encode()).decode()
         request.add_unredirected_header("Authorization", f"Basic {secret}")
     return urllib.request.build_opener(_HttpsOnly()).open(request, timeout=timeout)
+
+
+def _open_in_store(url: str, package: str) -> Any:
+    try:
+        return fsspec.open(url, "rb").open()
+    except ImportError as error:
+        raise ValueError(f"`{redacted(url)}` cannot be opened without {package}: `pip install {package}`.") from error
+    except Exception as error:  # each store's library has its own
+        raise error if isinstance(error, OSError) else OSError(f"{type(error).__name__}: {error}") from error
 
 
 def file_address(address: str, name: str) -> str:

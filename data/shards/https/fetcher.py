@@ -162,9 +162,9 @@ class Fetcher:
         """
         deadline, size = time.monotonic() + self.longest, 0
         with open_url(url, self.timeout) as answer:
-            announced = answer.length  # None where the server does not say
-            # `read` would wait until a whole chunk is there, and a drip would keep it for ever.
-            while size != announced and (piece := answer.read1(_CHUNK)):
+            announced = getattr(answer, "length", getattr(answer, "size", None))  # None where the server does not say
+            # `read` would wait until a whole chunk is there, and a drip would keep it for ever; stores have no other.
+            while size != announced and (piece := getattr(answer, "read1", answer.read)(_CHUNK)):
                 size += len(piece)
                 if time.monotonic() > deadline:
                     raise TimeoutError(f"only {size} bytes came in {self.longest:g} s")
@@ -210,7 +210,8 @@ class Fetcher:
 
 def _is_passing(error: Exception) -> bool:
     """Whether another attempt may help: not where a server says that a file is not there, or not for us."""
-    return not isinstance(error, HTTPError) or error.code >= 500 or error.code in _PASSING_CODES
+    passing = not isinstance(error, HTTPError) or error.code >= 500 or error.code in _PASSING_CODES
+    return passing and not isinstance(error, FileNotFoundError | PermissionError)
 
 
 def _is_of_server(error: Exception) -> bool:

@@ -17,9 +17,11 @@ SHARDS = (Shard("00000.tar", 3, 10240, "0" * 64), Shard("00001.tar", 4, 20480, "
         "pipe:touch /tmp/owned",
         "PIPE:cat x",
         "http://host/shards",
-        "file:///etc",
-        "s3://bucket/a",
-        "gs://bucket/a",
+        "file://host/etc",
+        "s3:///a",
+        "memory://a",
+        "github://a:b@c",
+        "s3n://bucket/a",
         "hdfs://a",
         "ftp://host/a",
         "https://",
@@ -34,10 +36,13 @@ def test_other_schemes_are_refused(location: str):
         open_shards([location])
 
 
-def test_local_paths_and_https_pass(tmp_path: Path):
+def test_local_paths_https_and_stores_pass(tmp_path: Path):
     assert check_location(tmp_path) == tmp_path
     assert check_location(str(tmp_path)) == tmp_path
-    assert check_location("https://host/a") == "https://host/a"
+    (tmp_path / "a b").mkdir()
+    assert check_location(f"file://{tmp_path}/a%20b") == tmp_path / "a b"
+    for address in ("https://host/a", "s3://bucket/a", "gs://my_bucket/a", "hf://datasets/owner/name"):
+        assert check_location(address) == address
     with pytest.raises(FileNotFoundError, match="does not exist"):
         check_location(tmp_path / "none")
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import sys
 import threading
 import urllib.error
 import urllib.request
@@ -9,8 +10,11 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, ClassVar
 
+import fsspec
 import pytest
+from fsspec.registry import _registry
 
 from data.shards.https import addresses
 from data.shards.https import fetcher as fetching
@@ -187,3 +191,58 @@ def test_a_shard_that_was_exchanged_is_fetched_again(server: Server, tmp_path: P
     assert new is not None
     assert new.read_bytes() == data
     assert fetcher.fetch(f"{BASE}/{shard.name}", shard) == old, "and each is kept"
+
+
+class Store(fsspec.AbstractFileSystem):
+    """A store of objects that knows one folder, and misbehaves on demand."""
+
+    protocol = "s3"
+    folder = Path()
+    failures: ClassVar[list[Exception]] = []
+    asked = 0
+
+    def _open(self, path: str, mode: str = "rb", **options: Any) -> Any:
+        type(self).asked += 1
+        if self.failures:
+            raise self.failures.pop(0)
+        return (self.folder / path.removeprefix("bucket/shards/")).open(mode)
+
+
+@pytest.fixture
+def store(make_shards: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> type[Store]:
+    monkeypatch.setitem(_registry, "s3", Store)
+    monkeypatch.setattr(Store, "folder", make_shards([4, 5]))
+    monkeypatch.setattr(Store, "asked", 0)
+    monkeypatch.setattr(fetching.time, "sleep", lambda _: None)
+    return Store
+
+
+def test_shards_of_a_store_are_fetched_checked_and_tried_again(store: type[Store], tmp_path: Path):
+    store.failures.extend([TimeoutError("slow"), RuntimeError("of the store's own library"), ConnectionError("reset")])
+    fetcher = Fetcher(tmp_path / "cache")
+    own = ShardLoader("s3://bucket/shards", SquareImage(8), 1, rank=0, world_size=1, batches=9, cache=fetcher, window=2)
+    assert ids(own) == list(range(9))
+    assert store.asked == 6, "the manifest four times, each shard once"
+    local = ShardLoader(store.folder, SquareImage(8), 1, rank=0, world_size=1, window=2)
+    assert own.dataset.reader.shards.fingerprint == local.dataset.reader.shards.fingerprint
+    shard = read_manifest(store.folder).shards[0]
+    data = bytearray((store.folder / shard.name).read_bytes())
+    data[600] ^= 1
+    (store.folder / shard.name).write_bytes(data)
+    assert Fetcher(tmp_path / "other", attempts=2).fetch(f"s3://bucket/shards/{shard.name}", shard) is None
+
+
+@pytest.mark.parametrize("failure", [FileNotFoundError("no such key"), PermissionError("Access Denied")])
+def test_what_a_store_refuses_is_not_asked_for_again(store: type[Store], failure: Exception, tmp_path: Path):
+    store.failures.append(failure)
+    with pytest.raises(FileNotFoundError, match=r"`s3://bucket/shards/manifest.json` could not be read in 1 attempt "):
+        Fetcher(tmp_path).manifest("s3://bucket/shards")
+    assert store.asked == 1
+
+
+def test_the_package_of_a_store_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    with pytest.raises(
+        ValueError, match=r"`s3://bucket/manifest\.json` cannot be opened without s3fs: `pip install s3fs`"
+    ):
+        Fetcher(tmp_path).manifest("s3://login:secret@bucket")
