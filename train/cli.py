@@ -133,7 +133,7 @@ def read_run(config: Namespace) -> tuple[RunSettings, list[str]]:
             settings(**options[name].as_dict())
     adversary = options.get("adversarial")
     starts = adversary.start_step if adversary is not None and adversary.weight > 0 else None
-    return run, list(run.unreached_steps(OptimizerSettings.parsed(options.optimizer.as_dict()), starts))
+    return run, list(run.unreached_steps(OptimizerSettings(**options.optimizer.as_dict()), starts))
 
 
 def choose_checkpointing(config: Namespace) -> None:

@@ -1,7 +1,7 @@
 """What a run is told, as frozen dataclasses; `train.cli` fills them from YAML and the command line."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Any, Literal
 
@@ -22,13 +22,16 @@ def _is_rising(steps: Any) -> bool:
 
 @dataclass(frozen=True)
 class OptimizerSettings:
-    """AdamW and its learning rate, which is a pure function of the optimizer step.
+    """An optimizer and its learning rate, which is a pure function of the optimizer step.
 
     Attributes:
-        lr: Peak learning rate.
-        betas: Decay of AdamW's two moments.
-        eps: AdamW's denominator term.
-        weight_decay: Decoupled decay.
+        name: "adamw", "adafactor", "muon" (for matrices, with AdamW for the rest), "adamw8bit" (bitsandbytes),
+            "adamw8bit_torchao", "lion", "prodigy", "schedule_free", or where a class can be imported from.
+        arguments: More arguments of its class, such as `{d_coef: 2}`.
+        lr: Peak learning rate. Each optimizer wants its own: Prodigy 1, Lion a third to a tenth of AdamW's.
+        betas: Decay of the moments; None, as for the two below, for the optimizer's own default. AdamW's is 0.9, 0.999.
+        eps: Term of the denominator; AdamW's is 1e-8.
+        weight_decay: Decoupled decay; AdamW's is 0.01.
         warmup_steps: Steps of linear rise from zero.
         schedule: "constant"; "cosine" to `lr * final_factor` at the last step; or "steps", times `gamma` at each
             milestone.
@@ -40,9 +43,9 @@ class OptimizerSettings:
     """
 
     lr: float = 1e-3
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    weight_decay: float = 0.01
+    betas: tuple[float, float] | None = None
+    eps: float | None = None
+    weight_decay: float | None = None
     warmup_steps: int = 0
     schedule: Literal["constant", "cosine", "steps"] = "constant"
     decay_start: float = 0.0
@@ -50,14 +53,16 @@ class OptimizerSettings:
     milestones: tuple[int, ...] = ()
     gamma: float = 0.1
     clip_norm: float | None = 1.0
+    name: str = "adamw"
+    arguments: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check(
             self,
             lr=number(0.0),
-            betas=BETAS,
-            eps=number(0.0),
-            weight_decay=number(0.0),
+            betas=optional(BETAS),
+            eps=optional(number(0.0)),
+            weight_decay=optional(number(0.0)),
             warmup_steps=whole(0),
             schedule=choice("constant", "cosine", "steps"),
             decay_start=BELOW_ONE,
@@ -78,14 +83,6 @@ class OptimizerSettings:
                 )
         if self.schedule == "steps" and not self.milestones:
             raise ValueError("`milestones`=() must be the steps at which `schedule`=steps falls. Or use constant.")
-
-    @classmethod
-    def parsed(cls, values: Mapping[str, Any]) -> "OptimizerSettings":
-        """From a parser's values, which has lists for tuples."""
-        settings: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
-        }
-        return cls(**settings)
 
 
 @dataclass(frozen=True)
@@ -234,7 +231,15 @@ class RunSettings:
         Args:
             optimizer: Its learning rate changes at steps.
             adversary_start: Step at which a discriminator begins to count, where there is one.
+
+        Raises:
+            ValueError: DeepSpeed does not know the optimizer.
         """
+        if self.zero_stage and optimizer.name not in ("adamw", "torch.optim.AdamW"):
+            raise ValueError(
+                f"`run.strategy`={self.strategy} must be auto or ddp with `optimizer.name`={optimizer.name}: DeepSpeed "
+                "shares out AdamW's state alone."
+            )
         if optimizer.warmup_steps > self.max_steps:
             yield (
                 f"`warmup_steps`={optimizer.warmup_steps} are more than `run.max_steps`={self.max_steps}: the rate "

@@ -85,7 +85,7 @@ def base_sizes(source: str, prediction_type: str | None = None) -> BaseSizes | N
         return BaseSizes(f"configurations in {source}", unet, vae, scheduler)
     for family, pattern in _NAMES:
         if re.search(pattern, source.lower()) and not re.search(_OTHER_UNETS, source.lower()):
-            said = {} if prediction_type is None else {"prediction_type": prediction_type}
-            scheduler = {**STABLE_DIFFUSION_SCHEDULE, **said}
+            own = "v_prediction" if family.endswith("2.x") and "base" not in source else "epsilon"
+            scheduler = {**STABLE_DIFFUSION_SCHEDULE, "prediction_type": prediction_type or own}
             return BaseSizes(f"built-in table of {family}", _UNETS[family], _VAE, scheduler)
     return None

@@ -8,8 +8,9 @@ from data.shards.shard_set import ShardSet
 from seecoder.base_model.known_bases import BaseSizes
 from train.estimate.costs import Costs, count_costs
 from train.estimate.hardware import GIB, Hardware
+from train.optimizers import state_bytes
 from train.run.zero import BUCKET
-from train.settings import RunSettings
+from train.settings import OptimizerSettings, RunSettings
 from train.sources.caches import find_caches
 
 _FEWEST_FIRST: tuple[tuple[str, ...], ...] = ((), ("encoder",), ("encoder", "unet"))
@@ -29,6 +30,7 @@ class CountedRun:
         shards: The source's shards, if they are there.
         hardware: What estimates assume.
         costs: What one picture costs.
+        state_bytes: What the optimizer keeps of each trained parameter, measured.
     """
 
     run: RunSettings
@@ -37,11 +39,12 @@ class CountedRun:
     shards: ShardSet | None
     hardware: Hardware
     costs: Costs
+    state_bytes: float = 8.0
 
     @property
     def checkpoint_bytes(self) -> int:
-        """Weights, AdamW's two moments, and the average, float32 each."""
-        return 4 * self.costs.trained * (3 if self.options.get("ema") is None else 4)
+        """Weights, the optimizer's state, and the average."""
+        return round(self.costs.trained * (4 + self.state_bytes + 4 * (self.options.get("ema") is not None)))
 
 
 def count_run(
@@ -60,11 +63,12 @@ def count_run(
     cached = {model: one.used for model, one in find_caches(options, source, shards).items()}
     size, mixed = source.get("image_size", 512), run.precision != "32-true"
     given = options.get("gradient_checkpointing") or ()
+    kept = state_bytes(OptimizerSettings(**options.get("optimizer") or {}))
     candidates = [*_FEWEST_FIRST] if given == "auto" else [tuple(given)]
     while True:
         chosen = {**options, "gradient_checkpointing": candidates.pop(0)}
         costs = count_costs(chosen, sizes, size, mixed=mixed, cached=cached)
-        counted = CountedRun(run, chosen, source, shards, hardware, costs)
+        counted = CountedRun(run, chosen, source, shards, hardware, costs, kept)
         if not candidates or sum(device_bytes(counted).values()) <= (1 - RESERVE) * hardware.memory(run):
             return counted
 
@@ -79,28 +83,29 @@ def device_bytes(counted: CountedRun) -> dict[str, float]:
     run, costs = counted.run, counted.costs
     return {
         "frozen": costs.frozen_bytes,
-        "trained": trained_bytes(costs.trained, run, counted.options.get("ema") is not None),
+        "trained": trained_bytes(costs.trained, run, counted.options.get("ema") is not None, counted.state_bytes),
         "context": 0 if run.accelerator == "cpu" else _CONTEXT_GIB * GIB,
         "pictures": counted.source["batch_size"] * costs.activation_bytes * _FRAGMENTATION,
     }
 
 
-def trained_bytes(trained: int, run: RunSettings, has_average: bool) -> float:
+def trained_bytes(trained: int, run: RunSettings, has_average: bool, state: float = 8.0) -> float:
     """What one process holds of trained parameters.
 
-    Under DDP weights, gradients and their copy for the exchange, AdamW's moments. Under ZeRO the moments, a second copy
-    of the weights and, in stage 2, the gradients are shared out over processes; the step makes its share of the
-    gradients contiguous, and exchanges through a bucket.
+    Under DDP weights, gradients and their copy for the exchange, and the optimizer's state. Under ZeRO the moments, a
+    second copy of the weights and, in stage 2, the gradients are shared out over processes; the step makes its share of
+    the gradients contiguous, and exchanges through a bucket.
 
     Args:
         trained: Their number.
         run: Processes, strategy, precision.
         has_average: Whether there is a running average.
+        state: Bytes that the optimizer keeps of each; 8 are AdamW's two moments.
     """
     processes = run.devices * run.num_nodes
     if run.zero_stage:
         gradients = 1 if run.zero_stage == 1 else 1 / processes
         whole = 4 * trained * (1 + gradients + 4 / processes) + 4 * BUCKET
     else:
-        whole = 4 * trained * (4 + (processes > 1))
+        whole = trained * (4 * (2 + (processes > 1)) + state)
     return whole + trained * (4 * has_average + 2 * (run.precision != "32-true"))  # autocast's 16-bit casts

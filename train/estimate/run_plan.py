@@ -42,7 +42,7 @@ def make_plan(
         f"batch    {run.num_nodes} nodes x {run.devices} devices x {source['batch_size']} samples x {accumulate} "
         f"micro-batches = {images:,} samples a step, {run.max_steps * images:,} in all"
     )
-    rates = turning_points(run.max_steps, OptimizerSettings.parsed(options["optimizer"])).items()
+    rates = turning_points(run.max_steps, OptimizerSettings(**options["optimizer"])).items()
     yield f"rate     {', '.join(f'{step:,}: {rate:.3g}' for step, rate in rates)} (step: learning rate)"
     shards, is_counted = open_if_there(source), kind.endswith(".SeeCoderStage")
     yield from held_out_lines(data["class_path"], source)

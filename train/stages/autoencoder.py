@@ -53,7 +53,7 @@ class AutoencoderStage(Stage):
     """Trains diffusers' `AutoencoderKL`; exports `vae/` with the measured `scaling_factor`.
 
     Args:
-        optimizer: AdamW and its learning rate.
+        optimizer: The optimizer and its learning rate.
         block_out_channels: Channels of each level; every level but the last halves height and width.
         layers_per_block: Residual layers of each level.
         latent_channels: Channels of the latent.

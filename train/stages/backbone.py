@@ -51,7 +51,7 @@ class BackboneStage(Stage):
     An average of the weights meets the batch statistics of training, so keep it short or switch it off.
 
     Args:
-        optimizer: AdamW and its learning rate.
+        optimizer: The optimizer and its learning rate.
         backbone: A model name of timm that has a pyramid.
         backbone_args: Overrides for timm; the same go into `SeeCoder(backbone_args=...)`.
         image_size: Height and width of the pictures.

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from train.stages.noise import normal, timesteps
+from train.stages.noise import normal, uniform
 from train.stages.noise_schedule import NoiseSchedule
 from train.stages.stage import Stage
 
@@ -23,7 +23,8 @@ class DenoisingStage(Stage):
 
     def uniform_timesteps(self, keys: Tensor) -> Tensor:
         """Timesteps of the samples' own, all equally likely: (N, 2) keys -> (N,) int64 on the CPU."""
-        return timesteps(self.seed, keys, self.schedule.num_timesteps)
+        count = self.schedule.num_timesteps
+        return (uniform(self.seed, "timestep", keys, 1)[:, 0].double() * count).long().clamp_(max=count - 1)
 
     def prediction_errors(
         self,

@@ -32,7 +32,7 @@ class WorldDiffusionStage(DenoisingStage):
     """Trains a `UNet2DConditionModel` and the world's conditioner on cached latents; exports a diffusers folder.
 
     Args:
-        optimizer: AdamW and its learning rate.
+        optimizer: The optimizer and its learning rate.
         vae: Folder of the autoencoder that made the latents; copied into the export.
         init_from: A run's folder or checkpoint to take weights from (averages where there are); the optimizer starts
             afresh.

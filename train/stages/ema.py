@@ -6,6 +6,7 @@ DeepSpeed.
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -79,3 +80,32 @@ class Ema:
         self.updates = int(state["updates"])
         for name, average in state["averages"].items():
             self.averages[name] = average.float().clone()
+
+
+class OptimizerAverage(Ema):
+    """The average that an optimizer keeps itself, as schedule-free ones do: seen in their mode "eval".
+
+    Defazio et al., "The Road Less Scheduled", arXiv 2405.15682, eq. 3. Changing modes moves weights and rounds them, so
+    the weights that are trained on are put back as they were: how often one looks must not change a training.
+
+    Args:
+        named_parameters: What the optimizer moves.
+        optimizer: It is in its mode "train" but for the time of a look.
+    """
+
+    def __init__(self, named_parameters: Iterable[tuple[str, nn.Parameter]], optimizer: Any) -> None:
+        self.parameters, self.optimizer, self.updates = dict(named_parameters), optimizer, 0
+        optimizer.train()
+
+    def update(self) -> None:
+        """Nothing: the optimizer's step did it."""
+
+    @property
+    def averages(self) -> dict[str, Tensor]:
+        """Averages by name."""
+        saved = [weight.detach().clone() for weight in self.parameters.values()]
+        self.optimizer.eval()
+        found = {name: weight.detach().clone() for name, weight in self.parameters.items()}
+        self.optimizer.train()
+        self._copy(saved)
+        return found

@@ -42,12 +42,6 @@ def _drawn(fill: Callable[..., Tensor], seed: int, purpose: str, keys: Tensor, s
     return out
 
 
-def timesteps(seed: int, keys: Tensor, num_timesteps: int) -> Tensor:
-    """Uniform training timesteps; (N, 2) keys -> (N,) int64 in [0, num_timesteps)."""
-    draws = uniform(seed, "timestep", keys, 1)[:, 0].double()
-    return (draws * num_timesteps).long().clamp_(max=num_timesteps - 1)
-
-
 def held_out_keys(part: slice, epoch: int = HELD_OUT_EPOCH) -> Tensor:
     """Keys of held-out samples, which belong to no epoch of the training: (N, 2) int64 for a slice of N samples."""
     numbers = torch.arange(part.start, part.stop)

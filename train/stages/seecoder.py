@@ -36,7 +36,7 @@ class SeeCoderStage(DenoisingStage):
     """Trains the decoder and the query transformer of a `SeeCoder`.
 
     Args:
-        optimizer: AdamW and its learning rate.
+        optimizer: The optimizer and its learning rate.
         base: Folder or repository of the frozen base model, in diffusers' form, or a checkpoint in one file.
         encoder: Arguments of `SeeCoder`.
         backbone_weights: Safetensors file or folder of the frozen backbone, or "timm:NAME"; None leaves it random,
@@ -239,9 +239,8 @@ class SeeCoderStage(DenoisingStage):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what `seecoder export` needs."""
         super().on_save_checkpoint(checkpoint)
-        averages = None
-        if self.ema is not None:
-            averages = {name.removeprefix("encoder."): value for name, value in self.ema.averages.items()}
+        averages = checkpoint.get("ema", {}).get("averages", {})
+        averages = {name.removeprefix("encoder."): value for name, value in averages.items()}
         checkpoint["seecoder"] = describe_encoder(self.encoder, averages, self.backbone_source, self.backbone_sha256)
 
     def export(self, folder: Path) -> dict[str, float]:

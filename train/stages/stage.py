@@ -14,9 +14,10 @@ from data.shards.plan import derive_seed
 from seecoder.export.run_folder import newest_checkpoint
 from seecoder.weights.safetensors_files import WeightsError
 from seecoder.weights.strict_loading import load_strict
+from train.optimizers import COMMON, build_optimizer
 from train.run.guards import GradientGuard, Gradients
 from train.settings import EmaSettings, GuardSettings, OptimizerSettings
-from train.stages.ema import Ema
+from train.stages.ema import Ema, OptimizerAverage
 from train.stages.learning_rate import learning_rate
 
 
@@ -24,7 +25,7 @@ class Stage(LightningModule):
     """Base of every training; a subclass says what is trained, its loss, how it is evaluated and exported.
 
     Args:
-        optimizer: AdamW and its learning rate.
+        optimizer: The optimizer and its learning rate.
         ema: Average of the trained weights, which evaluation and export use; None switches it off.
         guard: When a step is thrown away.
         seed: Seed of initial weights, noise, timesteps and dropout.
@@ -42,6 +43,9 @@ class Stage(LightningModule):
         super().__init__()
         self.optimizer_settings = optimizer
         self.ema_settings = ema
+        tried = build_optimizer(optimizer, [("weight", nn.Parameter(torch.zeros(2, 2)))])  # before anything is loaded
+        if ema is not None and hasattr(tried, "eval"):
+            raise ValueError(f"`ema`={ema} must be null with `optimizer.name`={optimizer.name}, which averages itself.")
         self.seed = seed
         self.guard = GradientGuard(guard or GuardSettings())
         self.ema: Ema | None = None
@@ -103,9 +107,13 @@ class Stage(LightningModule):
         return loss
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """AdamW over exactly the trained weights."""
-        settings = self.optimizer_settings
-        return torch.optim.AdamW([weight for _, weight in self.trained_parameters()], lr=settings.lr, fused=True)
+        """Make the optimizer over exactly the trained weights."""
+        optimizer = build_optimizer(self.optimizer_settings, self.trained_parameters())
+        if hasattr(optimizer, "eval"):
+            self.ema = OptimizerAverage(self.trained_parameters(), optimizer)
+        told = (*COMMON, *self.optimizer_settings.arguments)
+        self._told = [{name: group[name] for name in told if name in group} for group in optimizer.param_groups]
+        return optimizer
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Clip, or throw a bad step away."""
@@ -116,10 +124,10 @@ class Stage(LightningModule):
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         """Apply the settings of this step, step, average."""
-        settings = self.optimizer_settings
-        rate = learning_rate(self.global_step, self.trainer.max_steps, settings)
-        for group in optimizer.param_groups:  # every step: a loaded optimizer state carries the old run's settings
-            group.update(lr=rate, betas=settings.betas, eps=settings.eps, weight_decay=settings.weight_decay)
+        rate = learning_rate(self.global_step, self.trainer.max_steps, self.optimizer_settings)
+        for group, told in zip(optimizer.param_groups, self._told, strict=True):
+            is_tensor = isinstance(group["lr"], Tensor)  # torchao's
+            group.update(told, lr=group["lr"].fill_(rate) if is_tensor else rate)  # a loaded state has the old run's
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         if self.ema is not None:
             self.ema.update()
@@ -142,6 +150,7 @@ class Stage(LightningModule):
         state = checkpoint.get("state_dict", {})
         checkpoint["state_dict"] = {key: value for key, value in state.items() if not self._is_frozen(key)}
         checkpoint["guard"] = self.guard.state_dict()
+        checkpoint["optimizer"] = self.optimizer_settings.name
         if self.ema is not None:
             checkpoint["ema"] = self.ema.state_dict()
 
@@ -154,8 +163,11 @@ class Stage(LightningModule):
 
         Raises:
             WeightsError: A trained weight is missing from the checkpoint, or of another shape, or the checkpoint has
-                one that the module lacks.
+                one that the module lacks, or its optimizer is another one.
         """
+        begun = checkpoint.get("optimizer", "adamw")  # absent from checkpoints of earlier versions
+        if begun != (name := self.optimizer_settings.name):
+            raise WeightsError(f"`optimizer.name`={name} must be {begun}, as in the checkpoint. Or use `init_from`.")
         own = {key: tuple(value.shape) for key, value in self.state_dict().items() if not self._is_frozen(key)}
         saved = {key: tuple(value.shape) for key, value in checkpoint["state_dict"].items()}
         different = sorted(key for key in own.keys() | saved.keys() if own.get(key) != saved.get(key))

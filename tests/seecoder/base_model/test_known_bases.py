@@ -63,3 +63,18 @@ def test_a_folder_says_its_own_sizes(tmp_path: Path):
 def test_a_folder_that_does_not_exist_is_refused():
     with pytest.raises(FileNotFoundError, match="/no/such/folder"):
         base_sizes("/no/such/folder")
+
+
+@pytest.mark.parametrize(
+    ("name", "said", "expected"),
+    [
+        ("stabilityai/stable-diffusion-2-1", None, "v_prediction"),
+        ("stabilityai/stable-diffusion-2-1-base", None, "epsilon"),
+        ("stabilityai/stable-diffusion-2-1", "epsilon", "epsilon"),
+        ("stable-diffusion-v1-5/stable-diffusion-v1-5", None, "epsilon"),
+    ],
+)
+def test_the_table_knows_what_its_bases_predict(name, said, expected):
+    sizes = base_sizes(name, said)
+    assert sizes is not None
+    assert sizes.scheduler["prediction_type"] == expected

@@ -51,3 +51,12 @@ def test_errors_are_logged_by_quarter_of_the_timesteps():
     made = stage()
     made.record_levels(torch.tensor([1.0, 3.0, 8.0]), torch.tensor([0, 249, 999]))
     assert made.take_records() == {"loss_level_1": (2.0, 1), "loss_level_4": (8.0, 1)}
+
+
+def test_all_timesteps_are_equally_likely():
+    times = stage().uniform_timesteps(keys(*range(4000)))
+    assert times.dtype == torch.int64
+    assert 0 <= int(times.min()) <= int(times.max()) <= 999
+    counts = torch.bincount(times // 100, minlength=10)
+    assert int(counts.min()) > 330
+    assert int(counts.max()) < 470

@@ -152,10 +152,10 @@ def test_context_gradient_equals_finite_differences(stage):
 
 def unet_loss(trained, mean, std, keys, tokens):
     """The stage's loss without its rounding of outputs to float32."""
-    from train.stages.noise import normal, timesteps
+    from train.stages.noise import normal
 
     noise = normal(0, "noise", keys, mean.shape[1:]).double()
-    times = timesteps(0, keys, 1000)
+    times = trained.uniform_timesteps(keys)
     noisy = trained.schedule.add_noise(mean, noise, times).double()
     return (trained.unet(noisy, times, encoder_hidden_states=tokens).sample - noise).square().mean()
 
