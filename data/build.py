@@ -30,6 +30,7 @@ from data.shards.img2dataset import NEW, make_manifest, take_stock
 from data.shards.manifest import MANIFEST, read_manifest
 from data.shards.reading.skips import check_passed
 from data.shards.reading.square_image import SquareImage
+from data.shards.sizes import add_sizes
 from seecoder.checks import require, whole
 from seecoder.weights.digests import file_sha256
 
@@ -87,7 +88,7 @@ def _parser() -> ArgumentParser:
     commands.add_subcommand("folder", folder, help="All pictures below a folder.")
     commands.add_subcommand("list", listed, help="The pictures that a text file names, one path a line.")
     commands.add_subcommand("world", world, help="Scenes of the project's procedural world.")
-    commands.add_subcommand("index", index, help=f"Write the {MANIFEST} of shards that others made.")
+    commands.add_subcommand("index", index, help=f"Write the {MANIFEST} of others' shards, or add sizes to one.")
     commands.add_subcommand("verify", verify, help=f"Compare size and sha256 of all shards with the {MANIFEST}.")
     return parser
 
@@ -169,6 +170,10 @@ def _build(options: Namespace, out: Path, source: Source, what: str, shard_bytes
 
 def _index(options: Namespace) -> None:
     print(f"reading every tar file in {options.folder} once; writing {MANIFEST} and an index beside each", flush=True)
+    path = options.folder / MANIFEST
+    if path.exists() and any(shard.sizes is None for shard in read_manifest(options.folder).shards):
+        print(f"sizes added: {_totals(add_sizes(options.folder))}")
+        return
     manifest, passed = make_manifest(options.folder, options.max_bad_rate)
     print(f"{'written, without what was passed over' if passed else 'done'}: {manifest_totals(manifest)}")
 

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from data.shards.index import NO_PICTURE, SHORT, ShardIndex, read_headers, write_index
 from data.shards.manifest import IMAGE_MEMBERS, MANIFEST, SHARD_NAME, Manifest, Shard, read_manifest, write_manifest
 from data.shards.reading.skips import Skip, check_passed
+from data.shards.sizes import measure_pictures
 from seecoder.weights.digests import file_sha256
 
 NEW = "shard that is not in the manifest (`python -m data.build index` takes it in)"
@@ -140,7 +141,7 @@ def make_manifest(folder: Path, ceiling: float = 0.01) -> tuple[Manifest, list[S
     for name in tqdm(new, desc="indexing", unit="shard"):
         path, index, sha256 = folder / name, read_headers(folder / name), file_sha256(folder / name)
         write_index(path, index, sha256)
-        shards.append(Shard(name, len(index.samples), path.stat().st_size, sha256))
+        shards.append(Shard(name, len(index.samples), path.stat().st_size, sha256, measure_pictures(path, index)))
     manifest = Manifest(tuple(shards), settings={"kind": "index"})
     write_manifest(folder, manifest)
     return manifest, passed

@@ -31,12 +31,14 @@ class Shard:
         samples: Samples in it.
         bytes: Size of the file; None where nobody measured it.
         sha256: Hex digest of the file; None where nobody computed it.
+        sizes: Heights and widths of its pictures, packed by `sizes.measure_pictures`; None where nobody measured them.
     """
 
     name: str
     samples: int
     bytes: int | None = None
     sha256: str | None = None
+    sizes: str | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not SHARD_NAME.fullmatch(self.name):

@@ -7,21 +7,24 @@ a run.
 
 Within an epoch the shards are permuted, cut into blocks of `window` shards, and the samples of a block are permuted
 together. A reader therefore has at most `window` shards open at a time, and mixes samples over all of them.
+
+With buckets a batch holds samples of one. Those of a bucket follow each other as in the order above, and a group of
+consecutive ones belongs together. The groups that a block completes come in an order of their own; what is left over
+waits for the next block, and at the end of an epoch for the next epoch. So every (epoch, sample) comes exactly once,
+none is dropped, repeated or padded, and fewer than a group of each bucket wait at any time.
 """
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from seecoder.checks import check, require, some_of, whole
 
-_CACHED_EPOCHS = 2  # a batch may straddle two
-_CACHED_ORDERS = 6  # of their shards, and of four blocks
+_CACHED = 16  # epochs and blocks whose orders stay in memory; a batch may straddle two, and some samples waited
 _NEAR_ATTEMPTS = 8  # substitutes from the same block, whose shards are open, before looking anywhere
 
 
@@ -32,7 +35,6 @@ def derive_seed(*parts: int | str) -> int:
     return int.from_bytes(digest, "little") >> 1
 
 
-@lru_cache(_CACHED_ORDERS)
 def permutation(count: int, *parts: int | str) -> NDArray[np.int64]:
     """Permute `range(count)` as a pure function of `parts`.
 
@@ -59,12 +61,6 @@ class Place(NamedTuple):
     sample_id: int
 
 
-@dataclass(frozen=True)
-class _Epoch:
-    shards: NDArray[np.int64]  # permuted shard numbers
-    starts: NDArray[np.int64]  # (shards + 1,) where each begins in the epoch
-
-
 class Plan:
     """Order of the samples of a set of shards.
 
@@ -73,86 +69,130 @@ class Plan:
         seed: Seed of the order.
         window: Shards whose samples are mixed with each other.
         shuffle: False keeps the manifest's order in every epoch (evaluation).
+        buckets: (samples of all shards,) the bucket of each, from 0; None: all are alike.
+        group: Consecutive samples of one bucket: position p belongs to group p // `group`.
 
     Raises:
-        ValueError: There are no samples, a count is negative, or `window` is below 1.
+        ValueError: There are no samples, a count is negative, or `window` or `group` is below 1.
     """
 
-    def __init__(self, samples: Sequence[int], *, seed: int = 0, window: int = 8, shuffle: bool = True) -> None:
-        self.seed, self.window, self.shuffle = seed, window, shuffle
-        check(self, window=whole(1))
+    def __init__(
+        self,
+        samples: Sequence[int],
+        *,
+        seed: int = 0,
+        window: int = 8,
+        shuffle: bool = True,
+        buckets: NDArray[np.int64] | None = None,
+        group: int = 1,
+    ) -> None:
+        self.seed, self.window, self.shuffle, self.buckets, self.group = seed, window, shuffle, buckets, group
+        check(self, window=whole(1), group=whole(1))
         require("samples", list(samples), some_of(whole(0), "a list of counts from 0 up"))
         self.counts = np.asarray(samples, dtype=np.int64)
         self.samples = int(self.counts.sum())
         if self.samples == 0:
             raise ValueError(f"The {len(samples)} shards hold no samples at all.")
         self.offsets = np.concatenate([[0], np.cumsum(self.counts)])  # sample_id of each shard's first sample
-        self._epochs: dict[int, _Epoch] = {}
+        self.of_shards = self.counts[:, None]  # samples of each bucket
+        if buckets is not None:
+            kinds, shards = int(buckets.max()) + 1, np.repeat(np.arange(len(self.counts)), self.counts)
+            cells = np.bincount(shards * kinds + buckets, minlength=len(self.counts) * kinds)
+            self.of_shards = cells.reshape(-1, kinds)
+        self.totals = self.of_shards.sum(0)
 
     def __len__(self) -> int:
         """Return the samples of one epoch."""
         return self.samples
 
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_epochs": {}}  # workers rebuild these in milliseconds
-
     def place(self, position: int) -> Place:
         """Look up a position of the endless sequence.
 
         Args:
-            position: Non-negative; epoch `e` begins at `e * len(plan)`.
+            position: Non-negative; epoch `e` begins at `e * len(plan)`, later by what waits for its group to be full.
         """
-        epoch, local = divmod(position, self.samples)
-        order = self._epoch(epoch)
-        slot = int(np.searchsorted(order.starts, local, side="right")) - 1
-        if self.shuffle:
-            block = slot // self.window
-            first, stop = self._borders(order, block)
-            local = first + int(permutation(stop - first, self.seed, "samples", epoch, block)[local - first])
-            slot = int(np.searchsorted(order.starts, local, side="right")) - 1
-        shard, number = int(order.shards[slot]), local - int(order.starts[slot])
-        return Place(epoch, shard, number, int(self.offsets[shard]) + number)
+        return self._place(*self._find(position))
 
     def substitute(self, position: int, attempt: int) -> Place:
         """Choose who takes the place of an unreadable sample, as a pure function of (seed, position, attempt).
 
-        Batches keep their size that way on every rank without the ranks having to agree. The first attempts stay in
-        the block, whose shards are open anyway; later ones look in the whole epoch, because whole shards may be gone.
+        Batches keep their size that way on every rank without the ranks having to agree, and their bucket. The first
+        attempts stay in the block, whose shards are open anyway; later ones look in the whole epoch, because whole
+        shards may be gone.
 
         Args:
             position: Position of the unreadable sample.
             attempt: 0 for the first substitute, and so on.
         """
-        epoch, local = divmod(position, self.samples)
-        first, stop = 0, self.samples
-        if attempt < _NEAR_ATTEMPTS:
-            order = self._epoch(epoch)
-            first, stop = self._borders(order, (int(np.searchsorted(order.starts, local, "right")) - 1) // self.window)
+        bucket, number = self._find(position)
+        before, block = self._locate(bucket, number)
+        first, stop = before[[block, block + 1] if attempt < _NEAR_ATTEMPTS else [0, -1]].tolist()
         draw = derive_seed(self.seed, "substitute", position, attempt)
-        return self.place(epoch * self.samples + first + draw % (stop - first))
+        return self._place(bucket, first + draw % (stop - first))
 
     def shards_of_block(self, position: int, ahead: int = 0) -> list[int]:
         """Name the shards that are read together around a position, or `ahead` blocks later (for fetching in time)."""
         epoch, local = divmod(position, self.samples)
-        order = self._epoch(epoch)
-        block = (int(np.searchsorted(order.starts, local, side="right")) - 1) // self.window + ahead
-        blocks = -(-len(self.counts) // self.window)
-        if block >= blocks:
-            order, block = self._epoch(epoch + block // blocks), block % blocks
-        return order.shards[block * self.window : (block + 1) * self.window].tolist()
+        starts = _counts_before(self, epoch).sum(1) - epoch * self.samples
+        block = int(np.searchsorted(starts, local, side="right")) - 1
+        further, block = divmod(block + ahead, len(starts) - 1)
+        return _shards(self, epoch + further)[block * self.window : (block + 1) * self.window].tolist()
 
-    def _epoch(self, epoch: int) -> _Epoch:
-        if epoch not in self._epochs:
-            shards = np.arange(len(self.counts))
-            if self.shuffle:
-                shards = permutation(len(self.counts), self.seed, "shards", epoch)
-            starts = np.concatenate([[0], np.cumsum(self.counts[shards])])
-            while len(self._epochs) >= _CACHED_EPOCHS:
-                del self._epochs[next(iter(self._epochs))]
-            self._epochs[epoch] = _Epoch(shards, starts)
-        return self._epochs[epoch]
+    def _find(self, position: int) -> tuple[int, int]:
+        """Bucket at a position, and the number of the sample in the bucket's own endless sequence."""
+        if self.buckets is None:
+            return 0, position
+        group, within = divmod(position, self.group)
+        epoch = group * self.group // self.samples  # or a later one: what waits is late
+        while int((self.totals * (epoch + 1) // self.group).sum()) <= group:
+            epoch += 1
+        full = (_counts_before(self, epoch) // self.group).sum(1)
+        block = int(np.searchsorted(full, group, side="right")) - 1
+        bucket, number = _groups(self, epoch, block)[group - full[block]].tolist()
+        return bucket, number * self.group + within
 
-    def _borders(self, order: _Epoch, block: int) -> tuple[int, int]:
-        """Where a block begins and ends in its epoch."""
-        stop = min((block + 1) * self.window, len(self.counts))
-        return int(order.starts[block * self.window]), int(order.starts[stop])
+    def _locate(self, bucket: int, number: int) -> tuple[NDArray[np.int64], int]:
+        """Where the blocks of a number's epoch begin in its bucket's endless sequence, and which block it is in."""
+        before = _counts_before(self, number // int(self.totals[bucket]))[:, bucket]
+        return before, int(np.searchsorted(before, number, side="right")) - 1
+
+    def _place(self, bucket: int, number: int) -> Place:
+        """Say where the sample with a number in its bucket's endless sequence lies."""
+        epoch, (before, block) = number // int(self.totals[bucket]), self._locate(bucket, number)
+        ids = _block_ids(self, epoch, block)
+        ids = ids if self.buckets is None else ids[self.buckets[ids] == bucket]
+        sample_id = int(ids[number - before[block]])
+        shard = int(np.searchsorted(self.offsets, sample_id, side="right")) - 1
+        return Place(epoch, shard, sample_id - int(self.offsets[shard]), sample_id)
+
+
+@lru_cache(_CACHED)
+def _shards(plan: Plan, epoch: int) -> NDArray[np.int64]:
+    """Shards of an epoch in their order."""
+    count = len(plan.counts)
+    return permutation(count, plan.seed, "shards", epoch) if plan.shuffle else np.arange(count)
+
+
+@lru_cache(_CACHED)
+def _counts_before(plan: Plan, epoch: int) -> NDArray[np.int64]:
+    """Samples of each bucket before each block of an epoch, and before the next epoch: (blocks + 1, buckets)."""
+    shards = _shards(plan, epoch)
+    counts = np.concatenate([np.zeros((1, len(plan.totals)), np.int64), plan.of_shards[shards].cumsum(0)])
+    return epoch * plan.totals + counts[[*range(0, len(shards), plan.window), len(shards)]]
+
+
+@lru_cache(_CACHED)
+def _block_ids(plan: Plan, epoch: int, block: int) -> NDArray[np.int64]:
+    """Numbers of a block's samples, in their order."""
+    shards = _shards(plan, epoch)[block * plan.window : (block + 1) * plan.window]
+    ids = np.concatenate([np.arange(plan.offsets[shard], plan.offsets[shard + 1]) for shard in shards])
+    return ids[permutation(len(ids), plan.seed, "samples", epoch, block)] if plan.shuffle else ids
+
+
+@lru_cache(_CACHED)
+def _groups(plan: Plan, epoch: int, block: int) -> NDArray[np.int64]:
+    """Groups that a block completes, in their order: (groups, 2), bucket and which group of the bucket it is."""
+    before, after = _counts_before(plan, epoch)[block : block + 2] // plan.group
+    buckets = np.repeat(np.arange(len(before)), after - before)
+    numbers = np.concatenate([np.arange(*ends) for ends in zip(before, after, strict=True)])
+    return np.stack([buckets, numbers], 1)[permutation(len(buckets), plan.seed, "groups", epoch, block)]

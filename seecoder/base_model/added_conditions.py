@@ -26,8 +26,12 @@ def added_conditions(pooled: Tensor, original_size: Size, corner: Size, target_s
         `added_cond_kwargs` with `text_embeds` (N, P) and `time_ids` (N, 6). The ids are float32 whatever the vector's
         dtype: bfloat16 would round them.
     """
-    numbers = [*original_size, *corner, *target_size]
-    time_ids = torch.tensor(numbers, device=pooled.device, dtype=torch.float32).expand(len(pooled), -1)
+    return size_conditions(pooled, torch.tensor([*original_size, *corner, *target_size]))
+
+
+def size_conditions(pooled: Tensor, time_ids: Tensor) -> dict[str, Any]:
+    """As `added_conditions`, with the six numbers of each picture, (N, 6), or of all, (6,)."""
+    time_ids = time_ids.to(pooled.device, torch.float32).expand(len(pooled), -1)
     return {"added_cond_kwargs": {"text_embeds": pooled, "time_ids": time_ids}}
 
 

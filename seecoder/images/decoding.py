@@ -74,7 +74,8 @@ def rasterise(image: Image.Image) -> np.ndarray:
     if image.mode in ("La", "RGBa"):  # premultiplied
         image = image.convert(image.mode.upper())
     if image.mode not in ("1", "L", "P", "RGB", "LA", "PA", "RGBA") or not image.has_transparency_data:
-        return np.atleast_3d(np.asarray(_to_srgb(image, icc)))
+        # Plane by plane, which Pillow does faster than NumPy could sort the channels later.
+        return np.moveaxis(np.stack([np.asarray(band) for band in _to_srgb(image, icc).split()]), 0, 2)
     grey = image.mode in ("1", "L", "LA")
     image = image.convert("RGBA")
     colour = image.getchannel("R") if grey else image  # a grey picture stays grey: its profile is for grey

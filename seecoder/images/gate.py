@@ -81,6 +81,19 @@ def load_image(
     return _to_tensor(read_pixels(source, max_pixels), background)
 
 
+def load_levels(source: Source, *, max_pixels: int = MAX_PIXELS) -> torch.Tensor:
+    """Load one picture as `load_image` does, but leave 8 bits 8 bits.
+
+    Returns:
+        (3, H, W) on the CPU: uint8, where the picture has 8 bits a channel and nothing shows through it; float32 in
+        [0, 1] otherwise.
+    """
+    values = read_pixels(source, max_pixels)
+    if values.dtype != np.uint8 or values.shape[2] in (2, 4):
+        return _to_tensor(values, (255, 255, 255))
+    return torch.from_numpy(np.require(np.moveaxis(values, 2, 0), requirements="W")).expand(3, -1, -1)
+
+
 def read_pixels(source: Source, max_pixels: int) -> np.ndarray:
     """Read one picture as it is, with its transparency.
 

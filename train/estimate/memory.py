@@ -61,7 +61,8 @@ def count_run(
     everything is not enough, everything recomputes. Arguments are those of `CountedRun`.
     """
     cached = {model: one.used for model, one in find_caches(options, source, shards).items()}
-    size, mixed = source.get("image_size", 512), run.precision != "32-true"
+    sides = [source.get("image_size", 512), *(source.get("buckets") or {}).get("resolutions", ())]
+    size, mixed = max(sides), run.precision != "32-true"
     given = options.get("gradient_checkpointing") or ()
     kept = state_bytes(OptimizerSettings(**options.get("optimizer") or {}))
     candidates = [*_FEWEST_FIRST] if given == "auto" else [tuple(given)]

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from data.shards.buckets import Buckets
 from data.shards.caching.cache_source import CacheSource, check_cache
 from data.shards.caching.maps import MapsSource
 from data.shards.caching.moments import MomentsSource
@@ -48,6 +49,8 @@ def find_caches(options: Mapping[str, Any], source: Mapping[str, Any], shards: S
         aside = "" if source.get(f"cached_{kind.kind}", False) else f"`cached_{kind.kind}` is false"
         if kind is MapsSource and options.get("encoder_size") is not None:
             aside = aside or "`encoder_size` is set"
+        if kind is MapsSource and source.get("reference"):
+            aside = aside or "the encoder sees the reference"
         found[kind.model] = Cached(_fraction(shards, kind), aside)
     return found
 
@@ -72,7 +75,8 @@ def check_caches(options: Mapping[str, Any], source: Mapping[str, Any], shards: 
         WeightsError: A cache is of another size, dtype or crop, or lacks mirrored pictures.
     """
     found = find_caches(options, source, shards)
-    picture = SquareImage(source["image_size"], crop=source["crop"], flip=source["flip"])
+    buckets = Buckets(**source["buckets"]) if source.get("buckets") else None
+    picture = SquareImage(source["image_size"], crop=source["crop"], flip=source["flip"], buckets=buckets)
     # Of the run's own source all is known but the model: it is taken to be the one that made the cache.
     for kind, dtype in ((MomentsSource, "vae_dtype"), (MapsSource, "frozen_dtype")):
         for row in shards.shards if found[kind.model].used else ():

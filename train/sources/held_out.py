@@ -6,13 +6,14 @@ from pathlib import Path
 from data.shards.https.addresses import folder_address, redacted
 from data.shards.manifest import MANIFEST
 from data.shards.shard_set import ShardSet, open_shards
+from train.sources.data_sets import Places, data_sets
 
 HELD_OUT_SEED = 1_000_003  # added to the seed: held-out scenes come from another stream
 
 
-def listed(places: str | list[str] | None) -> list[str]:
+def listed(places: Places | None) -> list[str]:
     """Folders or URLs as a list, as a configuration gives one, several or none."""
-    return [] if places is None else list(places) if isinstance(places, list) else [places]
+    return [one.shards for one in data_sets(places)]
 
 
 def check_apart(training: Sequence[str], held_out: Sequence[str]) -> None:

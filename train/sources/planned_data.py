@@ -4,12 +4,17 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from data.shards.buckets import Buckets, describe_waste
 from data.shards.https.addresses import redacted
 from data.shards.reading.shard_loader import check_readers
 from data.shards.reading.skips import check_passed
-from data.shards.shard_set import ShardSet, open_shards
+from data.shards.shard_set import ShardSet
+from data.shards.sizes import picture_sizes
 from train.settings import RunSettings
 from train.sources.caches import find_caches
+from train.sources.data_sets import data_sets, make_order, open_sets
 from train.sources.folder import planned_shards
 from train.sources.held_out import check_apart, listed
 
@@ -18,10 +23,10 @@ def open_if_there(source: Mapping[str, Any]) -> ShardSet | None:
     """Open a run's shards; None where they lie on a server or are not built yet."""
     if source.get("folder") is not None:
         return planned_shards(source)
-    given: list[str | Path] = [*listed(source.get("shards"))]
-    if not given or not all(Path(place).exists() for place in given):
+    given = data_sets(source.get("shards"))
+    if not given or not all(Path(one.shards).exists() for one in given):
         return None
-    return open_shards(given)
+    return open_sets(given)[0]
 
 
 def held_out_lines(class_path: str, source: Mapping[str, Any]) -> Iterator[str]:
@@ -53,7 +58,7 @@ def data_lines(
     shards: ShardSet | None,
     samples_a_step: int,
 ) -> Iterator[str]:
-    """One line on samples, epochs, shards for each reader, and what is cached.
+    """Lines on samples, epochs, shards for each reader, what is cached, and what buckets cost.
 
     Args:
         run: Settings of the run.
@@ -82,8 +87,10 @@ def data_lines(
     counts = shards.counts
     check_passed(shards.passed, sum(counts), source.get("ceiling", 0.01))
     check_readers(len(counts), processes, workers)
-    window = source.get("window", 8)
-    cached = ""
+    is_built = source.get("folder") is None or shards.shards[0].shard.sizes is not None
+    buckets = Buckets(**source["buckets"]) if source.get("buckets") and is_built else None
+    window, cached = source.get("window", 8), ""
+    make_order(shards, buckets, source["batch_size"], seed=0, window=window)  # refuses what `fit` would refuse
     if options is not None:
         caches = find_caches(options, source, shards)
         latents, maps = caches["autoencoder"], caches["backbone"]
@@ -92,3 +99,6 @@ def data_lines(
         f"data     {sum(counts):,} samples in {len(counts):,} shards: {len(counts) / readers:.1f} for each of {who}, "
         f"{min(window, len(counts))} open at a time; {run.max_steps * samples_a_step / sum(counts):.2f} epochs{cached}"
     )
+    if buckets is not None:
+        sizes = np.concatenate([picture_sizes(row.shard) for row in shards.shards])
+        yield f"buckets  {describe_waste(sizes, buckets.choose(sizes), buckets.group)}"

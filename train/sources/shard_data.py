@@ -1,13 +1,15 @@
 """Training pictures from webdataset shards, in the order that the optimizer step alone decides."""
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from data.shards.buckets import Buckets
 from data.shards.caching.cache_source import CacheSource, WithCaches, check_cache
 from data.shards.caching.maps import MapsSource
 from data.shards.https.addresses import redacted
@@ -18,11 +20,13 @@ from data.shards.reading.skips import check_passed
 from data.shards.reading.square_image import SquareImage
 from data.shards.shard_set import ShardSet, open_shards
 from seecoder.checks import number, require, whole
+from train.sources.data_sets import Places, data_sets, make_order, open_sets
 from train.sources.folder import build_folder
 from train.sources.held_out import HELD_OUT_SEED, check_apart, check_scenes, listed
 from train.sources.stage_data import StageData
 
 _READING = {"num_workers": whole(0), "window": whole(1), "ceiling": number(0.0, 1.0), "held_out": whole(0)}
+_COLUMNS = ("pixels", "frames", "size_ids", "mask")
 
 
 class ShardPictures(StageData):
@@ -31,11 +35,13 @@ class ShardPictures(StageData):
     A batch is a dict: `pixels` (N, 3, S, S) uint8 and `keys` (N, 2) epoch and sample number. Where shards hold latent
     moments, also `latent_mean` and `latent_std` (N, C, h, w) float16 and, unless all samples have them, `cached`: a
     list of N that says which. Where shards hold backbone maps, also `map_0`, `map_1`, ... (N, C, h, w) float16 and, on
-    the same terms, `maps_cached`. Cached and raw shards are taken alike and may be mixed.
+    the same terms, `maps_cached`. Cached and raw shards are taken alike and may be mixed. With buckets, a
+    reference or a mask also `size_ids`, `frames` and `mask`, see `SquareImage`.
 
     Args:
         batch_size: Samples of one micro-batch of one process.
-        shards: Folders or addresses (https, s3, gs, hf) of shards.
+        shards: Folders or addresses (https, s3, gs, hf) of shards; an entry of a list may be a `DataSet` with settings of
+            its own.
         image_size: Height and width in pixels.
         crop: "center", or "random": a place of its own for each (seed, epoch, sample).
         flip: Mirror half of the samples.
@@ -50,6 +56,10 @@ class ShardPictures(StageData):
         held_out_shards: Shards for evaluation, of samples that are not in `shards`; their first ones are used.
         held_out: How many held-out samples.
         held_out_world: Evaluate on scenes of the world, drawn afresh, in place of shards.
+        buckets: Shapes for pictures of other proportions than squares; the encoder sees all of each picture. Held-out
+            samples stay squares.
+        reference: Name of the member that the encoder sees in place of the picture (`000.reference.jpg`): pairs.
+        mask: Name of the member that is white where the loss counts (`000.mask.png`).
         seed: Seed of the order, crops and flips.
         image_member: Kind of member that is the picture, such as "jpg"; by default the first of png, jpg, jpeg, webp.
     """
@@ -57,7 +67,7 @@ class ShardPictures(StageData):
     def __init__(
         self,
         batch_size: int,
-        shards: str | list[str],
+        shards: Places,
         image_size: int = 512,
         crop: Literal["center", "random"] = "center",
         flip: bool = False,
@@ -71,6 +81,9 @@ class ShardPictures(StageData):
         held_out_shards: str | list[str] | None = None,
         held_out: int = 64,
         held_out_world: bool = False,
+        buckets: Buckets | None = None,
+        reference: str | None = None,
+        mask: str | None = None,
         seed: int = 0,
         image_member: str | None = None,
     ) -> None:
@@ -80,13 +93,14 @@ class ShardPictures(StageData):
         if folder is not None:
             places = {"folder": folder, "shards": shards, "held_out_shards": held_out_shards}
             build_folder(reading | places | {"image_size": image_size})
-        self.places = listed(shards)
+        self.sets, self.places = data_sets(shards), listed(shards)
         self.images = IMAGE_MEMBERS if image_member is None else (image_member.lower(),)
         if cache is None:  # a missing folder, or one with too many losses, is refused before anything is loaded
             for places in filter(None, (self.places, listed(held_out_shards))):
                 found = open_shards([*places], images=self.images)
                 check_passed(found.passed, sum(found.counts), ceiling)
-        self.transform = SquareImage(image_size, crop=crop, flip=flip, seed=seed)
+        members = {"reference": reference, "mask": mask}
+        self.transform = SquareImage(image_size, crop=crop, flip=flip, seed=seed, buckets=buckets, **members)
         self.num_workers, self.window, self.ceiling, self.cache = num_workers, window, ceiling, cache
         self.cached_moments, self.cached_maps = cached_moments, cached_maps
         self.held_out_places = held_out_shards
@@ -109,17 +123,16 @@ class ShardPictures(StageData):
             self.held_out_pixels = self._read_held_out(self.held_out_places)
 
     def _read_held_out(self, places: str | list[str]) -> Tensor:
-        transform = SquareImage(self.transform.size)
+        fetcher = None if self.cache is None else Fetcher(Path(self.cache))
         loader = ShardLoader(
-            [*listed(places)],
-            transform,
+            open_shards([*listed(places)], fetcher, self.images),
+            SquareImage(self.transform.size),
             min(self.num_held_out, 16),
             rank=0,
             world_size=1,
             shuffle=False,
             endless=False,
-            cache=self.cache,
-            images=self.images,
+            cache=fetcher,
         )
         pixels = []
         for batch in loader:
@@ -136,45 +149,51 @@ class ShardPictures(StageData):
             ValueError: The order of the samples is not the checkpoint's.
         """
         where = self.position()
-        shards = open_shards([*self.places], None if self.cache is None else Fetcher(Path(self.cache)))
-        sources = self._cache_sources(shards)
+        fetcher = None if self.cache is None else Fetcher(Path(self.cache))
+        shards, first = open_sets(self.sets, fetcher, self.images)
+        images = [replace(self.transform, **one.own) for one in self.sets]
+        sources = self._cache_sources(shards, images)
+        plan = make_order(shards, self.transform.buckets, self.batch_size, self.seed, self.window)
         folder = Path(self.trainer.default_root_dir) if self.trainer is not None else Path()
         loader = ShardLoader(
-            list(self.places),
-            WithCaches(self.transform, sources),
+            shards,
+            WithCaches(images[0], sources, tuple(zip(first, images, strict=True))),
             self.batch_size,
             rank=where.rank,
             world_size=where.world_size,
-            seed=self.seed,
             accumulate=where.accumulate,
             batches=max(1, where.batches),
             num_workers=self.num_workers,
-            window=self.window,
             ceiling=self.ceiling,
             report=folder / "unreadable_samples.txt",
-            cache=self.cache,
-            images=self.images,
+            cache=fetcher,
+            plan=plan,
             pin_memory=torch.cuda.is_available(),
         )
         counts = hashlib.sha256(repr([(row.shard.name, row.shard.samples) for row in shards.shards]).encode())
-        order = {"samples": sum(shards.counts), "shards": len(shards.shards), "window": self.window}
+        epoch = -(-len(plan) // plan.group) * plan.group  # one may begin where a group begins
+        order = {"samples": epoch, "shards": len(shards.shards), "window": self.window}
+        order |= {} if self.transform.buckets is None else {"buckets": repr(self.transform.buckets)}
         where = self.position(**order, names=counts.hexdigest()[:12], contents=shards.fingerprint[:12])
         loader.seek(where.samples_before(self.batch_size))
         return _KeyedBatches(loader, sources)
 
-    def _cache_sources(self, shards: ShardSet) -> tuple[CacheSource, ...]:
+    def _cache_sources(self, shards: ShardSet, images: Sequence[SquareImage]) -> tuple[CacheSource, ...]:
         """What caches must be of, for those that the stage takes in place of computing it."""
         stage: Any = None if self.trainer is None else self.trainer.lightning_module
         found = []
         if self.cached_moments and hasattr(stage, "moments_source"):
-            found.append(stage.moments_source(self.transform.size))
-        if self.cached_maps and hasattr(stage, "maps_source"):  # it takes time to say what maps must be of
+            source = stage.moments_source(self.transform.size)
+            found.append(replace(source, crop=replace(self.transform, crop="center").cut_name))
+        # It takes time to say what maps must be of.
+        if self.cached_maps and self.transform.reference is None and hasattr(stage, "maps_source"):
             has_maps = any(MapsSource.kind in row.settings for row in shards.shards)
             found.append(stage.maps_source(self.transform.size) if has_maps else None)
         sources = [source for source in found if source is not None]
         for source in sources:
-            check_cache(shards, self.transform, source)
-        return tuple(source for source in sources if self.transform.crop == source.crop)
+            for image in images:
+                check_cache(shards, image, source)
+        return tuple(source for source in sources if all(image.cut_name == source.crop for image in images))
 
 
 def check_reading(values: Mapping[str, Any]) -> None:
@@ -203,7 +222,8 @@ class _KeyedBatches:
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         for batch in self.loader:
-            columns = {"pixels": batch["pixels"], "keys": torch.stack([batch["epoch"], batch["sample_id"]], dim=1)}
+            columns = {name: batch[name] for name in _COLUMNS if name in batch}
+            columns["keys"] = torch.stack([batch["epoch"], batch["sample_id"]], dim=1)
             for source in self.sources:
                 has = batch[source.flag]
                 if any(has):  # columns that at least one sample has; with the flag unless all have them

@@ -32,6 +32,7 @@ class DenoisingStage(Stage):
         keys: Tensor,
         times: Tensor,
         predict: Callable[[Tensor, Tensor], Tensor],
+        weights: Tensor | None = None,
     ) -> Tensor:
         """Mean square error of each sample's prediction. The noise depends on the keys alone.
 
@@ -40,6 +41,7 @@ class DenoisingStage(Stage):
             keys: (N, 2) int64 epoch and sample number.
             times: (N,) int64 timesteps on the CPU.
             predict: The UNet with its conditions: noisy latents in float32 and timesteps on their device -> output.
+            weights: What each place of the latent counts, (N, 1, h, w); None: all the same.
 
         Returns:
             (N,) float32.
@@ -51,7 +53,10 @@ class DenoisingStage(Stage):
         times = times.to(device)
         noisy = self.schedule.add_noise(latents, noise, times).contiguous(memory_format=torch.channels_last)
         output = predict(noisy, times).float()
-        return (output - self.schedule.target(latents, noise, times)).square().flatten(1).mean(1)
+        errors = (output - self.schedule.target(latents, noise, times)).square()
+        if weights is None:
+            return errors.flatten(1).mean(1)
+        return (errors * weights).sum((1, 2, 3)) / weights.expand_as(errors).sum((1, 2, 3))
 
     def record_levels(self, errors: Tensor, times: Tensor) -> None:
         """Log the mean error of each range of timesteps, as `loss_level_1` (little noise), `loss_level_2`, ..."""

@@ -16,10 +16,11 @@ from torch.nn.functional import interpolate
 
 from data.shards.caching.maps import MapsSource, map_column
 from data.shards.caching.moments import MEAN, STD, MomentsSource, encode_moments
-from seecoder.base_model.added_conditions import added_conditions
+from seecoder.base_model.added_conditions import size_conditions
 from seecoder.base_model.fit import check_parts, check_picture_size
 from seecoder.base_model.loading import load_config, load_frozen
-from seecoder.checks import choice, optional, require
+from seecoder.checks import choice, number, optional, require
+from seecoder.encoder.input_checks import MIN_SIDE
 from seecoder.weights.atomic import atomic_directory
 from seecoder.weights.digests import tensors_sha256
 from train.settings import BELOW_ONE, OptimizerSettings
@@ -61,7 +62,8 @@ class SeeCoderStage(DenoisingStage):
             the device's memory allows, which `python -m train` finds out before it makes the stage.
         compiled: Parts that `torch.compile` makes faster after some minutes of work at the first step; for pictures of
             one size.
-        encoder_size: Height and width at which the encoder sees the pictures; None: the size of the latents' pictures.
+        encoder_size: Side of the square whose area the encoder sees pictures at; None: the size of the latents'.
+        loss_outside_mask: What the loss counts where a sample's mask is black; where it is white it counts 1.
         preview: What the preview sheets show; None for none.
         export_encoder: Write the whole encoder as a folder with every checkpoint. `seecoder export` does it later from
             a checkpoint.
@@ -88,6 +90,7 @@ class SeeCoderStage(DenoisingStage):
         gradient_checkpointing: tuple[Literal["encoder", "unet"], ...] | Literal["auto"] = (),
         compiled: tuple[Literal["decoder", "unet"], ...] = (),
         encoder_size: int | None = None,
+        loss_outside_mask: float = 0.0,
         preview: Preview | None = None,
         export_encoder: bool = True,
         **options: Any,
@@ -98,6 +101,7 @@ class SeeCoderStage(DenoisingStage):
         require("prediction_type", prediction_type, optional(choice(*PREDICTIONS)))
         require("min_snr_gamma", min_snr_gamma, MIN_SNR_GAMMA)
         require("encoder_size", encoder_size, ENCODER_SIZE)
+        require("loss_outside_mask", loss_outside_mask, number(0.0, 1.0))
         if gradient_checkpointing == "auto":
             raise ValueError(
                 "`gradient_checkpointing`='auto' must be names of parts here: only `python -m train fit` chooses them. "
@@ -121,7 +125,7 @@ class SeeCoderStage(DenoisingStage):
             {"decoder": self.encoder.decoder, "unet": self.unet}[name].compile(dynamic=False)
         self.base_source, self.encoder_size = base, encoder_size
         self.context_dropout, self.min_snr_gamma = context_dropout, min_snr_gamma
-        self.timestep_sampling = timestep_sampling
+        self.timestep_sampling, self.loss_outside_mask = timestep_sampling, loss_outside_mask
         self.preview, self.export_encoder = preview, export_encoder
 
     def _freeze(self, frozen_dtype: str, gradient_checkpointing: tuple[str, ...]) -> None:
@@ -157,9 +161,11 @@ class SeeCoderStage(DenoisingStage):
 
     def encode(self, batch: dict[str, Any], keys: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Context and pooled vector of a batch; with keys, positions get their samples' own jitter."""
-        pixels = batch["pixels"].float() / 255
-        if self.encoder_size is not None:
-            pixels = interpolate(pixels, size=(self.encoder_size, self.encoder_size), mode="bilinear", antialias=True)
+        pixels = batch.get("frames", batch["pixels"]).float() / 255  # a picture's whole, or its reference
+        if self.encoder_size is not None:  # as many pixels for all proportions
+            ratio = (pixels.shape[-2] / pixels.shape[-1]) ** 0.5
+            size = max(MIN_SIDE, round(self.encoder_size * ratio)), max(MIN_SIDE, round(self.encoder_size / ratio))
+            pixels = interpolate(pixels, size=size, mode="bilinear", antialias=True)
         jitter = None
         if keys is not None and self.encoder.config["position_aware"]:
             levels = self.encoder.draw_position_jitter(batch_size=1)
@@ -188,16 +194,21 @@ class SeeCoderStage(DenoisingStage):
     ) -> Tensor:
         """Mean square error of each sample, (N,), for a context and a pooled vector."""
         dtype = self.unet.dtype
-        size = batch["pixels"].shape[-2:]  # of pictures that are neither cut nor scaled for an SDXL base
+        size = batch["pixels"].shape[-2:]  # of pictures that are neither cut nor scaled, unless the source says more
+        time_ids = batch.get("size_ids", torch.tensor([*size, 0, 0, *size]))
 
         def predict(noisy: Tensor, times: Tensor) -> Tensor:
             def unet(context: Tensor, *vectors: Tensor) -> Tensor:
-                extra = added_conditions(vectors[0], size, (0, 0), size) if vectors else {}
+                extra = size_conditions(vectors[0], time_ids) if vectors else {}
                 return self.unet(noisy.to(dtype), times, encoder_hidden_states=context, **extra).sample
 
             return run_frozen(unet, [context] if pooled is None else [context, pooled], dtype)
 
-        return self.prediction_errors(self.moments(batch), keys, times, predict)
+        moments, weights = self.moments(batch), None
+        if "mask" in batch:
+            inside = interpolate(batch["mask"].float() / 255, size=moments[0].shape[-2:], mode="area")
+            weights = self.loss_outside_mask + (1 - self.loss_outside_mask) * inside
+        return self.prediction_errors(moments, keys, times, predict, weights)
 
     def moments(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Posterior of the latent: from the batch where it was cached, by the autoencoder where it was not."""

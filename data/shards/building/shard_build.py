@@ -22,6 +22,7 @@ from data.shards.index import ShardIndex, read_headers, read_index, write_index
 from data.shards.manifest import Manifest, Shard, write_manifest
 from data.shards.reading.skips import reason_category
 from data.shards.shard_set import UNFINISHED, LocatedShard
+from data.shards.sizes import measure_pictures
 from seecoder.checks import check, number, optional, whole
 from seecoder.weights.atomic import atomic_path
 from seecoder.weights.digests import file_sha256
@@ -165,7 +166,8 @@ def _verified(path: Path, sources: int) -> FinishedShard | None:
     bad = [(str(name), str(reason)) for name, reason in rest["notes"].get("bad", [])]
     if rest["notes"].get("sources", len(index.samples) + len(bad)) != sources:
         return None
-    return FinishedShard(Shard(path.name, len(index.samples), rest["bytes"], rest["sha256"]), sources, bad, kept=True)
+    shard = Shard(path.name, len(index.samples), rest["bytes"], rest["sha256"], measure_pictures(path, index))
+    return FinishedShard(shard, sources, bad, kept=True)
 
 
 def run_build(
@@ -266,4 +268,4 @@ def write_shard(
             writer.write({"__key__": key, **members})
     sha256, index = file_sha256(path), read_headers(path)
     write_index(path, index, sha256, notes)
-    return Shard(path.name, len(index.samples), path.stat().st_size, sha256)
+    return Shard(path.name, len(index.samples), path.stat().st_size, sha256, measure_pictures(path, index))

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from bisect import bisect_right
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Self
@@ -68,7 +69,7 @@ class CacheSource:
     def from_settings(cls, about: Mapping[str, Any], **own: Any) -> Self:
         """The source that a manifest describes, but with some values of a training's own."""
         kind: Any = cls
-        return cls(**{field.name: about.get(field.name) for field in fields(kind)} | {"crop": "center"} | own)
+        return cls(**{field.name: about.get(field.name) for field in fields(kind)} | own)
 
     def describe(self, about: Mapping[str, Any]) -> str:
         """Say in a few words what the source is that a manifest has as `about`, with the first digits of its hashes."""
@@ -117,8 +118,8 @@ class CacheSource:
         except (ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
             raise UnusableSample(f"bad {cls.kind}", f"its {cls.kind} do not parse: {error!r:.200}") from error
 
-    def read(self, sample: Mapping[str, bytes], sample_id: int, is_flipped: bool) -> dict[str, Any]:
-        """Columns of one sample, with its flag; zeros where the sample has no such member.
+    def read(self, sample: Mapping[str, bytes], sample_id: int, is_flipped: bool, shape: torch.Size) -> dict[str, Any]:
+        """Columns of one sample whose picture has `shape` (height, width), with its flag; zeros where there are none.
 
         Raises:
             WeightsError: The member is of another source, or lacks the mirrored picture. This is no fault of a sample,
@@ -126,16 +127,20 @@ class CacheSource:
             UnusableSample: The member is damaged, or a tensor of another dtype or shape.
         """
         found: dict[str, Any] = {self.flag: self.member() in sample}
+        columns = {
+            column: (name, (size[0], *(cells * side // self.size for cells, side in zip(size[1:], shape, strict=True))))
+            for column, (name, size) in self.columns.items()
+        }
         if not found[self.flag]:
-            return found | {name: torch.zeros(shape, dtype=torch.float16) for name, (_, shape) in self.columns.items()}
+            return found | {column: torch.zeros(size, dtype=torch.float16) for column, (_, size) in columns.items()}
         digest, tensors = self.unpack(sample[self.member()])
         prefix = "flipped_" if is_flipped else ""
         is_mirrored = any(name.startswith(prefix) for name in tensors)
         self.check(f"Sample {sample_id}", digest[:16], is_same=digest == self.digest, is_mirrored=is_mirrored)
-        for column, (name, shape) in self.columns.items():
+        for column, (name, size) in columns.items():
             tensor = tensors.get(prefix + name)
-            if tensor is None or tensor.dtype != torch.float16 or tensor.shape != shape:
-                raise UnusableSample(f"bad {self.kind}", f"its {self.kind} lack `{prefix + name}` {shape} float16")
+            if tensor is None or tensor.dtype != torch.float16 or tensor.shape != size:
+                raise UnusableSample(f"bad {self.kind}", f"its {self.kind} lack `{prefix + name}` {size} float16")
             found[column] = tensor
         return found
 
@@ -181,6 +186,8 @@ class WithCaches:
     Attributes:
         picture: Makes the pixels.
         sources: What each cache has to be of.
+        sets: In place of `picture`, where data sets have settings of their own: the first sample of each set, and what
+            makes its pixels.
 
     Raises:
         ValueError: Pictures are cut in another way or to another size than a cache is.
@@ -188,13 +195,14 @@ class WithCaches:
 
     picture: SquareImage
     sources: tuple[CacheSource, ...]
+    sets: tuple[tuple[int, SquareImage], ...] = ()
 
     def __post_init__(self) -> None:
         for source in self.sources:
-            if (self.picture.size, self.picture.crop) != (source.size, source.crop):
+            if (self.picture.size, self.picture.cut_name) != (source.size, source.crop):
                 raise ValueError(
-                    f"`size`={self.picture.size}, `crop`={self.picture.crop!r}: {source.kind} of {source.size} pixels, "
-                    f"{source.crop} crop, do not belong to such pictures."
+                    f"`size`={self.picture.size}, `crop`={self.picture.cut_name!r}: {source.kind} of {source.size} "
+                    f"pixels, {source.crop} crop, do not belong to such pictures."
                 )
 
     @property
@@ -204,9 +212,11 @@ class WithCaches:
 
     def __call__(self, sample: Mapping[str, bytes], epoch: int, sample_id: int) -> dict[str, Any]:
         """Make an example with the cached tensors."""
-        example, is_flipped = self.picture(sample, epoch, sample_id), self.picture.is_flipped(epoch, sample_id)
+        row = bisect_right(self.sets, sample_id, key=lambda one: one[0]) - 1
+        picture = self.sets[row][1] if self.sets else self.picture
+        example, is_flipped = picture(sample, epoch, sample_id), picture.is_flipped(epoch, sample_id)
         for source in self.sources:
-            example |= source.read(sample, sample_id, is_flipped)
+            example |= source.read(sample, sample_id, is_flipped, example["pixels"].shape[1:])
         return example
 
 
@@ -225,9 +235,9 @@ def check_cache(shards: ShardSet, picture: SquareImage, source: CacheSource) -> 
         about = row.settings.get(source.kind)
         if about is None:
             continue
-        if picture.crop != source.crop:
+        if picture.cut_name != source.crop:
             raise WeightsError(
-                f"`crop`={picture.crop!r}: `{row.label}` holds {source.kind} of {source.crop} crops. Set `crop` to "
+                f"`crop`={picture.cut_name!r}: `{row.label}` holds {source.kind} of {source.crop} crops. Set `crop` to "
                 f"'{source.crop}', or `cached_{source.kind}` to false."
             )
         is_mirrored, is_same = not picture.flip or bool(about.get("flipped")), about.get("digest") == source.digest

@@ -10,14 +10,13 @@ from typing import Any, Literal
 from torch.utils.data import DataLoader, Sampler
 
 from data.shards.https.fetcher import Fetcher
-from data.shards.manifest import IMAGE_MEMBERS
 from data.shards.plan import Plan
 from data.shards.reading.shard_batches import SKIPS, ShardBatches
 from data.shards.reading.signals import obey_parent_alone, signals_held_back
 from data.shards.reading.skips import SkipLog, check_passed
 from data.shards.reading.square_image import Transform
 from data.shards.shard_set import ShardSet, open_shards
-from seecoder.checks import optional, require, whole
+from seecoder.checks import Rule, optional, require, whole
 
 
 class _Starts(Sampler[int]):
@@ -45,7 +44,7 @@ class ShardLoader:
     the last batches filled up and marked not `valid`.
 
     Args:
-        places: Folders of shards or https URLs, see `open_shards`.
+        places: Folders of shards or https URLs, see `open_shards`; or shards that are open.
         transform: Makes an example from a sample.
         batch_size: Samples that one rank takes at a time.
         rank: This process, from 0. Passed by the caller, never looked up: a worker started by spawn could not know it.
@@ -61,7 +60,7 @@ class ShardLoader:
         ceiling: Share of unreadable samples above which reading stops.
         report: File to which unreadable shards and samples are appended, each once.
         cache: Folder, or `Fetcher`, into which https shards are fetched.
-        images: Kinds of member that are pictures, in order of preference.
+        plan: Order of the samples; None: made of `seed`, `window` and `shuffle`.
         pin_memory: Put tensors into page-locked memory, for asynchronous transfer to a GPU.
 
     Raises:
@@ -70,7 +69,7 @@ class ShardLoader:
 
     def __init__(
         self,
-        places: str | Path | list[str | Path],
+        places: str | Path | list[str | Path] | ShardSet,
         transform: Transform,
         batch_size: int,
         *,
@@ -87,7 +86,7 @@ class ShardLoader:
         ceiling: float = 0.01,
         report: str | Path | None = None,
         cache: str | Path | Fetcher | None = None,
-        images: tuple[str, ...] = IMAGE_MEMBERS,
+        plan: Plan | None = None,
         pin_memory: bool = False,
     ) -> None:
         for name, value in (("batch_size", batch_size), ("world_size", world_size), ("accumulate", accumulate)):
@@ -96,11 +95,11 @@ class ShardLoader:
         require("batches", batches, optional(whole(1)))
         require("num_workers", num_workers, whole(0))
         fetcher = Fetcher(Path(cache)) if isinstance(cache, str | Path) else cache
-        shards = open_shards(places, fetcher, images)
+        shards = places if isinstance(places, ShardSet) else open_shards(places, fetcher)
         self.skips = SkipLog(ceiling, report)
         check_passed(shards.passed, sum(shards.counts), ceiling, self.skips.report)
         check_readers(len(shards.shards), world_size, num_workers)
-        self.plan = Plan(shards.counts, seed=seed, window=window, shuffle=shuffle)
+        self.plan = plan or Plan(shards.counts, seed=seed, window=window, shuffle=shuffle)
         self.batch_size, self.rank, self.world_size, self.endless = batch_size, rank, world_size, endless
         self.batches = self._pass_length(accumulate) if batches is None else batches
         self._position = 0  # of the sequence, all ranks together; where the next batch begins
@@ -123,9 +122,11 @@ class ShardLoader:
         """Begin the next pass where this many samples of all ranks were consumed: `step * global_batch_size`.
 
         Raises:
-            ValueError: The number is negative.
+            ValueError: The number is negative, or batches from there on would hold samples of two buckets.
         """
         require("samples_consumed", samples_consumed, whole(0))
+        whole_batches = Rule(lambda used: used % self.batch_size == 0, f"a multiple of `batch_size`={self.batch_size}")
+        require("samples_consumed", samples_consumed * (self.plan.group > 1), whole_batches)
         self._position = samples_consumed
 
     def __iter__(self) -> Iterator[dict[str, Any]]:

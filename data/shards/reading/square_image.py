@@ -1,16 +1,19 @@
-"""From the bytes of a sample to what a training step takes: a square uint8 picture, cut the same way on every run."""
+"""From the bytes of a sample to what a training step takes: a uint8 picture, cut the same way on every run."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from data.shards.buckets import Buckets
+from data.shards.manifest import IMAGE_MEMBERS
 from data.shards.plan import derive_seed
 from seecoder.checks import check, choice, whole
-from seecoder.images.gate import load_image
+from seecoder.images.gate import load_levels
 
 
 class UnusableSample(ValueError):
@@ -45,14 +48,22 @@ class Transform(Protocol):
 
 @dataclass(frozen=True)
 class SquareImage:
-    """Cuts a square from the picture and scales it; gives `pixels`, uint8 (3, size, size).
+    """Cuts a square, or the shape of the picture's bucket, from the picture and scales it.
+
+    Gives `pixels`, uint8 (3, height, width). With one of the last three attributes also `size_ids`, (6,) int64, as
+    SDXL's UNet reads them (Podell et al. 2023, section 2.2): height and width of the picture, top and left of the crop
+    in the scaled picture, the shape. With buckets or a reference also `frames`, of the same shape: the whole of the
+    picture or of the reference, which the encoder sees. With a mask also `mask`, uint8 (1, height, width).
 
     Attributes:
-        size: Side of the result in pixels.
+        size: Side of the square in pixels.
         crop: "center", or "random": a place of its own for each (seed, epoch, sample).
         flip: Mirror left to right for half of (seed, epoch, sample).
         seed: Seed of crop and flip.
         max_pixels: Larger pictures are refused before they are decoded.
+        buckets: Shapes to choose from, in place of the square.
+        reference: Name of the member that the encoder sees, such as "reference" (`000.reference.jpg`).
+        mask: Name of the member, as large as the picture, that is white where the loss counts.
 
     Raises:
         ValueError: `size` or `crop` is not accepted.
@@ -63,37 +74,76 @@ class SquareImage:
     flip: bool = False
     seed: int = 0
     max_pixels: int = 25_000_000
+    buckets: Buckets | None = None
+    reference: str | None = None
+    mask: str | None = None
 
     def __post_init__(self) -> None:
         check(self, size=whole(1), crop=choice("center", "random"))
 
     @property
     def members(self) -> frozenset[str]:
-        """Nothing but the picture."""
-        return frozenset()
+        """Reference and mask, in any format; else nothing but the picture."""
+        return frozenset(f"{name}.{kind}" for name in (self.reference, self.mask) if name for kind in IMAGE_MEMBERS)
+
+    @property
+    def cut_name(self) -> str:
+        """How pictures are cut: caches are bound to it."""
+        return self.crop if self.buckets is None else f"{self.crop} of a bucket's shape"
 
     def __call__(self, sample: Mapping[str, bytes], epoch: int, sample_id: int) -> dict[str, Any]:
         """Make an example."""
-        pixels = load_image(next(iter(sample.values())), max_pixels=self.max_pixels)
-        return {"pixels": self._square(pixels, epoch, sample_id)}
+        picture = load_levels(next(iter(sample.values())), max_pixels=self.max_pixels)
+        is_flipped, shape = self.is_flipped(epoch, sample_id), (self.size, self.size)
+        if self.buckets is not None:
+            height, width = self.buckets.choose(np.array([picture.shape[1:]]))[0].tolist()
+            shape = height, width
+        window = self.window(picture, shape, epoch, sample_id)
+        example = {"pixels": self.cut(picture, window, shape, is_flipped)}
+        if self.buckets or self.reference or self.mask:
+            top, left, rows, columns = window
+            left = picture.shape[2] - left - columns if is_flipped else left
+            corner = round(top * shape[0] / rows), round(left * shape[1] / columns)
+            example["size_ids"] = torch.tensor([*picture.shape[1:], *corner, *shape])
+        if self.buckets or self.reference:
+            seen = self._member(sample, self.reference) if self.reference else picture
+            example["frames"] = self.cut(seen, (0, 0, *seen.shape[1:]), shape, is_flipped)
+        if self.mask:
+            mask = self._member(sample, self.mask)
+            if mask.shape != picture.shape or not (cut := self.cut(mask, window, shape, is_flipped)[:1]).any():
+                raise UnusableSample("bad mask", "its mask is black where the picture is, or of another size")
+            example["mask"] = cut
+        return example
 
-    def _square(self, pixels: Tensor, epoch: int, sample_id: int) -> Tensor:
+    def _member(self, sample: Mapping[str, bytes], name: str) -> Tensor:
+        kind = next((f"{name}.{kind}" for kind in IMAGE_MEMBERS if f"{name}.{kind}" in sample), None)
+        if kind is None:
+            raise UnusableSample("missing member", f"it has no `{name}.{IMAGE_MEMBERS[0]}`, nor of another kind")
+        return load_levels(sample[kind], max_pixels=self.max_pixels)
+
+    def window(self, pixels: Tensor, shape: tuple[int, int], epoch: int, sample_id: int) -> tuple[int, int, int, int]:
+        """Top, left, height and width of the largest part of a picture that has the proportions of `shape`."""
         height, width = pixels.shape[1:]
-        side = min(height, width)
-        top, left = (height - side) // 2, (width - side) // 2
+        rows = min(height, max(1, round(width * shape[0] / shape[1])))
+        columns = min(width, max(1, round(height * shape[1] / shape[0])))
+        top, left = (height - rows) // 2, (width - columns) // 2
         if self.crop == "random":
-            top = derive_seed(self.seed, "top", epoch, sample_id) % (height - side + 1)
-            left = derive_seed(self.seed, "left", epoch, sample_id) % (width - side + 1)
+            top = derive_seed(self.seed, "top", epoch, sample_id) % (height - rows + 1)
+            left = derive_seed(self.seed, "left", epoch, sample_id) % (width - columns + 1)
+        return top, left, rows, columns
+
+    @staticmethod
+    def cut(pixels: Tensor, window: tuple[int, int, int, int], shape: tuple[int, int], is_flipped: bool) -> Tensor:
+        """Cut a window out of a picture, scale it to `shape` and maybe mirror it; bytes that fit stay as they are."""
+        top, left, rows, columns = window
         # Cut first: scaling a 10 x 100,000 picture up first would take gigabytes.
-        pixels = pixels[:, top : top + side, left : left + side]
-        if side != self.size:
-            shape = (self.size, self.size)
-            pixels = functional.interpolate(pixels[None], shape, mode="bicubic", antialias=True, align_corners=False)[0]
-            pixels.clamp_(0, 1)  # bicubic overshoots at edges
-        levels = pixels.mul_(255).round_().to(torch.uint8)  # in place: `load_image` gave these pixels to us
-        if self.is_flipped(epoch, sample_id):
-            levels = levels.flip(2)
-        return levels.contiguous()
+        levels = pixels[:, top : top + rows, left : left + columns]
+        if (rows, columns) != shape:
+            levels = levels.float().div_(255) if levels.dtype == torch.uint8 else levels
+            levels = functional.interpolate(levels[None], shape, mode="bicubic", antialias=True, align_corners=False)[0]
+            levels.clamp_(0, 1)  # bicubic overshoots at edges
+        levels = levels if levels.dtype == torch.uint8 else (levels * 255).round_().to(torch.uint8)
+        return (levels.flip(2) if is_flipped else levels).contiguous()
 
     def is_flipped(self, epoch: int, sample_id: int) -> bool:
         """Whether the sample is mirrored in this epoch."""

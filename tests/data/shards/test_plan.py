@@ -1,13 +1,16 @@
 """The order of data: a pure function, exactly once an epoch, continued by one number."""
 
+import itertools
 import pickle
 
 import numpy as np
 import pytest
 
+from data.shards.buckets import Buckets
 from data.shards.plan import Plan, derive_seed, permutation
 
 COUNTS = [7, 1, 0, 12, 5, 9, 3]
+PINNED, PINNED_SUBSTITUTES = [26, 30, 0, 28, 31, 4, 6, 33, 2, 1, 32, 27], [15, 15, 24, 26]
 
 
 def order(plan: Plan, epoch: int) -> list[int]:
@@ -47,6 +50,9 @@ def test_order_is_pinned():
     # A change here silently breaks the resume of every run: raise the plan's version instead.
     assert derive_seed(1, "shards", 0) == 4329293228667120886
     assert permutation(8, 1, "shards", 0).tolist() == [5, 7, 6, 2, 3, 4, 0, 1]
+    plan = Plan(COUNTS, seed=5, window=2)
+    assert order(plan, 1)[:12] == PINNED
+    assert [plan.substitute(17, attempt).sample_id for attempt in (0, 1, 8, 9)] == PINNED_SUBSTITUTES
 
 
 def test_without_shuffling_the_order_is_the_manifests():
@@ -91,6 +97,90 @@ def test_workers_get_a_plan_without_its_caches():
     assert [copy.place(position) for position in range(0, 90_000, 500)] == places
 
 
+def mixed_sizes(count: int = 10_000) -> np.ndarray:
+    """Heights and widths of pictures of many proportions and areas."""
+    generator = np.random.default_rng(0)
+    proportions, sides = np.exp(generator.normal(0, 0.4, count)), generator.uniform(300, 1500, count)
+    return np.stack([sides * np.sqrt(proportions), sides / np.sqrt(proportions)], 1).astype(np.uint32)
+
+
+def bucket_plan(labels: np.ndarray, group: int = 16, window: int = 8) -> Plan:
+    return Plan([100] * (len(labels) // 100), seed=3, window=window, buckets=labels, group=group)
+
+
+@pytest.fixture(scope="module")
+def labels() -> np.ndarray:
+    shapes = Buckets(resolutions=(512, 1024)).choose(mixed_sizes())
+    return np.unique(shapes, axis=0, return_inverse=True)[1].reshape(-1)
+
+
+def test_ten_thousand_mixed_sizes_come_exactly_once_an_epoch_in_groups_of_one_bucket(labels: np.ndarray) -> None:
+    plan, epochs = bucket_plan(labels), 2
+    places = [plan.place(position) for position in range(epochs * 10_000 // 16 * 16)]
+    groups = labels[[place.sample_id for place in places]].reshape(-1, 16)
+    assert (groups == groups[:, :1]).all()
+    keys = [(place.epoch, place.sample_id) for place in places]
+    assert len(set(keys)) == len(keys), "no sample of an epoch comes twice"
+    for epoch in range(epochs):
+        behind = {sample for one, sample in keys if one == epoch}
+        missing = np.bincount(np.delete(labels, sorted(behind)), minlength=labels.max() + 1)
+        # What an epoch lacks came in the next one; after the last, less than a group of each bucket waits.
+        assert missing.max() < (16 if epoch == epochs - 1 else 1)
+    assert {place.epoch for place in places[:9_000]} == {0}
+
+
+def test_ranks_workers_and_restarts_with_another_world_size_read_the_same_groups(labels: np.ndarray) -> None:
+    """A global batch of 48 by (processes, samples of each at a time), each for some steps after the other."""
+    plan, read, position = bucket_plan(labels), [], 0
+    for processes, batch_size, steps in ((1, 16, 60), (3, 16, 40), (6, 8, 30), (3, 4, 200), (2, 8, 100)):
+        for _ in range(steps):
+            for rank in range(processes):
+                ids = [plan.place(position + rank * batch_size + row).sample_id for row in range(batch_size)]
+                assert len(set(labels[ids])) == 1, "a batch is of one bucket"
+                read += ids
+            position += processes * batch_size
+    assert read == [bucket_plan(labels).place(number).sample_id for number in range(position)]
+
+
+def test_an_order_by_buckets_is_not_one_of_buckets(labels: np.ndarray) -> None:
+    plan = bucket_plan(labels)
+    buckets = [labels[plan.place(position).sample_id] for position in range(0, 8000, 16)]
+    same = sum(one == other for one, other in itertools.pairwise(buckets))
+    expected = 500 * ((np.bincount(labels) / len(labels)) ** 2).sum()  # neighbours of one bucket by chance
+    assert same < 2 * expected
+    orders = {tuple(plan.place(epoch * 10_000 + row).sample_id for row in range(32)) for epoch in range(3)}
+    assert len(orders) == 3
+
+
+def test_few_shards_are_open_at_a_time_with_buckets(labels: np.ndarray) -> None:
+    plan = bucket_plan(labels, window=4)
+    for first in range(2000, 8000, 400):
+        shards = [plan.place(position).shard for position in range(first, first + 400)]
+        near = {shard for ahead in range(-3, 2) for shard in plan.shards_of_block(first, ahead)}
+        assert sum(shard in near for shard in shards) > 0.9 * len(shards)
+
+
+def test_substitutes_are_of_the_bucket(labels: np.ndarray) -> None:
+    plan = bucket_plan(labels)
+    for position in (0, 777, 9_999, 12_345):
+        own = labels[plan.place(position).sample_id]
+        chosen = [plan.substitute(position, attempt) for attempt in range(20)]
+        assert {labels[place.sample_id] for place in chosen} == {own}
+        assert len({place.sample_id for place in chosen}) > 3
+        assert chosen == [bucket_plan(labels).substitute(position, attempt) for attempt in range(20)]
+
+
+def test_a_bucket_of_less_than_a_group_comes_every_few_epochs_and_as_often_as_the_others() -> None:
+    labels = np.zeros(100, int)
+    labels[:3] = 1
+    plan = bucket_plan(labels, group=4)
+    keys = [(place.epoch, place.sample_id) for place in map(plan.place, range(100 * 40))]
+    assert len(set(keys)) == len(keys)
+    counts = np.bincount([sample for _, sample in keys], minlength=100)
+    assert counts.min() >= 39
+    assert counts.max() <= 41
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -98,6 +188,7 @@ def test_workers_get_a_plan_without_its_caches():
         ({"samples": [0, 0]}, "no samples"),
         ({"samples": [3, -1]}, r"`samples`=\[3, -1\] must be"),
         ({"samples": [3], "window": 0}, "`window`=0"),
+        ({"samples": [3], "group": 0}, "`group`=0"),
     ],
 )
 def test_bad_arguments(arguments: dict, message: str):

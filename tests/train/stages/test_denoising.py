@@ -60,3 +60,22 @@ def test_all_timesteps_are_equally_likely():
     counts = torch.bincount(times // 100, minlength=10)
     assert int(counts.min()) > 330
     assert int(counts.max()) < 470
+
+
+def test_where_weights_are_zero_errors_do_not_count_and_a_small_part_counts_as_much_as_a_large_one():
+    made, latents = stage(), torch.randn(2, 4, 4, 4)
+    moments, times, own = (latents, torch.zeros_like(latents)), torch.tensor([10, 500]), keys(5, 6)
+    weights = torch.zeros(2, 1, 4, 4)
+    weights[0, :, :2], weights[1, :, 0, 0] = 1.0, 1.0
+
+    def predict(noisy: torch.Tensor, times: torch.Tensor, outside: float = 0.0) -> torch.Tensor:
+        return torch.where(weights.expand_as(noisy) > 0, 0.5, outside)
+
+    errors = made.prediction_errors(moments, own, times, predict, weights)
+    assert torch.equal(errors, made.prediction_errors(moments, own, times, lambda *two: predict(*two, 99.0), weights))
+    full = made.prediction_errors(moments, own, times, lambda *two: predict(*two, 0.5))
+    assert torch.allclose(
+        made.prediction_errors(moments, own, times, lambda *two: predict(*two, 0.5), weights * 0 + 3), full
+    )
+    alone = made.prediction_errors((latents[1:], latents[1:] * 0), own[1:], times[1:], lambda noisy, _: noisy * 0 + 0.5)
+    assert not torch.allclose(errors[1:], alone)

@@ -314,3 +314,45 @@ def test_gradients_of_a_batch_are_the_mean_of_its_samples_in_float64(stage):
     singly = gradients([slice(row, row + 1) for row in range(4)])
     assert float(whole.norm()) > 0
     assert float((whole - singly).norm() / whole.norm()) < 1e-12
+
+
+@torch.no_grad()
+def test_the_encoder_sees_the_frames_and_the_noise_is_on_the_pixels(stage):
+    made = stage().eval()
+    batch, other = batch_of(), batch_of()["pixels"].flip(0)
+    context, _ = made.encode({**batch, "frames": other}, None)
+    assert torch.equal(context, made.encode({"pixels": other}, None)[0])
+    times = torch.tensor([100, 300, 500, 700])
+    plain = made.errors(batch, batch["keys"], times, context, None)
+    assert torch.equal(made.errors({**batch, "frames": other}, batch["keys"], times, context, None), plain)
+
+
+@torch.no_grad()
+def test_the_encoder_sees_as_many_pixels_of_a_lying_picture_as_of_a_square(stage):
+    made, seen = stage(encoder_size=64).eval(), []
+    encode = made.encoder.encode
+    made.encoder.encode = lambda pixels, *rest: seen.append(tuple(pixels.shape[2:])) or encode(pixels, *rest)
+    for shape in ((32, 32), (32, 64), (96, 48)):
+        made.encode({"pixels": torch.zeros(1, 3, *shape, dtype=torch.uint8)}, None)
+    assert seen == [(64, 64), (45, 91), (91, 45)]
+
+
+@torch.no_grad()
+def test_the_loss_outside_the_mask_counts_what_it_is_told_to(stage):
+    times = torch.tensor([100, 300, 500, 700])
+    batch = batch_of()
+    mask = torch.zeros(4, 1, 32, 32, dtype=torch.uint8)
+    mask[:, :, :16] = 255
+    found = {}
+    for outside in (0.0, 0.5, 1.0):
+        made = stage(loss_outside_mask=outside).eval()
+        context, pooled = made.encode(batch, None)
+        found[outside] = made.errors({**batch, "mask": mask}, batch["keys"], times, context, pooled)
+    plain = made.errors(batch, batch["keys"], times, context, pooled)
+    assert torch.allclose(found[1.0], plain)
+    # Halves of equal area: with weight w the mean is (inside + w * outside) / (1 + w).
+    inside, outside = found[0.0], 2 * plain - found[0.0]
+    assert torch.allclose(found[0.5], (inside + 0.5 * outside) / 1.5)
+    assert not torch.allclose(inside, outside)
+    with pytest.raises(ValueError, match="`loss_outside_mask`=2"):
+        stage(loss_outside_mask=2)

@@ -8,8 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from data.shards.reading.square_image import SquareImage
-from seecoder.images.gate import ImageError
+from data.shards.buckets import Buckets
+from data.shards.reading.square_image import SquareImage, UnusableSample
+from seecoder.images.gate import ImageError, load_image
 
 
 def encoded(pixels: np.ndarray) -> bytes:
@@ -85,3 +86,77 @@ def test_limits():
         SquareImage(0)
     with pytest.raises(ValueError, match="`crop`='left'"):
         SquareImage(8, crop="left")
+
+
+def test_a_picture_is_cut_to_the_shape_of_its_bucket_and_the_encoder_sees_all_of_it():
+    pixels = torch.from_numpy(noise(32, 80)).permute(2, 0, 1)
+    sample = {"png": encoded(pixels.permute(1, 2, 0).numpy())}
+    buckets = Buckets(resolutions=(48,), step=16)
+    example = SquareImage(48, buckets=buckets)(sample, 0, 0)
+    assert torch.equal(example["pixels"], pixels[:, :, 8:72]), "the bucket is 32 x 64"
+    assert example["size_ids"].tolist() == [32, 80, 0, 8, 32, 64]
+    assert example["frames"].shape == (3, 32, 64)
+    assert abs(float(example["frames"].float().mean() - pixels.float().mean())) < 2, "squeezed, not cut"
+    assert not torch.equal(example["frames"], example["pixels"])
+
+
+def test_sizes_and_corners_are_those_of_the_scaled_and_mirrored_picture():
+    ramp = np.broadcast_to(np.linspace(0, 255, 192).astype(np.uint8)[None, :, None], (48, 192, 3))
+    square = Buckets(resolutions=(96,), step=96, max_aspect=1.0)
+    transform = SquareImage(96, crop="random", flip=True, buckets=square)
+    seen = set()
+    for sample_id in range(40):
+        example = transform({"png": encoded(ramp)}, 0, sample_id)
+        height, width, top, left, *shape = example["size_ids"].tolist()
+        assert (height, width, top, shape) == (48, 192, 0, [96, 96])
+        assert 0 <= left <= 2 * (192 - 48)
+        is_flipped = transform.is_flipped(0, sample_id)
+        scaled = torch.from_numpy(ramp[:, ::-1].copy() if is_flipped else ramp.copy())[0, :, 0].float()
+        expected = scaled.repeat_interleave(2)[left : left + 96]
+        assert (example["pixels"][0, 50].float() - expected).abs()[4:-4].max() < 3
+        seen.add(is_flipped)
+    assert seen == {True, False}
+
+
+def test_of_a_pair_the_encoder_sees_one_and_the_loss_another_and_the_mask_goes_with_the_crop():
+    target, reference = noise(16, 24), noise(40, 40)
+    mask = np.zeros((16, 24, 3), np.uint8)
+    mask[:, 4:10] = 255
+    sample = {"png": encoded(target), "reference.png": encoded(reference), "mask.png": encoded(mask)}
+    transform = SquareImage(16, reference="reference", mask="mask")
+    assert {"reference.jpg", "reference.png", "mask.png"} <= transform.members
+    example = transform(sample, 0, 0)
+    assert torch.equal(example["pixels"], torch.from_numpy(target).permute(2, 0, 1)[:, :, 4:20])
+    assert example["frames"].shape == (3, 16, 16)
+    assert example["mask"].shape == (1, 16, 16)
+    assert (example["mask"][0, :, :6] == 255).all()
+    assert (example["mask"][0, :, 6:] == 0).all()
+    whole = SquareImage(40)({"png": encoded(reference)}, 0, 0)["pixels"]
+    assert torch.equal(SquareImage(40, reference="reference")(sample, 0, 0)["frames"], whole)
+
+
+@pytest.mark.parametrize(
+    ("member", "reason"), [("reference.png", "missing member"), ("mask.png", "missing member"), ("black", "bad mask")]
+)
+def test_a_pair_that_is_not_whole_is_no_sample(member: str, reason: str):
+    black = encoded(np.zeros((16, 16, 3), np.uint8))
+    sample = {"png": encoded(noise(16, 16)), "reference.png": encoded(noise(16, 16))}
+    sample["mask.png"] = black if member == "black" else encoded(noise(16, 16))
+    sample.pop(member, None)
+    with pytest.raises(UnusableSample) as error:
+        SquareImage(16, reference="reference", mask="mask")(sample, 0, 0)
+    assert error.value.reason == reason
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "LA", "RGBA", "P", "I;16", "CMYK"])
+def test_pictures_that_need_no_scaling_are_the_levels_of_load_image(mode: str):
+    picture = Image.fromarray(noise(16, 16)).convert("L" if mode == "I;16" else mode)
+    if mode == "I;16":
+        picture = Image.fromarray(np.random.default_rng(0).integers(0, 2**16, (16, 16)).astype(np.uint16))
+    with io.BytesIO() as stream:
+        picture.save(stream, "JPEG" if mode == "CMYK" else "PNG")
+        content = stream.getvalue()
+    expected = (load_image(content) * 255).round().to(torch.uint8)
+    found = SquareImage(16)({"jpg": content}, 0, 0)["pixels"]
+    assert torch.equal(found, expected)
+    assert found.is_contiguous()

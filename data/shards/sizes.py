@@ -1,0 +1,77 @@
+"""Height and width of every picture, kept in the manifest: what sorts pictures by shape need not open them.
+
+The sizes of a shard are pairs of uint32 in the order of its samples, compressed, in base 64. A picture that cannot be
+used has the size 0 x 0.
+"""
+
+import base64
+import zlib
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data.shards.index import ShardIndex
+from data.shards.index import load as load_index
+from data.shards.manifest import IMAGE_MEMBERS, Manifest, Shard, read_manifest, write_manifest
+from seecoder.images.decoding import open_image
+from seecoder.images.gate import MAX_PIXELS
+from seecoder.images.header import orientation_from_exif
+
+
+def measure_pictures(path: Path, index: ShardIndex) -> str:
+    """Read the headers of all pictures of a tar file, whose samples lie where the index says: `Shard.sizes`."""
+    sizes = np.zeros((len(index.samples), 2), np.uint32)
+    if len(sizes):
+        with path.open("rb") as file:
+            for row, (_, places) in enumerate(index.samples):
+                offset, length = next((places[kind] for kind in IMAGE_MEMBERS if kind in places), (0, 0))
+                file.seek(offset)
+                sizes[row] = _upright_size(file.read(length))
+    return base64.b64encode(zlib.compress(sizes.astype("<u4").tobytes(), 9)).decode()
+
+
+def _upright_size(content: bytes) -> tuple[int, int]:
+    try:
+        image = open_image(content, MAX_PIXELS)
+    except Exception:  # decoders raise whatever their authors did not think of; the loader will say what it is
+        return 0, 0
+    exif, sides = image.info.get("exif"), (image.height, image.width)
+    return sides[::-1] if isinstance(exif, bytes) and orientation_from_exif(exif) >= 5 else sides
+
+
+def add_sizes(folder: Path) -> Manifest:
+    """Measure the pictures of a folder whose manifest has no sizes; all else in it stays.
+
+    Raises:
+        ValueError: A shard is not what the manifest says.
+    """
+    manifest, shards = read_manifest(folder), []
+    for shard in manifest.shards:
+        index = load_index(folder / shard.name, manifest.members, shard.sha256)
+        if len(index.samples) != shard.samples:
+            raise ValueError(f"`{folder / shard.name}` has lost samples. Run `python -m data.build verify {folder}`.")
+        shards.append(replace(shard, sizes=measure_pictures(folder / shard.name, index)))
+    manifest = replace(manifest, shards=tuple(shards))
+    write_manifest(folder, manifest)
+    return manifest
+
+
+def picture_sizes(shard: Shard) -> NDArray[np.uint32]:
+    """Heights and widths of a shard's pictures: (samples, 2).
+
+    Raises:
+        ValueError: The manifest has none, or they are damaged.
+    """
+    expected = 8 * shard.samples
+    try:
+        content = zlib.decompressobj().decompress(base64.b64decode(shard.sizes or ""), expected + 1)
+    except (TypeError, ValueError, zlib.error):
+        content = b""
+    if len(content) != expected:
+        raise ValueError(
+            f"`sizes` of shard {shard.name} do not exist, or are not those of {shard.samples:,} pictures. Run "
+            "`python -m data.build index FOLDER`, which adds them to its manifest."
+        )
+    return np.frombuffer(content, "<u4").reshape(-1, 2)
