@@ -172,7 +172,7 @@ def _index(options: Namespace) -> None:
     print(f"reading every tar file in {options.folder} once; writing {MANIFEST} and an index beside each", flush=True)
     path = options.folder / MANIFEST
     if path.exists() and any(shard.sizes is None for shard in read_manifest(options.folder).shards):
-        print(f"sizes added: {_totals(add_sizes(options.folder))}")
+        print(f"sizes added: {manifest_totals(add_sizes(options.folder))}")
         return
     manifest, passed = make_manifest(options.folder, options.max_bad_rate)
     print(f"{'written, without what was passed over' if passed else 'done'}: {manifest_totals(manifest)}")
