@@ -28,9 +28,9 @@ from data.shards.building.sources import Source
 from data.shards.building.world_scenes import WorldScenes
 from data.shards.img2dataset import NEW, make_manifest, take_stock
 from data.shards.manifest import MANIFEST, read_manifest
+from data.shards.picture_sizes import add_sizes
 from data.shards.reading.skips import check_passed
 from data.shards.reading.square_image import SquareImage
-from data.shards.sizes import add_sizes
 from seecoder.checks import require, whole
 from seecoder.weights.digests import file_sha256
 

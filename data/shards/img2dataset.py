@@ -16,8 +16,8 @@ from tqdm import tqdm
 
 from data.shards.index import NO_PICTURE, SHORT, ShardIndex, read_headers, write_index
 from data.shards.manifest import IMAGE_MEMBERS, MANIFEST, SHARD_NAME, Manifest, Shard, read_manifest, write_manifest
+from data.shards.picture_sizes import measure_pictures
 from data.shards.reading.skips import Skip, check_passed
-from data.shards.sizes import measure_pictures
 from seecoder.weights.digests import file_sha256
 
 NEW = "shard that is not in the manifest (`python -m data.build index` takes it in)"

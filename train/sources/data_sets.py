@@ -10,9 +10,9 @@ import numpy as np
 from data.shards.buckets import Buckets
 from data.shards.https.fetcher import Fetcher
 from data.shards.manifest import IMAGE_MEMBERS
+from data.shards.picture_sizes import picture_sizes
 from data.shards.plan import Plan
 from data.shards.shard_set import ShardSet, open_shards
-from data.shards.sizes import picture_sizes
 from seecoder.checks import Rule, check, require, whole
 
 

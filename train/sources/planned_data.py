@@ -8,10 +8,10 @@ import numpy as np
 
 from data.shards.buckets import Buckets, describe_waste
 from data.shards.https.addresses import redacted
+from data.shards.picture_sizes import picture_sizes
 from data.shards.reading.shard_loader import check_readers
 from data.shards.reading.skips import check_passed
 from data.shards.shard_set import ShardSet
-from data.shards.sizes import picture_sizes
 from train.settings import RunSettings
 from train.sources.caches import find_caches
 from train.sources.data_sets import data_sets, make_order, open_sets

@@ -13,7 +13,7 @@ from PIL import Image
 from data.build import main as build
 from data.shards.building.shard_build import write_shard
 from data.shards.manifest import Manifest, Shard, read_manifest, write_manifest
-from data.shards.sizes import picture_sizes
+from data.shards.picture_sizes import picture_sizes
 from tests.fixtures.shards import save_image
 
 HEIGHTS_AND_WIDTHS = [(20, 30), (31, 17), (24, 24)]
