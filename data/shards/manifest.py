@@ -31,7 +31,7 @@ class Shard:
         samples: Samples in it.
         bytes: Size of the file; None where nobody measured it.
         sha256: Hex digest of the file; None where nobody computed it.
-        sizes: Heights and widths of its pictures, packed by `picture_sizes.measure_pictures`; None where nobody measured them.
+        sizes: Heights and widths of its pictures, as `picture_sizes` packs them; None where nobody measured them.
     """
 
     name: str

@@ -40,8 +40,7 @@ class ShardPictures(StageData):
 
     Args:
         batch_size: Samples of one micro-batch of one process.
-        shards: Folders or addresses (https, s3, gs, hf) of shards; an entry of a list may be a `DataSet` with settings of
-            its own.
+        shards: Folders or addresses (https, s3, gs, hf) of shards; entries of a list may be `DataSet`s.
         image_size: Height and width in pixels.
         crop: "center", or "random": a place of its own for each (seed, epoch, sample).
         flip: Mirror half of the samples.
