@@ -301,6 +301,16 @@ class ContextPipeline(DiffusionPipeline, StableDiffusionMixin, UnetLora, ImagePr
         return self._interrupt
 
     @property
+    def _execution_device(self) -> torch.device:
+        """Where the networks work, by the UNet's hooks of offloading; diffusers asks all parts, which takes longer."""
+        hooks = [vars(module) for module in self.unet.modules()]
+        if any("_diffusers_hook" in own for own in hooks):
+            return super()._execution_device
+        devices = [getattr(own.get("_hf_hook"), "execution_device", None) for own in hooks]
+        found = [device for device in devices if device is not None]
+        return torch.device(found[0]) if found else next(self.unet.parameters()).device
+
+    @property
     def default_guidance(self) -> float:
         """The `guidance_scale` of a call that names none: what the encoder records, or 2.0."""
         return _GUIDANCE if self.encoder is None else float(self.encoder.config["guidance_scale"])

@@ -138,7 +138,7 @@ class Call:
     def _sampler(self) -> Callable[..., torch.Tensor]:
         """Sampling with all that it needs; `on_step` is left to be given."""
         pipe, request, notes = self._pipe, self._request, self._notes
-        device = pipe._execution_device  # asks all networks for their hooks, which takes milliseconds
+        device = pipe._execution_device
         encoder = vae_encoder(pipe.vae, request.autoencoder_memory, notes)
         enlarged = self._read_start_image(encoder, device)
         text = None

@@ -149,7 +149,7 @@ class Evaluator:
         branches: Sequence[Branch],
     ) -> list[torch.Tensor]:
         """The network's outputs for one micro-batch of scaled inputs (N, C, h, w): one (N, C, h, w) per branch."""
-        batch = inputs.to(self.conditions.dtype).repeat(len(branches), 1, 1, 1)
+        batch = torch.cat([inputs.to(self.conditions.dtype)] * len(branches))  # `repeat` takes ten times as long
         context = self.conditions.context(items, branches, path)
         keywords = self.conditions.keywords(items, branches, step, path)
         size = (inputs.shape[-2], inputs.shape[-1])
