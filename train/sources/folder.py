@@ -31,7 +31,7 @@ def folder_builds(source: Mapping[str, Any]) -> Iterator[Build]:
         raise ValueError(f"`folder`={folder} must go with one local folder in `shards`, and one in `held_out_shards`.")
     paths, notes = find_image_files(folder)
     print(*(f"{note}\n" for note in notes), sep="", end="", flush=True)
-    held_out = min(source["held_out"], len(paths) // 10) if len(places) > 1 else 0
+    held_out = max(1, min(source["held_out"], len(paths) // 10)) if len(places) > 1 and paths else 0
     for place, numbers in zip(places, split_held_out(paths, held_out), strict=False):
         names = [printable_name(paths[number].relative_to(folder)) for number in numbers]
         own = {"size": source["image_size"], "encode": "jpeg", "quality": 95, "max_pixels": 64_000_000}

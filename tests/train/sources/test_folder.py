@@ -80,6 +80,17 @@ def test_a_tenth_is_held_out_and_never_trained_on(source: dict[str, Any], tmp_pa
     assert count == 22
 
 
+def test_of_a_handful_one_is_held_out(source: dict[str, Any], tmp_path: Path):
+    for number in range(3):
+        save_image(tmp_path / "few" / f"{number}.png", seed=number)
+    few = source | {"folder": str(tmp_path / "few"), "held_out_shards": str(tmp_path / "held_out")}
+    build_folder(few)
+    assert [sum(open_shards(few[name]).counts) for name in ("shards", "held_out_shards")] == [2, 1]
+    (tmp_path / "none").mkdir()
+    with pytest.raises(ValueError, match="There is nothing to build from"):
+        build_folder(few | {"folder": str(tmp_path / "none"), "shards": str(tmp_path / "other")})
+
+
 def test_a_plan_knows_the_shards_before_they_are_built(source: dict[str, Any], tmp_path: Path):
     planned = open_if_there(source)
     assert planned is not None

@@ -2,13 +2,14 @@
 
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 from data import build
-from data.shards.building.claim import claimed_folder
-from data.shards.building.shard_build import Build
+from data.shards.building.claim import claimed_folder, is_finished
+from data.shards.building.shard_build import Build, run_build
 from data.shards.building.world_scenes import WorldScenes
 from tests.fixtures.shards import file_digests
 
@@ -57,3 +58,31 @@ def test_a_killed_owner_does_not_keep_the_folder(tmp_path: Path):
     with claimed_folder(own):
         pass
     assert not lock.exists()
+
+
+def test_a_build_may_wait_for_another(tmp_path: Path):
+    own = Build(WorldScenes(6, 0, 16), tmp_path / "out")
+    order = []
+
+    def wait_and_build() -> None:
+        with claimed_folder(own, wait=True):
+            order.append("second")
+
+    with claimed_folder(own):
+        second = threading.Thread(target=wait_and_build)
+        second.start()
+        second.join(0.3)
+        order.append("first")
+    second.join(30)
+    assert order == ["first", "second"]
+
+
+def test_a_folder_is_finished_with_its_manifest(tmp_path: Path):
+    own = Build(WorldScenes(6, 0, 16), tmp_path / "out")
+    assert not is_finished(own)
+    with claimed_folder(own):
+        assert not is_finished(own)
+        run_build(own)
+    assert is_finished(own)
+    with pytest.raises(FileExistsError, match=r"another build \(seed: 0 there, 1 now\)"):
+        is_finished(Build(WorldScenes(6, 1, 16), tmp_path / "out"))
