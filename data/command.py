@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace
 from tqdm import tqdm
 
+from data.hidden_secrets import scrubbed
 from data.shards.building.claim import claimed_folder
 from data.shards.building.shard_build import REPORT, Build, run_build
 from data.shards.manifest import Manifest
@@ -56,7 +57,7 @@ def run_command(parser: ArgumentParser, action: Callable[[Namespace], None], arg
     except (ArgumentError, ValueError, TypeError, OSError, RuntimeError) as error:
         if "--debug" in arguments:
             raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {scrubbed(' '.join(str(error).split()))}", file=sys.stderr)
         return 2
     return 0
 

@@ -6,17 +6,11 @@ from typing import Any
 from jsonargparse import get_loader, set_loader
 from yaml import YAMLError
 
-_NEW_PATHS = {
-    "train.autoencoder.AutoencoderStage": "train.stages.AutoencoderStage",
-    "train.backbone.BackboneStage": "train.stages.BackboneStage",
-    "train.diffusion.WorldDiffusionStage": "train.stages.WorldDiffusionStage",
-    "train.latents.WorldLatents": "train.sources.WorldLatents",
-    "train.seecoder.SeeCoderStage": "train.stages.SeeCoderStage",
-    "train.shard_data.ShardPictures": "train.sources.ShardPictures",
-    "train.world_data.WorldPictures": "train.sources.WorldPictures",
-}
+from data.hidden_secrets import learn_secrets
 
-_OLD_PATH = re.compile(rf"(?<![\w.])(?:{'|'.join(map(re.escape, _NEW_PATHS))})(?![\w.])")
+_OLD_PATH = re.compile(
+    r"(?<![\w.])train\.(?:(autoencoder|backbone|diffusion|seecoder)|latents|shard_data|world_data)\.(\w+)(?![\w.])"
+)
 
 YAML_MODE = "yaml_of_any_age"  # a name for jsonargparse's `parser_mode`
 
@@ -29,8 +23,13 @@ def accept_old_class_paths() -> None:
     load_yaml = get_loader("yaml")
 
     def load(text: str) -> Any:
-        for old in dict.fromkeys(_OLD_PATH.findall(text)):
-            print(f"note: the class {old} of the configuration is {_NEW_PATHS[old]} now", flush=True)
-        return load_yaml(_OLD_PATH.sub(lambda found: _NEW_PATHS[found[0]], text))
+        learn_secrets(text)
+        for old, new in {found[0]: _new_path(found) for found in _OLD_PATH.finditer(text)}.items():
+            print(f"note: the class {old} of the configuration is {new} now", flush=True)
+        return load_yaml(_OLD_PATH.sub(_new_path, text))
 
     set_loader(YAML_MODE, load, exceptions=(YAMLError,))
+
+
+def _new_path(found: re.Match[str]) -> str:
+    return f"train.{'stages' if found[1] else 'sources'}.{found[2]}"

@@ -5,7 +5,7 @@ from difflib import get_close_matches
 from importlib import import_module
 from inspect import signature
 
-from data.shards.https.addresses import redacted
+from data.hidden_secrets import scrubbed
 
 _KEY = re.compile(r"Parser key \"([^\"]*)\":\s*")
 _CLASS = re.compile(r"Problem with given class_path '([^']*)':\s*")
@@ -23,8 +23,7 @@ def error_sentence(error: BaseException) -> str:
     text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
     if text.startswith("Caught "):
         text = text.rpartition(f"{type(error).__name__}: ")[2]
-    text = " ".join(_innermost(text).split())
-    return re.sub(r"\w+://[^\s'\"`,]+", lambda found: redacted(found[0]), text)
+    return scrubbed(" ".join(_innermost(text).split()))
 
 
 def _innermost(text: str) -> str:

@@ -3,12 +3,23 @@ import importlib
 import pytest
 import yaml
 
-from train.class_paths import _NEW_PATHS
+from train.class_paths import _OLD_PATH, _new_path
 from train.cli import build_parser
 
+OLD_PATHS = {
+    "train.autoencoder.AutoencoderStage": "train.stages.AutoencoderStage",
+    "train.backbone.BackboneStage": "train.stages.BackboneStage",
+    "train.diffusion.WorldDiffusionStage": "train.stages.WorldDiffusionStage",
+    "train.latents.WorldLatents": "train.sources.WorldLatents",
+    "train.seecoder.SeeCoderStage": "train.stages.SeeCoderStage",
+    "train.shard_data.ShardPictures": "train.sources.ShardPictures",
+    "train.world_data.WorldPictures": "train.sources.WorldPictures",
+}
 
-@pytest.mark.parametrize(("old", "new"), _NEW_PATHS.items())
+
+@pytest.mark.parametrize(("old", "new"), OLD_PATHS.items())
 def test_every_new_path_leads_to_the_class_of_that_name(old, new):
+    assert _OLD_PATH.sub(_new_path, f"a: {old}") == f"a: {new}"
     package, _, name = new.rpartition(".")
     assert old.endswith(f".{name}")
     assert getattr(importlib.import_module(package), name).__name__ == name

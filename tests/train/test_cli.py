@@ -3,6 +3,8 @@ import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import huggingface_hub
@@ -13,7 +15,7 @@ import yaml
 from data.shards.reading.skips import NoReadableSample
 from seecoder.base_model.loading import load_part
 from tests.fixtures.single_files import write_checkpoint
-from train.cli import _print_error, build_parser, main
+from train.cli import COMMANDS, _print_error, build_parser, main
 from train.settings import RunSettings
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
@@ -82,7 +84,7 @@ BAD = [
     (["--data.init_args.num_workers", "7"], "7 readers"),
     (["--data.init_args.window", "0"], "`window`=0"),
     (["--data.init_args.ceiling", "2"], "`ceiling`=2"),
-    (["--data.init_args.image_size", "30"], "30 must be a multiple of 4"),
+    (["--data.init_args.image_size", "30"], "`image_size`=30 must be at least 32, and a multiple of 4"),
     (["--data.init_args.held_out", "-1"], "`held_out`=-1"),
     (["--data.init_args.held_out_shards", "/no/such/held/out"], "/no/such/held/out"),
     (["--data.init_args.held_out_world", "no", "--data.init_args.held_out_shards", "/no/such/held/out"], "/no/such"),
@@ -129,7 +131,9 @@ def test_a_base_in_one_file_is_planned_and_trained_on(settings, fit, base, capsy
     path = write_checkpoint(tmp_path / "base.safetensors", networks)
     changed = settings(**{"stage.init_args.base": str(path), "run.max_steps": 2})
     assert fit(changed, "--plan") == 0
-    assert f"base     {path} (configurations in {path}); no weights were read" in capsys.readouterr().out
+    assert (
+        f"base     {path} (configurations in {path}), predicts epsilon; no weights were read" in capsys.readouterr().out
+    )
     assert fit(changed) == 0
     assert (tmp_path / "run").is_dir()
 
@@ -224,7 +228,7 @@ def test_a_readers_traceback_is_left_out(capsys):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_while_weights_are_loaded_ends_with_143(settings, fit, monkeypatch, tmp_path, number):
     before = signal.getsignal(number)
-    monkeypatch.setattr("train.stages.seecoder.load_frozen", lambda *_: os.kill(os.getpid(), number))
+    monkeypatch.setattr("train.stages.seecoder.load_frozen", lambda *_, **__: os.kill(os.getpid(), number))
     assert fit(settings()) == 143
     assert signal.getsignal(number) == before
     assert not (tmp_path / "run").exists()
@@ -238,8 +242,8 @@ def test_no_command_is_bad_input(capsys):
 def test_a_run_keeps_no_password_of_its_shards(settings, fit, monkeypatch, capsys):
     kept = {}
 
-    def note(ready, config, notes):
-        kept.update(config=config, notes=notes, shards=list(ready.data.places))
+    def note(ready, provenance, notes):
+        kept.update(config=provenance.config, notes=notes, shards=list(ready.data.places))
         return 0
 
     monkeypatch.setattr("train.cli.fit", note)
@@ -250,3 +254,42 @@ def test_a_run_keeps_no_password_of_its_shards(settings, fit, monkeypatch, capsy
     assert "secret" not in str(kept["config"]) + str(kept["notes"]) + "".join(capsys.readouterr())
     (said,) = kept["notes"]
     assert "give them again" in said
+
+
+QUICK = [
+    ([], "command"),
+    (["--help"], ""),
+    (["fitt"], "invalid choice: 'fitt'"),
+    (["fit", "--config", "/no/such.yaml"], "/no/such.yaml"),
+    (["fit", "--config", str(CONFIGS[0]), "--run.max_stepz", "3"], "max_stepz"),
+    (["plan", "--config", str(CONFIGS[0]), "--data.init_args.batch_size", "3", "--run.precision", "fp8"], "precision"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "named"), QUICK, ids=lambda words: " ".join(words) if words else "nothing")
+def test_what_needs_no_torch_is_told_without_its_import(arguments, named, monkeypatch, capsys):
+    def refuse(*_) -> None:
+        raise AssertionError("the classes of stages and data were imported")
+
+    monkeypatch.setattr("train.cli._add_classes", refuse)
+    if arguments == ["--help"]:
+        with pytest.raises(SystemExit):
+            main(arguments)
+        shown = " ".join(capsys.readouterr().out.split())
+        assert all(f"{name} {about}" in shown for name, about in COMMANDS.items())
+    else:
+        assert main(arguments) == 2
+        assert named in capsys.readouterr().err
+
+
+def test_the_command_line_itself_imports_no_torch():
+    code = "import sys, train.cli; sys.exit('torch' in sys.modules or 'lightning' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("place", ["https://me:secretword@host/a?token=abc12345", "s3://key:secretword@bucket/a"])
+def test_no_message_of_a_constructor_holds_a_secret(settings, fit, place, capsys):
+    assert fit(settings(**{"data.init_args.shards": place})) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "secretword" not in line
+    assert "abc12345" not in line

@@ -4,12 +4,13 @@ import base64
 import io
 import json
 import math
-import time
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from html import escape
 from pathlib import Path
 from typing import Any
 
+from data.hidden_secrets import scrubbed
 from seecoder.export.run_folder import BEST, list_checkpoints
 from seecoder.weights.atomic import atomic_path
 from train.run.metrics_file import read_metrics
@@ -59,15 +60,15 @@ def write_report(folder: Path, out: Path | None = None) -> Path:
     )
     out.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(out) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+        temporary.write_text(scrubbed(page), encoding="utf-8")
     return out
 
 
 def _summary(folder: Path) -> Iterator[str]:
     metrics = read_metrics(folder / "metrics.csv")
     last = max((step for line in metrics.values() for step, _ in line), default=0)
-    age = time.time() - (folder / "metrics.csv").stat().st_mtime
-    rows = {"last recorded step": f"{last:,}", "last written": f"{_ago(age)} before this page"}
+    written = datetime.fromtimestamp((folder / "metrics.csv").stat().st_mtime, UTC)
+    rows = {"last recorded step": f"{last:,}", "last written": f"{written:%Y-%m-%d %H:%M} UTC"}
     checkpoints = [f"{path.name} ({path.stat().st_size / 2**20:.0f} MiB)" for _, path in list_checkpoints(folder)]
     rows["checkpoints"] = ", ".join(checkpoints) or "none yet"
     if (folder / BEST).is_file():
@@ -136,13 +137,6 @@ def _table(rows: Mapping[str, str]) -> str:
     return (
         "<table>" + "".join(f"<tr><th>{escape(a)}</th><td>{escape(b)}</td></tr>" for a, b in rows.items()) + "</table>"
     )
-
-
-def _ago(seconds: float) -> str:
-    for size, name in ((86400, "days"), (3600, "hours"), (60, "minutes")):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {name}"
-    return f"{max(0, seconds):.0f} seconds"
 
 
 _MAX_POINTS = 600  # of a line; more are averaged in groups

@@ -1,15 +1,12 @@
 """The processes that a launcher has started, and the one run that a folder holds."""
 
 import os
-import socket
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 
-from filelock import Timeout
-
-from data.shards.locks import locked
+from data.shards.locks import only_process_in
 from train.settings import RunSettings
 
 # Names of a launcher's variables: all processes, this one's rank, processes of this node. The first that is there
@@ -69,30 +66,14 @@ def only_run_in(folder: Path) -> Iterator[None]:
     """Make a run's folder, and keep other runs out of it while the block runs; the first process does it for all.
 
     Raises:
-        FileExistsError: Another process trains there; its machine and number are named.
+        FileExistsError: Another process trains there.
     """
     if not is_first_process():
         yield
         return
-    lock, note = folder / ".run.lock", folder / ".run.holder"
-    folder.mkdir(parents=True, exist_ok=True)
-    holder = note.read_text(encoding="utf-8", errors="replace").strip() if note.is_file() else ""
-    with ExitStack() as held:
-        try:
-            held.enter_context(locked(lock, _PATIENCE))
-        except Timeout:
-            raise FileExistsError(
-                f"`run.folder`={folder} is in use: {holder or 'another process'} is training there. Wait for it, or "
-                f"choose another folder. If that process has ended, remove {lock}*."
-            ) from None
-        if holder:
-            print(f"note: {holder} was training in {folder} and has ended; its run is taken over", flush=True)
-        with suppress(OSError):  # a full disk; the name is for messages alone
-            note.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
-        try:
+    try:
+        with only_process_in(folder, "training", _PATIENCE):
             yield
-        finally:
-            for path in (note, lock):
-                path.unlink(missing_ok=True)
-            with suppress(OSError):  # only an empty folder goes: nothing began
-                folder.rmdir()
+    finally:
+        with suppress(OSError):  # only an empty folder goes: nothing began
+            folder.rmdir()

@@ -61,6 +61,11 @@ class Provenance(StepCallback):
         if self.steps is not None and self.steps.is_due(step, trainer, stage) and trainer.is_global_zero:
             self._write_card()
 
+    def hint(self) -> str:
+        """What changed of the stage since the run began, where a checkpoint does not fit it."""
+        changes = [change for change in changed_settings(self.folder, self.config) if change.startswith("stage.")]
+        return f" Changed since the run began: {'; '.join(changes)}. Change it back." if changes else ""
+
     def _write_card(self) -> None:
         try:
             write_card(self.folder, self.config)
@@ -116,9 +121,9 @@ def note_start(folder: Path, step: int, processes: int) -> None:
 def commit() -> dict[str, Any]:
     """Commit of the checkout, and whether files differ from it; nothing outside a checkout of this project."""
     try:
-        if Path(_git("rev-parse", "--show-toplevel")).resolve() != _ROOT:  # a copy within another project's checkout
+        top, head = _git("rev-parse", "--show-toplevel", "HEAD").splitlines()
+        if Path(top).resolve() != _ROOT:  # a copy within another project's checkout
             return {}
-        head = _git("rev-parse", "HEAD")
         return {"commit": head, "changed": bool(_git("status", "--porcelain", "--untracked-files=no"))}
     except (OSError, subprocess.SubprocessError):
         return {}
@@ -143,21 +148,16 @@ def write_card(folder: Path, config: Mapping[str, Any]) -> None:
         **{name: f"{metrics[name][-1][1]:.5g}" for name in sorted(metrics) if name.startswith(("held_out", "gap_"))},
     }
     table = "\n".join(f"| {name} | {str(value).replace('|', ' ')} |" for name, value in rows.items())
+    out = f"seecoder export {folder} OUT                       # a folder that diffusers users load\n"
     text = (
         f"# {folder.resolve().name}\n\n| | |\n|---|---|\n{table}\n\n"
         "Weights inherit what the licences of base, backbone and data ask for, which this card does not know.\n\n"
         "```\n"
         f"python -m train fit --config {folder}/config.yaml   # goes on\n"
         f"python -m train report {folder}                     # report.html\n"
-        f"{_export(stage['class_path'], folder)}```\n\n"
+        f"{out if stage['class_path'].endswith('.SeeCoderStage') else ''}```\n\n"
         "Commit and versions of every start are in run.json, the configuration as it was run in config.yaml:\n\n"
         f"```yaml\n{yaml.safe_dump(dict(config), sort_keys=False)}```\n"
     )
     with atomic_path(folder / "README.md") as temporary:
         temporary.write_text(text, encoding="utf-8")
-
-
-def _export(class_path: str, folder: Path) -> str:
-    if not class_path.endswith(".SeeCoderStage"):
-        return ""
-    return f"seecoder export {folder} OUT                       # a folder that diffusers users load\n"

@@ -17,15 +17,13 @@ from train.run.termination import Termination
 from train.settings import RunSettings
 
 
-def build_trainer(
-    run: RunSettings, batch_size: int, provenance: Provenance | None = None
-) -> tuple[Trainer, Termination]:
+def build_trainer(run: RunSettings, batch_size: int, provenance: Provenance) -> tuple[Trainer, Termination]:
     """Make the trainer of a run.
 
     Args:
         run: Its settings.
         batch_size: Samples of one micro-batch of one process.
-        provenance: Keeps what the run's folder says of it; None for nothing.
+        provenance: Keeps what the run's folder says of it.
 
     Returns:
         The trainer, and the callback that knows whether it was told to stop.
@@ -40,14 +38,13 @@ def build_trainer(
     recorder = Recorder(folder, run.log_every, samples_a_step)
     termination = Termination(run.max_minutes)
     steps = CheckpointSteps(run.checkpoint_every, run.keep_steps)
-    if provenance is not None:
-        provenance.steps = steps
+    provenance.steps = steps
     callbacks = [  # the order matters: stop flag, log, evaluation and export, checkpoint, waiting
         termination,
         recorder,
         Evaluation(folder, recorder, termination, run.evaluate_every, steps),
         Checkpoints(writer, folder, steps, run.keep_checkpoints, run.keep_best),
-        *([] if provenance is None else [provenance]),
+        provenance,
         DataWait(recorder),
     ]
     strategy: Any = run.strategy

@@ -16,8 +16,6 @@ What DeepSpeed and Lightning would do by themselves, and what happens here:
 - An accumulated loss would be divided twice by the number of micro-batches. Here Lightning alone divides.
 """
 
-import os
-from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -29,7 +27,6 @@ from lightning.pytorch.strategies.strategy import Strategy
 from torch import Tensor, distributed, nn
 
 from seecoder.weights.safetensors_files import WeightsError
-from train.run.cpu_attention import runs_on_cpu
 from train.run.guards import Gradients
 from train.settings import RunSettings
 
@@ -38,7 +35,7 @@ BUCKET = 25_000_000  # elements that are exchanged at once; buffers of this size
 
 
 def make_strategy(run: RunSettings, batch_size: int) -> tuple[DeepSpeedStrategy, DeepSpeedPrecision]:
-    """Strategy and precision of a run; without a GPU those for the CPU.
+    """Strategy and precision of a run.
 
     Args:
         run: With strategy "deepspeed_stage_1" or "deepspeed_stage_2".
@@ -55,10 +52,7 @@ def make_strategy(run: RunSettings, batch_size: int) -> tuple[DeepSpeedStrategy,
     }
     if run.precision == "bf16-mixed":  # an autocast around DeepSpeed would be switched off by it
         config["torch_autocast"] = {"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": []}
-    if not runs_on_cpu(run):
-        return ZeroStrategy(config=config), ZeroPrecision("cuda")
-    os.environ["DS_ACCELERATOR"] = "cpu"  # read when DeepSpeed is imported, which is now
-    return CpuZeroStrategy(config=config, process_group_backend="gloo"), ZeroPrecision("cpu")
+    return ZeroStrategy(config=config), ZeroPrecision("cuda")
 
 
 class ZeroGradients(Gradients):
@@ -146,10 +140,7 @@ class ZeroStrategy(DeepSpeedStrategy):
         for _, weight in model.trained_parameters():  # DeepSpeed fails at the strides of channels-last
             weight.data = weight.data.flatten().view(weight.shape)
         with _hidden(model, model.frozen_names):
-            return self._initialize(model, optimizer, lr_scheduler)
-
-    def _initialize(self, model: Any, optimizer: Any, lr_scheduler: Any) -> Any:
-        return super()._setup_model_and_optimizer(model, optimizer, lr_scheduler)
+            return super()._setup_model_and_optimizer(model, optimizer, lr_scheduler)
 
     def block_backward_sync(self) -> Any:
         """Nothing: `ZeroPrecision.backward` says when gradients are exchanged, and stage 2 knows no other way."""
@@ -202,39 +193,6 @@ class ZeroStrategy(DeepSpeedStrategy):
         for index, weight in enumerate(weights):
             for name in MOMENTS:
                 safe_set_full_optimizer_state(weight, states[index][name].to(weight.device), name)
-
-
-class CpuZeroStrategy(ZeroStrategy):
-    """The same on CPUs, which Lightning refuses although DeepSpeed works there; for tests."""
-
-    def setup_environment(self) -> None:
-        """Start processes without asking for CUDA."""
-        accelerator: Any = self.accelerator
-        accelerator.setup_device(self.root_device)
-        self.setup_distributed()
-
-    def setup_distributed(self) -> None:
-        """Join the other processes without asking for the devices' numbers, which CPUs do not have."""
-        import deepspeed
-
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # would be compiled first, for a minute
-        self.set_world_ranks()
-        self._init_deepspeed_distributed()
-
-    def _initialize(self, model: Any, optimizer: Any, lr_scheduler: Any) -> Any:
-        import deepspeed
-
-        weights: Any = [weight for weight in model.parameters() if weight.requires_grad]
-        engine, zero, _, _ = deepspeed.initialize(
-            args=Namespace(device_rank=0),
-            config=self.config,
-            model=model,
-            model_parameters=weights,
-            optimizer=optimizer,
-            lr_scheduler=lr_scheduler,
-            dist_init_required=False,
-        )
-        return engine, zero
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from data.shards.plan import derive_seed
 from seecoder.export.run_folder import newest_checkpoint
 from seecoder.weights.safetensors_files import WeightsError
-from seecoder.weights.strict_loading import load_strict
+from seecoder.weights.strict_loading import check_fit, load_strict
 from train.optimizers import COMMON, build_optimizer
 from train.run.guards import GradientGuard, Gradients
 from train.settings import EmaSettings, GuardSettings, OptimizerSettings
@@ -168,15 +168,8 @@ class Stage(LightningModule):
         begun = checkpoint.get("optimizer", "adamw")  # absent from checkpoints of earlier versions
         if begun != (name := self.optimizer_settings.name):
             raise WeightsError(f"`optimizer.name`={name} must be {begun}, as in the checkpoint. Or use `init_from`.")
-        own = {key: tuple(value.shape) for key, value in self.state_dict().items() if not self._is_frozen(key)}
-        saved = {key: tuple(value.shape) for key, value in checkpoint["state_dict"].items()}
-        different = sorted(key for key in own.keys() | saved.keys() if own.get(key) != saved.get(key))
-        if different:
-            first = different[0]
-            raise WeightsError(
-                f"{len(different)} weights differ between checkpoint and module: `{first}` is "
-                f"{saved.get(first, 'absent')} there, {own.get(first, 'absent')} here."
-            )
+        own = {key: value for key, value in self.state_dict().items() if not self._is_frozen(key)}
+        check_fit(checkpoint["state_dict"], own, source="checkpoint", target=type(self).__name__)
         self.guard.load_state_dict(checkpoint["guard"])
         if self.ema_settings is not None and "ema" in checkpoint:
             self.ema = self.ema or Ema(self.trained_parameters(), self.ema_settings)

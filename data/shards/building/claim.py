@@ -5,15 +5,11 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from filelock import Timeout
-
 from data.shards.building.shard_build import Build
-from data.shards.locks import locked
+from data.shards.locks import only_process_in
 from data.shards.manifest import MANIFEST, read_manifest
 from data.shards.shard_set import UNFINISHED
 from seecoder.weights.atomic import atomic_path
-
-_LOCK = ".build.lock"  # lies in the folder while a build works there, or after one was killed
 
 
 @contextlib.contextmanager
@@ -23,14 +19,7 @@ def claimed_folder(build: Build, *, wait: bool = False) -> Iterator[None]:
     Raises:
         FileExistsError: The folder holds something else, or another process is building there.
     """
-    build.folder.mkdir(parents=True, exist_ok=True)
-    lock = build.folder / _LOCK
-    with contextlib.ExitStack() as stack:
-        try:
-            stack.enter_context(locked(lock, -1 if wait else 0))  # given back by the system if we are killed
-        except Timeout:
-            raise FileExistsError(f"Another process is building in `{build.folder}` right now. Wait for it.") from None
-        stack.callback(lock.unlink, missing_ok=True)
+    with only_process_in(build.folder, "building", -1 if wait else 0):
         _check_folder(build)
         for left_behind in build.folder.glob("*.partial"):
             left_behind.unlink(missing_ok=True)

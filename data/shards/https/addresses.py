@@ -4,7 +4,6 @@ import base64
 import re
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
 from http.client import HTTPMessage
 from pathlib import Path
 from typing import IO, Any
@@ -14,7 +13,11 @@ import fsspec
 
 SCHEME = "https"
 STORES = {"s3": "s3fs", "gs": "gcsfs", "hf": "huggingface_hub"}  # by scheme, the package that fsspec opens it with
-_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+# Scheme; what is left out before the host; what is shown; what is left out after the path. Ends where the next begins.
+_SECRETS = re.compile(
+    r"([a-z][a-z0-9+.-]*://)(?:[^/?#\s'\"<>]*@)?((?:(?![a-z][a-z0-9+.-]*://)[^?#\s'\"`<>])*)(?:[?#][^\s'\"`<>]*)?",
+    re.IGNORECASE,
+)
 
 
 class _HttpsOnly(urllib.request.HTTPRedirectHandler):
@@ -69,21 +72,6 @@ def folder_address(address: str, name: str) -> str:
     return urlunsplit(parts._replace(path=parts.path.removesuffix("/" + name)))
 
 
-def redacted(location: str | Path) -> str:
-    """A location for messages and reports: of an address without user, password, query and fragment."""
-    if isinstance(location, Path) or "://" not in location:
-        return str(location)
-    try:
-        parts = urlsplit(location)
-    except ValueError:  # who knows what it holds
-        return f"{location.partition('://')[0]}://..."
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
-
-
-def without_secrets(value: Any) -> Any:
-    """A configuration for files that are kept and shown: its addresses without user, password, query and fragment."""
-    if isinstance(value, Mapping):
-        return {name: without_secrets(entry) for name, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [without_secrets(entry) for entry in value]
-    return redacted(value) if isinstance(value, str) and _ADDRESS.match(value) else value
+def redacted(text: str | Path) -> str:
+    """A location, or a text that holds some, for messages and reports: without user, password, query and fragment."""
+    return _SECRETS.sub(r"\1\2", str(text))

@@ -32,9 +32,11 @@ DRIVER = """
 import json, os, sys, time
 import torch
 from tests.behaviour.training.killing import arrange
+from tests.fixtures.cpu_zero import train_on_cpus
 from train.cli import main
 from train.stages.seecoder import SeeCoderStage
 
+train_on_cpus()
 if "KILL" in os.environ:
     arrange(*json.loads(os.environ["KILL"]))
 original = SeeCoderStage.loss

@@ -207,7 +207,7 @@ def test_another_encoder_is_refused_by_the_setting_that_differs(settings, fit, c
     assert fit(settings(**{"run.max_steps": 2, f"stage.init_args.encoder.{name}": value})) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert f"stage.init_args.encoder.{name}: 3 -> {value}" in line
-    assert "weights differ between checkpoint and module" in line
+    assert "`checkpoint` does not fit SeeCoderStage: " in line
 
 
 def test_a_checkpoint_that_was_copied_alone_is_continued(settings, fit, capsys, tmp_path):

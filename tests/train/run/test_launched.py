@@ -102,10 +102,10 @@ def holder(tmp_path: Path):
 
 def test_a_second_run_is_refused_by_machine_and_number_of_the_first(holder, tmp_path, monkeypatch):
     monkeypatch.setattr("train.run.launched._PATIENCE", 0.0)
-    named = f"process {holder.pid} on {socket.gethostname()} is training there"
+    named = f"Another process is training in .*: process {holder.pid} on {socket.gethostname()}"
     with pytest.raises(FileExistsError, match=named), only_run_in(tmp_path / "run"):
         pass
-    assert (tmp_path / "run" / ".run.holder").exists(), "of the first, which goes on"
+    assert (tmp_path / "run" / ".training.holder").exists(), "of the first, which goes on"
 
 
 def test_a_killed_run_is_taken_over_with_a_word(holder, tmp_path, capsys):

@@ -23,9 +23,11 @@ STAGES = ("deepspeed_stage_1", "deepspeed_stage_2")
 # Fits one configuration after the other; spoils losses or sends a signal at a step, as the environment says.
 DRIVER = """
 import json, os, signal, sys
+from tests.fixtures.cpu_zero import train_on_cpus
 from train.cli import main
 from train.stages.seecoder import SeeCoderStage
 
+train_on_cpus()
 original = SeeCoderStage.loss
 event = json.loads(os.environ.get("EVENT", "{}"))
 
