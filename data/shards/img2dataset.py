@@ -50,20 +50,24 @@ def take_stock(folder: Path, manifest: Manifest | None = None) -> tuple[list[Sha
         below = ", ".join(f"`{path}`" for path in sorted({file.parent for file in folder.rglob("*.tar")})[:10])
         way = f"Give the folders that do: {below}" if below else "Make shards with `python -m data.build`"
         raise FileNotFoundError(f"`{folder}` holds no .tar files. {way}.")
-    found: dict[str, tuple[int | None, ShardIndex | None]] = {}  # samples that were promised, and what is there
+    found: dict[str, tuple[int | None, int, str]] = {}  # samples that were promised, those that are there, the fault
+    shards, passed = [], []
     for name in tqdm(sorted(names), desc="looking at shards", unit="shard", disable=len(names) < 20):
         promised = known[name].samples if name in known else _successes(folder / name)
-        found[name] = promised, _look(folder / name, known.get(name), promised)
-    counts = [len(index.samples) if index else promised or 0 for promised, index in found.values()]
-    shards, passed = [], []
-    for (name, (promised, index)), here in zip(found.items(), counts, strict=True):
-        path, reason = folder / name, index.fault if index else ""
-        if known and name not in known and reason not in (HIDDEN, COPY):
-            reason = NEW
-        if reason in (NEW, HIDDEN, COPY):
-            passed.append(Skip(-1, reason, str(path), f"`{path}` ({here:,} samples)", 0))
+        index = _look(folder / name, known.get(name), promised)
+        found[name] = promised, len(index.samples) if index else promised or 0, index.fault if index else ""
+        passed += _lost_members(folder / name, index) if index and (name in known or not known) else ()
+    most = max(here for _, here, _ in found.values())
+    for name, (promised, here, reason) in found.items():
+        path, is_extra = folder / name, reason in (HIDDEN, COPY)
+        if is_extra or (known and name not in known):
+            passed.append(Skip(-1, reason if is_extra else NEW, str(path), f"`{path}` ({here:,} samples)", 0))
             continue
-        passed += _losses(path, promised, index, max(counts)) if index else ()
+        total = promised or (max(most, here + 1) if reason or not here else here)
+        if reason or here < total:
+            reason, inside = reason or SHORT, 0 if promised is not None else -1
+            detail = f"`{path}`: {reason} ({here} of {total} samples)"
+            passed.append(Skip(inside, reason, str(path), detail, max(0, total - here)))
         if promised or here:
             shards.append(known.get(name) or Shard(name, promised or here))
     return shards, passed
@@ -87,13 +91,9 @@ def _look(path: Path, shard: Shard | None, promised: int | None) -> ShardIndex |
     return read_headers(path)
 
 
-def _losses(path: Path, promised: int | None, index: ShardIndex, usual: int) -> Iterator[Skip]:
-    """What is lost in a file, by how much one usually holds, and what is only passed over in it."""
-    here, fault = len(index.samples), index.fault or SHORT
-    total = promised or (max(usual, here + 1) if index.fault or not here else here)
-    if index.fault or here < total:
-        detail = f"`{path}`: {fault} ({here} of {total} samples)"
-        yield Skip(-1 if promised is None else 0, fault, str(path), detail, max(0, total - here))
+def _lost_members(path: Path, index: ShardIndex) -> Iterator[Skip]:
+    """Samples without a picture, and members that belong to no sample."""
+    here = len(index.samples)
     without = [kinds for _, kinds in index.samples if not any(kind.endswith(IMAGE_MEMBERS) for kind in kinds)]
     if without:
         detail = f"`{path}` ({len(without)} of {here}, as with {', '.join(without[0])[:80]!a})"

@@ -144,8 +144,6 @@ def check_location(location: str | Path) -> Path | str:
             "is opened. For a file whose name holds a colon, write ./ before it."
         )
     if not Path(text).exists():
-        way = (
-            "folders, one or a list, without patterns" if set("{*?").intersection(text) or "::" in text else "a folder"
-        )
+        way = "no pattern, but the folder, or a list of folders," if re.search(r"[{*?[]|::", text) else "a folder"
         raise FileNotFoundError(f"`{text}` does not exist. Give {way} of shards, made by `python -m data.build`.")
     return Path(text)

@@ -393,3 +393,27 @@ def test_held_out_pictures_lie_apart(pictures: Path, tmp_path: Path, capsys: pyt
     assert len(names[0] | names[1]) == 9
     assert build.main([*arguments[:-1], "9"]) == 2
     assert "`held_out`=9" in capsys.readouterr().err
+
+
+def test_index_and_verify_name_what_they_pass_over(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+):
+    out = tmp_path / "out"
+    assert build.main(["world", str(out), "--count", "6", "--size", "16", "--samples-per-shard", "2"]) == 0
+    for path in [*out.glob("*.json"), *out.glob(".*")]:
+        path.unlink()
+    (out / "00002.tar").rename(tmp_path / "later")
+    (out / "._00001.tar").write_bytes(b"x")
+    capsys.readouterr()
+    assert build.main(["index", str(out)]) == 0
+    assert "._00001.tar" in caplog.text
+    shown = capsys.readouterr().out
+    assert "written, without what was passed over: 4 samples in 2 shards" in shown
+    assert "done" not in shown
+    (tmp_path / "later").rename(out / "00002.tar")
+    assert build.main(["verify", str(out)]) == 2
+    assert "00002.tar is not in the manifest" in capsys.readouterr().err
+    (out / "._00001.tar").unlink()
+    assert build.main(["index", str(out)]) == 0
+    assert "done: 6 samples in 3 shards" in capsys.readouterr().out
+    assert build.main(["verify", str(out)]) == 0

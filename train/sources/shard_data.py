@@ -131,6 +131,7 @@ class ShardPictures(StageData):
             world_size=1,
             shuffle=False,
             endless=False,
+            ceiling=self.ceiling,
             cache=fetcher,
         )
         pixels = []

@@ -1,5 +1,6 @@
 """img2dataset's folders are read as they are, and can be given a manifest."""
 
+import gzip
 import io
 import json
 import os
@@ -103,3 +104,138 @@ def test_a_manifest_does_not_bless_damage(folder: Path):
     with pytest.raises(ValueError, match=r"00001\.tar`: truncated shard \(\d of 4 samples\)"):
         make_manifest(folder)
     assert not (folder / "manifest.json").exists()
+
+
+def tar_bytes(keys: range) -> bytes:
+    with io.BytesIO() as stream:
+        with tarfile.open(fileobj=stream, mode="w") as tar:
+            for key in keys:
+                info = tarfile.TarInfo(f"{key:05d}.jpg")
+                info.size = 4
+                tar.addfile(info, io.BytesIO(b"jpeg"))
+        return stream.getvalue()
+
+
+@pytest.fixture
+def plain(tmp_path: Path) -> Path:
+    """Three shards of five samples, without statistics and manifest."""
+    for shard in range(3):
+        (tmp_path / f"{shard:05d}.tar").write_bytes(tar_bytes(range(5 * shard, 5 * shard + 5)))
+    return tmp_path
+
+
+def lost(folder: Path) -> dict[str, tuple[str, int]]:
+    """What is passed over: reason and lost samples by the file's name."""
+    return {Path(skip.name).name: (skip.reason, skip.samples) for skip in take_stock(folder)[1]}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason", "samples"),
+    [
+        ("3.tar", gzip.compress(tar_bytes(range(9))), "not a tar file", 5),
+        ("3.tar", b"\x28\xb5\x2f\xfd" + bytes(99), "not a tar file", 5),
+        ("3.tar", b"version https://git-lfs.github.com/spec/v1\n", "not a tar file", 5),
+        ("3.tar", b"<!DOCTYPE html><html>", "not a tar file", 5),
+        ("3.tar", b"", "empty shard", 5),
+        ("3.tar", tar_bytes(range(4))[:2560], "truncated shard", 3),  # two of the usual five are there
+        ("3.tar", tar_bytes(range(0)), "short shard", 5),
+        ("3.tar.gz", gzip.compress(tar_bytes(range(9))), "name that is not `LETTERS_AND_DIGITS.tar`", 5),
+        ("3.tar.part", b"x", "name that is not `LETTERS_AND_DIGITS.tar`", 5),
+        ("00001 (1).tar", tar_bytes(range(5, 10)), "copy of another shard", 0),
+        ("00001 - Copy.tar", tar_bytes(range(5, 10)), "copy of another shard", 0),
+        ("._00001.tar", b"\0\5\x16\7", "hidden file", 0),
+    ],
+)
+def test_files_that_are_no_shards_are_named_with_what_is_lost(
+    plain: Path, name: str, content: bytes, reason: str, samples: int
+):
+    (plain / name).write_bytes(content)
+    assert lost(plain) == {name: (reason, samples)}
+    counts = [shard.samples for shard in take_stock(plain)[0]]
+    assert counts == ([5, 5, 5, 2] if reason == "truncated shard" else [5, 5, 5])
+
+
+def test_links_to_nowhere_and_folders_are_named(plain: Path):
+    (plain / "3.tar").symlink_to(plain / "none.tar")
+    (plain / "4.tar").mkdir()
+    assert lost(plain) == {"3.tar": ("missing shard", 5), "4.tar": ("unreadable shard", 5)}
+
+
+def test_a_second_download_with_other_content_is_read(plain: Path):
+    (plain / "00001 (1).tar").write_bytes(tar_bytes(range(20, 27)))
+    shards, passed = take_stock(plain)
+    assert [(shard.name, shard.samples) for shard in shards][1:3] == [("00001 (1).tar", 7), ("00001.tar", 5)]
+    assert not passed
+
+
+def test_shards_below_are_named_by_their_folders(plain: Path):
+    (plain / "b").mkdir()
+    for shard in plain.glob("*.tar"):
+        shard.rename(plain / "b" / shard.name)
+    with pytest.raises(FileNotFoundError, match=r"holds no \.tar files.*Give the folders that do: `[^`]*/b`"):
+        take_stock(plain)
+
+
+def test_a_shard_that_statistics_count_is_looked_into_when_its_end_is_not_one(folder: Path):
+    assert not take_stock(folder)[1]
+    os.truncate(folder / "00000.tar", 3000)
+    ((reason, samples),) = lost(folder).values()
+    assert reason == "truncated shard"
+    assert 1 <= samples <= 4
+
+
+def test_links_in_a_shard_are_lost_samples_and_hidden_members_are_not(plain: Path):
+    with tarfile.open(plain / "00001.tar", "w") as tar:
+        for name in ("1.jpg", "2.jpg", "._2.jpg", "3.jpg"):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = (tarfile.SYMTYPE, "/x/3.jpg") if name == "3.jpg" else (tarfile.REGTYPE, "")
+            tar.addfile(info)
+    assert {skip.reason: skip.samples for skip in take_stock(plain)[1]} == {"no picture": 1, "hidden file": 0}
+
+
+def test_index_takes_in_what_came_later_behind_what_it_has(plain: Path):
+    (plain / "00000.tar").rename(plain / "later.tar")
+    make_manifest(plain)
+    (plain / "later.tar").rename(plain / "moved")
+    (plain / "00000.tar").write_bytes((plain / "moved").read_bytes())
+    shards, passed = take_stock(plain, read_manifest(plain))
+    assert [shard.name for shard in shards] == ["00001.tar", "00002.tar", "later.tar"]
+    assert {Path(skip.name).name: (skip.reason.split(" (")[0], skip.samples) for skip in passed} == {
+        "00000.tar": ("shard that is not in the manifest", 0),
+        "later.tar": ("missing shard", 5),
+    }
+    (plain / "moved").rename(plain / "later.tar")
+    assert [shard.name for shard in make_manifest(plain)[0].shards] == [
+        "00001.tar",
+        "00002.tar",
+        "later.tar",
+        "00000.tar",
+    ]
+    assert not take_stock(plain, read_manifest(plain))[1]
+
+
+def test_index_leaves_out_a_damaged_shard_below_the_ceiling_and_refuses_above(plain: Path):
+    (plain / "3.tar").write_bytes(b"no tar")
+    with pytest.raises(ValueError, match=r"5 of 20 samples could not be read, above the ceiling of 1\.00%.*3\.tar"):
+        make_manifest(plain)
+    manifest, passed = make_manifest(plain, ceiling=0.25)
+    assert (manifest.samples, len(passed)) == (15, 1)
+
+
+def test_a_manifest_of_a_build_is_not_added_to(make_shards: Callable[..., Path]):
+    folder = make_shards([3])
+    (folder / "9.tar").write_bytes(tar_bytes(range(2)))
+    with pytest.raises(FileExistsError, match="exists already"):
+        make_manifest(folder)
+
+
+def test_headers_are_read_once_before_the_first_batch(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    for path in folder.glob("*"):
+        path.unlink() if path.suffix == ".json" else os.utime(path, (1, 1))
+    opened: list[str] = []
+    real = tarfile.open
+    monkeypatch.setattr(tarfile, "open", lambda *args, **kw: (opened.append(kw["fileobj"].name), real(*args, **kw))[1])
+    for _ in range(3):  # as a training does: to check, to compare caches, to read
+        loader = ShardLoader(folder, SquareImage(16), 2, rank=0, world_size=1, batches=4)
+    assert len(list(loader)) == 4
+    assert sorted(opened) == sorted(str(path) for path in folder.glob("*.tar"))

@@ -96,3 +96,25 @@ def test_refusals_keep_the_secret():
     with pytest.raises(ValueError, match="give a `cache` folder") as caught:
         open_shards("https://me:secret@host/a")
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("pattern", ["{00000..00001}.tar", "*.tar", "a/::b/", "[0-9].tar"])
+def test_notations_of_webdataset_are_answered_with_the_way(tmp_path: Path, pattern: str):
+    with pytest.raises(FileNotFoundError, match="Give no pattern, but the folder, or a list of folders, of shards"):
+        open_shards(f"{tmp_path}/{pattern}")
+
+
+def test_files_beside_a_manifest_are_named(make_shards):
+    folder = make_shards([2, 3])
+    (folder / "00002.tar").write_bytes((folder / "00001.tar").read_bytes())
+    (folder / "00000.tar").unlink()
+    found = open_shards(folder)
+    assert found.counts == [2, 3]
+    assert [Path(skip.name).name for skip in found.passed] == ["00000.tar", "00002.tar"]
+    assert [skip.samples for skip in found.passed] == [2, 0]
+
+
+def test_nothing_but_files_that_cannot_be_read_is_told_by_name(tmp_path: Path):
+    (tmp_path / "a.tar").write_bytes(b"\x1f\x8b")
+    with pytest.raises(ValueError, match=r"No shards were found.*a\.tar`: not a tar file"):
+        open_shards(tmp_path)

@@ -1,5 +1,6 @@
 """Raw bytes out of shards, and exact accounts of what is lost."""
 
+import errno
 import gc
 import io
 import json
@@ -239,3 +240,65 @@ def test_reader_travels_to_other_processes(make_shards: Callable[..., Path]):
         os._exit(0 if reader.read(1, 2) == first else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert reader.read(1, 2) == first
+
+
+@pytest.fixture
+def masked(tmp_path: Path, make_picture: Callable[..., bytes]) -> Path:
+    """A shard whose samples have a picture and a mask."""
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        put(tar, "1.jpg", make_picture(1))
+        put(tar, "1.png", make_picture(2))
+        put(tar, "1.mask.png", make_picture(3))
+    return tmp_path
+
+
+def test_several_pictures_in_a_sample_are_said(masked: Path, make_picture: Callable[..., bytes]):
+    with pytest.warns(UserWarning, match="samples have png and jpg; `image_member` chooses, png is taken"):
+        assert ShardReader(open_shards(masked)).read(0, 0) == {"png": make_picture(2)}
+
+
+@pytest.mark.parametrize(("kind", "number"), [("jpg", 1), ("png", 2), ("mask.png", 3)])
+def test_the_picture_is_the_member_that_was_chosen(
+    masked: Path, make_picture: Callable[..., bytes], kind: str, number: int
+):
+    reader = ShardReader(open_shards(masked, images=(kind,)), {"json", "png"})
+    first = next(iter(reader.read(0, 0).items()))
+    assert first == (kind, make_picture(number))
+
+
+class Storage:
+    """`os.pread` that fails for some calls, or gives little at a time."""
+
+    def __init__(self, failures: int = 0, most: int = 1 << 30, error: int = errno.ESTALE) -> None:
+        self.failures, self.most, self.error, self.real = failures, most, error, os.pread
+
+    def __call__(self, descriptor: int, size: int, offset: int) -> bytes:
+        self.failures -= 1
+        if self.failures >= 0:
+            if not self.error:
+                return b""
+            raise OSError(self.error, os.strerror(self.error))
+        return self.real(descriptor, min(size, self.most), offset)
+
+
+@pytest.mark.parametrize(
+    "storage", [Storage(3), Storage(3, error=errno.EIO), Storage(most=7), Storage(2, error=0)], ids=str
+)
+def test_storage_that_fails_for_a_moment_loses_nothing(
+    make_shards: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, storage: Storage
+):
+    folder = make_shards(COUNTS)
+    expected = read_all(folder)
+    monkeypatch.setattr(shard_index.time, "sleep", lambda _: None)
+    monkeypatch.setattr(os, "pread", storage)
+    assert read_all(folder) == expected
+
+
+def test_storage_that_keeps_failing_is_named_and_not_taken_for_the_end(
+    make_shards: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+):
+    folder = make_shards([1, 1])
+    monkeypatch.setattr(shard_index.time, "sleep", lambda _: None)
+    monkeypatch.setattr(os, "pread", Storage(4))  # all attempts of the first sample
+    numbers, reasons, names = read_all(folder)
+    assert (numbers, reasons, names) == ([1], {reading.UNREADABLE: 1}, {"00000.tar[0]"})

@@ -6,7 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from data.shards.reading.skips import LOG_EVERY, MIN_SEEN, RECENT, Skip, SkipLog, reason_category
+from data.shards.reading.skips import (
+    LOG_EVERY,
+    MIN_SEEN,
+    RECENT,
+    Skip,
+    SkipLog,
+    TooManySkipped,
+    check_passed,
+    reason_category,
+)
 
 
 def skips(count: int, reason: str = "bad", start: int = 0) -> list[Skip]:
@@ -101,3 +110,20 @@ def test_a_full_disk_costs_the_names_alone(tmp_path: Path, caplog: pytest.LogCap
     log.add(4, [Skip(0, "picture", "shard-0", "not an image")])
     assert log.skipped == 1
     assert "1 faults are not in" in caplog.text
+
+
+def test_what_is_passed_over_is_said_by_reason_reported_and_held_against_the_ceiling(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    passed = [
+        Skip(-1, "empty", "a.tar", "`a.tar`: empty", 3),
+        Skip(-1, "hidden", "._a.tar", "`._a.tar`", 0),
+        Skip(0, "empty", "b.tar", "`b.tar`: empty", 2),
+    ]
+    check_passed(passed, 95, 0.06, tmp_path / "report.txt")
+    assert "passed over: 2 x empty: `a.tar`: empty; `b.tar`: empty" in caplog.text
+    assert [json.loads(line)["name"] for line in (tmp_path / "report.txt").read_text().splitlines()] == [
+        skip.name for skip in passed
+    ]
+    with pytest.raises(TooManySkipped, match=r"5 of 98 samples could.*ceiling of 5\.00%: `a\.tar`"):
+        check_passed(passed, 95, 0.05)
