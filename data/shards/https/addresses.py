@@ -53,7 +53,8 @@ def open_url(url: str, timeout: float) -> Any:
 
 def _open_in_store(url: str, package: str) -> Any:
     try:
-        return fsspec.open(url, "rb").open()
+        store, path = fsspec.url_to_fs(url)
+        return store.open(path, "rb")
     except ImportError as error:
         raise ValueError(f"`{redacted(url)}` cannot be opened without {package}: `pip install {package}`.") from error
     except Exception as error:  # each store's library has its own
