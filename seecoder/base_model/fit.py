@@ -82,18 +82,6 @@ def check_parts(
             _check_controlnet(net, unet, vae)
 
 
-def check_dtypes(unet: Any, controlnet: Any) -> None:
-    """Refuse a ControlNet in another dtype than the UNet, when both are about to run.
-
-    Raises:
-        ValueError: The dtypes differ.
-    """
-    if controlnet is not None and controlnet.dtype != unet.dtype:
-        raise ValueError(
-            f"`controlnet` in {controlnet.dtype} must be in {unet.dtype}, as the base's UNet is. Use `pipe.to(dtype)`."
-        )
-
-
 def check_picture_size(vae: Any, height: int, width: int) -> None:
     """Refuse training pictures of which a row or a column would be lost, or that leave a backbone nothing to see.
 

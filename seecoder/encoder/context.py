@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import torch
 
-from seecoder.weights.safetensors_files import WeightsError, read_header, read_safetensors, write_safetensors
+from seecoder.weights.safetensors_files import WeightsError, metadata_and_names, read_safetensors, write_safetensors
 
 COMBINATIONS = ("average", "concatenate")
 _FORMAT = "seecoder.context"
@@ -166,10 +166,4 @@ def is_context_file(path: str | Path) -> bool:
     Args:
         path: Any path; one that does not exist, or is no safetensors file, is simply not a context file.
     """
-    file = Path(path)
-    if not file.is_file() or file.suffix != ".safetensors":
-        return False
-    try:
-        return read_header(file)[1].get("format") == _FORMAT
-    except WeightsError:
-        return False
+    return metadata_and_names(path)[0].get("format") == _FORMAT

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from seecoder.encoder.backbones.swin import SwinBackbone
-from seecoder.weights.safetensors_files import WeightsError, read_header, read_safetensors
+from seecoder.weights.safetensors_files import WeightsError, metadata_and_names, read_safetensors
 from seecoder.weights.strict_loading import check_fit, load_strict
 
 PREFIX = "ctx.image."
@@ -59,13 +59,7 @@ _FUSED_PARTS = ("query", "key", "value")  # the order of the rows of in_proj
 
 def is_official_file(path: str | Path) -> bool:
     """Whether a path is a safetensors file in the released layout, from its header alone."""
-    file = Path(path)
-    if file.suffix != ".safetensors" or not file.is_file():
-        return False
-    try:
-        return any(key.startswith(PREFIX) for key in read_header(file)[0])
-    except WeightsError:
-        return False
+    return any(key.startswith(PREFIX) for key in metadata_and_names(path)[1])
 
 
 def is_position_aware(keys: Iterable[str]) -> bool:

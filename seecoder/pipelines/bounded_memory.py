@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from seecoder.base_model.facts import pixels_per_cell
-from seecoder.pipelines.out_of_memory import is_out_of_memory, release_cached_memory
+from seecoder.pipelines.networks import is_out_of_memory, release_cached_memory
 from seecoder.sampling.tiles.tile_statistics import normalised_like, shrunken
 from seecoder.sampling.tiles.tiling import in_tiles
 

@@ -12,7 +12,6 @@ from diffusers.utils import BaseOutput
 
 from seecoder.base_model.added_conditions import guidance_embedding
 from seecoder.base_model.facts import is_sdxl, native_size, reads_mask
-from seecoder.base_model.fit import check_dtypes
 from seecoder.base_model.schedulers import fitting_scheduler
 from seecoder.call_rules import CALLBACK_TENSORS, check_size, whole_steps
 from seecoder.pipelines.adapters.control import controllers
@@ -91,7 +90,11 @@ class Call:
         self._controllers = controllers(pipe.controlnet, pipe.adapter, request)
         check_image_prompts(pipe, request)
         pipe.check_lora_scale(request.cross_attention_kwargs)
-        check_dtypes(pipe.unet, pipe.controlnet)
+        if pipe.controlnet is not None and pipe.controlnet.dtype != pipe.unet.dtype:
+            raise ValueError(
+                f"`controlnet` in {pipe.controlnet.dtype} must be in {pipe.unet.dtype}, as the base's UNet is. Use "
+                "`pipe.to(dtype)`."
+            )
         _check_family(request, sdxl=is_sdxl(pipe.unet))
         if reads_mask(pipe.unet) and request.mask_image is None:
             raise ValueError(

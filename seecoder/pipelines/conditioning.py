@@ -7,7 +7,7 @@ from diffusers import UNet2DConditionModel
 
 from seecoder.base_model.facts import context_width
 from seecoder.encoder.context import ImageSet, combine_contexts
-from seecoder.encoder.model import SeeCoder, SeeCoderOutput
+from seecoder.encoder.model import SeeCoder
 from seecoder.images.gate import load_image
 from seecoder.images.masks import load_mask
 from seecoder.images.scaling import encodable
@@ -65,21 +65,14 @@ def _encode_set(
     encoder: SeeCoder, entry: ImageSet, pictures: Sequence[torch.Tensor], device: torch.device | str
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     bring_to_device(encoder)  # `encode` is not `forward`
+    outputs = []
     # One at a time: every picture keeps its own size and aspect.
-    masks = entry.masks or [None] * len(pictures)
-    outputs = [_encode_one(encoder, pixels, mask, device) for pixels, mask in zip(pictures, masks, strict=True)]
+    for pixels, mask in zip(pictures, entry.masks or [None] * len(pictures), strict=True):
+        counts = None if mask is None else load_mask(mask, (pixels.shape[-2], pixels.shape[-1]))[None, None].to(device)
+        outputs.append(encoder.encode(pixels.to(device), mask=counts))
     context = combine_contexts([output.context for output in outputs], entry.weights, entry.combine)
     pooled = [output.pooled for output in outputs if output.pooled is not None]
     return context, combine_contexts(pooled, entry.weights) if pooled else None
-
-
-def _encode_one(
-    encoder: SeeCoder, pixels: torch.Tensor, mask: Picture | None, device: torch.device | str
-) -> SeeCoderOutput:
-    if mask is None:
-        return encoder.encode(pixels.to(device))
-    values = load_mask(mask, (pixels.shape[-2], pixels.shape[-1]))[None, None]
-    return encoder.encode(pixels.to(device), mask=values.to(device))
 
 
 def condition(

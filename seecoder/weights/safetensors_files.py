@@ -100,7 +100,11 @@ def read_header(path: str | os.PathLike[str]) -> tuple[dict[str, TensorInfo], di
 @contextmanager
 def _opened(path: Path, device: str) -> Iterator[Any]:
     check_file(path)
-    _check_not_pickle(path)
+    if sign := pickle_sign(path):
+        raise WeightsError(
+            f"`{path}` is a pickle ({sign}), which can run any code when it is read, so only safetensors are. If you "
+            "trust its origin, convert it once with `seecoder import --allow-pickle`."
+        )
     try:
         with safetensors.safe_open(path, framework="pt", device=device) as file:
             yield file
@@ -139,17 +143,19 @@ def pickle_sign(path: Path) -> str:
     return "its first bytes are those of one" if is_pickle else ""
 
 
-def _check_not_pickle(path: Path) -> None:
-    """Refuse what can run code.
+def metadata_and_names(path: str | os.PathLike[str]) -> tuple[dict[str, str], set[str]]:
+    """Metadata and names of the tensors of a safetensors file; nothing for any other path, also one that is not there.
 
-    Raises:
-        WeightsError: Naming the way out.
+    Args:
+        path: Any path.
     """
-    if sign := pickle_sign(path):
-        raise WeightsError(
-            f"`{path}` is a pickle ({sign}), which can run any code when it is read, so only safetensors are. If you "
-            "trust its origin, convert it once with `seecoder import --allow-pickle`."
-        )
+    if not Path(path).is_file() or Path(path).suffix != ".safetensors":
+        return {}, set()
+    try:
+        tensors, metadata = read_header(path)
+    except WeightsError:
+        return {}, set()
+    return metadata, set(tensors)
 
 
 def write_safetensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
