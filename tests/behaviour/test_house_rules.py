@@ -68,6 +68,7 @@ def test_the_library_flows_one_way(part, forbidden):
         assert not found, f"{path.relative_to(ROOT)} imports {found}"
 
 
+@pytest.mark.heavy
 def test_importing_everything_public_pulls_in_no_training_stack():
     code = (
         "import sys, seecoder\n"

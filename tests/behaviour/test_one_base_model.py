@@ -85,6 +85,7 @@ def member_moments(folder: Path) -> tuple[Tensor, Tensor]:
     return torch.stack([row["mean"] for row in rows]), torch.stack([row["std"] for row in rows])
 
 
+@pytest.mark.heavy
 def test_training_caching_previews_sampling_and_evaluation_share_one_scale(
     scaled_base: Path,
     kind: str,

@@ -59,6 +59,7 @@ def test_the_readme_shows_what_people_come_for() -> None:
     assert len(commands()) >= 5
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("command", commands(), ids=lambda command: command.split("--out ")[1].split()[0])
 def test_a_command_makes_its_pictures(command: str, desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(desk)

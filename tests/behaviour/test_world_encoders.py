@@ -14,6 +14,7 @@ from seecoder import SeeCoder, SeeCoderPipeline
 ENCODERS = Path(BASE).parent / "encoders"
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", ["plain", "position_aware"])
 def test_variations_keep_what_the_pictures_show(name):
     encoder = SeeCoder.from_pretrained(ENCODERS / name).float().eval()

@@ -200,6 +200,7 @@ def test_a_shard_of_bad_pictures_only_is_left_out(tmp_path: Path):
 WORLD = ["--count", "60", "--samples-per-shard", "7", "--size", "16"]
 
 
+@pytest.mark.heavy
 def test_workers_write_the_same_bytes(tmp_path: Path):
     assert build.main(["world", str(tmp_path / "one"), *WORLD]) == 0
     assert build.main(["world", str(tmp_path / "many"), *WORLD, "--workers", "2"]) == 0
@@ -222,6 +223,7 @@ def test_resume_keeps_what_is_whole_and_repairs_what_is_not(tmp_path: Path, caps
     assert len(kept) == 6
 
 
+@pytest.mark.heavy
 def test_killed_in_mid_write_and_run_again(tmp_path: Path):
     out, size = tmp_path / "killed", ["--count", "200", "--samples-per-shard", "20"]
     kill_after_first_shard(["world", str(out), *size], out)

@@ -14,6 +14,7 @@ from tests.fuzzing.fuzz_images import is_finding
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.heavy
 @pytest.mark.skipif(not hasattr(resource, "RLIMIT_AS"), reason="needs limits on the address space")
 def test_a_thousand_damaged_files_give_a_picture_or_an_image_error():
     script = ROOT / "tests" / "fuzzing" / "fuzz_images.py"

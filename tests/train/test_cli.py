@@ -126,6 +126,7 @@ def test_a_base_that_cannot_be_reached_is_named(settings, fit, capsys, monkeypat
     assert "cannot be reached" in line
 
 
+@pytest.mark.heavy
 def test_a_base_in_one_file_is_planned_and_trained_on(settings, fit, base, capsys, tmp_path):
     networks = {"model.diffusion_model.": load_part(base, "unet"), "first_stage_model.": load_part(base, "vae")}
     path = write_checkpoint(tmp_path / "base.safetensors", networks)

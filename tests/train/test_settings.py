@@ -74,6 +74,7 @@ SHORT = [
 ]
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(("arguments", "said"), SHORT, ids=[" ".join(arguments) for arguments, _ in SHORT])
 def test_a_short_trial_of_a_long_plan_is_run_and_says_so(settings, fit, capsys, arguments, said):
     short = ["--run.max_steps", "2", "--stage.init_args.optimizer.warmup_steps", "1"]

@@ -1,7 +1,10 @@
+import pytest
+
 from tests.behaviour.sampling import beside_the_picture
 from tests.behaviour.sampling.beside_the_picture import World
 
 
+@pytest.mark.heavy
 def test_coarse_blocks_carry_shape_and_place_and_fine_ones_hue_and_background(monkeypatch):
     monkeypatch.setattr(beside_the_picture, "COUNT", 16)
     monkeypatch.setattr(beside_the_picture, "STEPS", 10)
@@ -14,6 +17,7 @@ def test_coarse_blocks_carry_shape_and_place_and_fine_ones_hue_and_background(mo
     assert layout["corr_center_y"] > 0.6 > 0.4 > style["corr_center_y"]  # the place is the coarse blocks' alone
 
 
+@pytest.mark.heavy
 def test_a_mask_keeps_the_object_and_leaves_the_background_out(monkeypatch):
     monkeypatch.setattr(beside_the_picture, "COUNT", 16)
     monkeypatch.setattr(beside_the_picture, "STEPS", 10)

@@ -88,6 +88,7 @@ def test_networks_of_another_memory_format_and_calls_in_inference_mode_give_the_
         torch.testing.assert_close(latents(pipeline(unet), METHODS[name]), plain[name], atol=1e-5, rtol=0)
 
 
+@pytest.mark.heavy
 def test_synchronised_windows_take_their_gradients_in_inference_mode_too() -> None:
     pipe = pipeline()
     wanted = latents(pipe, SYNCHRONISED)
@@ -95,6 +96,7 @@ def test_synchronised_windows_take_their_gradients_in_inference_mode_too() -> No
         torch.testing.assert_close(latents(pipe, SYNCHRONISED), wanted)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("way", ["whole", "in place", "blocks"])
 def test_compiled_networks_do_not_forget_the_method(way, plain) -> None:
     """Compiled code does not look at hooks that come later; the steps of a method run uncompiled."""
@@ -137,6 +139,7 @@ def test_quantised_layers_are_changed_like_plain_ones(name) -> None:
     torch.testing.assert_close(latents(pipeline(unet), METHODS[name]), wanted, atol=1e-5, rtol=0)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("way", ["model", "sequential", "group"])
 def test_whole_pipelines_are_offloaded_by_diffusers_own_calls(way, parts, picture, tiny_controlnet) -> None:
     """Pictures to pictures, with a method that decodes between its steps and a ControlNet: the same as all at hand."""

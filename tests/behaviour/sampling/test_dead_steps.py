@@ -1,6 +1,9 @@
+import pytest
+
 from tests.behaviour.sampling.dead_steps import dead_steps
 
 
+@pytest.mark.heavy
 def test_left_out_steps_are_compared_with_all_of_them():
     """Three steps of one scene: at a threshold just below 1 the second phase leaves out its first."""
     rounding, skipping = dead_steps(sizes=((2, 1),), thresholds=(0.99,), steps=3)

@@ -94,6 +94,7 @@ def plain():
     }
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("feature", FEATURES)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_feature_acts_under_every_method(family, feature, plain) -> None:

@@ -52,6 +52,7 @@ def test_one_step_of_rescaled_guidance_by_hand(parts, pipe, picture, method):
         torch.testing.assert_close(pipe(**settings, guidance_rescale=share).images, expected, atol=1e-9, rtol=0)
 
 
+@pytest.mark.heavy
 def test_a_controlnet_goes_around_a_closed_loop(parts, picture, tiny_controlnet):
     """Noise and control picture rolled by one window, and the next window as the anchor: the same panorama, rolled."""
     pipe = SeeCoderPipeline(**parts, controlnet=tiny_controlnet)

@@ -145,6 +145,7 @@ BY_SETTINGS = {
 LARGE = [pytest.mark.slow]
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=LARGE if name == "syncdiffusion, not clamped" else []) for name in BY_SETTINGS]
 )
@@ -162,6 +163,7 @@ def test_the_published_grid_leaves_columns_out(run) -> None:
     assert (ours[..., :28] - covered).norm() > 0.01 * covered.norm()
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("at_once", [16, 2])
 def test_the_published_views_are_scaled_by_the_sigma_of_another_step(at_once, run, make_scheduler) -> None:
     """Only the first batch of a step finds the scheduler where it should be, and none in a later phase's first step."""
@@ -236,6 +238,7 @@ def test_published_pictures_begin_at_the_longer_side(run, monkeypatch) -> None:
     assert_departs("demofusion 16x32", ours, run(RELEASED, (16, 32), 4))
 
 
+@pytest.mark.heavy
 def test_published_moments_are_those_of_the_whole_batch(run, monkeypatch) -> None:
     def of_all(latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return latents.mean().expand(len(latents), 1, 1, 1), latents.std().expand(len(latents), 1, 1, 1)

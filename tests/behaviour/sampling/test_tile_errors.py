@@ -1,6 +1,9 @@
+import pytest
+
 from tests.behaviour.sampling import tile_errors
 
 
+@pytest.mark.heavy
 def test_tiles_with_the_norms_of_the_whole_are_nearer_than_tiles_with_their_own(monkeypatch):
     monkeypatch.setattr(tile_errors, "SCENES", 1)
     monkeypatch.setattr(tile_errors, "SHRUNK", (2,))

@@ -184,6 +184,7 @@ def test_mutations_cost_samples_at_most(tmp_path: Path, files: dict[str, bytes],
         check(folder, same_plan=kind in ("tar", "tar with index", "index"), seed=case)
 
 
+@pytest.mark.heavy
 def test_mutated_members_cost_their_samples_at_most(
     tmp_path: Path, files: dict[str, bytes], make_picture: Callable[..., bytes]
 ):

@@ -62,6 +62,7 @@ def loss_and_bound(stage: SeeCoderStage, raw: dict[str, Any], batch: dict[str, A
     return losses[0], losses[1], bound + 1000 * FLOAT_STEP * losses[0]
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("kind", ["cached", "mixed"])
 def test_losses_and_order_are_those_of_raw_shards(stage, batches, shards, cached, kind):
     raw = batches(shards, shards)
@@ -112,6 +113,7 @@ def test_moments_of_another_autoencoder_are_refused_in_one_line(settings, fit, c
     assert error.count("\n") == 1
 
 
+@pytest.mark.heavy
 def test_a_run_may_change_to_cached_shards_and_sees_the_same_samples(
     settings, fit, shards, cached, monkeypatch, tmp_path
 ):

@@ -20,6 +20,7 @@ def make(settings: Any) -> Any:
     return make
 
 
+@pytest.mark.heavy
 def test_names_of_weights_stay(make):
     plain, compiled = make(()), make(("unet", "decoder"))
     assert list(plain.state_dict()) == list(compiled.state_dict())

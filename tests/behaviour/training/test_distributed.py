@@ -57,6 +57,7 @@ def moments(checkpoint: dict) -> dict[str, torch.Tensor]:
     return {"gradients": gradients, "weights": torch.cat(weights)}
 
 
+@pytest.mark.heavy
 def test_processes_and_micro_batches_train_like_one_batch(settings, fit, load, tmp_path):
     """In float64: gradients differ by 2e-14 of the largest, weights by 3e-11. Float32 alone rounds by 2e-5."""
     shards = tmp_path / "shards"  # one for each of four processes

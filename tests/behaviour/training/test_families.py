@@ -29,6 +29,7 @@ def batch_of(count: int = 4, size: int = 32) -> dict:
     return {"pixels": pixels.to(torch.uint8), "keys": torch.stack([torch.zeros(count), torch.arange(count)], 1).long()}
 
 
+@pytest.mark.heavy
 def test_an_xl_base_trains_evaluates_previews_and_continues(xl_config, fit, load, tmp_path):
     preview = {"pictures": 2, "rows": 1, "steps": 2, "guidance_scale": 2.0}
     config = xl_config(**{"run.max_steps": 2, "stage.init_args.preview": preview})

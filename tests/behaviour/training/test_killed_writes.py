@@ -96,6 +96,7 @@ def slow(case: tuple[Any, ...]) -> Any:
     return pytest.param(*case, marks=pytest.mark.slow)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(("step", "place"), [(4, 0.5), *(slow(case) for case in ((2, 0.5), (4, 0), (4, -1)))])
 def test_killed_within_the_file(train, steady, whole, fit, load, tmp_path, step, place):
     folder = tmp_path / "killed"
@@ -116,6 +117,7 @@ RENAMES = {
 }
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("step", "when"),
     [(2, "between"), *(slow(case) for case in ((2, "before the first"), (4, "between"), (4, "after the last")))],

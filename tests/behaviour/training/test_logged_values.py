@@ -91,6 +91,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Any:
     return now
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("accumulate", [1, 3])
 def test_speed_and_waiting_are_those_of_the_clock(settings, fit, clock, tmp_path, accumulate):
     """A micro-batch of 2 pictures takes 4 seconds, 3 of them to read; an evaluation does not count."""
@@ -103,6 +104,7 @@ def test_speed_and_waiting_are_those_of_the_clock(settings, fit, clock, tmp_path
     assert clock.seconds == 1000 + 6 * accumulate * 4 + 6 * 100
 
 
+@pytest.mark.heavy
 def test_speed_is_that_of_all_processes_and_counts_from_where_a_run_continues(settings, fit, clock, tmp_path):
     changes = {**NONE_HELD_OUT, "run.log_every": 4, "run.checkpoint_every": 3}
     assert fit(settings(**changes, **{"run.max_steps": 3})) == 0
@@ -121,6 +123,7 @@ def test_speed_is_that_of_all_processes_and_counts_from_where_a_run_continues(se
     assert (found["images_per_second"][1], found["data_wait"][1]) == (4.0, 0.25)
 
 
+@pytest.mark.heavy
 def test_rate_and_gradient_norm_are_those_that_the_step_had(settings, fit, monkeypatch, tmp_path):
     """Warm-up over two steps, then a cosine to a tenth: 1, cos 30°, cos 60°, ... of the way."""
     norms, clipped, rates = [], [], []
@@ -156,6 +159,7 @@ def test_rate_and_gradient_norm_are_those_that_the_step_had(settings, fit, monke
     assert clipped == pytest.approx([0.01] * 6, rel=1e-3)  # what the step took
 
 
+@pytest.mark.heavy
 def test_a_line_for_several_steps_has_the_mean_norm_and_the_last_rate(settings, fit, tmp_path):
     single, several = tmp_path / "single", tmp_path / "several"
     steady = {**NONE_HELD_OUT, "run.max_steps": 6}

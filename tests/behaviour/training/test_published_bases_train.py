@@ -17,6 +17,7 @@ from train.settings import OptimizerSettings
 from train.stages.seecoder import SeeCoderStage
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", [name for name in BASES if name not in ("lcm", "playground-2.5")])
 def test_two_steps_are_trained(name: str, settings: Any, fit: Callable[..., int], tmp_path: Path) -> None:
     base = write_published(tmp_path / name, name)

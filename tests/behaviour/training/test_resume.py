@@ -59,6 +59,7 @@ def killed_after(monkeypatch, fit):
 AWARE = {"stage.init_args.encoder.position_aware": True, "run.accumulate": 2, "run.max_steps": 6}
 
 
+@pytest.mark.heavy
 def test_crashes_mid_step_and_mid_accumulation_change_nothing(settings, fit, killed_after, load, tmp_path):
     assert fit(settings(**AWARE)) == 0
     whole = load(tmp_path / "run" / "step-00000006.ckpt")
@@ -74,6 +75,7 @@ def test_crashes_mid_step_and_mid_accumulation_change_nothing(settings, fit, kil
     assert logs[0] == logs[1]
 
 
+@pytest.mark.heavy
 def test_a_torn_checkpoint_is_passed_over(settings, fit, load, tmp_path):
     assert fit(settings()) == 0
     run = tmp_path / "run"
@@ -84,6 +86,7 @@ def test_a_torn_checkpoint_is_passed_over(settings, fit, load, tmp_path):
     assert_equal(whole, load(newest))
 
 
+@pytest.mark.heavy
 def test_a_torn_checkpoint_does_not_count_as_a_kept_one(settings, fit, load, tmp_path, capsys):
     assert fit(settings()) == 0
     run = tmp_path / "run"
@@ -98,6 +101,7 @@ def test_a_torn_checkpoint_does_not_count_as_a_kept_one(settings, fit, load, tmp
     assert_equal(whole, load(newest))
 
 
+@pytest.mark.heavy
 def test_no_checkpoint_is_from_within_a_row_of_skipped_steps(settings, fit, load, monkeypatch, tmp_path):
     from train.stages.seecoder import SeeCoderStage
 
@@ -120,6 +124,7 @@ def test_no_checkpoint_is_from_within_a_row_of_skipped_steps(settings, fit, load
     assert fit(config) == 0
 
 
+@pytest.mark.heavy
 def test_a_metric_that_is_not_there_is_said_once(settings, fit, capsys):
     assert fit(settings(**{"run.keep_best": "held_out_los"})) == 0
     said = [line for line in capsys.readouterr().out.splitlines() if "held_out_los`" in line]
@@ -127,6 +132,7 @@ def test_a_metric_that_is_not_there_is_said_once(settings, fit, capsys):
     assert "held_out_loss," in said[0], "with those that there are"
 
 
+@pytest.mark.heavy
 def test_a_killed_run_has_its_card_and_configuration(settings, killed_after, tmp_path):
     killed_after(5, settings(**AWARE))
     run = tmp_path / "run"
@@ -140,6 +146,7 @@ def test_a_killed_run_has_its_card_and_configuration(settings, killed_after, tmp
     assert yaml.safe_load((run / "config.yaml").read_text())["run"]["max_steps"] == 6
 
 
+@pytest.mark.heavy
 def test_a_full_disk_at_the_start_costs_notes_not_the_run(settings, fit, monkeypatch, capsys, tmp_path):
     import train.run.provenance
 
@@ -153,6 +160,7 @@ def test_a_full_disk_at_the_start_costs_notes_not_the_run(settings, fit, monkeyp
     assert is_complete(tmp_path / "run" / "step-00000006.ckpt")
 
 
+@pytest.mark.heavy
 def test_a_finished_run_is_left_alone_and_can_be_extended(settings, fit, load, tmp_path, capsys):
     assert fit(settings(**{"run.max_steps": 2})) == 0
     capsys.readouterr()
@@ -164,6 +172,7 @@ def test_a_finished_run_is_left_alone_and_can_be_extended(settings, fit, load, t
     assert_equal(load(tmp_path / "run" / "step-00000004.ckpt"), load(tmp_path / "at_once" / "step-00000004.ckpt"))
 
 
+@pytest.mark.heavy
 def test_a_fresh_start_over_an_old_run_is_refused(settings, fit, capsys):
     assert fit(settings(**{"run.max_steps": 2})) == 0
     assert fit(settings(**{"run.max_steps": 2}), "--no_resume") == 2
@@ -235,6 +244,7 @@ def test_an_interrupt_saves_once_says_how_to_go_on_and_exits_130(settings, fit, 
     assert "stopped at step 3 of 6; the same command continues" in said.out
 
 
+@pytest.mark.heavy
 def test_a_new_learning_rate_takes_effect(settings, fit, tmp_path):
     assert fit(settings(**{"run.max_steps": 2})) == 0
     changes = (
@@ -253,12 +263,14 @@ def test_a_new_learning_rate_takes_effect(settings, fit, tmp_path):
     assert checkpoint["optimizer_states"][0]["param_groups"][0]["lr"] == 0.25
 
 
+@pytest.mark.heavy
 def test_old_checkpoints_are_pruned_and_milestones_stay(settings, fit, tmp_path):
     changes = {"run.keep_checkpoints": 1, "run.keep_steps": [1, 3], "run.max_steps": 6, "run.keep_best": None}
     assert fit(settings(**changes)) == 0
     assert [step for step, _ in list_checkpoints(tmp_path / "run")] == [6, 3, 1]
 
 
+@pytest.mark.heavy
 def test_sigterm_saves_once_and_exits_143(settings, fit, monkeypatch, load, tmp_path):
     config = settings(**{"run.max_steps": 6, "run.checkpoint_every": 100, "run.folder": str(tmp_path / "stopped")})
     from train.stages.seecoder import SeeCoderStage
@@ -286,6 +298,7 @@ def test_a_time_budget_stops_cleanly(settings, fit, tmp_path):
     assert [step for step, _ in list_checkpoints(tmp_path / "run")] == [1]
 
 
+@pytest.mark.heavy
 def test_a_disk_that_is_full_for_a_while_costs_a_checkpoint_and_no_more(settings, fit, monkeypatch, capsys, tmp_path):
     from train.stages.seecoder import SeeCoderStage
 
@@ -324,6 +337,7 @@ def test_what_a_killed_process_left_half_written_is_removed(settings, fit, tmp_p
     assert (tmp_path / "run" / "step-00000001.ckpt.sha256").exists()
 
 
+@pytest.mark.heavy
 def test_sigterm_to_the_whole_group_with_readers_saves_once_and_exits_143(settings, load, tmp_path):
     """Launchers send it to every process that a training has, those that read included."""
     command = _command(settings(**{"run.max_steps": 10_000, "data.init_args.num_workers": 2}), tmp_path)

@@ -69,6 +69,7 @@ def assert_saved_once(folder: Path, step: int) -> None:
     assert {path.name for path in folder.glob("*ckpt*")} == {path.name, f"{path.name}.sha256"}
 
 
+@pytest.mark.heavy
 @pytest.mark.usefixtures("under_slurm")
 @SIGNALS
 @pytest.mark.parametrize(("place", "step"), [(SeeCoderStage.loss, 3), (ShardPictures.train_dataloader, 1)])

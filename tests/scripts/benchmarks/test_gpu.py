@@ -11,6 +11,7 @@ import pytest
 from scripts.benchmarks import gpu
 
 
+@pytest.mark.heavy
 def test_all_of_it_runs_on_a_cpu_at_toy_size(tmp_path: Path):
     out = tmp_path / "toy.json"
     gpu.measure(out, list(gpu.BUDGETS), smoke=True)

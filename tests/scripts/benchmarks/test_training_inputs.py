@@ -1,5 +1,7 @@
 from pathlib import Path
 
+import pytest
+
 from data.shards.manifest import read_manifest
 from scripts.benchmarks.training_inputs import loader_speed, toy_workload, write_pictures
 
@@ -17,6 +19,7 @@ def test_the_toy_workload_has_the_same_samples_with_and_without_latents(tmp_path
     assert work.flops(work.naive) > 0
 
 
+@pytest.mark.heavy
 def test_the_loaders_speed_has_its_parts(tmp_path: Path):
     found = loader_speed(tmp_path, repetitions=2)
     assert found["per_second"] > 0

@@ -1,10 +1,13 @@
 import json
 import sys
 
+import pytest
+
 from data.world.pretrained import ENCODERS
 from scripts.evaluation import evaluate_encoder
 
 
+@pytest.mark.heavy
 def test_an_encoder_stands_beside_chance_and_the_ceiling(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(
         sys,

@@ -116,6 +116,7 @@ def test_limits(vary, paths, changes):
         vary(paths, **changes)
 
 
+@pytest.mark.heavy
 def test_the_app_is_for_this_machine_only(pipe, monkeypatch):
     gradio = pytest.importorskip("gradio")
     seen = {}

@@ -23,6 +23,7 @@ def test_panorama_with_windows(pictures, networks, tmp_path):
     assert main(["panorama", pictures[0], *networks, "--out", str(out), "--method", "demofusion"]) == 2
 
 
+@pytest.mark.heavy
 def test_a_synchronised_panorama_of_a_closed_loop(
     pictures, networks, base_folder, tiny_encoder, tmp_path, monkeypatch, caplog
 ):
@@ -74,6 +75,7 @@ def test_a_panorama_may_be_synchronised_in_windows_of_its_own(names):
             panorama_methods(Namespace(method=other, method_option=[], wrap=False))
 
 
+@pytest.mark.heavy
 def test_a_synchronised_panorama_with_regions(pictures, networks, tmp_path, capsys):
     right = write_mask(tmp_path / "right.png", left=0.0, right=1.0)
     all_of_it = write_mask(tmp_path / "all.png", left=1.0, right=1.0)

@@ -100,6 +100,7 @@ def test_methods_and_their_settings(pictures, networks, tmp_path, capsys):
     assert "choose from" in capsys.readouterr().err
 
 
+@pytest.mark.heavy
 def test_large_pictures_are_made_by_the_preset_auto(pictures, networks, base_folder, tiny_encoder, tmp_path, capsys):
     large = ["--height", "32", "--width", "32", "--steps", "8", "--sheet", ""]
     made = {}
@@ -244,6 +245,7 @@ def test_files_are_not_overwritten_unasked(pictures, networks, tmp_path, capsys)
     assert main([*arguments, "--overwrite"]) == 0
 
 
+@pytest.mark.heavy
 def test_each_picture_is_decoded_once(pictures, networks, tiny_controlnet, tmp_path, monkeypatch):
     """Whatever it serves for: a picture to vary, one of a region, the sheet, a mask, what the ControlNet sees."""
     control = str(tmp_path / "control.png")

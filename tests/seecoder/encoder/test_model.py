@@ -170,6 +170,7 @@ def test_a_half_precision_backbone_serves_full_precision_training():
 COMPILED = {"backbone_args": {**SWIN, "depths": (1, 2)}, "query_layers": 2, "decoder_layers": 1}
 
 
+@pytest.mark.heavy
 def test_torch_compile_takes_the_whole_graph():
     torch._dynamo.reset()
     encoder = make_encoder(**COMPILED, position_aware=True, pooled_dim=4)

@@ -8,6 +8,7 @@ import torch
 from seecoder.export.exporting import export_encoder, probe_picture
 
 
+@pytest.mark.heavy
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 def test_onnx_export_agrees_at_any_fixed_size(build, tmp_path):
     pytest.importorskip("onnxruntime")

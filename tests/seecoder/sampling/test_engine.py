@@ -134,6 +134,7 @@ def run(scramble):
 """
 
 
+@pytest.mark.heavy
 def test_check_22_seeds_hold_across_processes_and_a_scrambled_global_state() -> None:
     command = [sys.executable, "-W", "ignore", "-c", SCRIPT + "print(*(value.hex() for value in run(False)))"]
     other = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
@@ -283,6 +284,7 @@ def live_bytes():
     gc.unfreeze()
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     "windowed",
     [

@@ -172,6 +172,7 @@ with (atomic_directory(target, overwrite=True) if {folder} else atomic_path(targ
 """
 
 
+@pytest.mark.heavy
 @posix
 @pytest.mark.parametrize("folder", [False, True])
 @pytest.mark.parametrize("existing", [False, True])

@@ -59,6 +59,7 @@ def test_bytes_are_those_of_the_reference_writer(tmp_path):
     assert (tmp_path / "w").read_bytes() == safetensors.torch.save(tensors)
 
 
+@pytest.mark.heavy
 def test_bytes_depend_on_no_order_and_no_process(tmp_path):
     tensors = {f"layer.{place}": torch.full((3,), float(place)) for place in range(20)}
     metadata = {f"key{place}": str(place) for place in range(20)}

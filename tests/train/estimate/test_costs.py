@@ -21,6 +21,7 @@ def test_counted_parameters_are_those_of_the_real_stage(settings, base):
     assert sum(costs.frozen.values()) + costs.trained == sum(weight.numel() for weight in stage.parameters())
 
 
+@pytest.mark.heavy
 def test_checkpointing_trades_memory_for_operations_and_precision_halves_memory(base):
     encoder = {
         "backbone": "swin_tiny_patch4_window7_224",
@@ -46,6 +47,7 @@ def test_checkpointing_trades_memory_for_operations_and_precision_halves_memory(
     assert 2 * (plain.frozen_bytes - mixed.frozen_bytes) == 4 * (plain.frozen["backbone"] + plain.frozen["unet"])
 
 
+@pytest.mark.heavy
 def test_what_is_cached_costs_no_operations_but_memory_stays_for_the_rest(settings: Any, base: Path):
     options = {"encoder": settings()["stage"]["init_args"]["encoder"]}
     sizes = base_sizes(str(base))
@@ -61,6 +63,7 @@ def test_what_is_cached_costs_no_operations_but_memory_stays_for_the_rest(settin
     assert half.activation_bytes == raw.activation_bytes == none.activation_bytes
 
 
+@pytest.mark.heavy
 def test_an_encoder_that_sees_a_smaller_picture_costs_less_and_the_rest_the_same(settings: Any, base: Path):
     encoder = settings()["stage"]["init_args"]["encoder"]
     sizes = base_sizes(str(base))

@@ -73,6 +73,7 @@ def test_parts_that_are_named_are_never_changed(monkeypatch: pytest.MonkeyPatch,
     assert counted.options["gradient_checkpointing"] == tuple(given or ())
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("memory", [1.5, 40.0])  # GiB: not enough even so, and plenty
 def test_a_plan_says_what_it_chose(settings, tmp_path, capsys, memory):
     path = tmp_path / "config-in.yaml"
@@ -84,6 +85,7 @@ def test_a_plan_says_what_it_chose(settings, tmp_path, capsys, memory):
     assert code == (2 if memory < 40 else 0)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(("fraction", "note"), [(0.94, False), (0.96, True)])
 def test_a_plan_notes_what_leaves_no_reserve(settings, tmp_path, capsys, fraction, note):
     path = tmp_path / "config-in.yaml"
@@ -96,6 +98,7 @@ def test_a_plan_notes_what_leaves_no_reserve(settings, tmp_path, capsys, fractio
     assert ("less than 5 % of the memory stays free" in capsys.readouterr().out) == note
 
 
+@pytest.mark.heavy
 def test_a_run_chooses_by_its_machine(settings, fit, capsys, monkeypatch, tmp_path):
     assert fit(settings(**AUTO, **{"run.max_steps": 1})) == 0
     assert "nothing will recompute" in capsys.readouterr().out

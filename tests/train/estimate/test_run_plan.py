@@ -45,6 +45,7 @@ def rows(text: str) -> list[list[str]]:
     return [line.strip("| ").split(" | ") for line in text.splitlines() if re.match(r"\| [\d,]+ \|", line)]
 
 
+@pytest.mark.heavy
 def test_a_plan_says_everything_and_writes_nothing(settings, plan, fit, capsys, tmp_path):
     assert plan(settings()) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -59,6 +60,7 @@ def test_a_plan_says_everything_and_writes_nothing(settings, plan, fit, capsys, 
     assert capsys.readouterr().out.splitlines() == lines
 
 
+@pytest.mark.heavy
 def test_a_checkpoint_has_the_planned_size(settings, fit, plan, tmp_path, capsys):
     config = settings(**{"run.max_steps": 1})
     assert plan(config) == 0
@@ -98,6 +100,7 @@ def test_impossible_settings_are_refused_with_the_numbers(settings, plan, capsys
     assert all(word in lines[0] for word in named), lines[0]
 
 
+@pytest.mark.heavy
 def test_held_out_shards_are_part_of_the_plan(settings, plan, capsys, held_out_shards, shards):
     for places, code, said in (
         (str(held_out_shards), 0, f"held out 4 samples of {held_out_shards}\n"),
@@ -153,6 +156,7 @@ CONFIGS = ("sd15", "sd21", *SIMILAR)
 TOPOLOGIES = {"one GPU": (1, 1), "one node": (8, 1), "several nodes": (8, 2)}
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize(
     ("topology", "strategy"),

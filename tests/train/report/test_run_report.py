@@ -13,6 +13,7 @@ from train.report.run_report import Line, line_chart
 from train.run.metrics_file import read_metrics
 
 
+@pytest.mark.heavy
 def test_a_run_leaves_report_card_versions_scores_and_its_best_checkpoint(settings, fit, tmp_path, monkeypatch):
     preview = {"pictures": 2, "rows": 2, "steps": 2, "guidance_scale": 1.0}
     changes = {"run.max_steps": 6, "run.keep_checkpoints": 1, "stage.init_args.preview": preview}

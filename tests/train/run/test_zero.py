@@ -128,6 +128,7 @@ def export_difference(tmp_path):
     return measure
 
 
+@pytest.mark.heavy
 def test_one_process_trains_saves_and_continues_as_without_deepspeed(named, run, difference, export_difference):
     one, two = STAGES
     mixed = {

@@ -76,6 +76,7 @@ def raw_flops() -> dict[bool, dict[str, float]]:
     return {}
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", CASES)
 def test_the_plan_counts_what_the_run_encodes(settings, plan, fit, encoded, raw_flops, request, capsys, name):
     kinds, changes, (latents, maps), said = CASES[name]
@@ -122,6 +123,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", REFUSED)
 def test_the_plan_refuses_what_the_run_refuses(settings, plan, fit, request, tmp_path, capsys, name):
     kind, changes, said = REFUSED[name]
@@ -149,6 +151,7 @@ def test_of_shards_that_nobody_looked_at_the_plan_says_what_it_assumes(settings,
     assert {"autoencoder", "backbone"} < set(flops(out))
 
 
+@pytest.mark.heavy
 def test_a_folder_is_looked_at_even_if_others_would_be_fetched(settings, plan, cached, capsys, tmp_path):
     changes = {"data.init_args.shards": str(cached), "data.init_args.cache": str(tmp_path / "fetched")}
     assert plan(settings(**changes)) == 0

@@ -137,6 +137,7 @@ def picture_shards(tmp_path):
     return build
 
 
+@pytest.mark.heavy
 def test_shards_of_the_held_out_scenes_are_refused(settings, fit, tmp_path, capsys):
     folder = tmp_path / "scenes"
     options = ("--count", "4", "--size", "32", "--samples-per-shard", "2", "--seed", str(HELD_OUT_SEED))
@@ -170,6 +171,7 @@ def figures(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, dict[str, float]
     return found
 
 
+@pytest.mark.heavy
 def test_the_same_weights_have_the_same_loss_bit_for_bit_also_when_continued(settings, fit, figures, held_out_shards):
     changes = {"data.init_args.held_out_world": False, "data.init_args.held_out_shards": str(held_out_shards)}
     changes |= {"run.checkpoint_every": 2, "stage.init_args.encoder.position_aware": True}
@@ -186,6 +188,7 @@ def test_the_same_weights_have_the_same_loss_bit_for_bit_also_when_continued(set
     assert len(set(losses)) == 3
 
 
+@pytest.mark.heavy
 def test_an_evaluation_moves_no_random_stream_and_no_weight(settings, fit, load, monkeypatch, tmp_path):
     """As many evaluations as steps, each with draws of its own, or only one at the end: the same run."""
     evaluate, states = SeeCoderStage.evaluate, []

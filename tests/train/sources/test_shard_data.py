@@ -49,6 +49,7 @@ def test_held_out_pictures(shards, held_out_shards):
     assert none.held_out_pixels.shape == (0, 3, 32, 32)
 
 
+@pytest.mark.heavy
 def test_training_goes_on_into_the_next_epoch(settings, fit, tmp_path):
     folder = tmp_path / "few"
     assert build_shards(["world", str(folder), "--count", "4", "--size", "32", "--samples-per-shard", "2"]) == 0
@@ -74,6 +75,7 @@ def damaged(shards, tmp_path):
     return folder, lost
 
 
+@pytest.mark.heavy
 def test_a_damaged_shard_is_named_once_and_left_out_until_it_is_too_much(damaged, settings, fit, capsys, tmp_path):
     folder, lost = damaged
     none = {"data.init_args.held_out": 0, "data.init_args.held_out_world": False}
@@ -91,6 +93,7 @@ def test_a_damaged_shard_is_named_once_and_left_out_until_it_is_too_much(damaged
     assert "Traceback" not in shown
 
 
+@pytest.mark.heavy
 def test_a_run_that_goes_on_has_counted_what_it_skipped_before(damaged, settings, fit, tmp_path):
     """The last line of the first part is at step 10, its checkpoint at step 13."""
     folder, lost = damaged

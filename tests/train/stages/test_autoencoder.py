@@ -138,6 +138,7 @@ def test_a_broken_export_is_noticed(tmp_path):
         check_autoencoder(stage.vae, pixels, tmp_path / "vae")
 
 
+@pytest.mark.heavy
 def test_continuing_with_an_adversary_is_exact(autoencoder_config, fit, load, tmp_path):
     config = autoencoder_config
     config["stage"]["init_args"]["adversarial"] = {"start_step": 1, "channels": 8}

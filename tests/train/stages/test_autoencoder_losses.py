@@ -53,6 +53,7 @@ def test_discriminator_learns_and_leaves_no_gradient_behind():
     assert float(gradient.abs().max()) > 0
 
 
+@pytest.mark.heavy
 def test_discriminator_is_not_touched_before_its_start(tmp_path, fit, load):
     def config(start: int) -> dict:
         return {

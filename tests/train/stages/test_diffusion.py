@@ -99,6 +99,7 @@ def test_posterior_is_scaled(base):
     assert torch.allclose(std.float(), 0.7 * posterior.std, atol=2e-3)
 
 
+@pytest.mark.heavy
 def test_export_is_a_base_that_diffusers_loads(config, fit, load, tmp_path):
     assert fit(config) == 0
     folder = tmp_path / "run" / "base"
@@ -121,6 +122,7 @@ def test_export_is_a_base_that_diffusers_loads(config, fit, load, tmp_path):
     assert pictures.shape == (2, 3, 32, 32)
 
 
+@pytest.mark.heavy
 def test_continuing_is_exact(config, fit, load, tmp_path):
     config["run"] |= {"max_steps": 4, "checkpoint_every": 2}
     assert fit(config) == 0
@@ -133,6 +135,7 @@ def test_continuing_is_exact(config, fit, load, tmp_path):
     assert all(torch.equal(value, again["state_dict"][name]) for name, value in whole["state_dict"].items())
 
 
+@pytest.mark.heavy
 def test_a_run_may_start_from_anothers_weights(config, fit, load, base, tmp_path):
     assert fit(config) == 0
     averages = load(tmp_path / "run" / "step-00000003.ckpt")["ema"]["averages"]

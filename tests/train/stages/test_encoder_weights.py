@@ -6,6 +6,7 @@ from seecoder.export.trained_part import read_trained
 from train.stages.encoder_weights import ENCODER_SIZE, load_trained, seeded_encoder
 
 
+@pytest.mark.heavy
 def test_a_new_stage_starts_from_weights_with_a_fresh_optimizer(settings, fit, load, stage, tmp_path):
     assert fit(settings(**{"run.max_steps": 2})) == 0
     run = tmp_path / "run"
@@ -20,6 +21,7 @@ def test_a_new_stage_starts_from_weights_with_a_fresh_optimizer(settings, fit, l
     assert {int(state["step"]) for state in moments.values()} == {1}
 
 
+@pytest.mark.heavy
 def test_weights_of_other_sizes_are_refused(stage, settings, fit, tmp_path, capsys):
     assert fit(settings(**{"run.max_steps": 1})) == 0
     changes = {"stage.init_args.init_from": str(tmp_path / "run"), "stage.init_args.encoder.query_ffn_dim": 64}

@@ -240,6 +240,7 @@ def test_drawing_timesteps_by_their_weights_is_the_same_loss_on_average_with_les
     assert torch.allclose(trained.loss(batch), (errors * weights).mean(), atol=1e-6)
 
 
+@pytest.mark.heavy
 def test_own_context_beats_a_shuffled_one_after_overfitting(stage):
     trained = stage(encoder={"decoder_dropout": 0.0, "num_local_queries": 4}).train()
     batch = batch_of(8)
@@ -267,6 +268,7 @@ def test_bf16_parts_track_float32(stage):
     assert float(half.loss(batch_of())) == pytest.approx(float(full.loss(batch_of())), rel=0.02)
 
 
+@pytest.mark.heavy
 def test_checkpoint_holds_trained_weights_only_and_exports(settings, fit, load, tmp_path):
     changes = {"run.max_steps": 2, "stage.init_args.export_encoder": True, "stage.init_args.encoder_size": 40}
     preview = {"pictures": 1, "steps": 1, "guidance_scale": 3.5}

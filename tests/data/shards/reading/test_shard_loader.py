@@ -87,6 +87,7 @@ def test_every_sample_once_an_epoch_over_ranks_and_workers(shards: Path, world_s
     assert sequence == interleave([read(shards, passes=3 * world_size)])[: len(sequence)], "the same for any number"
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("start_method", ["spawn", "forkserver"])
 def test_workers_started_afresh_see_every_sample_once(shards: Path, start_method: str):
     # Such workers know nothing of ranks or of what this process has set up.

@@ -50,6 +50,7 @@ def reading(shards: Path, script: Path, start_method: str) -> Iterator[tuple[sub
         yield process, workers
 
 
+@pytest.mark.heavy
 @pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="needs sigwaitinfo")
 @pytest.mark.parametrize("start_method", ["fork", "spawn", "forkserver"])
 def test_readers_outlive_signals_to_the_group_and_end_with_their_parent(
@@ -63,6 +64,7 @@ def test_readers_outlive_signals_to_the_group_and_end_with_their_parent(
     assert outlive(workers, 10) == []
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("start_method", ["fork", "forkserver"])
 def test_readers_end_when_their_parent_is_killed(make_shards: Callable[..., Path], tmp_path: Path, start_method: str):
     with reading(make_shards([5, 9, 7]), tmp_path / "reader.py", start_method) as (process, workers):

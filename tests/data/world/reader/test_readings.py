@@ -15,6 +15,7 @@ def truth(scenes: Scenes) -> dict[str, torch.Tensor]:
     return {name: getattr(scenes, name) for name in NAMES}
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(("side", "count"), [(64, 600), (128, 150), (256, 60), (512, 24)])
 def test_true_renderings_are_read_right(side, count):
     # scripts/evaluation/check_reader.py reads the full 2,000 a size; this is what a test can afford.
@@ -30,6 +31,7 @@ def test_true_renderings_are_read_right(side, count):
     assert sum(reading.num_specks for reading in readings) == 0
 
 
+@pytest.mark.heavy
 def test_reading_a_shuffled_truth_falls_to_chance():
     scenes = sample_scenes(600, seed=8)
     right = agreement(read(render(scenes, 64)), truth(scenes[torch.randperm(600, generator=torch.manual_seed(0))]))

@@ -43,6 +43,7 @@ def test_the_weight_of_a_file_stands_after_its_name() -> None:
     assert file_and_weight("a=b.safetensors=-1") == ("a=b.safetensors", -1.0)
 
 
+@pytest.mark.heavy
 def test_loras_act_by_their_weights_and_are_recorded(made, tmp_path) -> None:
     pytest.importorskip("peft")
     for name, seed in (("one", 1), ("two", 2)):
@@ -58,6 +59,7 @@ def test_loras_act_by_their_weights_and_are_recorded(made, tmp_path) -> None:
     assert made("--lora", one, "--lora", two)[0] != first
 
 
+@pytest.mark.heavy
 def test_several_control_networks_have_pictures_and_numbers_of_their_own(made, pictures, tmp_path) -> None:
     for seed in (4, 5):
         build_controlnet(build_unet(), seed).save_pretrained(tmp_path / f"control{seed}")

@@ -50,6 +50,7 @@ def test_the_limit_holds_for_sizes_in_boxes_before_a_decoder_opens_the_file(form
     refuse(larger, r"81,000,000 pixels \(9,000 x 9,000\); the limit is 64,000,000")
 
 
+@pytest.mark.heavy
 def test_a_small_size_in_front_of_a_large_heic_picture_costs_nothing():
     data = encode(Image.new("RGB", (2000, 2000)), "HEIF")
     refuse(data.replace(struct.pack(">II", 2000, 2000), struct.pack(">II", 64, 64)), "cannot be decoded")

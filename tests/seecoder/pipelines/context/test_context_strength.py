@@ -77,6 +77,7 @@ def test_sdxl_has_the_published_layers(build):
     assert everything - set(names(unet, "layout")) == {"down_blocks.2.attentions.1"}
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("method", [None, MultiDiffusion(), DemoFusion()])
 def test_all_blocks_at_a_number_are_that_number(make, method):
     large = {"method": method, "height": 32, "width": 32, "num_inference_steps": 3}
