@@ -28,7 +28,6 @@ from data.shards.building.sources import Source
 from data.shards.building.world_scenes import WorldScenes
 from data.shards.img2dataset import NEW, make_manifest, take_stock
 from data.shards.manifest import MANIFEST, read_manifest
-from data.shards.picture_sizes import add_sizes
 from data.shards.reading.skips import check_passed
 from data.shards.reading.square_image import SquareImage
 from seecoder.checks import require, whole
@@ -170,10 +169,6 @@ def _build(options: Namespace, out: Path, source: Source, what: str, shard_bytes
 
 def _index(options: Namespace) -> None:
     print(f"reading every tar file in {options.folder} once; writing {MANIFEST} and an index beside each", flush=True)
-    path = options.folder / MANIFEST
-    if path.exists() and any(shard.sizes is None for shard in read_manifest(options.folder).shards):
-        print(f"sizes added: {manifest_totals(add_sizes(options.folder))}")
-        return
     manifest, passed = make_manifest(options.folder, options.max_bad_rate)
     print(f"{'written, without what was passed over' if passed else 'done'}: {manifest_totals(manifest)}")
 

@@ -28,6 +28,7 @@ from data.shards.building.shard_build import Build
 from data.shards.caching.cached_samples import CachedSamples, with_present_digests
 from data.shards.caching.maps import maps_beside
 from data.shards.caching.moments import moments_beside
+from data.shards.reading.skips import check_passed
 from data.shards.reading.square_image import SquareImage
 from data.shards.shard_set import check_location, open_shards
 from seecoder.base_model.loading import load_frozen
@@ -77,10 +78,12 @@ def _cache(options: Namespace) -> None:
     moments = extras[0].source
     if options.maps is not None:
         extras.append(maps_beside(load_backbone(options.maps, vae.device), options.size, options.flip))
-    shards = with_present_digests(open_shards(options.shards))
+    found = open_shards(options.shards)
+    shards = with_present_digests(found)
     values = sum(math.prod(shape) for extra in extras for _, shape in extra.source.columns.values())
     source = CachedSamples(shards, SquareImage(options.size), tuple(extras), options.batch_size, options.threads)
     build = Build(source, options.out, max_bad_rate=options.max_bad_rate, originals=shards.shards)
+    check_passed(found.passed, sum(found.counts), options.max_bad_rate)
     added = len(source) * (2 if options.flip else 1) * 2 * values  # two bytes each
     print(
         f"{len(source):,} samples of {len(shards.shards):,} shards -> {options.out}, with moments "

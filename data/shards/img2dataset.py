@@ -10,19 +10,21 @@ import json
 import os
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from tqdm import tqdm
 
-from data.shards.index import NO_PICTURE, SHORT, ShardIndex, read_headers, write_index
+from data.shards.index import MISSING, NO_PICTURE, SHORT, ShardIndex, read_headers, write_index
 from data.shards.manifest import IMAGE_MEMBERS, MANIFEST, SHARD_NAME, Manifest, Shard, read_manifest, write_manifest
-from data.shards.picture_sizes import measure_pictures
+from data.shards.picture_sizes import add_sizes, measure_pictures
 from data.shards.reading.skips import Skip, check_passed
 from seecoder.weights.digests import file_sha256
 
 NEW = "shard that is not in the manifest (`python -m data.build index` takes it in)"
 HIDDEN, COPY = "hidden file", "copy of another shard"
 
+_NOTES = "passed_over"  # in the settings of a manifest, where versions before leave it alone
 _LIKE_A_SHARD = re.compile(r"\.(tar|tgz|txz|tar\.(gz|xz|zst|bz2|lz4|part|partial|tmp|crdownload))$", re.IGNORECASE)
 _NUMBERED = re.compile(r" ?\(\d+\)| - Copy| copy( \d+)?")  # what browsers and desktops put into the name of a copy
 
@@ -56,7 +58,10 @@ def take_stock(folder: Path, manifest: Manifest | None = None) -> tuple[list[Sha
         promised = known[name].samples if name in known else _successes(folder / name)
         index = _look(folder / name, known.get(name), promised)
         found[name] = promised, len(index.samples) if index else promised or 0, index.fault if index else ""
-        passed += _lost_members(folder / name, index) if index and (name in known or not known) else ()
+        if name in known or not known:
+            odd = _odd_members(index) if index else _noted(manifest, name)
+            path = folder / name
+            passed += [Skip(0, what, f"{path}: {what}", f"`{path}`: {detail}", lost) for what, detail, lost in odd]
     most = max(here for _, here, _ in found.values())
     for name, (promised, here, reason) in found.items():
         path, is_extra = folder / name, reason in (HIDDEN, COPY)
@@ -91,15 +96,23 @@ def _look(path: Path, shard: Shard | None, promised: int | None) -> ShardIndex |
     return read_headers(path)
 
 
-def _lost_members(path: Path, index: ShardIndex) -> Iterator[Skip]:
-    """Samples without a picture, and members that belong to no sample."""
+def _odd_members(index: ShardIndex) -> Iterator[tuple[str, str, int]]:
+    """Samples without a picture, and members that belong to no sample: the reason, particulars, lost samples."""
     here = len(index.samples)
     without = [kinds for _, kinds in index.samples if not any(kind.endswith(IMAGE_MEMBERS) for kind in kinds)]
     if without:
-        detail = f"`{path}` ({len(without)} of {here}, as with {', '.join(without[0])[:80]!a})"
-        yield Skip(0, NO_PICTURE, f"{path}: {NO_PICTURE}", detail, len(without))
+        yield NO_PICTURE, f"{len(without)} of {here}, as with {', '.join(without[0])[:80]!a}", len(without)
     for what, count in index.passed.items():
-        yield Skip(0, what, f"{path}: {what}", f"{count:,} in `{path}`", 0)
+        yield what, f"{count:,} members", 0
+
+
+def _noted(manifest: Manifest | None, name: str) -> list[tuple[str, str, int]]:
+    """What `make_manifest` wrote of a shard's `_odd_members`; nothing where the manifest is of another kind."""
+    try:
+        rows = manifest.settings[_NOTES][name] if manifest else ()
+        return [(str(what), str(detail), int(lost)) for what, detail, lost in rows]
+    except (LookupError, TypeError, ValueError, OverflowError):
+        return []
 
 
 def _successes(shard: Path) -> int | None:
@@ -116,7 +129,8 @@ def make_manifest(folder: Path, ceiling: float = 0.01) -> tuple[Manifest, list[S
     """Measure every tar file of a folder and write `manifest.json` and the indices beside them.
 
     Shards that are damaged, or shorter than img2dataset says, are left out: what a manifest states becomes the truth
-    that later losses are measured against. Done again, it takes in shards that came later, behind those that it has.
+    that later losses are measured against. Done again, it takes in shards that came later, behind those that it has,
+    and adds what versions before did not write: sizes of pictures, and what is odd about members.
 
     Args:
         folder: The folder.
@@ -130,18 +144,26 @@ def make_manifest(folder: Path, ceiling: float = 0.01) -> tuple[Manifest, list[S
         FileExistsError: It has a manifest already, which was made otherwise or has all of them.
         ValueError: Too many samples are lost.
     """
-    before = read_manifest(folder) if (folder / MANIFEST).exists() else Manifest(())
-    found, passed = take_stock(folder)
+    before = read_manifest(folder) if (folder / MANIFEST).exists() else Manifest((), settings={"kind": "index"})
+    is_index = before.settings.get("kind") == "index"
+    found, passed = take_stock(folder, None if is_index else before)
+    gone = [(folder / row.name, row.samples) for row in before.shards if not os.path.lexists(folder / row.name)]
+    passed += [Skip(-1, MISSING, str(path), f"`{path}`: {MISSING}", lost) for path, lost in gone if is_index]
     check_passed(passed, sum(shard.samples for shard in found), ceiling)
     known, faulty = {shard.name for shard in before.shards}, {skip.name for skip in passed}
     new = [shard.name for shard in found if shard.name not in known and str(folder / shard.name) not in faulty]
-    if before.shards and (not new or before.settings.get("kind") != "index"):
+    lacks_sizes = any(shard.sizes is None for shard in before.shards)
+    if before.shards and not (new or lacks_sizes or (is_index and _NOTES not in before.settings)):
         raise FileExistsError(f"`{folder / MANIFEST}` exists already. Remove it first if the shards have changed.")
-    shards = list(before.shards)
+    shards = list((add_sizes(folder) if lacks_sizes else before).shards)
     for name in tqdm(new, desc="indexing", unit="shard"):
         path, index, sha256 = folder / name, read_headers(folder / name), file_sha256(folder / name)
         write_index(path, index, sha256)
         shards.append(Shard(name, len(index.samples), path.stat().st_size, sha256, measure_pictures(path, index)))
-    manifest = Manifest(tuple(shards), settings={"kind": "index"})
+    settings = dict(before.settings)
+    if is_index:
+        odd = ((shard.name, list(_odd_members(read_headers(folder / shard.name)))) for shard in shards)
+        settings[_NOTES] = {name: rows for name, rows in odd if rows}
+    manifest = replace(before, shards=tuple(shards), settings=settings)
     write_manifest(folder, manifest)
     return manifest, passed

@@ -119,6 +119,8 @@ def test_bad_and_lost_samples_keep_their_places(base, run, make_picture, tmp_pat
     (raw / "1.tar").unlink()
     write_manifest(raw, Manifest(tuple(shards), ("png",)))
     assert run(raw, out) == 2
+    assert "2 of 8 samples could not be read" in capsys.readouterr().err
+    assert run(raw, out, "--max-bad-rate", "0.3") == 2
     assert "4 of 8 sources are bad" in capsys.readouterr().err
     assert run(raw, out, "--max-bad-rate", "0.5") == 0
     assert "4 bad samples have no moments" in capsys.readouterr().out
@@ -250,3 +252,19 @@ def test_shards_that_are_not_their_manifests_are_told_and_read_as_they_are(run, 
     assert "holds another build (shards_sha256: " in said.err
     assert run(raw, tmp_path / "new") == 0
     assert [row["png"] for row in members(tmp_path / "new")] == [row["png"] for row in members(other)][1:]
+
+
+def test_what_was_passed_over_in_the_shards_is_said_and_held_against_the_ceiling(
+    run, make_shards, tmp_path, capsys, caplog
+):
+    raw, out = make_shards([3, 3]), tmp_path / "out"
+    (raw / "00002.tar").write_bytes(b"")
+    for path in raw.glob("*.json"):
+        path.unlink()
+    assert run(raw, out) == 2
+    assert "3 of 9 samples could not be read, above the ceiling of 1.00%" in capsys.readouterr().err
+    assert not out.exists()
+    caplog.clear()
+    assert run(raw, out, "--max-bad-rate", "0.4") == 0
+    assert "1 x empty shard" in caplog.text
+    assert "done: 6 samples in 2 shards" in capsys.readouterr().out

@@ -97,7 +97,7 @@ class ShardPictures(StageData):
         if cache is None:  # a missing folder, or one with too many losses, is refused before anything is loaded
             for places in filter(None, (self.places, listed(held_out_shards))):
                 found = open_shards([*places], images=self.images)
-                check_passed(found.passed, sum(found.counts), ceiling)
+                check_passed(found.passed, sum(found.counts), ceiling, log=False)  # their loader says it
         members = {"reference": reference, "mask": mask}
         self.transform = SquareImage(image_size, crop=crop, flip=flip, seed=seed, buckets=buckets, **members)
         self.num_workers, self.window, self.ceiling, self.cache = num_workers, window, ceiling, cache

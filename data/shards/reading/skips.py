@@ -52,7 +52,9 @@ class Skip(NamedTuple):
     samples: int = 1
 
 
-def check_passed(passed: Sequence[Skip], samples: int, ceiling: float, report: Path | None = None) -> None:
+def check_passed(
+    passed: Sequence[Skip], samples: int, ceiling: float, report: Path | None = None, *, log: bool = True
+) -> None:
     """Say what was passed over in folders, and refuse to go on where too much is lost by it.
 
     Args:
@@ -60,13 +62,14 @@ def check_passed(passed: Sequence[Skip], samples: int, ceiling: float, report: P
         samples: Samples in the manifest's order.
         ceiling: Largest tolerated fraction of lost samples, in [0, 1].
         report: File to which each is appended, as by `SkipLog`.
+        log: Say it; False where a later call with the same folders does.
 
     Raises:
         TooManySkipped: More are lost.
     """
     if report is not None and passed:
         _append(report, passed)
-    for reason in dict.fromkeys(skip.reason for skip in passed):
+    for reason in dict.fromkeys(skip.reason for skip in passed if log):
         alike = [skip.detail for skip in passed if skip.reason == reason]
         logger.warning("passed over: %d x %s: %s", len(alike), reason, "; ".join(alike[:_MOST_SHOWN]))
     lost, samples = (

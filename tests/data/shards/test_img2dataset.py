@@ -239,3 +239,68 @@ def test_headers_are_read_once_before_the_first_batch(folder: Path, monkeypatch:
         loader = ShardLoader(folder, SquareImage(16), 2, rank=0, world_size=1, batches=4)
     assert len(list(loader)) == 4
     assert sorted(opened) == sorted(str(path) for path in folder.glob("*.tar"))
+
+
+def forget(folder: Path, *names: str) -> None:
+    """Leave out of a manifest what versions before did not write: sizes, and what is odd about members."""
+    content = json.loads((folder / "manifest.json").read_text())
+    if "sizes" in names:
+        content["shards"] = [{key: row[key] for key in row if key != "sizes"} for row in content["shards"]]
+    if "passed_over" in names:
+        del content["settings"]["passed_over"]
+    (folder / "manifest.json").write_text(json.dumps(content))
+
+
+def test_one_call_adds_sizes_and_takes_in_new_shards(plain: Path):
+    make_manifest(plain)
+    forget(plain, "sizes", "passed_over")
+    (plain / "00003.tar").write_bytes(tar_bytes(range(15, 20)))
+    manifest, passed = make_manifest(plain)
+    assert [shard.name for shard in manifest.shards] == [f"0000{number}.tar" for number in range(4)]
+    assert all(shard.sizes is not None for shard in manifest.shards)
+    assert not passed
+    with pytest.raises(FileExistsError, match="exists already"):
+        make_manifest(plain)
+
+
+def test_index_counts_an_indexed_shard_that_is_gone(plain: Path):
+    make_manifest(plain)
+    (plain / "00000.tar").unlink()
+    (plain / "00003.tar").write_bytes(tar_bytes(range(15, 20)))
+    with pytest.raises(ValueError, match=r"5 of 20 samples could not be read.*00000\.tar`: missing shard"):
+        make_manifest(plain)
+    manifest, passed = make_manifest(plain, ceiling=0.3)
+    assert manifest.samples == 20
+    assert [(Path(skip.name).name, skip.samples) for skip in passed] == [("00000.tar", 5)]
+
+
+def with_a_link(folder: Path) -> None:
+    """Add a shard of eleven samples, one of them a link and one without an extension beside them."""
+    with tarfile.open(folder / "00003.tar", "w") as tar:
+        for name in ("README", *(f"{number}.jpg" for number in range(11))):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = (tarfile.SYMTYPE, "/x/3.jpg") if name == "3.jpg" else (tarfile.REGTYPE, "")
+            tar.addfile(info)
+
+
+def test_what_is_lost_inside_indexed_shards_is_told_from_the_manifest(plain: Path):
+    with_a_link(plain)
+    _, before = make_manifest(plain, ceiling=0.1)
+    assert {skip.reason: skip.samples for skip in before} == {"no picture": 1, "no extension": 0}
+    assert open_shards(plain).passed == tuple(before)
+    forget(plain, "passed_over")  # as versions before wrote it: nothing is known, until it is indexed again
+    assert not open_shards(plain).passed
+    make_manifest(plain, ceiling=0.1)
+    assert open_shards(plain).passed == tuple(before)
+
+
+@pytest.mark.parametrize(
+    "notes", [None, [], "x", {"00003.tar": 3}, {"00003.tar": [["a", "b", "c"]]}, {"00003.tar": [5]}]
+)
+def test_damaged_notes_are_left_aside(plain: Path, notes: object):
+    with_a_link(plain)
+    make_manifest(plain, ceiling=0.1)
+    content = json.loads((plain / "manifest.json").read_text())
+    content["settings"]["passed_over"] = notes
+    (plain / "manifest.json").write_text(json.dumps(content))
+    assert not open_shards(plain).passed

@@ -28,6 +28,15 @@ def test_order_is_that_of_the_step_and_the_sample(shards, monkeypatch):
     assert all(torch.equal(one["pixels"], other["pixels"]) for one, other in zip(rest, whole[5:], strict=True))
 
 
+def test_what_is_passed_over_is_said_once(shards, monkeypatch, tmp_path, caplog):
+    folder = tmp_path / "odd"
+    shutil.copytree(shards, folder)
+    (folder / "._00000.tar").write_bytes(b"x")
+    monkeypatch.chdir(tmp_path)
+    batches(folder, Position(0, 1), monkeypatch)
+    assert caplog.text.count("passed over") == 1
+
+
 def test_ranks_share_a_global_batch(shards, monkeypatch):
     whole = batches(shards, Position(0, 6, accumulate=2), monkeypatch)
     ranks = [batches(shards, Position(0, 6, rank=rank, world_size=2), monkeypatch) for rank in range(2)]

@@ -127,3 +127,7 @@ def test_what_is_passed_over_is_said_by_reason_reported_and_held_against_the_cei
     ]
     with pytest.raises(TooManySkipped, match=r"5 of 98 samples could.*ceiling of 5\.00%: `a\.tar`"):
         check_passed(passed, 95, 0.05)
+    caplog.clear()
+    with pytest.raises(TooManySkipped, match=r"5 of 98"):
+        check_passed(passed, 95, 0.05, log=False)
+    assert not caplog.text
