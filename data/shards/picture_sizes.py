@@ -37,8 +37,9 @@ def _upright_size(content: bytes) -> tuple[int, int]:
         image = open_image(content, MAX_PIXELS)
     except Exception:  # decoders raise whatever their authors did not think of; the loader will say what it is
         return 0, 0
-    exif, sides = image.info.get("exif"), (image.height, image.width)
-    return sides[::-1] if isinstance(exif, bytes) and orientation_from_exif(exif) >= 5 else sides
+    exif = image.info.get("exif")
+    is_turned = isinstance(exif, bytes) and orientation_from_exif(exif) >= 5
+    return (image.width, image.height) if is_turned else (image.height, image.width)
 
 
 def add_sizes(folder: Path) -> Manifest:

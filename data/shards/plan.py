@@ -185,7 +185,7 @@ def _counts_before(plan: Plan, epoch: int) -> NDArray[np.int64]:
 def _block_ids(plan: Plan, epoch: int, block: int) -> NDArray[np.int64]:
     """Numbers of a block's samples, in their order."""
     shards = _shards(plan, epoch)[block * plan.window : (block + 1) * plan.window]
-    ids = np.concatenate([np.arange(plan.offsets[shard], plan.offsets[shard + 1]) for shard in shards])
+    ids = np.concatenate([np.arange(*plan.offsets[shard : shard + 2].tolist()) for shard in shards])
     return ids[permutation(len(ids), plan.seed, "samples", epoch, block)] if plan.shuffle else ids
 
 

@@ -182,7 +182,8 @@ class Conditions:
                 added = self.added(view, branch.context, step.latent_size)
                 added = added if pooled is None else _with_pooled(added, pooled)
                 rows.append(recursively_apply(partial(_rows, pictures=[picture]), dict(added)))
-        return concatenate(rows)
+        joined: Any = concatenate(rows)
+        return joined
 
     def residuals(
         self,

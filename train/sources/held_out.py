@@ -11,7 +11,7 @@ from train.sources.data_sets import Places, data_sets
 HELD_OUT_SEED = 1_000_003  # added to the seed: held-out scenes come from another stream
 
 
-def listed(places: Places | None) -> list[str]:
+def listed(places: Places | list[str] | None) -> list[str]:
     """Folders or URLs as a list, as a configuration gives one, several or none."""
     return [one.shards for one in data_sets(places)]
 

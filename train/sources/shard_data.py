@@ -95,11 +95,12 @@ class ShardPictures(StageData):
         self.sets, self.places = data_sets(shards), listed(shards)
         self.images = IMAGE_MEMBERS if image_member is None else (image_member.lower(),)
         if cache is None:  # a missing folder, or one with too many losses, is refused before anything is loaded
-            for places in filter(None, (self.places, listed(held_out_shards))):
-                found = open_shards([*places], images=self.images)
+            for opened in filter(None, (self.places, listed(held_out_shards))):
+                found = open_shards([*opened], images=self.images)
                 check_passed(found.passed, sum(found.counts), ceiling, log=False)  # their loader says it
-        members = {"reference": reference, "mask": mask}
-        self.transform = SquareImage(image_size, crop=crop, flip=flip, seed=seed, buckets=buckets, **members)
+        self.transform = SquareImage(
+            image_size, crop=crop, flip=flip, seed=seed, buckets=buckets, reference=reference, mask=mask
+        )
         self.num_workers, self.window, self.ceiling, self.cache = num_workers, window, ceiling, cache
         self.cached_moments, self.cached_maps = cached_moments, cached_maps
         self.held_out_places = held_out_shards

@@ -107,7 +107,7 @@ class SquareImage:
             example["size_ids"] = torch.tensor([*picture.shape[1:], *corner, *shape])
         if self.buckets or self.reference:
             seen = self._member(sample, self.reference) if self.reference else picture
-            example["frames"] = self.cut(seen, (0, 0, *seen.shape[1:]), shape, is_flipped)
+            example["frames"] = self.cut(seen, (0, 0, seen.shape[1], seen.shape[2]), shape, is_flipped)
         if self.mask:
             mask = self._member(sample, self.mask)
             if mask.shape != picture.shape or not (cut := self.cut(mask, window, shape, is_flipped)[:1]).any():

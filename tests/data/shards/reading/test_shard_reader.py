@@ -282,7 +282,9 @@ class Storage:
 
 
 @pytest.mark.parametrize(
-    "storage", [Storage(3), Storage(3, error=errno.EIO), Storage(most=7), Storage(2, error=0)], ids=str
+    "storage",
+    [Storage(3), Storage(3, error=errno.EIO), Storage(most=7), Storage(2, error=0)],
+    ids=["stale", "broken", "short", "empty"],
 )
 def test_storage_that_fails_for_a_moment_loses_nothing(
     make_shards: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, storage: Storage
