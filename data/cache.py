@@ -30,7 +30,7 @@ from data.shards.caching.maps import maps_beside
 from data.shards.caching.moments import moments_beside
 from data.shards.reading.skips import check_passed
 from data.shards.reading.square_image import SquareImage
-from data.shards.shard_set import check_location, open_shards
+from data.shards.shard_set import open_shards
 from seecoder.base_model.loading import load_frozen
 from seecoder.encoder.model import SeeCoder
 
@@ -66,9 +66,11 @@ def _parser() -> ArgumentParser:
 
 
 def _cache(options: Namespace) -> None:
-    check_location(options.shards)
-    if options.out.resolve() == (options.shards if options.shards.is_dir() else options.shards.parent).resolve():
+    found = open_shards(options.shards)
+    if options.out.resolve() in {Path(row.location).parent.resolve() for row in found.shards}:
         raise ValueError(f"`OUT`={options.out} is the folder that is read. Choose another folder.")
+    if len({row.shard.name for row in found.shards}) < len(found.shards):
+        raise ValueError(f"`SHARDS`={options.shards} has shards of one name in several folders. Cache each by itself.")
     try:
         device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     except RuntimeError as error:
@@ -78,7 +80,6 @@ def _cache(options: Namespace) -> None:
     moments = extras[0].source
     if options.maps is not None:
         extras.append(maps_beside(load_backbone(options.maps, vae.device), options.size, options.flip))
-    found = open_shards(options.shards)
     shards = with_present_digests(found)
     values = sum(math.prod(shape) for extra in extras for _, shape in extra.source.columns.values())
     source = CachedSamples(shards, SquareImage(options.size), tuple(extras), options.batch_size, options.threads)

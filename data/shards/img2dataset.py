@@ -9,27 +9,29 @@ import filecmp
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 from tqdm import tqdm
 
-from data.shards.index import MISSING, NO_PICTURE, SHORT, ShardIndex, read_headers, write_index
+from data.shards.index import MISSING, NO_PICTURE, SHORT, ShardIndex, load, read_headers, write_index
 from data.shards.manifest import IMAGE_MEMBERS, MANIFEST, SHARD_NAME, Manifest, Shard, read_manifest, write_manifest
-from data.shards.picture_sizes import add_sizes, measure_pictures
+from data.shards.picture_sizes import measure_pictures
 from data.shards.reading.skips import Skip, check_passed
 from seecoder.weights.digests import file_sha256
 
 NEW = "shard that is not in the manifest (`python -m data.build index` takes it in)"
+LIKE_A_SHARD = re.compile(r"\.(tar|tgz|txz|tar\.(gz|xz|zst|bz2|lz4|part|partial|tmp|crdownload))$", re.IGNORECASE)
 HIDDEN, COPY = "hidden file", "copy of another shard"
 
 _NOTES = "passed_over"  # in the settings of a manifest, where versions before leave it alone
-_LIKE_A_SHARD = re.compile(r"\.(tar|tgz|txz|tar\.(gz|xz|zst|bz2|lz4|part|partial|tmp|crdownload))$", re.IGNORECASE)
 _NUMBERED = re.compile(r" ?\(\d+\)| - Copy| copy( \d+)?")  # what browsers and desktops put into the name of a copy
 
 
-def take_stock(folder: Path, manifest: Manifest | None = None) -> tuple[list[Shard], list[Skip]]:
+def take_stock(
+    folder: Path, manifest: Manifest | None = None, only: Collection[str] = ()
+) -> tuple[list[Shard], list[Skip]]:
     """Look at every file of a folder that is a shard, or has the name of one.
 
     The count of samples comes from the manifest, from `NAME_stats.json` ("successes") where img2dataset left one, so
@@ -39,6 +41,7 @@ def take_stock(folder: Path, manifest: Manifest | None = None) -> tuple[list[Sha
     Args:
         folder: The folder.
         manifest: What it should hold; None: all tar files that are there.
+        only: Names of the files that are meant; none: all.
 
     Returns:
         The shards, and what is passed over.
@@ -47,7 +50,8 @@ def take_stock(folder: Path, manifest: Manifest | None = None) -> tuple[list[Sha
         FileNotFoundError: The folder has no tar files.
     """
     known = {shard.name: shard for shard in manifest.shards} if manifest else {}
-    names = known.keys() | {path.name for path in folder.iterdir() if _LIKE_A_SHARD.search(path.name)}
+    there = {path.name for path in folder.iterdir() if LIKE_A_SHARD.search(path.name)}
+    names = set(only) or known.keys() | there
     if not names:
         below = ", ".join(f"`{path}`" for path in sorted({file.parent for file in folder.rglob("*.tar")})[:10])
         way = f"Give the folders that do: {below}" if below else "Make shards with `python -m data.build`"
@@ -58,14 +62,14 @@ def take_stock(folder: Path, manifest: Manifest | None = None) -> tuple[list[Sha
         promised = known[name].samples if name in known else _successes(folder / name)
         index = _look(folder / name, known.get(name), promised)
         found[name] = promised, len(index.samples) if index else promised or 0, index.fault if index else ""
-        if name in known or not known:
+        if name in known or manifest is None:
             odd = _odd_members(index) if index else _noted(manifest, name)
             path = folder / name
             passed += [Skip(0, what, f"{path}: {what}", f"`{path}`: {detail}", lost) for what, detail, lost in odd]
     most = max(here for _, here, _ in found.values())
     for name, (promised, here, reason) in found.items():
         path, is_extra = folder / name, reason in (HIDDEN, COPY)
-        if is_extra or (known and name not in known):
+        if is_extra or (manifest and name not in known):
             passed.append(Skip(-1, reason if is_extra else NEW, str(path), f"`{path}` ({here:,} samples)", 0))
             continue
         total = promised or (max(most, here + 1) if reason or not here else here)
@@ -118,9 +122,8 @@ def _noted(manifest: Manifest | None, name: str) -> list[tuple[str, str, int]]:
 def _successes(shard: Path) -> int | None:
     """Samples that img2dataset says it wrote into a shard."""
     try:
-        return Shard(
-            shard.name, json.loads(shard.with_name(shard.stem + "_stats.json").read_bytes())["successes"]
-        ).samples
+        count = json.loads(shard.with_name(shard.stem + "_stats.json").read_bytes())["successes"]
+        return Shard(shard.name, count).samples
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
@@ -142,7 +145,7 @@ def make_manifest(folder: Path, ceiling: float = 0.01) -> tuple[Manifest, list[S
     Raises:
         FileNotFoundError: The folder has no tar files.
         FileExistsError: It has a manifest already, which was made otherwise or has all of them.
-        ValueError: Too many samples are lost.
+        ValueError: Too many samples are lost, or a shard is not what the manifest says.
     """
     before = read_manifest(folder) if (folder / MANIFEST).exists() else Manifest((), settings={"kind": "index"})
     is_index = before.settings.get("kind") == "index"
@@ -151,15 +154,22 @@ def make_manifest(folder: Path, ceiling: float = 0.01) -> tuple[Manifest, list[S
     passed += [Skip(-1, MISSING, str(path), f"`{path}`: {MISSING}", lost) for path, lost in gone if is_index]
     check_passed(passed, sum(shard.samples for shard in found), ceiling)
     known, faulty = {shard.name for shard in before.shards}, {skip.name for skip in passed}
-    new = [shard.name for shard in found if shard.name not in known and str(folder / shard.name) not in faulty]
+    new = [shard for shard in found if shard.name not in known and str(folder / shard.name) not in faulty]
     lacks_sizes = any(shard.sizes is None for shard in before.shards)
     if before.shards and not (new or lacks_sizes or (is_index and _NOTES not in before.settings)):
         raise FileExistsError(f"`{folder / MANIFEST}` exists already. Remove it first if the shards have changed.")
-    shards = list((add_sizes(folder) if lacks_sizes else before).shards)
-    for name in tqdm(new, desc="indexing", unit="shard"):
-        path, index, sha256 = folder / name, read_headers(folder / name), file_sha256(folder / name)
-        write_index(path, index, sha256)
-        shards.append(Shard(name, len(index.samples), path.stat().st_size, sha256, measure_pictures(path, index)))
+    shards = []
+    for shard in tqdm([*before.shards, *new], desc="indexing", unit="shard"):
+        path = folder / shard.name
+        if shard.sha256 is None:
+            shard = replace(shard, bytes=path.stat().st_size, sha256=file_sha256(path))
+            write_index(path, read_headers(path), str(shard.sha256))
+        if shard.sizes is None:
+            index = load(path, before.members, shard.sha256)
+            if len(index.samples) != shard.samples:
+                raise ValueError(f"`{path}` has lost samples. Run `python -m data.build verify {folder}`.")
+            shard = replace(shard, sizes=measure_pictures(path, index))
+        shards.append(shard)
     settings = dict(before.settings)
     if is_index:
         odd = ((shard.name, list(_odd_members(read_headers(folder / shard.name)))) for shard in shards)

@@ -6,15 +6,13 @@ used has the size 0 x 0.
 
 import base64
 import zlib
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data.shards.index import ShardIndex
-from data.shards.index import load as load_index
-from data.shards.manifest import IMAGE_MEMBERS, Manifest, Shard, read_manifest, write_manifest
+from data.shards.manifest import IMAGE_MEMBERS, Shard
 from seecoder.images.decoding import open_image
 from seecoder.images.gate import MAX_PIXELS
 from seecoder.images.header import orientation_from_exif
@@ -40,23 +38,6 @@ def _upright_size(content: bytes) -> tuple[int, int]:
     exif = image.info.get("exif")
     is_turned = isinstance(exif, bytes) and orientation_from_exif(exif) >= 5
     return (image.width, image.height) if is_turned else (image.height, image.width)
-
-
-def add_sizes(folder: Path) -> Manifest:
-    """Measure the pictures of a folder whose manifest has no sizes; all else in it stays.
-
-    Raises:
-        ValueError: A shard is not what the manifest says.
-    """
-    manifest, shards = read_manifest(folder), []
-    for shard in manifest.shards:
-        index = load_index(folder / shard.name, manifest.members, shard.sha256)
-        if len(index.samples) != shard.samples:
-            raise ValueError(f"`{folder / shard.name}` has lost samples. Run `python -m data.build verify {folder}`.")
-        shards.append(replace(shard, sizes=measure_pictures(folder / shard.name, index)))
-    manifest = replace(manifest, shards=tuple(shards))
-    write_manifest(folder, manifest)
-    return manifest
 
 
 def picture_sizes(shard: Shard) -> NDArray[np.uint32]:

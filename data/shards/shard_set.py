@@ -1,22 +1,30 @@
 """The shards that a run reads: from the folders, manifests and addresses that a user names to one set."""
 
+import glob
 import hashlib
+import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from data.shards.https.addresses import SCHEME, STORES, file_address, folder_address, redacted
+from braceexpand import braceexpand
+
+from data.shards.building.finding import files_below
+from data.shards.https.addresses import SCHEME, STORES, file_address, redacted
 from data.shards.https.fetcher import Fetcher
-from data.shards.img2dataset import take_stock
+from data.shards.img2dataset import LIKE_A_SHARD, NEW, take_stock
 from data.shards.manifest import IMAGE_MEMBERS, MANIFEST, Manifest, Shard, read_manifest
 from data.shards.reading.skips import Skip
 
 UNFINISHED = "build.json"  # lies in the folder of a build until its manifest is written
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
+_JOINT = re.compile(r"::(?![^\[\]]*\])")  # not that of an IPv6 address, which stands in brackets
+_OF_SHARDS = re.compile(rf"{LIKE_A_SHARD.pattern}|^({MANIFEST}|{UNFINISHED})$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -66,7 +74,9 @@ def open_shards(
 
     Args:
         places: One or several of: a folder with a `manifest.json`; a folder of tar files without one, such as
-            img2dataset's; the path of a `manifest.json`; an address (https, s3, gs, hf) of a folder with one.
+            img2dataset's; a folder of such folders; the path of a `manifest.json` or a tar file; an address (https,
+            s3, gs, hf) of a folder with one. Several in one text as webdataset and shells write them:
+            `{00000..00099}.tar`, `part-*/*.tar`, `a::b`.
         fetcher: Fetches https shards; needed if there are any.
         images: Kinds of member that are pictures, in order of preference.
 
@@ -77,7 +87,8 @@ def open_shards(
     """
     if isinstance(places, str | Path):
         places = [places]
-    parts = [_open_place(check_location(place), fetcher) for place in places]
+    expanded = [row for place in places for row in expand_place(place)]
+    parts = [_open_place(check_location(folder), names, fetcher) for folder, names in expanded]
     passed = tuple(skip for part in parts for skip in part.passed)
     if not any(sum(part.counts) for part in parts):
         lost = "".join(f" {skip.detail}." for skip in passed)
@@ -85,37 +96,55 @@ def open_shards(
     return ShardSet(tuple(shard for part in parts for shard in part.shards), passed, images)
 
 
-def _open_place(place: Path | str, fetcher: Fetcher | None) -> ShardSet:
+def expand_place(place: str | Path) -> list[tuple[str | Path, list[str]]]:
+    """Folders or addresses that a place stands for, each with the names of the shards that are meant; none: all."""
+    parts = [glob.escape(str(place))]
+    if not os.path.exists(place):
+        parts = [one for part in _JOINT.split(str(place)) for one in braceexpand(part, escape=False)]
+    pairs: list[tuple[str, str]] = []
+    for path in (path for part in parts for path in sorted(glob.glob(part, recursive=True)) or [part]):
+        folder, name = os.path.split(path)
+        is_file = (name == MANIFEST or name.endswith(".tar")) and not os.path.isdir(path)
+        pairs += [(folder, name)] if is_file else [(below, MANIFEST) for below in _folders_with_shards(path)]
+    groups = groupby(pairs, key=lambda pair: (pair[0], pair[1] == MANIFEST))
+    return [(type(place)(folder), [] if is_all else [name for _, name in rows]) for (folder, is_all), rows in groups]
+
+
+def _folders_with_shards(place: str) -> list[str]:
+    """The place or, if it is a folder without shards, the folders below it that hold some."""
+    if not os.path.isdir(place) or any(map(_OF_SHARDS.search, os.listdir(place))):
+        return [place]
+    folders = {str(file.parent) for file in files_below(Path(place), []) if _OF_SHARDS.search(file.name)}
+    return sorted(folders) or [place]
+
+
+def is_there(place: str) -> bool:
+    """Whether all folders that a place stands for are on this machine."""
+    return all(os.path.exists(folder) for folder, _ in expand_place(place))
+
+
+def _open_place(place: Path | str, names: Collection[str], fetcher: Fetcher | None) -> ShardSet:
+    """Find the shards of a folder or address: those of these names, or all."""
+    passed: list[Skip] = []
     if isinstance(place, str):
         if fetcher is None:
             raise ValueError(f"`{redacted(place)}` is a URL: give a `cache` folder into which its shards are fetched.")
-        return _locate(folder_address(place, MANIFEST), fetcher.manifest(place))
-    if place.is_file():
-        if place.name != MANIFEST:
-            raise ValueError(f"`{place}` is a file. Give its folder, or a {MANIFEST}.")
-        place = place.parent
-    if (place / MANIFEST).exists():
+        manifest = fetcher.manifest(place)
+        unknown = sorted(set(names) - {shard.name for shard in manifest.shards})
+        passed = [Skip(-1, NEW, name, f"`{redacted(file_address(place, name))}`") for name in unknown]
+    elif (place / MANIFEST).exists():
         manifest = read_manifest(place)
-        return _locate(place, manifest, take_stock(place, manifest)[1])
-    if (place / UNFINISHED).exists():
-        raise ValueError(
-            f"`{place}` is an unfinished build. Run its `python -m data.build` command again to finish it."
-        )
-    shards, passed = take_stock(place)
-    return _locate(place, Manifest(tuple(shards)), passed)
-
-
-def _locate(place: Path | str, manifest: Manifest, passed: Sequence[Skip] = ()) -> ShardSet:
-    """Join a manifest with the folder or URL that holds its shards."""
-    located = (
-        LocatedShard(
-            shard,
-            place / shard.name if isinstance(place, Path) else file_address(place, shard.name),
-            manifest.members,
-            manifest.settings,
-        )
-        for shard in manifest.shards
-    )
+        _, passed = take_stock(place, manifest, names)
+    elif (place / UNFINISHED).exists():
+        raise ValueError(f"`{place}` is an unfinished build. Run its `python -m data.build` command again.")
+    else:
+        shards, passed = take_stock(place, only=names)
+        manifest = Manifest(tuple(shards))
+    located = []
+    for shard in manifest.shards:
+        location = place / shard.name if isinstance(place, Path) else file_address(place, shard.name)
+        if not names or shard.name in names:
+            located.append(LocatedShard(shard, location, manifest.members, manifest.settings))
     return ShardSet(tuple(located), tuple(passed))
 
 
@@ -130,7 +159,7 @@ def check_location(location: str | Path) -> Path | str:
 
     Raises:
         ValueError: The location has any other scheme.
-        FileNotFoundError: The local path does not exist.
+        FileNotFoundError: The local path is no folder.
     """
     text = str(location)
     if isinstance(location, str) and _SCHEME.match(text):
@@ -143,7 +172,6 @@ def check_location(location: str | Path) -> Path | str:
             f"`{redacted(text)}` is neither a local path nor an https:// URL, nor of {', '.join(STORES)}; nothing else "
             "is opened. For a file whose name holds a colon, write ./ before it."
         )
-    if not Path(text).exists():
-        way = "no pattern, but the folder, or a list of folders," if re.search(r"[{*?[]|::", text) else "a folder"
-        raise FileNotFoundError(f"`{text}` does not exist. Give {way} of shards, made by `python -m data.build`.")
+    if not Path(text).is_dir():
+        raise FileNotFoundError(f"`{text}` does not exist, or is no folder. Make shards with `python -m data.build`.")
     return Path(text)

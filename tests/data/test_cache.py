@@ -268,3 +268,13 @@ def test_what_was_passed_over_in_the_shards_is_said_and_held_against_the_ceiling
     assert run(raw, out, "--max-bad-rate", "0.4") == 0
     assert "1 x empty shard" in caplog.text
     assert "done: 6 samples in 2 shards" in capsys.readouterr().out
+
+
+def test_shards_of_one_name_in_several_folders_are_refused(run, make_shards, tmp_path, capsys):
+    (tmp_path / "all").mkdir()
+    make_shards([2], "all/a")
+    make_shards([3], "all/b")
+    assert run(tmp_path / "all", tmp_path / "out") == 2
+    assert "has shards of one name in several folders" in capsys.readouterr().err
+    assert run(tmp_path / "all" / "{a,b}" / "00000.tar", tmp_path / "all" / "b") == 2
+    assert "is the folder that is read" in capsys.readouterr().err

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from data.shards.https.addresses import folder_address, redacted
 from data.shards.manifest import MANIFEST
-from data.shards.shard_set import ShardSet, open_shards
+from data.shards.shard_set import ShardSet, is_there, open_shards
 from train.sources.data_sets import Places, data_sets
 
 HELD_OUT_SEED = 1_000_003  # added to the seed: held-out scenes come from another stream
@@ -61,7 +61,7 @@ def check_scenes(training: Sequence[str], seed: int) -> None:
 
 def _open_if_there(place: str) -> ShardSet:
     """Shards of a folder; none where it does not exist, or lies on a server."""
-    return open_shards(place) if Path(place).exists() else ShardSet(())
+    return open_shards(place) if is_there(place) else ShardSet(())
 
 
 def _marks(place: str) -> set[str]:

@@ -1,7 +1,6 @@
 """What a run will read, as `python -m train plan` says it: samples, shards, caches, what is held out."""
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ from data.shards.https.addresses import redacted
 from data.shards.picture_sizes import picture_sizes
 from data.shards.reading.shard_loader import check_readers
 from data.shards.reading.skips import check_passed
-from data.shards.shard_set import ShardSet
+from data.shards.shard_set import ShardSet, is_there
 from train.settings import RunSettings
 from train.sources.caches import find_caches
 from train.sources.data_sets import data_sets, make_order, open_sets
@@ -24,7 +23,7 @@ def open_if_there(source: Mapping[str, Any]) -> ShardSet | None:
     if source.get("folder") is not None:
         return planned_shards(source)
     given = data_sets(source.get("shards"))
-    if not given or not all(Path(one.shards).exists() for one in given):
+    if not given or not all(is_there(one.shards) for one in given):
         return None
     return open_sets(given)[0]
 
@@ -45,7 +44,7 @@ def held_out_lines(class_path: str, source: Mapping[str, Any]) -> Iterator[str]:
         return
     held_out = listed(places)
     check_apart(listed(source.get("shards")), held_out)
-    missing = [place for place in held_out if "://" not in place and not Path(place).exists()]
+    missing = [place for place in held_out if "://" not in place and not is_there(place)]
     verb = "build" if source.get("folder") else "want"
     note = f"; {', '.join(missing)} not built yet, and `fit` will {verb} it" if missing else ""
     yield f"held out {source['held_out']} samples of {', '.join(redacted(place) for place in held_out)}{note}"

@@ -36,7 +36,7 @@ def find_image_files(folder: Path) -> tuple[list[Path], list[str]]:
         raise FileNotFoundError(f"`{folder}` does not exist, or is a file. For lists use `python -m data.build list`.")
     notes: list[str] = []
     images, unnamed, others = [], [], Counter[str]()
-    for path in _files_below(folder, notes):
+    for path in files_below(folder, notes):
         is_mac = path.name.startswith("._")  # what a Mac notes about `x.jpg` on foreign disks is called `._x.jpg`
         is_named = bool(_SUFFIX.fullmatch(path.suffix)) and not is_mac
         if is_named or _holds_image(path):
@@ -52,7 +52,7 @@ def find_image_files(folder: Path) -> tuple[list[Path], list[str]]:
     return sorted(images, key=lambda path: os.fsencode(path.relative_to(folder).as_posix())), notes
 
 
-def _files_below(folder: Path, notes: list[str]) -> Iterator[Path]:
+def files_below(folder: Path, notes: list[str]) -> Iterator[Path]:
     """Yield all files below a folder, and the folders that cannot be listed; links lead to each folder once."""
     waiting, seen, again = deque([folder]), set[str](), []
     while waiting:  # folders behind links come last, so that a picture is found where it lies before where it is linked

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from data.shards.https.fetcher import Fetcher
+from data.shards.img2dataset import NEW
 from data.shards.manifest import Manifest, Shard, write_manifest
-from data.shards.shard_set import LocatedShard, ShardSet, check_location, open_shards
+from data.shards.shard_set import LocatedShard, ShardSet, check_location, is_there, open_shards
 
 SHARDS = (Shard("00000.tar", 3, 10240, "0" * 64), Shard("00001.tar", 4, 20480, "1" * 64))
 
@@ -98,10 +99,85 @@ def test_refusals_keep_the_secret():
     assert "secret" not in str(caught.value)
 
 
-@pytest.mark.parametrize("pattern", ["{00000..00001}.tar", "*.tar", "a/::b/", "[0-9].tar"])
-def test_notations_of_webdataset_are_answered_with_the_way(tmp_path: Path, pattern: str):
-    with pytest.raises(FileNotFoundError, match="Give no pattern, but the folder, or a list of folders, of shards"):
-        open_shards(f"{tmp_path}/{pattern}")
+def located(place: str | Path, below: Path) -> list[str]:
+    return [str(Path(row.location).relative_to(below)) for row in open_shards(place).shards]
+
+
+@pytest.mark.parametrize(
+    ("notation", "expected"),
+    [
+        ("a/{00000..00001}.tar", ["a/00000.tar", "a/00001.tar"]),
+        ("a/{00002,00000}.tar", ["a/00000.tar", "a/00002.tar"]),
+        ("{b,a}/00001.tar", ["b/00001.tar", "a/00001.tar"]),
+        ("b/00001.tar", ["b/00001.tar"]),
+        ("a/0000[12].tar", ["a/00001.tar", "a/00002.tar"]),
+        ("?/*.tar", ["a/00000.tar", "a/00001.tar", "a/00002.tar", "b/00000.tar", "b/00001.tar"]),
+        ("**/*0.tar", ["a/00000.tar", "b/00000.tar"]),
+        ("{b,a}", ["b/00000.tar", "b/00001.tar", "a/00000.tar", "a/00001.tar", "a/00002.tar"]),
+        ("b::{}/a/00001.tar", ["b/00000.tar", "b/00001.tar", "a/00001.tar"]),
+        ("a/00000.tar::{}/a", ["a/00000.tar", "a/00000.tar", "a/00001.tar", "a/00002.tar"]),
+        ("a/manifest.json::{}/b/00000.tar", ["a/00000.tar", "a/00001.tar", "a/00002.tar", "b/00000.tar"]),
+        (".", ["a/00000.tar", "a/00001.tar", "a/00002.tar", "b/00000.tar", "b/00001.tar"]),
+    ],
+)
+@pytest.mark.parametrize("has_manifests", [True, False])
+def test_notations_that_people_know_are_understood(
+    make_shards, tmp_path: Path, notation: str, expected: list[str], has_manifests: bool
+):
+    make_shards([2, 3, 4], "a")
+    make_shards([5, 6], "b")
+    for path in [] if has_manifests else tmp_path.rglob("*.json"):
+        if not notation.startswith("a/manifest"):
+            path.unlink()
+    place = f"{tmp_path}/{notation.replace('{}', str(tmp_path))}"
+    assert located(place, tmp_path) == expected
+    assert located(Path(place), tmp_path) == expected
+    assert is_there(place)
+    assert not open_shards(place).passed
+
+
+def test_a_shard_of_a_notation_that_is_not_there_is_lost_by_name(make_shards, tmp_path: Path):
+    folder = make_shards([2, 3])
+    for path in folder.glob("*.json"):
+        path.unlink()
+    found = open_shards(f"{folder}/{{00000..00002}}.tar")
+    assert found.counts == [2, 3]
+    assert [(Path(skip.name).name, skip.reason, skip.samples) for skip in found.passed] == [
+        ("00002.tar", "missing shard", 3)
+    ]
+    with pytest.raises(ValueError, match=r"No shards were found\. `.*none\*\.tar`"):
+        open_shards(f"{folder}/none*.tar")
+
+
+def test_shards_of_a_notation_that_the_manifest_lacks_are_named(make_shards, tmp_path: Path, monkeypatch):
+    folder = make_shards([2, 3])
+    (folder / "00002.tar").write_bytes((folder / "00001.tar").read_bytes())
+    found = open_shards([str(folder / "00000.tar"), str(folder / "00002.tar")])
+    assert found.counts == [2]
+    assert [(Path(skip.name).name, skip.reason) for skip in found.passed] == [("00002.tar", NEW)]
+    monkeypatch.setattr(Fetcher, "manifest", lambda self, url: Manifest(SHARDS))
+    found = open_shards("https://me:secret@host/a/{00001..00002}.tar::https://[::1]/b", Fetcher(tmp_path))
+    assert [row.label for row in found.shards] == [
+        "https://host/a/00001.tar",
+        "https://[::1]/b/00000.tar",
+        "https://[::1]/b/00001.tar",
+    ]
+    assert [skip.detail for skip in found.passed] == ["`https://host/a/00002.tar`"]
+
+
+def test_folders_below_are_found_behind_links_each_once_and_what_exists_is_no_notation(make_shards, tmp_path: Path):
+    make_shards([2], "elsewhere")
+    (tmp_path / "all[1]" / "deep").mkdir(parents=True)
+    (tmp_path / "all[1]" / "deep" / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "all[1]" / "loop").symlink_to(tmp_path / "all[1]")
+    make_shards([3], "all[1]/near")
+    make_shards([4], "all1")
+    assert open_shards(str(tmp_path / "all[1]")).counts == [2, 3]
+    (tmp_path / "all[1]" / "near" / "more").mkdir()
+    assert open_shards(str(tmp_path / "all[1]" / "near")).counts == [3]
+    assert not is_there(f"{tmp_path}/all1::{tmp_path}/none")
+    with pytest.raises(FileNotFoundError, match="does not exist, or is no folder"):
+        open_shards(f"{tmp_path}/all1::{tmp_path}/none")
 
 
 def test_files_beside_a_manifest_are_named(make_shards):

@@ -6,7 +6,14 @@ import pytest
 from train.settings import RunSettings
 from train.sources.planned_data import data_lines, held_out_lines, open_if_there
 
-OPTIONS: dict[str, Any] = {"num_workers": 0, "window": 2, "ceiling": 0.01, "held_out": 4, "held_out_world": False}
+OPTIONS: dict[str, Any] = {
+    "batch_size": 2,
+    "num_workers": 0,
+    "window": 2,
+    "ceiling": 0.01,
+    "held_out": 4,
+    "held_out_world": False,
+}
 RUN = RunSettings("run", max_steps=6, devices=2)
 
 
@@ -54,3 +61,13 @@ def test_what_is_held_out_is_said_and_checked(shards, held_out_shards):
     with pytest.raises(ValueError, match="`window`=0"):
         held_out_texts(source(shards, window=0))
     assert held_out_texts(source(shards, window=0), "train.sources.WorldPictures") == []
+
+
+def test_notations_of_shards_are_counted(shards):
+    assert "data     16 samples in 2 shards" in shard_text(source(f"{shards}/{{00001..00002}}.tar"))
+    assert "data     24 samples in 3 shards" in shard_text(source(f"{shards.parent}/*{shards.name}/*.tar"))
+    assert "none: not looked at" in shard_text(source(f"{shards}::{shards}/none"))
+    (line,) = held_out_texts(source("/not/built", held_out_shards=f"{shards}/*0.tar"))
+    assert "not built" not in line
+    with pytest.raises(ValueError, match="must hold other samples"):
+        held_out_texts(source(shards, held_out_shards=f"{shards}/*0.tar"))
