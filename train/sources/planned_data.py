@@ -10,7 +10,7 @@ from data.shards.https.addresses import redacted
 from data.shards.picture_sizes import picture_sizes
 from data.shards.reading.shard_loader import check_readers
 from data.shards.reading.skips import check_passed
-from data.shards.shard_set import ShardSet, is_there
+from data.shards.shard_set import ShardSet, is_there, open_shards
 from train.settings import RunSettings
 from train.sources.caches import find_caches
 from train.sources.data_sets import data_sets, make_order, open_sets
@@ -47,7 +47,9 @@ def held_out_lines(class_path: str, source: Mapping[str, Any]) -> Iterator[str]:
     missing = [place for place in held_out if "://" not in place and not is_there(place)]
     verb = "build" if source.get("folder") else "want"
     note = f"; {', '.join(missing)} not built yet, and `fit` will {verb} it" if missing else ""
-    yield f"held out {source['held_out']} samples of {', '.join(redacted(place) for place in held_out)}{note}"
+    there = [sum(open_shards(place).counts) for place in held_out if "://" not in place and place not in missing]
+    count = min(source["held_out"], sum(there)) if len(there) == len(held_out) else f"up to {source['held_out']}"
+    yield f"held out {count} samples of {', '.join(redacted(place) for place in held_out)}{note}"
 
 
 def data_lines(

@@ -104,7 +104,7 @@ def test_impossible_settings_are_refused_with_the_numbers(settings, plan, capsys
 def test_held_out_shards_are_part_of_the_plan(settings, plan, capsys, held_out_shards, shards):
     for places, code, said in (
         (str(held_out_shards), 0, f"held out 4 samples of {held_out_shards}\n"),
-        ("/not/built/yet", 0, "held out 4 samples of /not/built/yet; /not/built/yet not built yet"),
+        ("/not/built/yet", 0, "held out up to 4 samples of /not/built/yet; /not/built/yet not built yet"),
         (str(shards), 2, "would train on what it is evaluated with"),
     ):
         own = {"data.init_args.held_out_world": False, "data.init_args.held_out_shards": places}

@@ -76,6 +76,8 @@ def test_a_tenth_is_held_out_and_never_trained_on(source: dict[str, Any], tmp_pa
     assert len(training | held_out) == 21, "of the two that are equal both lie on one side"
     assert not training & held_out
     assert len(held_out) == 2
+    (line,) = held_out_lines("train.sources.ShardPictures", source | {"window": 8})
+    assert line == f"held out 2 samples of {source['held_out_shards']}", "not the 64 that were wished for"
     count = sum(sum(open_shards(source[name]).counts) for name in ("shards", "held_out_shards"))
     assert count == 22
 
