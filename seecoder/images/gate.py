@@ -91,7 +91,8 @@ def load_levels(source: Source, *, max_pixels: int = MAX_PIXELS) -> torch.Tensor
     values = read_pixels(source, max_pixels)
     if values.dtype != np.uint8 or values.shape[2] in (2, 4):
         return _to_tensor(values, (255, 255, 255))
-    return torch.from_numpy(np.require(np.moveaxis(values, 2, 0), requirements="W")).expand(3, -1, -1)
+    levels = np.require(values, requirements=["C", "W"])  # turned pictures go backwards through memory
+    return torch.from_numpy(levels).movedim(2, 0).expand(3, -1, -1)
 
 
 def read_pixels(source: Source, max_pixels: int) -> np.ndarray:

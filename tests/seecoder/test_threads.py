@@ -53,7 +53,7 @@ def test_the_user_s_choice_stays(environment, monkeypatch, choice):
     "command",
     [
         ("-m", "seecoder", "info", "README.md"),
-        ("-m", "train", "fit"),
+        ("-m", "train", "fit", "--config", "configs/world_seecoder.yaml"),
         ("-m", "data.build", "--help"),
         ("-m", "data.cache", "--help"),
         *(("", str(path)) for path in SCRIPTS),

@@ -24,7 +24,7 @@ def frames_to_the_unet(pipe: SeeCoderPipeline, picture: torch.Tensor, method: Me
     deepest = max(seen, key=len)
     files = [(next((part for part in Path(frame.filename).parts if part in PACKAGES), ""), frame) for frame in deepest]
     own = [f"{Path(frame.filename).name}:{frame.name}" for package, frame in files if package != "torch"]
-    return own[own.index("variation.py:__call__") :]
+    return own[own.index("call.py:__call__") :]
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,8 @@ from data.shards.reading.shard_reader import INCOMPLETE, NO_PICTURE
 from data.shards.reading.square_image import SquareImage
 from tests.fixtures.shards import AttributedSquare
 
+pytestmark = pytest.mark.filterwarnings("ignore:samples have png and jpg")  # said of one of them
+
 SIDE = 16
 WHITE = (255, 255, 255)
 GOOD = 9

@@ -33,7 +33,7 @@ def batches(stage: SeeCoderStage, monkeypatch: pytest.MonkeyPatch) -> Any:
         data = ShardPictures(4, [str(place) for place in places], SIZE, flip=True, window=2, seed=1, **options)
         monkeypatch.setattr(data, "position", lambda **_: Position(0, 12))
         sources = tuple(getattr(stage, kind)(SIZE) for kind in kinds)
-        monkeypatch.setattr(data, "_cache_sources", lambda: sources)
+        monkeypatch.setattr(data, "_cache_sources", lambda *_: sources)
         return list(data.train_dataloader())
 
     return read

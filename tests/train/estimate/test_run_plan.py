@@ -121,7 +121,7 @@ def test_shards_without_samples_are_refused(settings, plan, capsys, shards, tmp_
     (tmp_path / "empty" / "manifest.json").write_text(json.dumps(manifest))
     assert plan(settings(**{"data.init_args.shards": str(tmp_path / "empty")})) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "no sample" in line
+    assert "No shards were found" in line
 
 
 def test_shards_that_are_not_there_yet_are_no_obstacle(settings, plan, capsys):
