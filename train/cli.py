@@ -23,7 +23,7 @@ COMMANDS = {
     "plan": "Say what `fit` with the same arguments will do, cost and write; needs no GPU and reads no weights.",
     "report": "One page of HTML that shows a run, also while it goes on.",
 }
-_SLOW = ("stage", "data", "hardware")  # settings of classes that take seconds to import
+_SLOW = ("stage", "data", "hardware", "run.callbacks")  # settings of classes that take seconds to import
 
 
 def build_parser(complete: bool = True) -> ArgumentParser:
@@ -51,12 +51,12 @@ def build_parser(complete: bool = True) -> ArgumentParser:
         command.add_argument("--config", action="config", help="YAML with everything below.")
         help_resume = "Continue from the newest complete checkpoint in run.folder."
         command.add_argument("--resume", action=ActionYesNo, default=True, help=help_resume)
-        command.add_class_arguments(RunSettings, "run")
+        command.add_class_arguments(RunSettings, "run", skip={"callbacks"})
         if complete:
             _add_classes(command, name)
         else:
             for part in _SLOW:
-                command.add_argument(f"--{part}", type=dict)
+                command.add_argument(f"--{part}", type=dict | list)
         if name == "plan":
             help_gpus = "Numbers of GPUs to compare in a table, such as 1,16,128,1024; with the same samples a step."
             command.add_argument("--gpus", type=str, default="", help=help_gpus)
@@ -64,10 +64,14 @@ def build_parser(complete: bool = True) -> ArgumentParser:
 
 
 def _add_classes(command: ArgumentParser, name: str) -> None:
+    from lightning.pytorch import Callback
+
     from train.estimate.hardware import Hardware
     from train.sources.stage_data import StageData
     from train.stages.stage import Stage
 
+    yaml.SafeDumper.add_multi_representer(str, lambda dumper, text: dumper.represent_str(str.__str__(text)))  # enums
+    command.add_argument("--run.callbacks", type=list[Callback], default=[], help="Lightning callbacks of your own.")
     command.add_subclass_arguments(Stage, "stage", required=True)
     command.add_subclass_arguments(StageData, "data", required=True)
     if name == "plan":
@@ -92,6 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             run = RunSettings(**quick[quick.command].run.as_dict())
             if quick.command == "fit":
                 check_launcher(run)
+                run.check_installed()
         parser = build_parser()
         config = parser.parse_args(arguments)
     except (ArgumentError, ValueError, OSError) as error:
@@ -140,7 +145,6 @@ def prepare_and_fit(parser: ArgumentParser, config: Namespace) -> int:
     settled += (ValueError, ImportError, WeightsError, MisconfigurationException)
     try:
         run, notes = read_run(config.fit)  # before anything is loaded
-        run.check_installed()
         choose_checkpointing(config.fit)
         # Renamed in jsonargparse 4.49; the older name warns in newer ones.
         instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
@@ -222,10 +226,13 @@ def show_plan(config: Namespace) -> int:
 
 
 def report(config: Namespace) -> int:
-    """Write the page of a run."""
+    """Write the page of a run; a folder that is none's is refused before imports that take seconds."""
+    folder = Path(config.folder)
+    if not (folder / "metrics.csv").is_file():
+        raise FileNotFoundError(f"{folder} has no metrics.csv; give the run.folder of a training that has begun.")
     from train.report.run_report import write_report
 
-    print(write_report(Path(config.folder), Path(config.out) if config.out else None))
+    print(write_report(folder, Path(config.out) if config.out else None))
     return FINISHED
 
 

@@ -1,6 +1,6 @@
 """What a run is told, as frozen dataclasses; `train.cli` fills them from YAML and the command line."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Any, Literal
@@ -150,7 +150,9 @@ class RunSettings:
             `best.json`; None for none.
         changed_order: What happens to a run that goes on after its data or their seed have changed, so that samples
             would come twice or never: "refuse", or "new_epoch", which begins the next epoch there.
-        loggers: More places for the log beside `metrics.csv`.
+        loggers: More places for the log beside `metrics.csv`: "tensorboard", "wandb"; with settings and preview sheets.
+        callbacks: Lightning callbacks of your own, each a `class_path` and `init_args`.
+        profiler: Lightning's name: "simple", "advanced" or "pytorch"; printed at the end.
         deterministic: Refuse operations that are not bit-reproducible.
     """
 
@@ -173,6 +175,8 @@ class RunSettings:
     keep_best: str | None = "held_out_loss"
     changed_order: Literal["refuse", "new_epoch"] = "refuse"
     loggers: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    callbacks: Sequence[Any] = ()
+    profiler: str | None = None
     deterministic: bool = False
 
     def __post_init__(self) -> None:
@@ -204,6 +208,7 @@ class RunSettings:
             keep_steps=some_of(whole(1), "steps from 1 up"),
             changed_order=choice("refuse", "new_epoch"),
             loggers=some_of(choice("tensorboard", "wandb"), "a list of tensorboard and wandb"),
+            profiler=optional(choice("simple", "advanced", "pytorch")),
             deterministic=FLAG,
         )
         if self.global_batch is not None and self.accumulate != 1:
@@ -262,8 +267,11 @@ class RunSettings:
         """Refuse what cannot be had here; a plan may still be made.
 
         Raises:
-            ValueError: A GPU is asked for, but there is none; or DeepSpeed, but it is not installed.
+            ValueError: A GPU is asked for, but there is none; or DeepSpeed or a logger, but it is not installed.
         """
+        for name in self.loggers:
+            if find_spec(name) is None:
+                raise ValueError(f"`loggers`={name} has no package here to work with. Install it (pip install {name}).")
         if self.accelerator in ("gpu", "cuda", "mps") and not _has_gpu(self.accelerator):
             raise ValueError(
                 f"`accelerator`={self.accelerator} does not exist on this machine: torch finds no such device. Use "

@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 
+import train.settings
 from data.shards.reading.skips import NoReadableSample
 from seecoder.base_model.loading import load_part
 from tests.fixtures.single_files import write_checkpoint
@@ -294,3 +295,59 @@ def test_no_message_of_a_constructor_holds_a_secret(settings, fit, place, capsys
     (line,) = capsys.readouterr().err.splitlines()
     assert "secretword" not in line
     assert "abc12345" not in line
+
+
+def test_a_report_of_no_run_is_refused_before_anything_heavy_is_imported(tmp_path):
+    """A process of its own, which an import of torch would fail."""
+    program = "import sys; sys.modules['torch'] = None; from train.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", program, "report", str(tmp_path / "nowhere")]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "nowhere has no metrics.csv; give the run.folder" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (
+            ["--run.loggers", "[wandb]"],
+            "`loggers`=wandb has no package here to work with. Install it (pip install wandb)",
+        ),
+        (["--run.loggers", "[tensor]"], "tensor"),
+        (["--run.profiler", "fast"], "`profiler`='fast' of RunSettings() must be"),
+        (["--run.callbacks", "[{class_path: no.such.Callback}]"], "`run.callbacks`: No module named 'no'"),
+        (["--run.callbacks", "[{class_path: torch.nn.Linear}]"], "torch.nn.Linear"),
+        (
+            ["--run.callbacks", "[{class_path: lightning.pytorch.callbacks.Timer, init_args: {durations: 1}}]"],
+            "durations",
+        ),
+    ],
+)
+def test_loggers_profilers_and_callbacks_that_do_not_exist_are_refused_in_one_line(
+    arguments, said, capsys, monkeypatch
+):
+    find = train.settings.find_spec
+    monkeypatch.setattr(train.settings, "find_spec", lambda name: None if name == "wandb" else find(name))
+    path = next(path for path in CONFIGS if path.name == "sd15.yaml")
+    assert main(["fit", "--config", str(path), "--run.accelerator", "cpu", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+
+
+def test_callbacks_by_class_path_become_objects_and_can_be_written_down_again(tmp_path):
+    given = "[{class_path: lightning.pytorch.callbacks.Timer, init_args: {duration: 00:01:00:00}}]"
+    parser = build_parser()
+    config = parser.parse_args(["fit", "--config", str(CONFIGS[0]), "--run.callbacks", given])
+    written = yaml.safe_load(parser.dump(config))["fit"]["run"]["callbacks"]
+    assert written == [
+        {
+            "class_path": "lightning.pytorch.callbacks.Timer",
+            "init_args": {"duration": "00:01:00:00", "interval": "step", "verbose": True},
+        }
+    ]
+    del config.fit["stage"], config.fit["data"]
+    instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
+    run = instantiate(config)["fit"].run
+    assert [type(callback).__name__ for callback in run.callbacks] == ["Timer"]
+    assert isinstance(run, RunSettings)

@@ -18,8 +18,9 @@ from train.run.metrics_file import read_metrics
 _LEVELS = tuple(f"loss_level_{level}" for level in range(1, 5))
 # Title, metrics, logarithmic. What is in none of these gets a chart of its own.
 _CHARTS: tuple[tuple[str, tuple[str, ...], bool], ...] = (
-    ("loss (the timestep dominates it: a smooth fall says little)", ("loss", "held_out_loss"), True),
-    ("loss by noise level (1: little noise, 4: almost only noise)", _LEVELS, True),
+    ("training loss, weighted (the timestep dominates it: a smooth fall says little)", ("loss",), True),
+    ("held-out loss, not weighted", ("held_out_loss", "held_out_loss_no_context"), True),
+    ("loss by noise level, not weighted (1: little noise, 4: almost only noise)", _LEVELS, True),
     ("held-out gaps on the same noise (shuffled above zero: the context is used)", ("gap_shuffled", "gap_none"), False),
     ("similarity of a picture's tokens (1: one token, repeated)", ("token_similarity",), False),
     ("gradient norm before clipping", ("gradient_norm",), True),
@@ -40,17 +41,12 @@ def write_report(folder: Path, out: Path | None = None) -> Path:
     """Write the page.
 
     Args:
-        folder: A run's folder.
+        folder: A run's folder, with `metrics.csv`.
         out: The file; None for `report.html` in the folder.
 
     Returns:
         The file.
-
-    Raises:
-        FileNotFoundError: The folder is no run's.
     """
-    if not (folder / "metrics.csv").is_file():
-        raise FileNotFoundError(f"{folder} has no metrics.csv; give the run.folder of a training that has begun.")
     out = out or folder / "report.html"
     sections = [*_summary(folder), *_charts(folder), *_previews(folder), *_faults(folder), *_files(folder)]
     title = escape(folder.resolve().name)
@@ -92,11 +88,10 @@ def _charts(folder: Path) -> Iterator[str]:
         lines = {name: metrics[name] for name in names if name in metrics}
         if lines:
             yield line_chart(title, lines, logarithmic=logarithmic)
-    preview = {name: line for name, line in metrics.items() if name.startswith("preview_")}
-    if preview:
-        scores = {name.removeprefix("preview_"): line for name, line in preview.items()}
+    scores = {name.removeprefix("preview_"): line for name, line in metrics.items() if name.startswith("preview_")}
+    if scores:
         yield line_chart("reader's scores on the preview sheets (fraction of pictures that agree)", scores)
-    for name in sorted(set(metrics) - drawn - set(preview)):
+    for name in sorted(set(metrics) - drawn - {f"preview_{name}" for name in scores}):
         yield line_chart(name, {name: metrics[name]})
 
 
@@ -134,9 +129,8 @@ def _files(folder: Path) -> Iterator[str]:
 
 
 def _table(rows: Mapping[str, str]) -> str:
-    return (
-        "<table>" + "".join(f"<tr><th>{escape(a)}</th><td>{escape(b)}</td></tr>" for a, b in rows.items()) + "</table>"
-    )
+    cells = "".join(f"<tr><th>{escape(a)}</th><td>{escape(b)}</td></tr>" for a, b in rows.items())
+    return f"<table>{cells}</table>"
 
 
 _MAX_POINTS = 600  # of a line; more are averaged in groups

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Trainer
+from torchvision.io import read_image
 
 from train.run.callbacks import CheckpointSteps, StepCallback
 from train.run.recorder import Recorder
@@ -42,6 +43,13 @@ class Evaluation(StepCallback):
             figures = stage.evaluate()
             if export:
                 figures |= self._export(stage, step)
+                sheet = self.folder / "previews" / f"step-{step:08d}.png"
+                loggers: Any = trainer.loggers if sheet.is_file() else ()
+                for logger in loggers:
+                    if hasattr(logger, "log_image"):
+                        logger.log_image("previews", [str(sheet)], step)
+                    else:  # TensorBoard's
+                        logger.experiment.add_image("previews", read_image(str(sheet)), step)
         if figures:
             self.recorder.write(trainer, step, figures)
         self.recorder.leave_out(time.monotonic() - started)

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 from lightning.pytorch import LightningModule, Trainer
 
+from data.hidden_secrets import scrubbed
 from data.shards.building.claim import differences
 from seecoder.weights.atomic import atomic_path
 from train.run.callbacks import CheckpointSteps, StepCallback
@@ -42,9 +43,11 @@ class Provenance(StepCallback):
         self.has_begun = False
 
     def on_start(self, trainer: Trainer, stage: Any) -> None:
-        """Note configuration, commit and versions; a full disk does not keep a run from going on."""
+        """Note configuration (for loggers, too), commit and versions; a full disk does not keep a run from going on."""
         if not trainer.is_global_zero:
             return
+        for logger in trainer.loggers:
+            logger.log_hyperparams(yaml.safe_load(scrubbed(yaml.safe_dump(dict(self.config)))))
         try:
             note_config(self.folder, self.config)
             note_start(self.folder, trainer.global_step, trainer.world_size)

@@ -83,7 +83,8 @@ class Recorder(StepCallback):
         self.batch_size = batch_size
         self.waited = 0.0  # seconds since the last line that went into waiting for data
         self.alone = 0.0  # those and the forward passes: what a process does without waiting for the others
-        self._clock, self._from_step = 0.0, 0
+        self._clock, self._from_step = self._started = 0.0, 0  # second and step
+        self._columns: dict[bool, set[str]] = {True: set(), False: set()}  # of training, and of evaluations
         self._skipped_before = 0  # samples, at earlier starts of the run
         self._skipped_elsewhere = 0  # samples, by the other processes until the last exchange
 
@@ -92,7 +93,7 @@ class Recorder(StepCallback):
         folder = self.file.path.parent
         folder.mkdir(parents=True, exist_ok=True)
         stage.guard.folder, stage.guard.rank = folder, trainer.global_rank
-        self._clock, self._from_step = time.monotonic(), trainer.global_step
+        self._clock, self._from_step = self._started = time.monotonic(), trainer.global_step
         if trainer.is_global_zero:
             self.file.cut_after(trainer.global_step)
 
@@ -132,14 +133,26 @@ class Recorder(StepCallback):
         self._clock += seconds
 
     def write(self, trainer: Trainer, step: int, figures: dict[str, float]) -> None:
-        """Log figures of one step everywhere."""
+        """Log figures of one step everywhere. What no line had before adds a column to those of its kind."""
         if not trainer.is_global_zero:
             return
         self.file.append(step, figures)
         for logger in trainer.loggers:
-            logger.log_metrics(figures, step=step)
-        line = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
-        print(f"step {step}/{trainer.max_steps}  {line}", flush=True)
+            logger.log_metrics({_chart(name) + name: value for name, value in figures.items()}, step=step)
+        (columns := self._columns["loss" in figures]).update(figures)
+        texts = {name: f"{value:.4g}" for name, value in figures.items()}
+        names = sorted(columns, key=lambda name: ("loss" not in name, name))
+        line = "  ".join(f"{name} {texts.get(name, '-'):<10}" for name in names)
+        seconds, steps = time.monotonic() - self._started[0], max(1, step - self._started[1])
+        left = round(seconds / steps * (trainer.max_steps - step))
+        place = f"step {step}/{trainer.max_steps}".ljust(2 * len(f"{trainer.max_steps}") + 6)
+        clock = f"{left // 3600}:{left // 60 % 60:02}:{left % 60:02}"
+        print(f"{place}  left {clock:<9}  {line}".rstrip(), flush=True)
+
+
+def _chart(name: str) -> str:
+    """Where loggers draw a figure: losses that count by weights, as the optimizer sees them, and those that do not."""
+    return "weighted/" if name == "loss" else "unweighted/" if "loss" in name else ""
 
 
 def _skipped_by_this_process(trainer: Trainer) -> int | None:

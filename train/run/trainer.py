@@ -3,11 +3,15 @@
 import logging
 import warnings
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
 
+from seecoder.weights.atomic import atomic_path
 from train.run.callbacks import CheckpointSteps
 from train.run.checkpoints import AtomicCheckpointIO, Checkpoints
 from train.run.evaluation import Evaluation
@@ -39,12 +43,13 @@ def build_trainer(run: RunSettings, batch_size: int, provenance: Provenance) -> 
     termination = Termination(run.max_minutes)
     steps = CheckpointSteps(run.checkpoint_every, run.keep_steps)
     provenance.steps = steps
-    callbacks = [  # the order matters: stop flag, log, evaluation and export, checkpoint, waiting
+    callbacks = [  # the order matters: stop flag, log, evaluation and export, checkpoint, the user's, waiting
         termination,
         recorder,
         Evaluation(folder, recorder, termination, run.evaluate_every, steps),
         Checkpoints(writer, folder, steps, run.keep_checkpoints, run.keep_best),
         provenance,
+        *run.callbacks,
         DataWait(recorder),
     ]
     strategy: Any = run.strategy
@@ -66,6 +71,7 @@ def build_trainer(run: RunSettings, batch_size: int, provenance: Provenance) -> 
         callbacks=callbacks,
         plugins=plugins,
         logger=extra_loggers(run),
+        profiler=run.profiler,
         deterministic=run.deterministic,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -80,6 +86,7 @@ def build_trainer(run: RunSettings, batch_size: int, provenance: Provenance) -> 
 def _silence_lightning() -> None:
     """Hide what does not apply: frozen modules stay in eval mode, our streams find their place by step."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("lightning.pytorch.profilers").setLevel(logging.INFO)  # what they found is said there
     for message in (
         r".*does not have many workers.*",
         r".*isinstance\(treespec, LeafSpec\).*",
@@ -92,11 +99,19 @@ def _silence_lightning() -> None:
 
 
 def extra_loggers(run: RunSettings) -> list[Any]:
-    """Loggers beside `metrics.csv`, imported only when asked for."""
-    from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
-
+    """Loggers beside `metrics.csv`, each with one run over all starts of ours."""
     made = {
         "tensorboard": lambda: TensorBoardLogger(run.folder, name="", version="tensorboard"),
-        "wandb": lambda: WandbLogger(save_dir=run.folder, project="seecoder"),
+        "wandb": lambda: WandbLogger(save_dir=run.folder, project="seecoder", id=_wandb_id(Path(run.folder))),
     }
     return [made[name]() for name in run.loggers]
+
+
+@rank_zero_only
+def _wandb_id(folder: Path) -> str:
+    """Id of the run at W&B, kept in its folder: a continued run goes on there. Other processes write nothing there."""
+    path = folder / "wandb_id.txt"
+    if not path.is_file():
+        with atomic_path(path) as temporary:
+            temporary.write_text(token_hex(8))
+    return path.read_text()

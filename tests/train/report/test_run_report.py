@@ -9,6 +9,7 @@ import pytest
 
 from seecoder.export.run_folder import list_checkpoints
 from train.cli import main
+from train.report import run_report
 from train.report.run_report import Line, line_chart
 from train.run.metrics_file import read_metrics
 
@@ -59,9 +60,16 @@ def test_a_report_of_a_run_that_has_barely_begun(tmp_path):
     assert "Skipped steps: 1" in page
 
 
-def test_a_folder_that_is_no_run_is_bad_input(tmp_path, capsys):
-    assert main(["report", str(tmp_path)]) == 2
-    assert "metrics.csv" in capsys.readouterr().err
+def test_weighted_and_unweighted_losses_are_never_in_one_chart(tmp_path, monkeypatch):
+    names = ("loss", "held_out_loss", "held_out_loss_no_context", "loss_level_1")
+    (tmp_path / "metrics.csv").write_text("".join(f"1,{name},0.5\n" for name in names))
+    charts = []
+    monkeypatch.setattr(run_report, "line_chart", lambda title, lines, **_: charts.append((title, set(lines))) or "")
+    run_report.write_report(tmp_path)
+    (weighted,) = [(title, lines) for title, lines in charts if "loss" in lines]
+    assert "weighted" in weighted[0]
+    assert weighted[1] == {"loss"}
+    assert all("not weighted" in title for title, lines in charts if lines != {"loss"})
 
 
 def svg(lines: Mapping[str, Line], *, logarithmic: bool = False) -> ElementTree.Element:

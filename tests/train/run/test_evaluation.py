@@ -4,6 +4,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torchvision.io import decode_image, write_png
 
 from train.run.callbacks import CheckpointSteps
 from train.run.evaluation import Evaluation
@@ -33,8 +37,10 @@ class Stage:
         return {"preview_count": 0.5}
 
 
-def run(folder: Path, stage: Any, *, every: int = 2, rank: int = 0, signal: bool = False) -> dict[str, list]:
-    trainer: Any = SimpleNamespace(is_global_zero=rank == 0, max_steps=10, should_stop=False, loggers=[])
+def run(
+    folder: Path, stage: Any, *, every: int = 2, rank: int = 0, signal: bool = False, loggers: Any = ()
+) -> dict[str, list]:
+    trainer: Any = SimpleNamespace(is_global_zero=rank == 0, max_steps=10, should_stop=False, loggers=loggers)
     recorder = Recorder(folder, every=1, batch_size=1)
     termination: Any = SimpleNamespace(stopped_by_signal=signal)
     evaluation = Evaluation(folder, recorder, termination, every, CheckpointSteps(every=5))
@@ -70,3 +76,29 @@ def test_a_full_disk_costs_the_export_not_the_run(tmp_path, monkeypatch, capsys)
     monkeypatch.setattr(Stage, "export", full)
     assert len(run(tmp_path, Stage())["held_out_loss"]) == 6
     assert "NO EXPORT at step 5" in capsys.readouterr().out
+
+
+class DrawingStage(Stage):
+    """Draws a sheet at step 5 alone."""
+
+    sheet = torch.arange(3 * 4 * 5, dtype=torch.uint8).reshape(3, 4, 5)
+
+    def export(self, folder: Path) -> dict[str, float]:
+        (folder / "previews").mkdir(exist_ok=True)
+        write_png(self.sheet, str(folder / "previews" / "step-00000005.png"))
+        return super().export(folder)
+
+
+def test_loggers_get_the_sheet_that_was_drawn(tmp_path):
+    images: list[Any] = []
+    board = TensorBoardLogger(tmp_path, name="", version="tensorboard")
+    wandb = SimpleNamespace(log_metrics=lambda *_, **__: None, log_image=lambda *given: images.append(given))
+    run(tmp_path, DrawingStage(), loggers=[board, wandb])
+    board.finalize("success")
+    assert images == [("previews", [str(tmp_path / "previews" / "step-00000005.png")], 5)]
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    (shown,) = events.Images("previews")
+    assert shown.step == 5
+    content = torch.frombuffer(bytearray(shown.encoded_image_string), dtype=torch.uint8)
+    assert torch.equal(decode_image(content), DrawingStage.sheet)

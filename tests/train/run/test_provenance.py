@@ -3,9 +3,12 @@
 import json
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from data.hidden_secrets import learn_secrets
 from train.run import provenance
 from train.run.provenance import commit, note_start
 
@@ -87,3 +90,20 @@ def test_starts_are_added_up_and_a_damaged_note_is_begun_anew(tmp_path):
     note_start(tmp_path, 0, 2)
     note_start(tmp_path, 5, 1)
     assert [start["step"] for start in json.loads((tmp_path / "run.json").read_text())["starts"]] == [0, 5]
+
+
+def test_loggers_get_the_configuration_without_secrets(tmp_path):
+    learn_secrets("https://user:S3CR3TWORD@host/shards")
+    shards = ["https://user:S3CR3TWORD@host/shards?token=abc", "/data/S3CR3TWORD"]
+    config = {
+        "run": {"max_steps": 9},
+        "stage": {"class_path": "a.Stage"},
+        "data": {"class_path": "a.Data", "init_args": {"shards": shards}},
+    }
+    given: list[dict] = []
+    trainer: Any = SimpleNamespace(
+        is_global_zero=True, global_step=0, world_size=1, loggers=[SimpleNamespace(log_hyperparams=given.append)]
+    )
+    provenance.Provenance(tmp_path, config).on_start(trainer, None)
+    cleaned = ["https://host/shards", "/data/..."]
+    assert given == [config | {"data": {"class_path": "a.Data", "init_args": {"shards": cleaned}}}]

@@ -55,3 +55,59 @@ def test_skipped_samples_are_counted_over_all_starts(trainer, tmp_path):
         recorder.on_load_checkpoint(trainer, stage, checkpoint)
         recorder.on_save_checkpoint(trainer, stage, checkpoint)
     assert checkpoint == {"skipped_samples": 34}
+
+
+def test_a_line_has_fixed_columns_and_the_time_left(trainer, tmp_path, monkeypatch, capsys):
+    """Ten steps take 1000 s; one line lacks a level. Ninety steps are left of a hundred, after one start at step 0."""
+    trainer.max_steps = 100
+    now = SimpleNamespace(seconds=0.0)
+    monkeypatch.setattr(train.run.recorder, "time", SimpleNamespace(monotonic=lambda: now.seconds))
+    recorder = Recorder(tmp_path, every=1, batch_size=1)
+    recorder.on_start(trainer, SimpleNamespace(guard=SimpleNamespace()))
+    full = {"learning_rate": 1e-3, "loss_level_1": 123456.0, "loss": 0.5, "data_wait": 0.25}
+    for step, figures in ((9, full), (10, {"data_wait": 1.0, "loss": 12345.678, "learning_rate": 2.5e-05})):
+        now.seconds = step * 100.0
+        recorder.write(trainer, step, dict(figures))
+        recorder.write(trainer, step, {"held_out_loss": 1.034})
+    now.seconds = 10000.0
+    recorder.write(trainer, 100, full)
+    first, evaluated, second, _, last = capsys.readouterr().out.splitlines()
+    assert first.startswith("step 9/100    left 2:31:40    loss 0.5         loss_level_1 1.235e+05   data_wait 0.25")
+    assert evaluated == "step 9/100    left 2:31:40    held_out_loss 1.034"
+    assert second.startswith("step 10/100   left 2:30:00    loss 1.235e+04   loss_level_1 -  ")
+    assert last.startswith("step 100/100  left 0:00:00  ")
+    for name in full:
+        assert first.index(name) == second.index(name) == last.index(name)
+
+
+def test_time_left_counts_the_steps_of_this_start_alone(trainer, tmp_path, monkeypatch, capsys):
+    trainer.max_steps, trainer.global_step = 400, 100
+    now = SimpleNamespace(seconds=50.0)
+    monkeypatch.setattr(train.run.recorder, "time", SimpleNamespace(monotonic=lambda: now.seconds))
+    recorder = Recorder(tmp_path, every=1, batch_size=1)
+    recorder.on_start(trainer, SimpleNamespace(guard=SimpleNamespace()))
+    now.seconds = 350.0
+    recorder.write(trainer, 200, {"loss": 1.0})
+    assert capsys.readouterr().out == "step 200/400  left 0:10:00    loss 1\n"
+
+
+def test_loggers_draw_losses_that_are_weighted_apart_from_those_that_are_not(trainer, tmp_path):
+    seen: dict[str, float] = {}
+    trainer.loggers = [SimpleNamespace(log_metrics=lambda figures, step: seen.update(figures))]
+    recorder = Recorder(tmp_path, every=1, batch_size=1)
+    recorder.write(trainer, 1, {"loss": 1.0, "loss_level_1": 2.0, "data_wait": 3.0})
+    recorder.write(trainer, 1, {"held_out_loss": 4.0, "gap_none": 5.0})
+    weighted = {"weighted/loss": 1.0}
+    assert seen == weighted | {
+        "unweighted/loss_level_1": 2.0,
+        "unweighted/held_out_loss": 4.0,
+        "data_wait": 3.0,
+        "gap_none": 5.0,
+    }
+    assert set(read_metrics(tmp_path / "metrics.csv")) == {
+        "loss",
+        "loss_level_1",
+        "data_wait",
+        "held_out_loss",
+        "gap_none",
+    }

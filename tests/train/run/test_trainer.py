@@ -1,5 +1,12 @@
+import logging
+import sys
+from importlib.machinery import ModuleSpec
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
+from lightning.pytorch import Callback
 
 from train.run.evaluation import Evaluation
 from train.run.provenance import Provenance
@@ -31,3 +38,65 @@ def test_other_loggers_are_made_where_they_are_asked_for(tmp_path):
     (logger,) = extra_loggers(RunSettings(str(tmp_path), 3, loggers=("tensorboard",)))
     assert type(logger).__name__ == "TensorBoardLogger"
     assert extra_loggers(RunSettings(str(tmp_path), 3)) == []
+
+
+def test_tensorboard_has_one_folder_over_all_starts(tmp_path):
+    run = RunSettings(str(tmp_path), 3, loggers=("tensorboard",))
+    for step in (1, 2):
+        (logger,) = extra_loggers(run)
+        logger.log_metrics({"weighted/loss": 0.5}, step)
+        logger.finalize("success")
+    assert [path.name for path in tmp_path.iterdir()] == ["tensorboard"]
+    assert len(list((tmp_path / "tensorboard").glob("events.*"))) == 2
+
+
+@pytest.fixture
+def begun(monkeypatch) -> list[dict[str, Any]]:
+    """What a stand-in for W&B was told at each start; the package is not installed here."""
+    told: list[dict[str, Any]] = []
+
+    def module(name: str, **members: Any) -> None:
+        made = ModuleType(name)
+        made.__spec__ = ModuleSpec(name, None)
+        vars(made).update(members)
+        monkeypatch.setitem(sys.modules, name, made)
+
+    def init(**options: Any) -> Any:
+        told.append(options)
+        return SimpleNamespace(id=options["id"], log=lambda *_: None)
+
+    module("wandb", run=None, init=init)
+    module("wandb.sdk")
+    module("wandb.sdk.lib", RunDisabled=type("RunDisabled", (), {}))
+    module("wandb.wandb_run", Run=type("Run", (), {}))
+    monkeypatch.setattr("lightning.pytorch.loggers.wandb._WANDB_AVAILABLE", True)
+    return told
+
+
+def test_a_continued_run_goes_on_in_its_run_at_wandb_and_another_run_does_not(tmp_path, begun):
+    for name in ("a", "a", "b"):
+        folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
+        (logger,) = extra_loggers(RunSettings(str(folder), 3, loggers=("wandb",)))
+        logger.log_metrics({"weighted/loss": 0.5}, 1)
+    ids = [told["id"] for told in begun]
+    assert ids[0] == ids[1] != ids[2]
+    assert all(len(found) == 16 for found in ids)
+    assert {told["resume"] for told in begun} == {"allow"}
+    assert (tmp_path / "a" / "wandb_id.txt").read_text() == ids[0]
+
+
+def test_callbacks_of_the_user_come_before_waiting_is_measured(tmp_path):
+    own = Callback()
+    run = RunSettings(str(tmp_path), 3, accelerator="cpu", callbacks=[own])
+    trainer, _ = build_trainer(run, 4, Provenance(tmp_path, {}))
+    assert trainer.callbacks[-2] is own
+
+
+@pytest.mark.parametrize(("name", "kind"), [("simple", "SimpleProfiler"), ("pytorch", "PyTorchProfiler")])
+def test_a_profiler_is_lightnings_and_is_heard(tmp_path, name, kind):
+    run = RunSettings(str(tmp_path), 3, accelerator="cpu", profiler=name)
+    trainer, _ = build_trainer(run, 4, Provenance(tmp_path, {}))
+    assert type(trainer.profiler).__name__ == kind
+    assert logging.getLogger("lightning.pytorch.profilers.profiler").isEnabledFor(logging.INFO)
+    assert not logging.getLogger("lightning.pytorch.trainer").isEnabledFor(logging.INFO)
