@@ -136,6 +136,7 @@ def prepare_and_fit(parser: ArgumentParser, config: Namespace) -> int:
 
     from data.shards.reading.skips import NoReadableSample, TooManySkipped
     from seecoder.weights.safetensors_files import WeightsError
+    from train.run.cpu_attention import is_slow_in_bfloat16
     from train.run.guards import TrainingStopped
     from train.run.provenance import Provenance
 
@@ -154,6 +155,11 @@ def prepare_and_fit(parser: ArgumentParser, config: Namespace) -> int:
         if (kept := redacted(given)) != given:
             notes.append("logins and queries of addresses are not kept in config.yaml; give them again to go on")
         provenance = Provenance(Path(run.folder), yaml.safe_load(kept)["fit"])
+        if is_slow_in_bfloat16(run):
+            notes.append(
+                f"this CPU has no instructions for bfloat16: `run.precision`={run.precision} takes about ten times as "
+                "long as --run.precision 32-true"
+            )
         return fit(ready, provenance, notes)
     except (TrainingStopped, TooManySkipped, NoReadableSample) as error:
         return _print_error(error, FAILED)

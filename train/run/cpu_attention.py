@@ -27,6 +27,12 @@ def runs_on_cpu(run: RunSettings) -> bool:
     return not torch.cuda.is_available() and not torch.backends.mps.is_available()
 
 
+def is_slow_in_bfloat16(run: RunSettings) -> bool:
+    """Whether a run computes in bfloat16 on a CPU that has no instructions for it, which takes ten times as long."""
+    is_half = run.precision.startswith("bf16") and runs_on_cpu(run)
+    return is_half and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
 @contextmanager
 def float32_attention() -> Iterator[None]:
     """Compute attention on the CPU in float32, and round its result as it would have been.

@@ -3,7 +3,7 @@ import torch
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from train.run.cpu_attention import float32_attention, runs_on_cpu
+from train.run.cpu_attention import float32_attention, is_slow_in_bfloat16, runs_on_cpu
 from train.settings import RunSettings
 
 
@@ -100,3 +100,20 @@ def test_a_run_on_the_cpu_has_it(settings, fit, monkeypatch, checkpointed):
     changes = {"run.precision": "bf16-mixed", "stage.init_args.gradient_checkpointing": list(checkpointed)}
     assert fit(settings(**{"run.max_steps": 1, "run.checkpoint_every": 1, **changes})) == 0
     assert seen == {torch.float32}
+
+
+@pytest.mark.parametrize(
+    ("precision", "accelerator", "has_instructions", "is_slow"),
+    [
+        ("bf16-mixed", "cpu", False, True),
+        ("bf16-mixed", "cpu", True, False),
+        ("32-true", "cpu", False, False),
+        ("bf16-mixed", "gpu", False, False),
+    ],
+)
+def test_a_cpu_without_instructions_for_bfloat16_is_known(
+    monkeypatch: pytest.MonkeyPatch, precision: str, accelerator: str, has_instructions: bool, is_slow: bool
+) -> None:
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: has_instructions)
+    run = RunSettings(folder="run", max_steps=1, precision=precision, accelerator=accelerator)
+    assert is_slow_in_bfloat16(run) is is_slow
