@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Trainer
-from torchvision.io import read_image
 
+from seecoder.images.gate import load_image
 from train.run.callbacks import CheckpointSteps, StepCallback
 from train.run.recorder import Recorder
 from train.run.termination import Termination
@@ -49,7 +49,7 @@ class Evaluation(StepCallback):
                     if hasattr(logger, "log_image"):
                         logger.log_image("previews", [str(sheet)], step)
                     else:  # TensorBoard's
-                        logger.experiment.add_image("previews", read_image(str(sheet)), step)
+                        logger.experiment.add_image("previews", load_image(sheet), step)
         if figures:
             self.recorder.write(trainer, step, figures)
         self.recorder.leave_out(time.monotonic() - started)
