@@ -141,7 +141,7 @@ def with_present_digests(shards: ShardSet) -> ShardSet:
         if row.shard.sha256 not in (None, present.sha256):
             print(f"`{row.label}` has other bytes than its manifest says; it is copied as it is")
         rows.append(replace(row, shard=present))
-    return ShardSet(tuple(rows))
+    return replace(shards, shards=tuple(rows))
 
 
 class _ShardCopy:
