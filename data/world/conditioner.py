@@ -23,10 +23,12 @@ class WorldConditioner(ModelMixin, ConfigMixin):
     Args:
         context_dim: Width of a token; the UNet's `cross_attention_dim`.
         layout_frequencies: How many octaves encode each of centre height, centre width and radius.
+        lowest_octave: The first of them; 0 has a period of two frames, -2 one of eight, which tells apart the places
+            outside the frame that a crop's object can have.
     """
 
     @register_to_config
-    def __init__(self, context_dim: int = 128, layout_frequencies: int = 4) -> None:
+    def __init__(self, context_dim: int = 128, layout_frequencies: int = 4, lowest_octave: int = 0) -> None:
         super().__init__()
         embeddings = {name: nn.Embedding(len(names), context_dim) for name, names in ATTRIBUTES.items()}
         self.attributes = nn.ModuleDict(embeddings)
@@ -34,7 +36,7 @@ class WorldConditioner(ModelMixin, ConfigMixin):
             nn.Linear(3 * 2 * layout_frequencies, context_dim), nn.SiLU(), nn.Linear(context_dim, context_dim)
         )
         self.norm = nn.LayerNorm(context_dim)
-        octaves = math.pi * 2.0 ** torch.arange(layout_frequencies)
+        octaves = math.pi * 2.0 ** torch.arange(lowest_octave, lowest_octave + layout_frequencies)
         self.register_buffer("octaves", octaves, persistent=False)
 
     def forward(self, scenes: Scenes, keep: Tensor | None = None) -> Tensor:

@@ -15,14 +15,16 @@ SKY_GRAIN, GROUND_GRAIN = 0.012, 0.03
 _PIXELS_A_CHUNK = 1 << 18  # keeps temporaries in cache: twice as fast as drawing a large batch at once
 
 
-def render(scenes: Scenes, height: int, width: int | None = None) -> Tensor:
-    """Draw scenes.
+def render(scenes: Scenes, height: int, width: int | None = None, windows: Tensor | None = None) -> Tensor:
+    """Draw scenes, or a part of each.
 
     Args:
         scenes: N scenes.
         height: Height of the pictures in pixels, at least 8.
         width: Width in pixels; `height` when not given. The scene keeps its proportions: lengths are fractions of the
             shorter side, and the frame is centred.
+        windows: (N, 3) top, left and side of the part to draw, in fractions of the frame; a side of 0.25 is drawn at
+            four times the resolution of the whole. The whole frame, (0, 0, 1), when not given.
 
     Returns:
         (N, 3, height, width) float32 in [0, 1].
@@ -33,11 +35,11 @@ def render(scenes: Scenes, height: int, width: int | None = None) -> Tensor:
     width = height if width is None else width
     if min(height, width) < 8:
         raise ValueError(f"`height`={height}, `width`={width}: both must be at least 8 pixels.")
-    y, x, edge = _coordinates(height, width)
     chunk = max(1, _PIXELS_A_CHUNK // (height * width))
     pictures = torch.empty(len(scenes), 3, height, width)
     for start in range(0, len(scenes), chunk):
         part = scenes[start : start + chunk]
+        y, x, edge = _coordinates(height, width, None if windows is None else windows[start : start + chunk])
         coverage, color = _object(part, y, x, edge)
         picture = torch.lerp(_background(part, y, x, edge), color, coverage.unsqueeze(1))
         pictures[start : start + chunk] = picture.clamp_(0, 1)
@@ -69,15 +71,22 @@ def compose(background: Scenes, objects: Scenes, side: int) -> Tensor:
     return picture[0].clamp_(0, 1)
 
 
-def _coordinates(height: int, width: int) -> tuple[Tensor, Tensor, float]:
-    """Pixel centres in frame units, (1, H, 1) and (1, 1, W), and the width of an anti-aliased edge."""
+def _coordinates(height: int, width: int, windows: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """Pixel centres in frame units, (K, H, 1) and (K, 1, W), and the width of an anti-aliased edge, (K, 1, 1).
+
+    K is the number of `windows`, or 1 for whole frames.
+    """
     side = min(height, width)
     y = ((torch.arange(height) + 0.5 - height / 2) / side + 0.5).view(1, height, 1)
     x = ((torch.arange(width) + 0.5 - width / 2) / side + 0.5).view(1, 1, width)
-    return y, x, EDGE_PIXELS / side
+    edge = torch.full((1, 1, 1), EDGE_PIXELS / side)
+    if windows is None:
+        return y, x, edge
+    top, left, size = (column.view(-1, 1, 1) for column in windows.unbind(1))
+    return top + size * y, left + size * x, size * edge
 
 
-def _background(scenes: Scenes, y: Tensor, x: Tensor, edge: float) -> Tensor:
+def _background(scenes: Scenes, y: Tensor, x: Tensor, edge: Tensor) -> Tensor:
     """Sky over ground, each with a vertical gradient and grain; (N, 3, H, W)."""
     amplitude, cycles, phase, phase_2 = (column.view(-1, 1, 1) for column in scenes.horizon_wave.unbind(1))
     turns = 2 * math.pi * cycles * x
@@ -95,12 +104,12 @@ def _background(scenes: Scenes, y: Tensor, x: Tensor, edge: float) -> Tensor:
 def _grain(scenes: Scenes, y: Tensor, x: Tensor) -> Tensor:
     """Mean of sinusoid products, band-limited to 12 cycles per frame; separable, so one matrix product; (N, H, W)."""
     turns = 2 * math.pi * scenes.grain_frequency
-    down = (turns[:, :, :1] * y.view(1, 1, -1) + scenes.grain_phase[:, :, :1]).sin()
-    across = (turns[:, :, 1:] * x.view(1, 1, -1) + scenes.grain_phase[:, :, 1:]).sin()
+    down = (turns[:, :, :1] * y.transpose(1, 2) + scenes.grain_phase[:, :, :1]).sin()
+    across = (turns[:, :, 1:] * x + scenes.grain_phase[:, :, 1:]).sin()
     return torch.bmm(down.transpose(1, 2), across) * (2 / math.sqrt(turns.shape[1]))
 
 
-def _object(scenes: Scenes, y: Tensor, x: Tensor, edge: float) -> tuple[Tensor, Tensor]:
+def _object(scenes: Scenes, y: Tensor, x: Tensor, edge: Tensor) -> tuple[Tensor, Tensor]:
     """Coverage (N, H, W) and color (N, 3, H, W) of the object."""
     radius = scenes.radius.view(-1, 1, 1)
     offset_y = (y - scenes.center_y.view(-1, 1, 1)) / radius

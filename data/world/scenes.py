@@ -4,7 +4,7 @@ A scene holds no pixels. `data.world.render` draws it at any resolution, `data.w
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -147,6 +147,36 @@ def sample_scenes(count: int, seed: int, start: int = 0) -> Scenes:
         grain_frequency=rows(2 * NUM_WAVES, 2, 12).view(count, NUM_WAVES, 2),
         grain_phase=rows(2 * NUM_WAVES, 0, turn).view(count, NUM_WAVES, 2),
     )
+
+
+def sample_windows(count: int, seed: int, max_zoom: float = 4.0) -> Tensor:
+    """Draw square windows on frames; window i is a pure function of `(seed, i)`.
+
+    Args:
+        count: How many.
+        seed: Seed of the stream.
+        max_zoom: The smallest window has one part in `max_zoom` of the frame's side; sides are log-uniform.
+
+    Returns:
+        (count, 3) float32: top, left and side in fractions of the frame; every window lies within it.
+    """
+    draws = torch.from_numpy(uniform(seed, np.arange(count, dtype=np.int64), 3))
+    side = max_zoom ** -draws[:, 2:]
+    return torch.cat([draws[:, :2] * (1 - side), side], dim=1).float()
+
+
+def seen_through(scenes: Scenes, windows: Tensor) -> Scenes:
+    """The same scenes with the object's place and size in fractions of a window: the centre may lie outside [0, 1].
+
+    Only the layout is of the window. `data.world.render` takes the scenes as they were, and the windows.
+
+    Args:
+        scenes: N scenes.
+        windows: (N, 3) top, left and side.
+    """
+    top, left, side = windows.unbind(1)
+    place = {"center_y": (scenes.center_y - top) / side, "center_x": (scenes.center_x - left) / side}
+    return replace(scenes, **place, radius=scenes.radius / side)
 
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)

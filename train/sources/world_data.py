@@ -3,21 +3,24 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from data.shards.plan import derive_seed
 from data.world.render import render
-from data.world.scenes import Scenes, sample_scenes
-from seecoder.checks import require, whole
+from data.world.scenes import Scenes, sample_scenes, sample_windows, seen_through, uniform
+from seecoder.checks import number, require, whole
 from train.sources.held_out import HELD_OUT_SEED
 from train.sources.stage_data import Shuffle, StageData, StepStream
 
 
 class WorldPictures(StageData):
-    """Pictures of the world and their scenes.
+    """Pictures of the world and their scenes: whole frames, and now and then a window of one, as under random crops.
 
     A batch is a dict: `pixels` (N, 3, S, S) uint8, `keys` (N, 2) epoch and sample number, `scenes` a dict of the
-    tensors of `Scenes`: Lightning moves no frozen dataclass to another device.
+    tensors of `Scenes`: Lightning moves no frozen dataclass to another device. The layout of `scenes` is that of the
+    picture; of a window it says where the object is, or would be outside of it.
 
     Args:
         batch_size: Samples of one micro-batch of one process.
@@ -25,28 +28,47 @@ class WorldPictures(StageData):
         held_out: Scenes for evaluation, from another random stream.
         image_size: Height and width in pixels.
         seed: Seed of scenes and order.
+        crop_probability: With which a picture is a random window of its scene, drawn at 1 to 4 times the resolution.
+
+    Attributes:
+        held_out_pixels: Pictures of held-out scenes, (held_out, 3, S, S) uint8, all whole.
+        held_out_crop_pixels: Windows of the same scenes; None without crops.
     """
 
     def __init__(
-        self, batch_size: int, pool_size: int = 40960, held_out: int = 256, image_size: int = 64, seed: int = 0
+        self,
+        batch_size: int,
+        pool_size: int = 40960,
+        held_out: int = 256,
+        image_size: int = 64,
+        seed: int = 0,
+        crop_probability: float = 0.0,
     ) -> None:
         super().__init__(batch_size, seed)
+        require("crop_probability", crop_probability, number(0.0, 1.0))
         require("pool_size", pool_size, whole(1))
         require("held_out", held_out, whole(1))
         self.pool_size = pool_size
         self.num_held_out = held_out
         self.image_size = image_size
         self.shuffle = Shuffle(pool_size, seed)
+        self.crop_probability = crop_probability
         self.pixels: Tensor | None = None
+        self.held_out_crop_pixels: Tensor | None = None
 
     def setup(self, stage: str) -> None:
         """Draw the pool, once."""
         if self.pixels is not None:
             return
-        self.scenes = sample_scenes(self.pool_size, self.seed)
-        self.pixels = draw_bytes(self.scenes, self.image_size)
-        self.held_out_scenes = sample_scenes(self.num_held_out, self.seed + HELD_OUT_SEED)
-        self.held_out_pixels = draw_bytes(self.held_out_scenes, self.image_size)
+        scenes = sample_scenes(self.pool_size, self.seed)
+        windows = _some_whole(sample_windows(self.pool_size, self.seed), self.crop_probability, self.seed)
+        self.scenes, self.pixels = seen_through(scenes, windows), draw_bytes(scenes, self.image_size, windows)
+        held_out = sample_scenes(self.num_held_out, self.seed + HELD_OUT_SEED)
+        self.held_out_scenes, self.held_out_pixels = held_out, draw_bytes(held_out, self.image_size)
+        if self.crop_probability:
+            windows = sample_windows(self.num_held_out, self.seed + HELD_OUT_SEED)
+            self.held_out_crops = seen_through(held_out, windows)
+            self.held_out_crop_pixels = draw_bytes(held_out, self.image_size, windows)
 
     def train_dataloader(self) -> Any:
         """Micro-batches from the trainer's present step on."""
@@ -60,14 +82,20 @@ class WorldPictures(StageData):
         return {"pixels": self.pixels[samples], "keys": keys, "scenes": vars(self.scenes[samples])}
 
 
-def draw_bytes(scenes: Scenes, size: int) -> Tensor:
-    """Draw scenes as (N, 3, size, size) uint8, in chunks so that no float copy of the pool exists."""
+def draw_bytes(scenes: Scenes, size: int, windows: Tensor | None = None) -> Tensor:
+    """Draw scenes, or windows of them, as (N, 3, size, size) uint8; in chunks, as the floats would not fit."""
     pixels = torch.empty(len(scenes), 3, size, size, dtype=torch.uint8)
-    start = 0
-    for part in scenes.split(1024):
-        pixels[start : start + len(part)] = (render(part, size) * 255).round_().to(torch.uint8)
-        start += len(part)
+    for part in chunks(len(scenes), 1024):
+        drawn = render(scenes[part], size, windows=None if windows is None else windows[part])
+        pixels[part] = (drawn * 255).round_().to(torch.uint8)
     return pixels
+
+
+def _some_whole(windows: Tensor, crop_probability: float, seed: int) -> Tensor:
+    """Windows, all but a share of `crop_probability` replaced by the whole frame."""
+    draws = uniform(derive_seed(seed, "crops"), np.arange(len(windows)), 1)
+    whole = torch.from_numpy(draws >= crop_probability)
+    return torch.where(whole, torch.tensor([0.0, 0.0, 1.0]), windows)
 
 
 def to_model_range(pixels: Tensor) -> Tensor:

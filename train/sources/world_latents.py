@@ -41,6 +41,8 @@ class WorldLatents(WorldPictures):
         vae = load_frozen(self.vae_folder, "vae", "float32", at_top=True).to(device)
         self.mean, self.std = encode_in_half(vae, self.pixels)
         self.held_out_mean, self.held_out_std = encode_in_half(vae, self.held_out_pixels)
+        if self.held_out_crop_pixels is not None:
+            self.held_out_crop_moments = encode_in_half(vae, self.held_out_crop_pixels)
 
     def batch(self, keys: Tensor) -> dict[str, Any]:
         """Take samples by their keys."""

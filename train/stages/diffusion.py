@@ -41,6 +41,7 @@ class WorldDiffusionStage(DenoisingStage):
         layers_per_block: Residual layers of each level.
         norm_num_groups: Groups of group normalisation.
         context_dim: Width of a context token.
+        lowest_octave: That of the layout token; -2 for data with crops (`WorldConditioner`).
         sample_size: Height and width of the latents.
         prediction_type: What the UNet predicts.
         min_snr_gamma: Weigh the loss by min-SNR; None is the plain mean square.
@@ -59,6 +60,7 @@ class WorldDiffusionStage(DenoisingStage):
         layers_per_block: int = 1,
         norm_num_groups: int = 16,
         context_dim: int = 128,
+        lowest_octave: int = 0,
         sample_size: int = 16,
         prediction_type: Literal["epsilon", "v_prediction"] = "epsilon",
         min_snr_gamma: float | None = None,
@@ -83,7 +85,8 @@ class WorldDiffusionStage(DenoisingStage):
                 attention_head_dim=attention_heads,
                 norm_num_groups=norm_num_groups,
             )
-            self.conditioner = WorldConditioner(context_dim=context_dim)
+            octaves = 4 - lowest_octave  # up to the same highest one
+            self.conditioner = WorldConditioner(context_dim, octaves, lowest_octave)
         self.unet = unet.to(memory_format=torch.channels_last)
         if init_from is not None:
             load_stage_weights(self, Path(init_from))
@@ -112,20 +115,26 @@ class WorldDiffusionStage(DenoisingStage):
         return self.prediction_errors((batch["mean"].float(), batch["std"].float()), keys, times, predict)
 
     def evaluate(self) -> dict[str, float]:
-        """Loss on held-out scenes with always the same noise, with all tokens and with none."""
+        """Loss on held-out scenes with always the same noise: with all tokens, with none, and on windows of them."""
         data = self.data
-        totals = {"held_out_loss": 0.0, "held_out_loss_no_context": 0.0}
-        count = len(data.held_out_mean)
-        for part in chunks(count, 64):
-            scenes = data.held_out_scenes[part]
-            batch = {"mean": data.held_out_mean[part], "std": data.held_out_std[part], "scenes": vars(scenes)}
+        moments = (data.held_out_mean, data.held_out_std)
+        figures = {
+            "held_out_loss": self._held_out_loss(moments, data.held_out_scenes),
+            "held_out_loss_no_context": self._held_out_loss(moments, data.held_out_scenes, with_context=False),
+        }
+        if data.crop_probability:
+            figures["held_out_loss_crops"] = self._held_out_loss(data.held_out_crop_moments, data.held_out_crops)
+        return figures
+
+    def _held_out_loss(self, moments: tuple[Tensor, Tensor], scenes: Scenes, with_context: bool = True) -> float:
+        total = 0.0
+        for part in chunks(len(scenes), 64):
+            batch = {"mean": moments[0][part], "std": moments[1][part], "scenes": vars(scenes[part])}
             batch = move_data_to_device(batch, self.device)
             keys = held_out_keys(part)
-            times = self.uniform_timesteps(keys)
-            nothing = torch.zeros(len(scenes), len(TOKENS), dtype=torch.bool)
-            for name, keep in zip(totals, (None, nothing), strict=True):
-                totals[name] += float(self._errors(batch, keys, times, keep).sum())
-        return {name: total / count for name, total in totals.items()}
+            keep = None if with_context else torch.zeros(len(keys), len(TOKENS), dtype=torch.bool)
+            total += float(self._errors(batch, keys, self.uniform_timesteps(keys), keep).sum())
+        return total / len(scenes)
 
     def export(self, folder: Path) -> None:
         """Write `base/`: vae, unet, scheduler, conditioner and model_index.json, in half precision."""

@@ -8,14 +8,15 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
+from scipy import ndimage, signal
 
 CHROMA_THRESHOLD = 0.30
 NATIVE_SIDE = 64  # pixels; the size at which the world's base is trained
 SMALLEST_OBJECT = 1.69 * 0.19**2  # frame areas: the star at the smallest radius
 OBJECT_AREA = 0.25 * SMALLEST_OBJECT  # frame areas; a region below is a speck
 SPECK_AREA = 4.0  # native pixels; a region below is noise and not counted at all
-_HUE_BINS = 36
+_HUE_BINS = 72
+_HUE_SMOOTHING = 1.6  # bins; 8 degrees
 _CROSS = ndimage.generate_binary_structure(2, 1)
 
 Mask = NDArray[np.bool_]
@@ -70,13 +71,13 @@ def regions(image: Image, mask: Mask) -> list[Region]:
 
 
 def _split_by_hue(image: Image, mask: Mask, box: tuple[slice, slice], min_pixels: float) -> list[Region]:
-    """Part a region at every hue that fills at least `min_pixels` pixels by itself."""
+    """Part a region between hues that each fill at least `min_pixels` connected pixels."""
     area = int(mask.sum())
     whole = [Region(mask, box, area)]
     if area < 2 * min_pixels:
         return whole
     hue = hue_degrees(image)
-    peaks = _hue_peaks(hue[mask], min_pixels)
+    peaks = _hue_peaks(hue[mask])
     if len(peaks) < 2:
         return whole
     distance = np.abs((hue[None] - np.asarray(peaks)[:, None, None] + 180) % 360 - 180)
@@ -95,15 +96,16 @@ def _split_by_hue(image: Image, mask: Mask, box: tuple[slice, slice], min_pixels
     return parts if len(parts) > 1 else whole
 
 
-def _hue_peaks(hues: Image, min_pixels: float) -> list[float]:
-    """Local maxima of the smoothed circular hue histogram that hold at least `min_pixels` pixels within 20 degrees."""
+def _hue_peaks(hues: Image) -> list[float]:
+    """Hues that a region has beside each other: peaks of its hue histogram with a valley of half their height between.
+
+    The mixed colours along an outline form slopes and low hills beside an object's own hue, which are no peaks by this
+    rule. Objects of neighbouring hues are at least 31 degrees apart, four standard deviations of the smoothing.
+    """
     counts = np.bincount((hues * (_HUE_BINS / 360)).astype(int) % _HUE_BINS, minlength=_HUE_BINS).astype(float)
-    smooth = ndimage.uniform_filter1d(counts, 5, mode="wrap") * 5  # pixels within +-25 degrees
-    order = np.argsort(-smooth, kind="stable")
-    peaks: list[int] = []
-    for index in order:
-        if smooth[index] < min_pixels:
-            break
-        if all(min((index - peak) % _HUE_BINS, (peak - index) % _HUE_BINS) >= 4 for peak in peaks):
-            peaks.append(int(index))
-    return [(peak + 0.5) * 360 / _HUE_BINS for peak in peaks]
+    smooth = ndimage.gaussian_filter1d(counts, _HUE_SMOOTHING, mode="wrap")
+    start = int(smooth.argmin())  # opened at a valley, so that a peak at 0 degrees is whole
+    opened = np.roll(smooth, -start)
+    peaks, found = signal.find_peaks(np.append(opened, opened[0]), prominence=0)
+    clear = peaks[found["prominences"] >= 0.5 * opened[peaks % _HUE_BINS]]
+    return [float((peak + start) % _HUE_BINS + 0.5) * 360 / _HUE_BINS for peak in clear]

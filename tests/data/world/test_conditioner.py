@@ -33,3 +33,14 @@ def test_round_trip(tmp_path):
     conditioner.save_pretrained(tmp_path)
     again = WorldConditioner.from_pretrained(tmp_path)
     assert torch.equal(again(scenes), conditioner(scenes))
+
+
+def test_lower_octaves_tell_places_outside_the_frame_from_those_inside():
+    # With a period of two frames an object at -1.5 is one at 0.5.
+    scenes = sample_scenes(1, seed=0)
+    near, far = (replace(scenes, center_y=torch.tensor([place])) for place in (0.5, -1.5))
+    plain = WorldConditioner(context_dim=32)
+    wide = WorldConditioner(context_dim=32, layout_frequencies=6, lowest_octave=-2)
+    assert torch.allclose(plain(near), plain(far), atol=1e-4)
+    assert float((wide(near) - wide(far)).detach().abs().max()) > 0.05
+    assert torch.allclose(torch.as_tensor(wide.octaves)[2:], torch.as_tensor(plain.octaves))

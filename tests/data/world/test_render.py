@@ -34,6 +34,17 @@ def test_higher_resolution_is_sharper_than_an_upscale():
     assert steepest(large) > 2 * steepest(upscaled)
 
 
+def test_a_window_is_that_part_of_a_larger_picture():
+    # A quarter of the frame at 64 pixels has the pixels of the frame at 256: the same places, the same sharp edges.
+    scenes = sample_scenes(3, seed=2)
+    whole = render(scenes, 256)
+    windows = torch.tensor([[0.25, 0.5, 0.25], [0.5, 0.25, 0.25], [0.25, 0.25, 0.25]])
+    parts = render(scenes, 64, windows=windows)
+    expected = [whole[0, :, 64:128, 128:192], whole[1, :, 128:192, 64:128], whole[2, :, 64:128, 64:128]]
+    assert torch.allclose(parts, torch.stack(expected), atol=2e-3)
+    assert torch.equal(render(scenes, 64, windows=torch.tensor([[0.0, 0.0, 1.0]] * 3)), render(scenes, 64))
+
+
 def test_wide_pictures_keep_the_proportions():
     scenes = sample_scenes(8, seed=4)
     wide = render(scenes, 64, 128)

@@ -1,8 +1,10 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
-from data.world.scenes import BACKGROUNDS, HUES, SHAPES, TEXTURES, sample_scenes, uniform
+from data.world.scenes import BACKGROUNDS, HUES, SHAPES, TEXTURES, sample_scenes, sample_windows, seen_through, uniform
 
 
 def test_a_scene_is_a_pure_function_of_seed_and_number():
@@ -43,6 +45,26 @@ def test_selection_and_description():
     assert torch.equal(scenes[-1].shape, scenes.shape[3:])
     assert scenes[torch.tensor([2, 0])].describe(0) == scenes.describe(2)
     assert [len(part) for part in scenes.split(3)] == [3, 1]
+
+
+def test_windows_lie_within_the_frame_and_have_all_sizes():
+    top, left, side = sample_windows(4000, seed=1).unbind(1)
+    for first in (top, left):
+        assert float(first.min()) >= 0
+        assert float((first + side).max()) <= 1 + 1e-6
+    assert 0.25 <= float(side.min()) < 0.26
+    assert 0.99 < float(side.max()) <= 1
+    assert float(side.log2().mean()) == pytest.approx(-1, abs=0.03)  # log-uniform between 1/4 and 1
+    assert torch.equal(sample_windows(10, seed=1), sample_windows(4000, seed=1)[:10])
+
+
+def test_the_layout_through_a_window_is_where_the_object_is_in_it():
+    scenes = replace(sample_scenes(2, seed=0), center_y=torch.tensor([0.5, 0.5]), center_x=torch.tensor([0.4, 0.6]))
+    seen = seen_through(scenes, torch.tensor([[0.25, 0.4, 0.5], [0.0, 0.0, 0.25]]))
+    assert seen.center_y.tolist() == pytest.approx([0.5, 2.0])
+    assert seen.center_x.tolist() == pytest.approx([0.0, 2.4])
+    assert torch.equal(seen.radius, scenes.radius * torch.tensor([2.0, 4.0]))
+    assert torch.equal(seen.hue, scenes.hue)
 
 
 def test_negative_count_is_refused():

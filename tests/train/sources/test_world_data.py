@@ -33,11 +33,35 @@ def test_impossible_sizes_are_refused(name):
         WorldPictures(**{"batch_size": 2, name: 0})
 
 
+def test_a_share_of_the_pool_are_windows_and_the_held_out_pictures_are_whole():
+    data = WorldPictures(batch_size=2, pool_size=200, held_out=6, image_size=16, crop_probability=0.25)
+    data.setup("fit")
+    scenes = sample_scenes(200, 0)
+    is_crop = data.scenes.radius != scenes.radius
+    assert 30 <= int(is_crop.sum()) <= 70
+    assert torch.equal(data.pixels[~is_crop], draw_bytes(scenes, 16)[~is_crop])
+    assert bool((data.pixels[is_crop] != draw_bytes(scenes, 16)[is_crop]).flatten(1).any(1).all())
+    assert torch.equal(data.held_out_pixels, draw_bytes(data.held_out_scenes, 16))
+    assert bool((data.held_out_crops.radius > data.held_out_scenes.radius).all())
+    assert data.held_out_crop_pixels.shape == data.held_out_pixels.shape
+
+
+def test_without_crops_all_are_whole():
+    data = WorldPictures(batch_size=2, pool_size=5, held_out=2, image_size=16)
+    data.setup("fit")
+    assert torch.equal(data.scenes.radius, sample_scenes(5, 0).radius)
+    assert data.held_out_crop_pixels is None
+    with pytest.raises(ValueError, match="`crop_probability`=1"):
+        WorldPictures(batch_size=2, crop_probability=1.5)
+
+
 def test_drawing_in_parts_is_drawing_at_once(monkeypatch):
     scenes = sample_scenes(5, 0)
-    whole = draw_bytes(scenes, 8)
-    monkeypatch.setattr(type(scenes), "split", lambda self, size: [self[slice(0, 2)], self[slice(2, 5)]])
-    assert torch.equal(draw_bytes(scenes, 8), whole)
+    windows = torch.rand(5, 3, generator=torch.Generator().manual_seed(0))
+    whole = [draw_bytes(scenes, 8), draw_bytes(scenes, 8, windows)]
+    monkeypatch.setattr("train.sources.world_data.chunks", lambda count, size: [slice(0, 2), slice(2, 5)])
+    assert torch.equal(draw_bytes(scenes, 8), whole[0])
+    assert torch.equal(draw_bytes(scenes, 8, windows), whole[1])
 
 
 def test_bytes_become_the_range_of_autoencoders():
