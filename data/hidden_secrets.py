@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from data.shards.https.addresses import redacted
+from data.shards.remote.addresses import redacted
 
 _ADDRESS = re.compile(r"\w+://[^\s'\"`<>]+")
 _known: set[str] = set()  # errors of libraries quote parts of addresses that look like nothing

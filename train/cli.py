@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from jsonargparse import ActionYesNo, ArgumentError, ArgumentParser, Namespace
 
-from data.shards.https.addresses import redacted
+from data.shards.remote.addresses import redacted
 from train.class_paths import YAML_MODE, accept_old_class_paths
 from train.error_text import error_sentence
 from train.run.launched import check_launcher

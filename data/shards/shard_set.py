@@ -14,11 +14,11 @@ from urllib.parse import unquote, urlsplit
 from braceexpand import braceexpand
 
 from data.shards.building.finding import files_below
-from data.shards.https.addresses import SCHEME, STORES, file_address, redacted
-from data.shards.https.fetcher import Fetcher
 from data.shards.img2dataset import LIKE_A_SHARD, NEW, take_stock
 from data.shards.manifest import IMAGE_MEMBERS, MANIFEST, Manifest, Shard, read_manifest
 from data.shards.reading.skips import Skip
+from data.shards.remote.addresses import SCHEME, STORES, file_address, redacted
+from data.shards.remote.fetcher import Fetcher
 
 UNFINISHED = "build.json"  # lies in the folder of a build until its manifest is written
 

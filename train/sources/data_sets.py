@@ -8,10 +8,10 @@ from typing import Any, Literal
 import numpy as np
 
 from data.shards.buckets import Buckets
-from data.shards.https.fetcher import Fetcher
 from data.shards.manifest import IMAGE_MEMBERS
 from data.shards.picture_sizes import picture_sizes
 from data.shards.plan import Plan
+from data.shards.remote.fetcher import Fetcher
 from data.shards.shard_set import ShardSet, open_shards
 from seecoder.checks import Rule, check, require, whole
 

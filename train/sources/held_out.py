@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from data.shards.https.addresses import folder_address, redacted
 from data.shards.manifest import MANIFEST
+from data.shards.remote.addresses import folder_address, redacted
 from data.shards.shard_set import ShardSet, is_there, open_shards
 from train.sources.data_sets import Places, data_sets
 

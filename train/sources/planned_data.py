@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 
 from data.shards.buckets import Buckets, describe_waste
-from data.shards.https.addresses import redacted
 from data.shards.picture_sizes import picture_sizes
 from data.shards.reading.shard_loader import check_readers
 from data.shards.reading.skips import check_passed
+from data.shards.remote.addresses import redacted
 from data.shards.shard_set import ShardSet, is_there, open_shards
 from train.settings import RunSettings
 from train.sources.caches import find_caches

@@ -12,12 +12,12 @@ from torch import Tensor
 from data.shards.buckets import Buckets
 from data.shards.caching.cache_source import CacheSource, WithCaches, check_cache
 from data.shards.caching.maps import MapsSource
-from data.shards.https.addresses import redacted
-from data.shards.https.fetcher import Fetcher
 from data.shards.manifest import IMAGE_MEMBERS
 from data.shards.reading.shard_loader import ShardLoader
 from data.shards.reading.skips import check_passed
 from data.shards.reading.square_image import SquareImage
+from data.shards.remote.addresses import redacted
+from data.shards.remote.fetcher import Fetcher
 from data.shards.shard_set import ShardSet, open_shards
 from seecoder.checks import number, require, whole
 from train.sources.data_sets import Places, data_sets, make_order, open_sets

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
-from data.shards.https.fetcher import Fetcher
 from data.shards.plan import Plan
 from data.shards.reading.shard_reader import BadSample, ShardReader
 from data.shards.reading.skips import NoReadableSample, Skip, reason_category
 from data.shards.reading.square_image import Transform, UnusableSample
+from data.shards.remote.fetcher import Fetcher
 from data.shards.shard_set import ShardSet
 from seecoder.images.gate import ImageError
 

@@ -9,12 +9,12 @@ from typing import Any, Literal
 
 from torch.utils.data import DataLoader, Sampler
 
-from data.shards.https.fetcher import Fetcher
 from data.shards.plan import Plan
 from data.shards.reading.shard_batches import SKIPS, ShardBatches
 from data.shards.reading.signals import obey_parent_alone, signals_held_back
 from data.shards.reading.skips import SkipLog, check_passed
 from data.shards.reading.square_image import Transform
+from data.shards.remote.fetcher import Fetcher
 from data.shards.shard_set import ShardSet, open_shards
 from seecoder.checks import Rule, optional, require, whole
 

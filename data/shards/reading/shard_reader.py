@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from data.shards import index as shard_index
-from data.shards.https.fetcher import UNREACHABLE, Fetcher
 from data.shards.index import NO_PICTURE, UNREADABLE, ShardIndex, retried
+from data.shards.remote.fetcher import UNREACHABLE, Fetcher
 from data.shards.shard_set import LocatedShard, ShardSet
 
 INCOMPLETE, OVERSIZED = "incomplete sample", "oversized member"

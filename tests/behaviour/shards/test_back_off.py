@@ -17,12 +17,12 @@ from typing import Any
 
 import pytest
 
-from data.shards.https import addresses
-from data.shards.https import fetcher as fetching
-from data.shards.https.fetcher import UNREACHABLE, Fetcher
 from data.shards.manifest import Shard, read_manifest
 from data.shards.reading.shard_loader import ShardLoader
 from data.shards.reading.square_image import SquareImage
+from data.shards.remote import addresses
+from data.shards.remote import fetcher as fetching
+from data.shards.remote.fetcher import UNREACHABLE, Fetcher
 from data.shards.shard_set import open_shards
 
 NAME = "00001.tar"  # samples 4 to 8 of 15

@@ -31,7 +31,7 @@ import torch
 import yaml
 
 from data.build import main as build_shards
-from data.shards.https import fetcher
+from data.shards.remote import fetcher
 from seecoder.export.run_folder import list_checkpoints
 from tests.behaviour.training.same_training import assert_equal
 from train.cli import main as train

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from data.shards.https.fetcher import Fetcher
 from data.shards.img2dataset import NEW
 from data.shards.manifest import Manifest, Shard, write_manifest
+from data.shards.remote.fetcher import Fetcher
 from data.shards.shard_set import LocatedShard, ShardSet, check_location, is_there, open_shards
 
 SHARDS = (Shard("00000.tar", 3, 10240, "0" * 64), Shard("00001.tar", 4, 20480, "1" * 64))

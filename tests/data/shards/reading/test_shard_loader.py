@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import torch
 
-from data.shards.https.fetcher import Fetcher
 from data.shards.index import read_headers
 from data.shards.manifest import Shard
 from data.shards.plan import Plan
 from data.shards.reading.shard_batches import SKIPS
 from data.shards.reading.shard_loader import Prefetcher, ShardLoader
+from data.shards.remote.fetcher import Fetcher
 from data.shards.shard_set import LocatedShard, ShardSet
 from tests.fixtures.shards import AttributedSquare
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from data.shards.https.addresses import file_address, folder_address, redacted
+from data.shards.remote.addresses import file_address, folder_address, redacted
 
 
 @pytest.mark.parametrize(

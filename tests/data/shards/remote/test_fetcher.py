@@ -16,13 +16,13 @@ import fsspec
 import pytest
 from fsspec.registry import _registry
 
-from data.shards.https import addresses
-from data.shards.https import fetcher as fetching
-from data.shards.https.addresses import open_url
-from data.shards.https.fetcher import Fetcher
 from data.shards.manifest import read_manifest
 from data.shards.reading.shard_loader import ShardLoader
 from data.shards.reading.square_image import SquareImage
+from data.shards.remote import addresses
+from data.shards.remote import fetcher as fetching
+from data.shards.remote.addresses import open_url
+from data.shards.remote.fetcher import Fetcher
 from data.shards.shard_set import open_shards
 
 BASE = "https://host/shards"

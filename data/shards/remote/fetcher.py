@@ -1,4 +1,4 @@
-"""Shards behind https: fetched whole into a folder shared by all readers of the machine, then read like any other file.
+"""Shards behind https and in stores: fetched whole into a folder that all readers share, then read as any other file.
 
 Fetching whole shards keeps the order exact (a stream could only be shuffled within a buffer), lets a sha256 be
 checked before anything is used, and asks a server for few large files instead of many small ones.
@@ -19,9 +19,9 @@ from typing import TypeVar
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 
-from data.shards.https.addresses import file_address, folder_address, open_url, redacted
 from data.shards.locks import locked
 from data.shards.manifest import MANIFEST, Manifest, Shard
+from data.shards.remote.addresses import file_address, folder_address, open_url, redacted
 from seecoder.weights.atomic import atomic_path
 
 logger = logging.getLogger(__name__)
