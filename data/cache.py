@@ -2,12 +2,14 @@
 
     python -m data.cache SHARDS OUT --base FOLDER --size 512
     python -m data.cache SHARDS OUT --base FOLDER --size 512 --flip --dtype bfloat16 --threads 8
+    python -m data.cache SHARDS OUT --base FOLDER --buckets '{resolutions: [1024]}'       # as in the training
     python -m data.cache SHARDS OUT --base FOLDER --size 512 --maps configs/sd15.yaml     # small sets only
 
 OUT becomes a folder of shards like SHARDS, sample for sample, each with one more member. A training reads it in place
 of SHARDS, or beside other folders, cached or not; the order of samples does not change. The moments are bound by hash
-to the autoencoder, its dtype, the size and the crop: a training that would compute others refuses them. With --maps,
-what the frozen backbone of that training makes of the pictures is laid beside them, too: 5.5 MB each for a Swin-L.
+to the autoencoder, its dtype, the size or the buckets, and the crop: a training that would compute others refuses them.
+With --maps, what the frozen backbone of that training makes of the pictures is laid beside them, too: 5.5 MB each for a
+Swin-L.
 
 One process uses one device. To use several, give each a folder of shards of its own. Stop it at any time, by any means;
 the same command goes on where it stopped.
@@ -24,6 +26,7 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from data.command import build_aloud, make_parser, run_command
+from data.shards.buckets import Buckets
 from data.shards.building.shard_build import Build
 from data.shards.caching.cached_samples import CachedSamples, with_present_digests
 from data.shards.caching.maps import maps_beside
@@ -53,6 +56,9 @@ def _parser() -> ArgumentParser:
     parser.add_argument("out", type=Path, metavar="OUT", help="Folder for the copies with moments.")
     parser.add_argument("--base", required=True, help="Base model in diffusers' form: folder, or owner/name.")
     parser.add_argument("--size", type=int, default=512, help="Side of the training pictures in pixels.")
+    parser.add_argument(
+        "--buckets", type=Buckets | None, help="`buckets` of the training, in place of --size; `group` is of no matter."
+    )
     parser.add_argument("--flip", action="store_true", help="Also of mirrored pictures, for a training that flips.")
     parser.add_argument(
         "--dtype", type=Literal["float32", "bfloat16"], default="float32", help="`vae_dtype` of the training."
@@ -75,17 +81,22 @@ def _cache(options: Namespace) -> None:
         device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     except RuntimeError as error:
         raise ValueError(f"`device`={options.device}: {str(error).splitlines()[0]}") from error
+    buckets = None if options.buckets is None else Buckets(**options.buckets.as_dict())
+    if buckets is not None and options.maps is not None:
+        raise ValueError(f"`maps`={options.maps} must be left out with `buckets`: maps are of squares only.")
+    picture = SquareImage(options.size, buckets=buckets)
     vae = load_frozen(options.base, "vae", options.dtype).to(device)
-    extras = [moments_beside(vae, options.size, options.flip)]
+    extras = [moments_beside(vae, picture.unit, options.flip, picture.cut_name)]
     moments = extras[0].source
     if options.maps is not None:
         extras.append(maps_beside(load_backbone(options.maps, vae.device), options.size, options.flip))
     shards = with_present_digests(found)
     values = sum(math.prod(shape) for extra in extras for _, shape in extra.source.columns.values())
-    source = CachedSamples(shards, SquareImage(options.size), tuple(extras), options.batch_size, options.threads)
+    source = CachedSamples(shards, picture, tuple(extras), options.batch_size, options.threads)
     build = Build(source, options.out, max_bad_rate=options.max_bad_rate, originals=shards.shards)
     check_passed(found.passed, sum(found.counts), options.max_bad_rate)
-    added = len(source) * (2 if options.flip else 1) * 2 * values  # two bytes each
+    area = options.size**2 if buckets is None else max(buckets.resolutions) ** 2
+    added = len(source) * (2 if options.flip else 1) * 2 * values * area / picture.unit**2  # two bytes each
     print(
         f"{len(source):,} samples of {len(shards.shards):,} shards -> {options.out}, with moments "
         f"{moments.describe(moments.settings)}{' and backbone maps' if options.maps else ''}"

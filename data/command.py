@@ -8,9 +8,11 @@ from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Na
 from tqdm import tqdm
 
 from data.hidden_secrets import scrubbed
+from data.shards.buckets import describe_enlarged
 from data.shards.building.claim import claimed_folder
 from data.shards.building.shard_build import REPORT, Build, run_build
 from data.shards.manifest import Manifest
+from data.shards.picture_sizes import all_sizes
 
 
 class _HelpFormatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
@@ -78,6 +80,9 @@ def build_aloud(build: Build, workers: int = 0, bad_ones: str = "pictures left o
         manifest, progress = run_build(build, min(workers, len(build.ranges())), bar.update)
     kept = f", {progress.kept:,} of them from an earlier run" if progress.kept else ""
     print(f"done: {manifest_totals(manifest)}{kept}")
+    size = build.settings.get("size")  # of pictures or scenes; a copy has none
+    if isinstance(size, int) and (larger := describe_enlarged(all_sizes(manifest.shards), size)):
+        print(f"{larger} by a training at {size} pixels")
     if progress.bad:
         reasons = ", ".join(f"{count} x {reason}" for reason, count in progress.bad.most_common())
         print(f"{progress.bad.total():,} bad {bad_ones} ({reasons}); they are named in {build.folder / REPORT}")

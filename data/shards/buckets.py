@@ -41,6 +41,12 @@ class Buckets:
         sides = some_of(whole(self.step), f"sides of squares in pixels, from `step`={self.step} up", minimum=1)
         check(self, resolutions=sides)
 
+    @property
+    def name(self) -> str:
+        """All that a picture's shape depends on beside its size: caches are bound to it."""
+        squares = ", ".join(f"{side} x {side}" for side in sorted(set(self.resolutions)))
+        return f"buckets of {squares} pixels in steps of {self.step}, up to {float(self.max_aspect)} : 1"
+
     @cached_property
     def shapes(self) -> NDArray[np.int64]:
         """All shapes that there may be: (K, 2) heights and widths in pixels."""
@@ -61,13 +67,20 @@ class Buckets:
         return self.shapes[(np.abs(proportions) + _OTHER_RESOLUTION * (resolution[:, None] != of_shape)).argmin(1)]
 
 
+def describe_enlarged(sizes: NDArray[Any], shapes: NDArray[Any] | int) -> str:
+    """Say how many pictures of (N, 2) sizes are enlarged to (N, 2) shapes, or to squares of a side; empty for none."""
+    scales = (shapes / np.where(sizes > 0, sizes, np.inf)).max(1)
+    count = (scales > 1).sum()
+    return f"{count:,} of {len(sizes):,} pictures are enlarged, up to {scales.max():.3g} times" if count else ""
+
+
 def describe_waste(sizes: NDArray[Any], shapes: NDArray[np.int64], group: int) -> str:
     """Say what it costs to train pictures of these (N, 2) sizes at these (N, 2) shapes, in groups."""
     known, counts = sizes.min(1) > 0, np.unique(shapes, axis=0, return_counts=True)[1]
+    larger = describe_enlarged(sizes, shapes) or "no picture is enlarged"
     own, shapes = sizes[known].astype(np.float64), shapes[known]
     scales = (shapes / own).max(1)
     cut, square = (1 - kept.mean() for kept in (shapes.prod(1) / (scales**2 * own.prod(1)), own.min(1) / own.max(1)))
-    larger = f"{(scales > 1).sum():,} pictures enlarged, up to {max(1.0, scales.max(initial=0)):.3g} times"
     return (
         f"{len(counts)} shapes in groups of {group}: no sample is padded, dropped or repeated; {cut:.1%} of the pixels "
         f"are cut away (by squares {square:.1%}), {larger}, {(~known).sum():,} without a size; "

@@ -6,6 +6,7 @@ used has the size 0 x 0.
 
 import base64
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -57,3 +58,12 @@ def picture_sizes(shard: Shard) -> NDArray[np.uint32]:
             "`python -m data.build index FOLDER`, which adds them to its manifest."
         )
     return np.frombuffer(content, "<u4").reshape(-1, 2)
+
+
+def all_sizes(shards: Iterable[Shard]) -> NDArray[np.uint32]:
+    """Heights and widths of the pictures of several shards, in their order: (samples, 2).
+
+    Raises:
+        ValueError: A manifest has none, or they are damaged.
+    """
+    return np.concatenate([picture_sizes(shard) for shard in shards])

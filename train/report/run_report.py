@@ -5,6 +5,7 @@ import io
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from html import escape
 from pathlib import Path
@@ -67,6 +68,8 @@ def _summary(folder: Path) -> Iterator[str]:
     rows = {"last recorded step": f"{last:,}", "last written": f"{written:%Y-%m-%d %H:%M} UTC"}
     checkpoints = [f"{path.name} ({path.stat().st_size / 2**20:.0f} MiB)" for _, path in list_checkpoints(folder)]
     rows["checkpoints"] = ", ".join(checkpoints) or "none yet"
+    with suppress(OSError, ValueError, LookupError, TypeError):  # an earlier version did not say it
+        rows["pictures"] = json.loads((folder / "run.json").read_text())["starts"][-1]["pictures"]
     if (folder / BEST).is_file():
         try:
             best = json.loads((folder / BEST).read_text())

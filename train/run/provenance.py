@@ -50,7 +50,7 @@ class Provenance(StepCallback):
             logger.log_hyperparams(yaml.safe_load(scrubbed(yaml.safe_dump(dict(self.config)))))
         try:
             note_config(self.folder, self.config)
-            note_start(self.folder, trainer.global_step, trainer.world_size)
+            note_start(self.folder, trainer.global_step, trainer.world_size, stage.data.notes)
         except OSError as error:
             print(f"config.yaml and run.json NOT WRITTEN: {error}; training goes on", flush=True)
         self._write_card()
@@ -93,13 +93,14 @@ def changed_settings(folder: Path, config: Mapping[str, Any]) -> list[str]:
         return []
 
 
-def note_start(folder: Path, step: int, processes: int) -> None:
+def note_start(folder: Path, step: int, processes: int, notes: Mapping[str, str] | None = None) -> None:
     """Add this start to `run.json`: when, from which step, with which commit and versions.
 
     Args:
         folder: The run's folder.
         step: Optimizer step that the run starts or goes on from.
         processes: Training processes.
+        notes: What is odd about the data, by a name.
     """
     path = folder / "run.json"
     try:
@@ -111,6 +112,7 @@ def note_start(folder: Path, step: int, processes: int) -> None:
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "step": step,
             "processes": processes,
+            **(notes or {}),
             **commit(),
             "python": platform.python_version(),
             "system": f"{platform.system()} {platform.machine()}",

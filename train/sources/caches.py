@@ -1,7 +1,7 @@
 """What lies beside the pictures of a run's shards, and how much of it the run will take in place of computing it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from data.shards.buckets import Buckets
@@ -10,6 +10,7 @@ from data.shards.caching.maps import MapsSource
 from data.shards.caching.moments import MomentsSource
 from data.shards.reading.square_image import SquareImage
 from data.shards.shard_set import ShardSet
+from train.sources.data_sets import data_sets
 
 
 @dataclass(frozen=True)
@@ -72,14 +73,17 @@ def check_caches(options: Mapping[str, Any], source: Mapping[str, Any], shards: 
         shards: Its shards.
 
     Raises:
-        WeightsError: A cache is of another size, dtype or crop, or lacks mirrored pictures.
+        WeightsError: A cache is of another size, dtype or crop, of other buckets, or lacks mirrored pictures.
     """
     found = find_caches(options, source, shards)
     buckets = Buckets(**source["buckets"]) if source.get("buckets") else None
     picture = SquareImage(source["image_size"], crop=source["crop"], flip=source["flip"], buckets=buckets)
+    crop = replace(picture, crop="center").cut_name
+    images = [replace(picture, **one.own) for one in data_sets(source["shards"])]
     # Of the run's own source all is known but the model: it is taken to be the one that made the cache.
     for kind, dtype in ((MomentsSource, "vae_dtype"), (MapsSource, "frozen_dtype")):
         for row in shards.shards if found[kind.model].used else ():
             if kind.kind in row.settings:
-                own = {"dtype": options.get(dtype, "float32"), "size": picture.size}
-                check_cache(ShardSet((row,)), picture, kind.from_settings(row.settings[kind.kind], **own))
+                own = {"dtype": options.get(dtype, "float32"), "size": picture.unit, "crop": crop}
+                for image in images:
+                    check_cache(ShardSet((row,)), image, kind.from_settings(row.settings[kind.kind], **own))

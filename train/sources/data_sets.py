@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from data.shards.buckets import Buckets
+from data.shards.buckets import Buckets, describe_enlarged, describe_waste
 from data.shards.manifest import IMAGE_MEMBERS
-from data.shards.picture_sizes import picture_sizes
+from data.shards.picture_sizes import all_sizes
 from data.shards.plan import Plan
 from data.shards.remote.fetcher import Fetcher
 from data.shards.shard_set import ShardSet, open_shards
@@ -80,6 +80,17 @@ def make_order(shards: ShardSet, buckets: Buckets | None, batch_size: int, seed:
         return Plan(shards.counts, seed=seed, window=window)
     whole_batches = Rule(lambda group: group % batch_size == 0, f"a multiple of `batch_size`={batch_size}")
     require("buckets.group", buckets.group, whole_batches)
-    sizes = np.concatenate([picture_sizes(row.shard) for row in shards.shards])
+    sizes = all_sizes(row.shard for row in shards.shards)
     _, labels = np.unique(buckets.choose(sizes), axis=0, return_inverse=True)
     return Plan(shards.counts, seed=seed, window=window, buckets=labels.reshape(-1), group=buckets.group)
+
+
+def describe_shapes(shards: ShardSet, buckets: Buckets | None, image_size: int) -> str:
+    """Say what it costs to train pictures at their shapes; nothing where squares enlarge none, or no size is known."""
+    try:
+        sizes = all_sizes(row.shard for row in shards.shards)
+    except ValueError:  # squares need none
+        return ""
+    if buckets is None:
+        return describe_enlarged(sizes, image_size)
+    return describe_waste(sizes, buckets.choose(sizes), buckets.group)

@@ -3,17 +3,14 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import numpy as np
-
-from data.shards.buckets import Buckets, describe_waste
-from data.shards.picture_sizes import picture_sizes
+from data.shards.buckets import Buckets
 from data.shards.reading.shard_loader import check_readers
 from data.shards.reading.skips import check_passed
 from data.shards.remote.addresses import redacted
 from data.shards.shard_set import ShardSet, is_there, open_shards
 from train.settings import RunSettings
 from train.sources.caches import find_caches
-from train.sources.data_sets import data_sets, make_order, open_sets
+from train.sources.data_sets import data_sets, describe_shapes, make_order, open_sets
 from train.sources.folder import planned_shards
 from train.sources.held_out import check_apart, listed
 
@@ -100,6 +97,5 @@ def data_lines(
         f"data     {sum(counts):,} samples in {len(counts):,} shards: {len(counts) / readers:.1f} for each of {who}, "
         f"{min(window, len(counts))} open at a time; {run.max_steps * samples_a_step / sum(counts):.2f} epochs{cached}"
     )
-    if buckets is not None:
-        sizes = np.concatenate([picture_sizes(row.shard) for row in shards.shards])
-        yield f"buckets  {describe_waste(sizes, buckets.choose(sizes), buckets.group)}"
+    if shapes := describe_shapes(shards, buckets, source.get("image_size", 0)):
+        yield f"{'buckets ' if buckets else 'pictures'} {shapes}"

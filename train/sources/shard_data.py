@@ -20,7 +20,7 @@ from data.shards.remote.addresses import redacted
 from data.shards.remote.fetcher import Fetcher
 from data.shards.shard_set import ShardSet, open_shards
 from seecoder.checks import number, require, whole
-from train.sources.data_sets import Places, data_sets, make_order, open_sets
+from train.sources.data_sets import Places, data_sets, describe_shapes, make_order, open_sets
 from train.sources.folder import build_folder
 from train.sources.held_out import HELD_OUT_SEED, check_apart, check_scenes, listed
 from train.sources.stage_data import StageData
@@ -177,6 +177,9 @@ class ShardPictures(StageData):
         order |= {} if self.transform.buckets is None else {"buckets": repr(self.transform.buckets)}
         where = self.position(**order, names=counts.hexdigest()[:12], contents=shards.fingerprint[:12])
         loader.seek(where.samples_before(self.batch_size))
+        if where.rank == 0 and (shapes := describe_shapes(shards, self.transform.buckets, self.transform.size)):
+            self.notes["pictures"] = shapes
+            print(f"note: {shapes}", flush=True)
         return _KeyedBatches(loader, sources)
 
     def _cache_sources(self, shards: ShardSet, images: Sequence[SquareImage]) -> tuple[CacheSource, ...]:
@@ -184,13 +187,13 @@ class ShardPictures(StageData):
         stage: Any = None if self.trainer is None else self.trainer.lightning_module
         found = []
         if self.cached_moments and hasattr(stage, "moments_source"):
-            source = stage.moments_source(self.transform.size)
-            found.append(replace(source, crop=replace(self.transform, crop="center").cut_name))
+            found.append(stage.moments_source(self.transform.unit))
         # It takes time to say what maps must be of.
         if self.cached_maps and self.transform.reference is None and hasattr(stage, "maps_source"):
             has_maps = any(MapsSource.kind in row.settings for row in shards.shards)
             found.append(stage.maps_source(self.transform.size) if has_maps else None)
-        sources = [source for source in found if source is not None]
+        crop = replace(self.transform, crop="center").cut_name
+        sources = [replace(source, crop=crop) for source in found if source is not None]
         for source in sources:
             for image in images:
                 check_cache(shards, image, source)

@@ -110,6 +110,7 @@ class StageData(LightningDataModule):
 
     Attributes:
         may_begin_epoch: Whether a run whose order of samples has changed begins a new epoch; it is refused otherwise.
+        notes: What is odd about the data by a name, for `run.json` and the report.
     """
 
     may_begin_epoch = False
@@ -119,6 +120,7 @@ class StageData(LightningDataModule):
         require("batch_size", batch_size, whole(1))
         self.batch_size = batch_size
         self.seed = seed
+        self.notes: dict[str, str] = {}
         self._from_step, self._from_sample = 0, 0  # where a checkpoint was, or the run's start
         self._saved_order: dict[str, Any] | None = None
         self._order: dict[str, Any] = {}

@@ -29,8 +29,8 @@ class CacheSource:
         model: The attribute with the digest of the model.
         flag: Column of a batch, a list: whether the row's tensors are there; False: zeros stand for them.
         dtype: In which the model computed.
-        size: Side of the square picture in pixels.
-        crop: How the square was cut; "center" is the only cut that is the same in every epoch.
+        size: Side of the square picture in pixels; with buckets of the square of which shapes are multiples.
+        crop: How the picture was cut, and into which buckets; "center" is the only cut that is the same in every epoch.
     """
 
     kind: ClassVar[str]
@@ -74,8 +74,9 @@ class CacheSource:
     def describe(self, about: Mapping[str, Any]) -> str:
         """Say in a few words what the source is that a manifest has as `about`, with the first digits of its hashes."""
         digest, model = (str(about.get(name))[:16] for name in ("digest", self.model))
-        side = f"{about.get('size')} x {about.get('size')} pixels, {about.get('crop')} crop"
-        return f"{digest} ({self.model} {model} in {about.get('dtype')}, {side})"
+        crop, _, buckets = str(about.get("crop")).partition(" in ")
+        shape = buckets or f"{about.get('size')} x {about.get('size')} pixels"
+        return f"{digest} ({self.model} {model} in {about.get('dtype')}, {shape}, {crop} crop)"
 
     def check(self, where: str, there: str, *, is_same: bool, is_mirrored: bool) -> None:
         """Refuse what was made with another source, or lacks mirrored pictures.
@@ -151,7 +152,7 @@ class Extra:
 
     Attributes:
         source: What it is of.
-        compute: Pictures (N, 3, size, size) in [0, 1] -> tensors of N rows by their names in a member.
+        compute: Pictures (N, 3, H, W) in [0, 1] -> tensors of N rows by their names in a member.
         device: Where it computes.
         flip: Also of the mirrored pictures.
     """
@@ -167,7 +168,7 @@ class Extra:
         return {self.source.kind: {**self.source.settings, "flipped": self.flip}}
 
     def __call__(self, pixels: Tensor) -> list[bytes | None]:
-        """Make the members of (N, 3, size, size) uint8 pictures; None where the result is not finite."""
+        """Make the members of (N, 3, H, W) uint8 pictures; None where the result is not finite."""
         inputs = pixels.to(self.device).float() / 255
         columns = dict(self.compute(inputs))
         if self.flip:  # convolutions are not symmetric: a mirrored result is not the result of the mirrored picture
@@ -199,9 +200,9 @@ class WithCaches:
 
     def __post_init__(self) -> None:
         for source in self.sources:
-            if (self.picture.size, self.picture.cut_name) != (source.size, source.crop):
+            if (self.picture.unit, self.picture.cut_name) != (source.size, source.crop):
                 raise ValueError(
-                    f"`size`={self.picture.size}, `crop`={self.picture.cut_name!r}: {source.kind} of {source.size} "
+                    f"`size`={self.picture.unit}, `crop`={self.picture.cut_name!r}: {source.kind} of {source.size} "
                     f"pixels, {source.crop} crop, do not belong to such pictures."
                 )
 
@@ -235,10 +236,10 @@ def check_cache(shards: ShardSet, picture: SquareImage, source: CacheSource) -> 
         about = row.settings.get(source.kind)
         if about is None:
             continue
-        if picture.cut_name != source.crop:
+        if picture.crop != "center":
             raise WeightsError(
-                f"`crop`={picture.cut_name!r}: `{row.label}` holds {source.kind} of {source.crop} crops. Set `crop` to "
-                f"'{source.crop}', or `cached_{source.kind}` to false."
+                f"`crop`={picture.crop!r}: `{row.label}` holds {source.kind} of center crops. Set `crop` to 'center', "
+                f"or `cached_{source.kind}` to false."
             )
         is_mirrored, is_same = not picture.flip or bool(about.get("flipped")), about.get("digest") == source.digest
         source.check(f"`{row.label}`", source.describe(about), is_same=is_same, is_mirrored=is_mirrored)

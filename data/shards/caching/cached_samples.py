@@ -40,9 +40,9 @@ _PLAIN_KEY = re.compile(r"[A-Za-z0-9_-]{1,80}")
 
 @dataclass(frozen=True)
 class _Row:
-    """A sample as it was read: its square if it can be used, its members as they are, and what is wrong with it."""
+    """A sample as it was read: what is cut from it if it can be used, its members as they are, and what is wrong."""
 
-    square: Tensor | None
+    cut: Tensor | None
     members: Mapping[str, bytes]
     reason: str = ""
 
@@ -53,7 +53,7 @@ class CachedSamples:
 
     Attributes:
         shards: The original shards.
-        square: How training cuts its pictures.
+        picture: How training cuts its pictures.
         extras: What is computed of it.
         batch_size: Pictures computed at once. Batches never straddle shards, so that a shard's bytes do not depend on
             where an interrupted build goes on.
@@ -63,7 +63,7 @@ class CachedSamples:
     sizes = None  # borders are those of the original
 
     shards: ShardSet
-    square: SquareImage
+    picture: SquareImage
     extras: tuple[Extra, ...]
     batch_size: int = 8
     threads: int = 1
@@ -109,20 +109,23 @@ class CachedSamples:
             return _Row(None, {LOST: error.reason.encode()}, error.reason)
         try:
             # A centre crop is the same for every epoch and sample.
-            return _Row(self.square(members, 0, 0)["pixels"], members)
+            return _Row(self.picture(members, 0, 0)["pixels"], members)
         except ImageError as error:
             return _Row(None, members, error.reason)
 
     def _finish(self, shard: "_ShardCopy", numbers: range, rows: list[_Row]) -> Iterator[Item]:
-        squares = [row.square for row in rows if row.square is not None]
-        made = [extra(torch.stack(squares)) if squares else [] for extra in self.extras]
-        results = zip(*made, strict=True) if squares else iter(())
+        cuts = {number: row.cut for number, row in zip(numbers, rows, strict=True) if row.cut is not None}
+        made = {}
+        for shape in dict.fromkeys(cut.shape for cut in cuts.values()):
+            alike = {number: cut for number, cut in cuts.items() if cut.shape == shape}
+            pixels = torch.stack([*alike.values()])
+            made |= dict(zip(alike, zip(*(extra(pixels) for extra in self.extras), strict=True), strict=True))
         for number, row in zip(numbers, rows, strict=True):
             name, key = f"{shard.name}[{number}]", shard.key(number)
-            if row.square is None:
+            if number not in made:
                 yield Item(name, key, row.members, row.reason)
                 continue
-            extras = {extra.source.member(): content for extra, content in zip(self.extras, next(results), strict=True)}
+            extras = {extra.source.member(): content for extra, content in zip(self.extras, made[number], strict=True)}
             usable = {kind: content for kind, content in extras.items() if content is not None}
             yield Item(name, key, {**row.members, **usable}, "" if len(usable) == len(extras) else NOT_FINITE)
 

@@ -48,9 +48,9 @@ class MomentsSource(CacheSource):
     Attributes:
         autoencoder: `autoencoder_sha256` of what encoded.
         dtype: In which it computed ("float32", "bfloat16").
-        size: Side of the square picture in pixels.
-        shape: (C, h, w) of the latent.
-        crop: How the square was cut.
+        size: Side of the square picture in pixels; with buckets of the square of which shapes are multiples.
+        shape: (C, h, w) of the latent of such a square.
+        crop: How the picture was cut, and into which buckets.
     """
 
     kind: ClassVar[str] = "moments"
@@ -64,8 +64,8 @@ class MomentsSource(CacheSource):
     crop: str = "center"
 
     @staticmethod
-    def from_vae(vae: Any, size: int) -> "MomentsSource":
-        """Describe an autoencoder of diffusers for square pictures of `size` pixels.
+    def from_vae(vae: Any, size: int, crop: str = "center") -> "MomentsSource":
+        """Describe an autoencoder of diffusers for pictures that are cut like `crop`, of `size` pixels or multiples.
 
         Raises:
             ValueError: `size` is not a multiple of what one latent value covers.
@@ -74,7 +74,7 @@ class MomentsSource(CacheSource):
         if size < factor or size % factor:
             raise ValueError(f"`size`={size} must be a multiple of {factor}, the pixels that one latent value covers.")
         shape = (int(vae.config["latent_channels"]), size // factor, size // factor)
-        return MomentsSource(autoencoder_sha256(vae), str(vae.dtype).removeprefix("torch."), size, shape)
+        return MomentsSource(autoencoder_sha256(vae), str(vae.dtype).removeprefix("torch."), size, shape, crop)
 
     @property
     def columns(self) -> dict[str, tuple[str, tuple[int, ...]]]:
@@ -105,16 +105,17 @@ def encode_moments(vae: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
     return encode_posterior(vae, (pixels * 2 - 1).to(vae.dtype).contiguous(memory_format=torch.channels_last))
 
 
-def moments_beside(vae: Any, size: int, flip: bool = False) -> Extra:
+def moments_beside(vae: Any, size: int, flip: bool = False, crop: str = "center") -> Extra:
     """Latent moments by a frozen autoencoder, to be laid beside pictures.
 
     Args:
         vae: The autoencoder, on the device where it shall compute.
-        size: Side of the square pictures in pixels.
+        size: Side of the square pictures in pixels; with buckets of the square of which shapes are multiples.
         flip: Also of the mirrored pictures.
+        crop: How the pictures are cut, and into which buckets.
     """
 
     def compute(pixels: Tensor) -> dict[str, Tensor]:
         return dict(zip(("mean", "std"), encode_moments(vae, pixels), strict=True))
 
-    return Extra(MomentsSource.from_vae(vae, size), compute, vae.device, flip)
+    return Extra(MomentsSource.from_vae(vae, size, crop), compute, vae.device, flip)

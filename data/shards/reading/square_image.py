@@ -89,7 +89,12 @@ class SquareImage:
     @property
     def cut_name(self) -> str:
         """How pictures are cut: caches are bound to it."""
-        return self.crop if self.buckets is None else f"{self.crop} of a bucket's shape"
+        return self.crop if self.buckets is None else f"{self.crop} in {self.buckets.name}"
+
+    @property
+    def unit(self) -> int:
+        """Pixels of which every side of what is cut is a multiple."""
+        return self.size if self.buckets is None else self.buckets.step
 
     def __call__(self, sample: Mapping[str, bytes], epoch: int, sample_id: int) -> dict[str, Any]:
         """Make an example."""

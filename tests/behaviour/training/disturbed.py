@@ -4,7 +4,8 @@
 and once with everything that happens to long runs, at moments drawn from the seed. Each start of the disturbed run
 begins without fetched shards and with a dead server, and lives until it is killed (`kill -9`) or told to stop (SIGTERM,
 Ctrl-C); meanwhile its disk is full, its shards' handles are stale, or its server is dead again for a while. One step
-has a NaN, in both runs. The server is a folder behind a replaced `open_url`, so that its deaths cost no network.
+has a NaN, in both runs. The server is a folder behind a replaced `open_url`, so that its deaths cost no network. With
+`--buckets` the pictures have many shapes and sizes.
 """
 
 import argparse
@@ -23,6 +24,7 @@ import urllib.error
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -34,6 +36,7 @@ from data.build import main as build_shards
 from data.shards.remote import fetcher
 from seecoder.export.run_folder import list_checkpoints
 from tests.behaviour.training.same_training import assert_equal
+from tests.fixtures.shards import save_image
 from train.cli import main as train
 from train.stages.seecoder import SeeCoderStage
 
@@ -224,14 +227,21 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--longest", type=float, default=15.0, help="seconds that a start lives at most")
+    parser.add_argument("--buckets", action="store_true", help="pictures of all shapes, in buckets")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        shards = ["world", str(folder / "shards"), "--count", "256", "--size", "64", "--samples-per-shard", "32"]
-        assert build_shards(shards) == 0
+        source, settings = ["world", str(folder / "shards"), "--count", "256", "--size", "64"], world_settings
+        if arguments.buckets:
+            for number, (height, width) in enumerate([(50, 90), (90, 50), (64, 64), (110, 140)] * 64):
+                save_image(folder / "pictures" / f"{number:03d}.png", height, width, seed=number)
+            source = ["folder", str(folder / "pictures"), str(folder / "shards")]
+            buckets = {"group": 4, "resolutions": [64, 96], "step": 16}
+            settings = partial(world_settings, **{"data.init_args.buckets": buckets})
+        assert build_shards([*source, "--samples-per-shard", "32"]) == 0
         began = time.monotonic()
         happened = run_disturbed(
-            world_settings,
+            settings,
             folder / "shards",
             folder,
             steps=arguments.steps,

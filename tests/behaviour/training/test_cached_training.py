@@ -1,12 +1,15 @@
 """Training on cached shards is training on raw ones: same order, same losses up to half precision."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from data.shards.buckets import Buckets
 from seecoder import SeeCoder
+from tests.fixtures.training import BUCKETS
 from train.settings import OptimizerSettings
 from train.sources.shard_data import ShardPictures
 from train.sources.stage_data import Position
@@ -82,6 +85,27 @@ def test_losses_and_order_are_those_of_raw_shards(stage, batches, shards, cached
     assert rows == (48 if kind == "cached" else 24)
 
 
+def test_losses_of_cached_buckets_are_those_of_pictures(stage, mixed_shards, cached_buckets, monkeypatch, tmp_path):
+    """At two resolutions, mirrored or not."""
+    sets = []
+    for place in (mixed_shards, cached_buckets):
+        data = ShardPictures(4, str(place), SIZE, flip=True, window=2, buckets=Buckets(**BUCKETS), held_out=0)
+        data.trainer = SimpleNamespace(lightning_module=stage, default_root_dir=str(tmp_path))
+        monkeypatch.setattr(data, "position", lambda **_: Position(0, 6))
+        sets.append(list(data.train_dataloader()))
+    shapes = set()
+    for before, after in zip(*sets, strict=True):
+        for name in ("keys", "pixels", "frames", "size_ids"):
+            assert torch.equal(before[name], after[name]), name
+        shapes.add(shape := tuple(after["pixels"].shape[2:]))
+        assert "latent_mean" not in before
+        assert after["latent_mean"].shape[2:] == (shape[0] // 4, shape[1] // 4)
+        plain, loss, bound = loss_and_bound(stage, before, after)
+        assert float(stage.loss(after).detach()) == pytest.approx(loss, rel=1e-6)
+        assert abs(loss - plain) <= bound < 0.02 * plain
+    assert shapes == {(32, 64), (64, 32), (96, 96)}
+
+
 def test_another_samples_moments_break_the_bound(stage, batches, shards, cached):
     before, after = batches(shards)[0], batches(cached)[0]
     after["latent_mean"] = after["latent_mean"].roll(1, 0)
@@ -89,14 +113,17 @@ def test_another_samples_moments_break_the_bound(stage, batches, shards, cached)
     assert abs(loss - plain) > bound
 
 
-def test_a_cached_run_never_encodes(settings, fit, cached, monkeypatch, tmp_path):
+@pytest.mark.parametrize(("kind", "buckets"), [("cached", None), ("cached_buckets", BUCKETS)])
+def test_a_cached_run_never_encodes(settings, fit, request, monkeypatch, tmp_path, kind, buckets):
     import train.stages.seecoder
 
     def refuse(*_: Any) -> Any:
         raise AssertionError("encoded")
 
-    changes = {"data.init_args.shards": str(cached), "data.init_args.flip": True, "run.max_steps": 2}
+    shards = str(request.getfixturevalue(kind))
+    changes = {"data.init_args.shards": shards, "data.init_args.flip": True, "run.max_steps": 2}
     changes |= {"data.init_args.held_out_world": False, "data.init_args.held_out": 0}
+    changes |= {"data.init_args.buckets": buckets}
     monkeypatch.setattr(train.stages.seecoder, "encode_moments", refuse)
     assert fit(settings(**changes)) == 0
     with pytest.raises(AssertionError, match="encoded"):

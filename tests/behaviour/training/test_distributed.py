@@ -10,6 +10,7 @@ import torch
 import yaml
 
 from data.build import main as build
+from tests.fixtures.training import BUCKETS
 
 ROOT = Path(__file__).parents[3]
 
@@ -92,7 +93,10 @@ def test_processes_and_micro_batches_train_like_one_batch(settings, fit, load, t
 
 
 @pytest.mark.slow
-def test_world_size_may_change_on_resume(settings, fit, load, tmp_path):
+@pytest.mark.parametrize(("kind", "buckets"), [("shards", None), ("mixed_shards", BUCKETS)])
+def test_world_size_may_change_on_resume(settings, load, tmp_path, request, kind, buckets):
+    shards = str(request.getfixturevalue(kind))
+
     def config(devices: int, steps: int, folder: str):
         return settings(
             **{
@@ -101,6 +105,8 @@ def test_world_size_may_change_on_resume(settings, fit, load, tmp_path):
                 "run.devices": devices,
                 "run.strategy": "ddp" if devices > 1 else "auto",
                 "run.global_batch": 4,
+                "data.init_args.shards": shards,
+                "data.init_args.buckets": buckets,
                 "stage.class_path": "tests.behaviour.training.double_stage.DoubleSeeCoderStage",
                 "stage.init_args.encoder.decoder_dropout": 0.0,
                 "data.init_args.held_out": 0,

@@ -18,6 +18,7 @@ from data.build import main as build_shards
 from seecoder.export.run_folder import is_complete, list_checkpoints
 from tests.behaviour.training.noted_order import read_order
 from tests.behaviour.training.same_training import assert_equal
+from tests.fixtures.training import BUCKETS
 from train.cli import main
 from train.run.metrics_file import read_metrics
 
@@ -60,10 +61,15 @@ AWARE = {"stage.init_args.encoder.position_aware": True, "run.accumulate": 2, "r
 
 
 @pytest.mark.heavy
-def test_crashes_mid_step_and_mid_accumulation_change_nothing(settings, fit, killed_after, load, tmp_path):
-    assert fit(settings(**AWARE)) == 0
+@pytest.mark.parametrize("kind", ["shards", "cached_buckets"])
+def test_crashes_mid_step_and_mid_accumulation_change_nothing(
+    settings, fit, killed_after, load, tmp_path, request, kind
+):
+    place = {"data.init_args.shards": str(request.getfixturevalue(kind))}
+    place |= {"data.init_args.buckets": None if kind == "shards" else BUCKETS, "data.init_args.flip": kind != "shards"}
+    assert fit(settings(**AWARE, **place)) == 0
     whole = load(tmp_path / "run" / "step-00000006.ckpt")
-    config = settings(**AWARE, **{"run.folder": str(tmp_path / "broken")})
+    config = settings(**AWARE, **place, **{"run.folder": str(tmp_path / "broken")})
     for batches in (3, 5, 1, 4):  # micro-batches after each start; two make a step, two steps a checkpoint
         killed_after(batches, config)
     assert fit(config) == 0

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from data.shards.buckets import Buckets, describe_waste
+from data.shards.buckets import Buckets, describe_enlarged, describe_waste
 
 
 def test_shapes_have_about_the_area_of_the_square_and_come_lying_and_standing() -> None:
@@ -30,9 +30,17 @@ def test_the_waste_is_counted() -> None:
     shapes = np.array([[512, 512], [512, 512], [512, 512], [512, 512]])
     said = describe_waste(sizes, shapes, group=3)
     assert "16.7% of the pixels are cut away (by squares 16.7%)" in said  # half of one of three
-    assert "1 pictures enlarged, up to 2 times, 1 without a size" in said
+    assert "1 of 4 pictures are enlarged, up to 2 times, 1 without a size" in said
     assert "at most 2 wait" in said
     assert "1 in shapes of less than a group" in describe_waste(sizes[:1], shapes[:1], group=3)
+    assert "no picture is enlarged" in describe_waste(sizes[:1], shapes[:1], group=3)
+
+
+def test_enlarged_pictures_are_counted() -> None:
+    sizes = np.array([[512, 1024], [100, 1024], [256, 512], [0, 0]])
+    assert describe_enlarged(sizes, 256) == "1 of 4 pictures are enlarged, up to 2.56 times"
+    assert describe_enlarged(sizes, np.array([[512, 512]] * 4)) == "2 of 4 pictures are enlarged, up to 5.12 times"
+    assert describe_enlarged(sizes[:1], 512) == describe_enlarged(sizes[3:], 512) == ""
 
 
 @pytest.mark.parametrize(

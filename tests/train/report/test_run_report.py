@@ -54,10 +54,12 @@ def test_a_run_leaves_report_card_versions_scores_and_its_best_checkpoint(settin
 def test_a_report_of_a_run_that_has_barely_begun(tmp_path):
     (tmp_path / "metrics.csv").write_text("step,metric,value\n")
     (tmp_path / "skipped_steps.jsonl").write_text('{"step": 1, "samples": ["<script>"]}\n')
+    (tmp_path / "run.json").write_text('{"starts": [{}, {"pictures": "3 of 8 pictures are enlarged"}]}')
     assert main(["report", str(tmp_path), "--out", str(tmp_path / "pages" / "a.html")]) == 0
     page = (tmp_path / "pages" / "a.html").read_text()
     assert "<script>" not in page
     assert "Skipped steps: 1" in page
+    assert "<th>pictures</th><td>3 of 8 pictures are enlarged</td>" in page
 
 
 def test_weighted_and_unweighted_losses_are_never_in_one_chart(tmp_path, monkeypatch):

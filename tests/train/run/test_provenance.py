@@ -104,6 +104,8 @@ def test_loggers_get_the_configuration_without_secrets(tmp_path):
     trainer: Any = SimpleNamespace(
         is_global_zero=True, global_step=0, world_size=1, loggers=[SimpleNamespace(log_hyperparams=given.append)]
     )
-    provenance.Provenance(tmp_path, config).on_start(trainer, None)
+    stage = SimpleNamespace(data=SimpleNamespace(notes={"pictures": "3 of 8 pictures are enlarged"}))
+    provenance.Provenance(tmp_path, config).on_start(trainer, stage)
+    assert json.loads((tmp_path / "run.json").read_text())["starts"][-1]["pictures"] == "3 of 8 pictures are enlarged"
     cleaned = ["https://host/shards", "/data/..."]
     assert given == [config | {"data": {"class_path": "a.Data", "init_args": {"shards": cleaned}}}]

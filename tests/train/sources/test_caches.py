@@ -10,6 +10,7 @@ import pytest
 
 import train.stages.seecoder
 from seecoder import SeeCoder
+from tests.fixtures.training import BUCKETS
 from train.cli import main
 from train.stages.seecoder import SeeCoderStage
 
@@ -58,6 +59,7 @@ def flops(text: str) -> dict[str, float]:
 
 
 NO_LATENTS, NO_MAPS = {"data.init_args.cached_moments": False}, {"data.init_args.cached_maps": False}
+IN_BUCKETS = {"data.init_args.buckets": BUCKETS}
 SMALL = {"stage.init_args.encoder_size": 64}
 CASES = {
     "raw": (["shards"], {}, (0, 0), "beside 0% of the pictures, backbone maps beside 0%"),
@@ -118,6 +120,16 @@ REFUSED = {
     "another dtype": ("cached", {"stage.init_args.vae_dtype": "bfloat16"}, "in bfloat16"),
     "maps of another dtype": ("with_maps", {"stage.init_args.frozen_dtype": "bfloat16"}, "holds maps of"),
     "maps, random crop": ("with_maps", {"data.init_args.crop": "random", **NO_LATENTS}, "holds maps of"),
+    "buckets": ("cached", IN_BUCKETS, "in steps of 16, up to 2.0 : 1, center crop"),
+    "other buckets": (
+        "cached_buckets",
+        {"data.init_args.buckets": {**BUCKETS, "resolutions": [48]}},
+        "buckets of 48 x 48, 96 x 96 pixels in steps of 16",
+    ),
+    "squares": ("cached_buckets", {}, "buckets of 48 x 48, 96 x 96 pixels in steps of 16"),
+    "buckets, random crop": ("cached_buckets", {**IN_BUCKETS, "data.init_args.crop": "random"}, "`crop`='random'"),
+    "buckets, maps": ("with_maps", {**IN_BUCKETS, **NO_LATENTS}, "holds maps of"),
+    "buckets, a set of random crops": ("cached_buckets", IN_BUCKETS, "`crop`='random'"),
     "not mirrored": ("cached", {"data.init_args.flip": True}, "no moments of mirrored pictures"),
     "maps not mirrored": ("with_maps", {"data.init_args.flip": True, **NO_LATENTS}, "no maps of mirrored pictures"),
 }
@@ -130,7 +142,8 @@ def test_the_plan_refuses_what_the_run_refuses(settings, plan, fit, request, tmp
     folder = request.getfixturevalue(kind)
     if "mirrored" in name:
         folder = without_mirrored(folder, tmp_path / "copy")
-    config = settings(**QUIET, **changes, **{"data.init_args.shards": str(folder)})
+    places: Any = {"shards": str(folder), "crop": "random"} if "a set" in name else str(folder)
+    config = settings(**QUIET, **changes, **{"data.init_args.shards": [places]})
     capsys.readouterr()  # of the caches, where this test is the first to want them
     for command in (plan, fit):
         assert command(config) == 2

@@ -1,5 +1,6 @@
 """Several data sets in one order: counted exactly, each with settings of its own."""
 
+import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -112,11 +113,28 @@ def test_fit_trains_on_buckets_and_plan_says_what_they_cost(pictures, settings, 
     config["stage"]["init_args"]["encoder_size"] = 32
     assert fit(config) == 0
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(config))
-    capsys.readouterr()
+    told = capsys.readouterr().out
     assert train(["plan", "--config", str(tmp_path / "c.yaml")]) == 0
     said = capsys.readouterr().out
     assert "48 samples in 6 shards" in said
-    assert "buckets  3 shapes in groups of 4: no sample is padded, dropped or repeated; 0.0% of the pixels" in said
+    waste = "3 shapes in groups of 4: no sample is padded, dropped or repeated; 0.0% of the pixels"
+    assert f"buckets  {waste}" in said
+    assert f"note: {waste}" in told
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["starts"][-1]["pictures"].startswith(waste)
+
+
+def test_pictures_that_squares_enlarge_are_told_by_builder_plan_and_fit(settings, fit, tmp_path, capsys):
+    for number in range(8):
+        save_image(tmp_path / "pictures" / f"{number}.png", 20 if number == 3 else 40, 40, seed=number)
+    words = ["folder", str(tmp_path / "pictures"), str(tmp_path / "small"), "--size", "32", "--samples-per-shard", "4"]
+    assert build(words) == 0
+    told = "1 of 8 pictures are enlarged, up to 1.6 times"
+    assert f"{told} by a training at 32 pixels" in capsys.readouterr().out
+    config = settings(**{"data.init_args.shards": str(tmp_path / "small"), "run.max_steps": 1})
+    assert fit(config) == 0
+    assert f"note: {told}" in capsys.readouterr().out
+    assert fit(config, "--plan") == 0
+    assert f"pictures {told}" in capsys.readouterr().out
 
 
 def test_a_run_with_buckets_that_was_stopped_ends_as_the_whole_one(pictures, settings, fit, load, tmp_path):
