@@ -98,6 +98,8 @@ class SeeCoder(ModelMixin, ConfigMixin):
         num_global_queries: Queries that see the picture only through the local ones; they come first in the context.
         num_local_queries: Queries that read the maps.
         position_aware: Add a positional encoding to the maps' keys (SeeCoder-PA).
+        positions_in_values: Add it to their values, too, so that a token can say where what it read lies. The released
+            files have no such encoder.
         pooled_dim: Width of the pooled vector that SDXL wants beside the context (1280), a linear map of the mean
             global query; None for none.
         image_mean: Subtracted from the pixels, per channel. The default (with `image_std`) leaves pixels as they are,
@@ -139,6 +141,7 @@ class SeeCoder(ModelMixin, ConfigMixin):
         num_global_queries: int = 4,
         num_local_queries: int = 144,
         position_aware: bool = False,
+        positions_in_values: bool = False,
         pooled_dim: int | None = None,
         image_mean: Sequence[float] = (0.0, 0.0, 0.0),
         image_std: Sequence[float] = (1.0, 1.0, 1.0),
@@ -151,6 +154,8 @@ class SeeCoder(ModelMixin, ConfigMixin):
             require(name, self.config[name], rule, owner="SeeCoder")
         if context_dim % num_heads:
             raise ValueError(f"`context_dim`={context_dim} must be a multiple of `num_heads`={num_heads}.")
+        if positions_in_values and not position_aware:
+            raise ValueError("`positions_in_values`=True must come with `position_aware`=True.")
         if pooled_dim and not num_global_queries:
             raise ValueError(f"`num_global_queries`=0 must be from 1 up with `pooled_dim`={pooled_dim}.")
         self._mean, self._std = tuple(map(float, image_mean)), tuple(map(float, image_std))
@@ -179,6 +184,7 @@ class SeeCoder(ModelMixin, ConfigMixin):
             num_global_queries,
             num_local_queries,
             position_aware,
+            positions_in_values,
         )
         self.pooled_projection = nn.Linear(context_dim, pooled_dim) if pooled_dim else None
         tokens = num_global_queries + num_local_queries

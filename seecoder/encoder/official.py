@@ -95,12 +95,15 @@ def released_backbone(backbone: nn.Module, config: Mapping[str, Any]) -> SwinBac
     """Give the backbone of an encoder if the released layout has a place for all its parts.
 
     Raises:
-        ValueError: The backbone is no Swin of four stages, or there is a pooled projection, or pixel statistics.
+        ValueError: The backbone is no Swin of four stages, or there is a pooled projection, or pixel statistics, or
+            values have positions.
     """
     if not isinstance(backbone, SwinBackbone) or len(backbone.channels) != _STAGES:
         raise ValueError(f"`backbone`={config['backbone']!r} must be a Swin of four stages, as in the released layout.")
     if config["pooled_dim"]:
         raise ValueError(f"`pooled_dim`={config['pooled_dim']} has no place in the released layout; it must be None.")
+    if config["positions_in_values"]:
+        raise ValueError("`positions_in_values`=True has no place in the released layout; it must be False.")
     if any(config["image_mean"]) or any(value != 1 for value in config["image_std"]):
         raise ValueError("`image_mean` and `image_std` have no place in the released layout; they must be 0 and 1.")
     return backbone

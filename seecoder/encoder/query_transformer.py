@@ -22,10 +22,12 @@ class QueryBlock(nn.Module):
         dim: Width of queries and features.
         num_heads: Heads of both attentions.
         ffn_dim: Hidden width of the feed-forward part.
+        positions_in_values: Add the features' positions to the values as well as to the keys.
     """
 
-    def __init__(self, dim: int, num_heads: int, ffn_dim: int) -> None:
+    def __init__(self, dim: int, num_heads: int, ffn_dim: int, positions_in_values: bool = False) -> None:
         super().__init__()
+        self.positions_in_values = positions_in_values
         self.cross_attention = Attention(dim, num_heads)
         self.cross_attention_norm = nn.LayerNorm(dim)
         self.self_attention = Attention(dim, num_heads)
@@ -54,7 +56,8 @@ class QueryBlock(nn.Module):
             queries: (B, Q, dim), the `num_global` global ones first.
             query_positions: (Q, dim), added wherever queries serve as query or key of an attention, never to values.
             features: (B, N, dim), one level's positions.
-            feature_positions: (N, dim) or (B, N, dim), added to the keys alone; None for none.
+            feature_positions: (N, dim) or (B, N, dim), added to the keys, and to the values if the block was built so;
+                None for none.
             num_global: How many queries never look at the features themselves.
             bias: (B, 1, 1, N), added to the logits of the features; None for none.
 
@@ -63,7 +66,8 @@ class QueryBlock(nn.Module):
         """
         global_queries, local_queries = queries[:, :num_global], queries[:, num_global:]
         keys = features if feature_positions is None else features + feature_positions.to(features.dtype)
-        read = self.cross_attention(local_queries + query_positions[num_global:], keys, features, bias)
+        values = keys if self.positions_in_values else features
+        read = self.cross_attention(local_queries + query_positions[num_global:], keys, values, bias)
         local_queries = self.cross_attention_norm(local_queries + read)
 
         queries = torch.cat([global_queries, local_queries], dim=1)
@@ -84,6 +88,7 @@ class QueryTransformer(CheckpointedModule):
         num_global: Queries that see the picture only through the local ones.
         num_local: Queries that read the levels.
         position_aware: Add a positional encoding to the keys of the levels (SeeCoder-PA).
+        positions_in_values: Add it to their values, too.
     """
 
     def __init__(
@@ -96,6 +101,7 @@ class QueryTransformer(CheckpointedModule):
         num_global: int,
         num_local: int,
         position_aware: bool,
+        positions_in_values: bool = False,
     ) -> None:
         super().__init__()
         self.num_global = num_global
@@ -105,7 +111,8 @@ class QueryTransformer(CheckpointedModule):
         # Row 0 belongs to the finest level: the other way round than the decoder's table, as released.
         # Small, unlike the released code's N(0, 1): it is the same for every picture, and at that size it drowns them.
         self.level_embedding = nn.Parameter(0.02 * torch.randn(num_levels, dim))
-        self.blocks = nn.ModuleList(QueryBlock(dim, num_heads, ffn_dim) for _ in range(num_layers))
+        blocks = (QueryBlock(dim, num_heads, ffn_dim, positions_in_values) for _ in range(num_layers))
+        self.blocks = nn.ModuleList(blocks)
         self.position_encoding = PositionalEncoding(dim) if position_aware else None
 
     def forward(

@@ -204,6 +204,7 @@ def test_the_real_size_is_assumed_unless_told():
     [
         ({"pooled_dim": 4}, "`pooled_dim`"),
         ({"image_mean": (0.5, 0.5, 0.5)}, "`image_mean`"),
+        ({"position_aware": True, "positions_in_values": True}, "`positions_in_values`"),
         ({"image_std": (0.5, 1, 1)}, "`image_"),
     ],
 )

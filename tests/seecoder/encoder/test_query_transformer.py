@@ -4,15 +4,15 @@ import torch.nn.functional as F
 from torch import nn
 
 from seecoder.encoder.attention import Attention
-from seecoder.encoder.query_transformer import QueryTransformer
+from seecoder.encoder.query_transformer import QueryBlock, QueryTransformer
 
 SIZES = ((5, 3), (3, 2), (1, 2))
 GLOBAL, LOCAL, DIM = 2, 4, 16
 
 
-def _transformer(position_aware: bool, layers: int = 5) -> QueryTransformer:
+def _transformer(position_aware: bool, layers: int = 5, in_values: bool = False) -> QueryTransformer:
     torch.manual_seed(3)
-    transformer = QueryTransformer(3, DIM, 4, layers, 20, GLOBAL, LOCAL, position_aware)
+    transformer = QueryTransformer(3, DIM, 4, layers, 20, GLOBAL, LOCAL, position_aware, in_values)
     for name, parameter in transformer.named_parameters():
         if "position_encoding" not in name:
             parameter.data = torch.randn_like(parameter) * (0.4 if parameter.ndim > 1 else 0.7)
@@ -47,7 +47,8 @@ def _reference(transformer: QueryTransformer, levels: list[torch.Tensor]) -> tor
     for index, block in enumerate(transformer.blocks):
         feature, position = features[index % 3], positions[index % 3]
         local = queries[:, GLOBAL:]
-        read = _oracle(block.cross_attention, local + where[:, GLOBAL:], feature + position, feature)
+        values = feature + position if block.positions_in_values else feature
+        read = _oracle(block.cross_attention, local + where[:, GLOBAL:], feature + position, values)
         local = block.cross_attention_norm(local + read)
         queries = torch.cat([queries[:, :GLOBAL], local], dim=1)
         both = queries + where
@@ -58,8 +59,9 @@ def _reference(transformer: QueryTransformer, levels: list[torch.Tensor]) -> tor
 
 
 @pytest.mark.parametrize("position_aware", [False, True])
-def test_matches_the_published_steps(position_aware):
-    transformer, levels = _transformer(position_aware), _levels(2)
+@pytest.mark.parametrize("in_values", [False, True])
+def test_matches_the_published_steps(position_aware, in_values):
+    transformer, levels = _transformer(position_aware, in_values=in_values), _levels(2)
     if transformer.position_encoding is not None:
         nn.init.normal_(transformer.position_encoding.mlp[4].weight, std=0.5)
     torch.testing.assert_close(transformer(levels), _reference(transformer, levels), rtol=0, atol=1e-10)
@@ -85,6 +87,23 @@ def test_positions_and_their_jitter_matter_once_trained():
     torch.testing.assert_close(jittered[0], trained[0])
     assert (jittered[1] - trained[1]).abs().max() > 1e-4
     torch.testing.assert_close(transformer(levels, jitter[1])[1], jittered[1])
+
+
+def test_with_positions_in_values_a_token_says_where_what_it_reads_lies():
+    # All attention is on the one cell that is not zero; the keys' positions hardly move it.
+    def read(in_values: bool, cell: int) -> torch.Tensor:
+        torch.manual_seed(0)
+        block = QueryBlock(DIM, 2, 20, positions_in_values=in_values)
+        positions = 0.1 * torch.randn(6, DIM)
+        features = torch.zeros(1, 6, DIM)
+        features[0, cell] = 1.0
+        with torch.no_grad():
+            for part in (block.cross_attention.query, block.cross_attention.key):
+                part.weight.copy_(20 * torch.eye(DIM))
+        return block(torch.ones(1, 3, DIM), torch.zeros(3, DIM), features, positions, 1).detach()
+
+    torch.testing.assert_close(read(False, 1), read(False, 4))
+    assert (read(True, 1) - read(True, 4)).abs().max() > 0.05
 
 
 def test_levels_are_read_finest_first_in_turn():
