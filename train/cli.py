@@ -176,10 +176,13 @@ def read_run(config: Namespace) -> tuple[RunSettings, list[str]]:
     Raises:
         ValueError: They, or those of the stage's parts that need no weights, are impossible.
     """
+    from train.stages.held_weights import check_holding
+
     run, options = RunSettings(**config.run.as_dict()), config.stage.init_args
     for name, settings in (("ema", EmaSettings), ("guard", GuardSettings)):
         if options.get(name) is not None:
             settings(**options[name].as_dict())
+    check_holding(options, run.accelerator)
     adversary = options.get("adversarial")
     starts = adversary.start_step if adversary is not None and adversary.weight > 0 else None
     return run, list(run.unreached_steps(OptimizerSettings(**options.optimizer.as_dict()), starts))

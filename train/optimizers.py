@@ -7,7 +7,7 @@ from io import BytesIO
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from train.settings import OptimizerSettings
@@ -75,18 +75,22 @@ def build_optimizer(settings: OptimizerSettings, named_weights: Iterable[tuple[s
 
     if path not in _MATRICES_ONLY:
         return make(path, [weight for _, weight in named], {**given, **settings.arguments})
-    # An embedding is a matrix by its shape alone; those of the encoder have other names.
-    matrices = {name: weight for name, weight in named if weight.ndim == 2 and name.endswith("weight")}
+    matrices = {name: weight for name, weight in named if is_matrix(name, weight)}
     taken = {name: given[name] for name in given if name in inspect.signature(_imported(path)).parameters}
     rest = [weight for name, weight in named if name not in matrices]
     first = [make(path, [*matrices.values()], {**taken, **settings.arguments})] if matrices else []
     return Several([*first, *([make(KNOWN["adamw"], rest, given)] if rest else [])])
 
 
-def state_bytes(settings: OptimizerSettings) -> float:
-    """Measure what an optimizer keeps of each weight of a large matrix, in bytes, by saving it."""
+def is_matrix(name: str, weight: Tensor) -> bool:
+    """Whether Muon moves it. An embedding is a matrix by its shape alone; those of the encoder have other names."""
+    return weight.ndim == 2 and name.endswith("weight")
+
+
+def state_bytes(settings: OptimizerSettings, name: str = "weight") -> float:
+    """Measure what an optimizer keeps of each weight of a large matrix of this name, in bytes, by saving it."""
     weight = nn.Parameter(torch.zeros(768, 768))
-    optimizer = build_optimizer(settings, [("weight", weight)])
+    optimizer = build_optimizer(settings, [(name, weight)])
     weight.grad = torch.ones_like(weight)
     getattr(optimizer, "train", lambda: None)()
     with torch.compiler.set_stance("force_eager"):

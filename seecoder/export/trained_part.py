@@ -104,9 +104,17 @@ def find_checkpoint(path: Path) -> Path:
     return path
 
 
+class _Unread(torch.Tensor):
+    """A tensor of torchao in an optimizer's state: nobody needs it here, where torchao may not be installed."""
+
+    __torch_dispatch__: Any = None
+
+
 def _read_entries(file: Path) -> Mapping[str, Any]:
     try:
-        loaded = torch.load(file, map_location="cpu", weights_only=True)
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(file)
+        with torch.serialization.safe_globals([(_Unread, name) for name in names if name.startswith("torchao.")]):
+            loaded = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
         # torch raises half a dozen types here (unpickling, zip, key errors); all mean the same to the user.
         reason = unpickling_reason(error)

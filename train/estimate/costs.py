@@ -28,6 +28,8 @@ from seecoder.base_model.facts import pixels_per_cell
 from seecoder.base_model.known_bases import BaseSizes
 from seecoder.base_model.loading import DTYPES
 from seecoder.encoder.model import SeeCoder
+from train.optimizers import is_matrix
+from train.stages.held_weights import held_bytes, hold_weights
 
 _LOW, _FULL = torch.bfloat16, torch.float32
 _AUTOCAST = {"linear": _LOW, "conv2d": _LOW, "layer_norm": _FULL, "group_norm": _FULL}
@@ -44,6 +46,7 @@ class Costs:
         flops: Operations of one picture by part, with nothing cached, recomputed activations included.
         activation_bytes: Most memory that one picture's tensors hold at once, weights and gradients left out.
         cached: Fraction of the pictures for which "autoencoder" or "backbone" does not run.
+        matrices: Trained parameters that `train.optimizers.is_matrix` is true of.
     """
 
     trained: int
@@ -52,6 +55,7 @@ class Costs:
     flops: Mapping[str, int]
     activation_bytes: int
     cached: Mapping[str, float] = field(default_factory=dict)
+    matrices: int = 0
 
     @property
     def mean_flops(self) -> dict[str, int]:
@@ -176,12 +180,15 @@ def count_costs(
     # A batch may hold none of the pictures that are cached, so there has to be memory for the others.
     _train(networks, pixels, seen if cached.get("backbone", 0) < 1 else maps, cached.get("autoencoder", 0) < 1, step)
     trained = sum(weight.numel() for weight in encoder.parameters() if weight.requires_grad)
+    matrices = sum(weight.numel() for name, weight in encoder.trainable_named_parameters() if is_matrix(name, weight))
     weights = {"backbone": encoder.backbone, "unet": unet, "vae": vae, "encoder": encoder}
     frozen = {name: sum(weight.numel() for weight in module.parameters()) for name, module in weights.items()}
     frozen["encoder"] -= frozen["backbone"] + trained
-    frozen_bytes = sum(w.nbytes for part in (encoder, unet, vae) for w in part.parameters() if not w.requires_grad)
+    form, offload = options.get("frozen_weights"), options.get("offload") or ()
+    frozen_bytes = sum(weight.nbytes for weight in encoder.parameters() if not weight.requires_grad)
+    frozen_bytes += held_bytes(unet, form, offload="unet" in offload) + held_bytes(vae, None, offload="vae" in offload)
     activation_bytes = max(0, step.peak - step.cast_bytes)
-    return Costs(trained, frozen, frozen_bytes, {**step.flops, **encoders.flops}, activation_bytes, cached)
+    return Costs(trained, frozen, frozen_bytes, {**step.flops, **encoders.flops}, activation_bytes, cached, matrices)
 
 
 def _networks(options: Mapping[str, Any], sizes: BaseSizes) -> tuple[Any, Any, Any]:
@@ -199,6 +206,8 @@ def _networks(options: Mapping[str, Any], sizes: BaseSizes) -> tuple[Any, Any, A
         nn.Module.to(module, its_dtype)
     for name in options.get("gradient_checkpointing") or ():
         {"encoder": encoder, "unet": unet}[name].enable_gradient_checkpointing()
+    if options.get("frozen_weights") or "unet" in (options.get("offload") or ()):
+        hold_weights(unet, None, offload=False)  # what its layers keep for the backward pass is the same in all forms
     return encoder, unet, vae
 
 

@@ -64,11 +64,13 @@ def count_run(
     sides = [source.get("image_size", 512), *(source.get("buckets") or {}).get("resolutions", ())]
     size, mixed = max(sides), run.precision != "32-true"
     given = options.get("gradient_checkpointing") or ()
-    kept = state_bytes(OptimizerSettings(**options.get("optimizer") or {}))
+    optimizer = OptimizerSettings(**options.get("optimizer") or {})
+    of_matrices, of_others = (state_bytes(optimizer, name) for name in ("weight", "other"))
     candidates = [*_FEWEST_FIRST] if given == "auto" else [tuple(given)]
     while True:
         chosen = {**options, "gradient_checkpointing": candidates.pop(0)}
         costs = count_costs(chosen, sizes, size, mixed=mixed, cached=cached)
+        kept = of_others + (of_matrices - of_others) * costs.matrices / costs.trained
         counted = CountedRun(run, chosen, source, shards, hardware, costs, kept)
         if not candidates or sum(device_bytes(counted).values()) <= (1 - RESERVE) * hardware.memory(run):
             return counted

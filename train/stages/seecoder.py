@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
+from torch.nn.parallel import DistributedDataParallel
 
 from data.shards.caching.maps import MapsSource, map_column
 from data.shards.caching.moments import MEAN, STD, MomentsSource, encode_moments
@@ -28,6 +29,7 @@ from train.stages.context_gaps import held_out_figures
 from train.stages.denoising import DenoisingStage
 from train.stages.encoder_weights import ENCODER_SIZE, describe_encoder, load_trained, seeded_encoder
 from train.stages.half_gradients import run_frozen
+from train.stages.held_weights import hold_weights
 from train.stages.noise import uniform
 from train.stages.noise_schedule import MIN_SNR_GAMMA, PREDICTIONS, NoiseSchedule
 from train.stages.previews import Preview, score_previews, write_sheet
@@ -51,6 +53,9 @@ class SeeCoderStage(DenoisingStage):
             folder the only ones.
         frozen_dtype: Dtype in which the UNet and the backbone are held. Through "float16", for GPUs that have no
             bfloat16, gradients pass with a scale of their own, so that they do not vanish.
+        frozen_weights: "int8" or "float8" hold the UNet's weights in eight bits (of torchao; "int8" is the more exact)
+            and compute in `frozen_dtype`. Autoencoder and backbone stay as they are, because caches are theirs exactly.
+        offload: Of "unet" and "vae", whose weights stay in the CPU's memory; each layer fetches its own for every use.
         vae_dtype: Dtype of the autoencoder.
         context_dropout: Probability of a zero context. Nothing trains on such a sample, because a zero context carries
             no trained parameter; so the default is off.
@@ -83,6 +88,8 @@ class SeeCoderStage(DenoisingStage):
         prediction_type: Literal["epsilon", "v_prediction"] | None = None,
         variant: str | None = None,
         frozen_dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+        frozen_weights: Literal["int8", "float8"] | None = None,
+        offload: tuple[Literal["unet", "vae"], ...] = (),
         vae_dtype: Literal["float32", "bfloat16"] = "float32",
         context_dropout: float = 0.0,
         min_snr_gamma: float | None = None,
@@ -121,6 +128,9 @@ class SeeCoderStage(DenoisingStage):
         if init_from is not None:
             load_trained(self.encoder, init_from)
         self._freeze(frozen_dtype, gradient_checkpointing)
+        for name, form in (("unet", frozen_weights), ("vae", None)):
+            if form is not None or name in offload:
+                hold_weights(getattr(self, name), form, offload=name in offload)
         for name in compiled:  # in place: names of weights stay as they are
             {"decoder": self.encoder.decoder, "unet": self.unet}[name].compile(dynamic=False)
         self.base_source, self.encoder_size = base, encoder_size
@@ -138,6 +148,8 @@ class SeeCoderStage(DenoisingStage):
         for name in gradient_checkpointing:
             getattr(self, name).enable_gradient_checkpointing()
         self.freeze_parts()
+        frozen = [name for name, weight in self.named_parameters() if not weight.requires_grad]
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, frozen)  # the same in all processes
 
     def loss(self, batch: dict[str, Any]) -> Tensor:
         """Weighted mean square of one micro-batch."""

@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 KEPT = ("state_dict", "optimizer_states", "ema", "guard", "global_step", "seecoder")
 
@@ -13,6 +14,8 @@ def flat(value: Any, prefix: str = "") -> dict[str, Any]:
         return {name: leaf for key, inner in value.items() for name, leaf in flat(inner, f"{prefix}/{key}").items()}
     if isinstance(value, list | tuple):
         return {name: leaf for key, inner in enumerate(value) for name, leaf in flat(inner, f"{prefix}/{key}").items()}
+    if is_traceable_wrapper_subclass(value):  # torchao's state of an optimizer
+        return flat({name: getattr(value, name) for name in value.__tensor_flatten__()[0]}, prefix)
     return {prefix: value}
 
 

@@ -1,6 +1,8 @@
 """The trained part of a checkpoint is read; anything else is refused in one line."""
 
 import os
+import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +51,54 @@ def test_the_trained_part_is_read(trained, tmp_path):
 
 def test_no_average_is_none(trained, tmp_path):
     assert read_trained(write(tmp_path / "a.ckpt", trained, ema={})).ema is None
+
+
+class State(torch.Tensor):
+    """A tensor of another package, as torchao keeps an optimizer's state in."""
+
+    @staticmethod
+    def __new__(cls, inner: torch.Tensor) -> "State":
+        made = torch.Tensor._make_wrapper_subclass(cls, inner.shape)
+        made.inner = inner
+        return made
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        return func(*(value.inner if isinstance(value, State) else value for value in args), **(kwargs or {}))
+
+
+@pytest.mark.parametrize("package", ["torchao", "elsewhere"])
+def test_state_of_torchaos_optimizers_is_no_obstacle_where_it_is_not_installed(trained, tmp_path, monkeypatch, package):
+    module = types.ModuleType(f"{package}.not_installed")
+    module.State = State
+    with monkeypatch.context() as context:
+        context.setitem(sys.modules, package, types.ModuleType(package))
+        context.setitem(sys.modules, module.__name__, module)
+        context.setattr(State, "__module__", module.__name__)
+        write(tmp_path / "a.ckpt", trained, state=[State(torch.ones(2))])
+    if package == "torchao":
+        assert read_trained(tmp_path / "a.ckpt").trainable.keys() == trained.trainable.keys()
+    else:
+        with pytest.raises(WeightsError, match="cannot be read"):
+            read_trained(tmp_path / "a.ckpt")
+
+
+def test_a_run_with_torchaos_optimizer_is_read(settings, fit, tmp_path):
+    pytest.importorskip("torchao")
+    with torch.compiler.set_stance("force_eager"):
+        changes = {"run.max_steps": 1, "stage.init_args.optimizer": {"name": "adamw8bit_torchao"}}
+        changes["stage.init_args.encoder.query_ffn_dim"] = 256  # smaller weights keep a state of 32 bits
+        assert fit(settings(**changes)) == 0
+    path = tmp_path / "run" / "step-00000001.ckpt"
+    found = read_trained(path)
+    known = torch.serialization.get_safe_globals()
+    torch.serialization.clear_safe_globals()  # as where torchao was never imported
+    try:
+        assert torch.serialization.get_unsafe_globals_in_checkpoint(path), "or the test shows nothing"
+        again = read_trained(path)
+    finally:
+        torch.serialization.add_safe_globals(known)
+    assert all(torch.equal(value, again.trainable[name]) for name, value in found.trainable.items())
 
 
 class Evil:
