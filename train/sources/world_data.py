@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from data.shards.plan import derive_seed
-from data.world.render import render
+from data.world.render import Style, render
 from data.world.scenes import Scenes, sample_scenes, sample_windows, seen_through, uniform
 from seecoder.checks import number, require, whole
 from train.sources.held_out import HELD_OUT_SEED
@@ -29,6 +29,7 @@ class WorldPictures(StageData):
         image_size: Height and width in pixels.
         seed: Seed of scenes and order.
         crop_probability: With which a picture is a random window of its scene, drawn at 1 to 4 times the resolution.
+        style: How pictures are drawn, "shaded" or "outlined".
 
     Attributes:
         held_out_pixels: Pictures of held-out scenes, (held_out, 3, S, S) uint8, all whole.
@@ -43,6 +44,7 @@ class WorldPictures(StageData):
         image_size: int = 64,
         seed: int = 0,
         crop_probability: float = 0.0,
+        style: Style = "shaded",
     ) -> None:
         super().__init__(batch_size, seed)
         require("crop_probability", crop_probability, number(0.0, 1.0))
@@ -52,7 +54,7 @@ class WorldPictures(StageData):
         self.num_held_out = held_out
         self.image_size = image_size
         self.shuffle = Shuffle(pool_size, seed)
-        self.crop_probability = crop_probability
+        self.crop_probability, self.style = crop_probability, style
         self.pixels: Tensor | None = None
         self.held_out_crop_pixels: Tensor | None = None
 
@@ -62,13 +64,16 @@ class WorldPictures(StageData):
             return
         scenes = sample_scenes(self.pool_size, self.seed)
         windows = _some_whole(sample_windows(self.pool_size, self.seed), self.crop_probability, self.seed)
-        self.scenes, self.pixels = seen_through(scenes, windows), draw_bytes(scenes, self.image_size, windows)
+        self.scenes, self.pixels = (
+            seen_through(scenes, windows),
+            draw_bytes(scenes, self.image_size, windows, self.style),
+        )
         held_out = sample_scenes(self.num_held_out, self.seed + HELD_OUT_SEED)
-        self.held_out_scenes, self.held_out_pixels = held_out, draw_bytes(held_out, self.image_size)
+        self.held_out_scenes, self.held_out_pixels = held_out, draw_bytes(held_out, self.image_size, style=self.style)
         if self.crop_probability:
             windows = sample_windows(self.num_held_out, self.seed + HELD_OUT_SEED)
             self.held_out_crops = seen_through(held_out, windows)
-            self.held_out_crop_pixels = draw_bytes(held_out, self.image_size, windows)
+            self.held_out_crop_pixels = draw_bytes(held_out, self.image_size, windows, self.style)
 
     def train_dataloader(self) -> Any:
         """Micro-batches from the trainer's present step on."""
@@ -82,11 +87,11 @@ class WorldPictures(StageData):
         return {"pixels": self.pixels[samples], "keys": keys, "scenes": vars(self.scenes[samples])}
 
 
-def draw_bytes(scenes: Scenes, size: int, windows: Tensor | None = None) -> Tensor:
+def draw_bytes(scenes: Scenes, size: int, windows: Tensor | None = None, style: Style = "shaded") -> Tensor:
     """Draw scenes, or windows of them, as (N, 3, size, size) uint8; in chunks, as the floats would not fit."""
     pixels = torch.empty(len(scenes), 3, size, size, dtype=torch.uint8)
     for part in chunks(len(scenes), 1024):
-        drawn = render(scenes[part], size, windows=None if windows is None else windows[part])
+        drawn = render(scenes[part], size, windows=None if windows is None else windows[part], style=style)
         pixels[part] = (drawn * 255).round_().to(torch.uint8)
     return pixels
 

@@ -10,10 +10,20 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy import ndimage
 from torch import Tensor
 
 from data.world.reader.attributes import background_hue, count_horizons, object_hue, shape_fit, texture
-from data.world.reader.segmentation import NATIVE_SIDE, OBJECT_AREA, SPECK_AREA, Image, Region, regions, saturated_mask
+from data.world.reader.segmentation import (
+    NATIVE_SIDE,
+    OBJECT_AREA,
+    SPECK_AREA,
+    Image,
+    Region,
+    ink_mask,
+    regions,
+    saturated_mask,
+)
 
 
 @dataclass(frozen=True)
@@ -45,12 +55,14 @@ class Reading:
         num_specks: Saturated regions below that size.
         background: Index into `BACKGROUNDS`.
         num_horizons: Mean number of ground bands per column.
+        outline: Share of the largest object's rim that is ink: near 1 in the style "outlined", 0 in "shaded".
     """
 
     objects: tuple[ReadObject, ...]
     num_specks: int
     background: int
     num_horizons: float
+    outline: float
 
     @property
     def num_objects(self) -> int:
@@ -87,17 +99,29 @@ def _checked(image: Tensor) -> Image:
 
 
 def _read_one(image: Image) -> Reading:
-    mask = saturated_mask(image)
+    mask, ink = saturated_mask(image), ink_mask(image)
     found = regions(image, mask)
+    covered = mask | ndimage.binary_dilation(ink) if ink.any() else mask
     min_area = OBJECT_AREA * min(NATIVE_SIDE, *mask.shape) ** 2
     counted = [region for region in found if region.area >= SPECK_AREA]
     objects = [region for region in counted if region.area >= min_area]
     return Reading(
         objects=tuple(_read_object(image, region) for region in objects),
         num_specks=len(counted) - len(objects),
-        background=background_hue(image, mask),
-        num_horizons=count_horizons(image, mask),
+        background=background_hue(image, covered),
+        num_horizons=count_horizons(image, covered),
+        outline=_inked_rim(ink, objects[0]) if objects and ink.any() else 0.0,
     )
+
+
+def _inked_rim(ink: np.ndarray, region: Region) -> float:
+    """Share of a region's rim, two pixels of a native picture from its edge, that is ink."""
+    mask = np.zeros_like(ink)
+    mask[region.box][region.mask] = True
+    step = max(1, round(min(ink.shape) / NATIVE_SIDE))
+    inner = ndimage.binary_dilation(mask, iterations=step)
+    rim = ndimage.binary_dilation(inner, iterations=step) & ~inner
+    return float(ink[rim].mean()) if rim.any() else 0.0
 
 
 def _read_object(image: Image, region: Region) -> ReadObject:

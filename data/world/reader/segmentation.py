@@ -14,6 +14,7 @@ CHROMA_THRESHOLD = 0.30
 NATIVE_SIDE = 64  # pixels; the size at which the world's base is trained
 SMALLEST_OBJECT = 1.69 * 0.19**2  # frame areas: the star at the smallest radius
 OBJECT_AREA = 0.25 * SMALLEST_OBJECT  # frame areas; a region below is a speck
+INK_VALUE = 0.24  # below is the outline of the style "outlined"; the darkest ground has 0.33
 SPECK_AREA = 4.0  # native pixels; a region below is noise and not counted at all
 _HUE_BINS = 72
 _HUE_SMOOTHING = 1.6  # bins; 8 degrees
@@ -41,6 +42,11 @@ def hue_degrees(image: Image) -> Image:
     """HSV hue of every pixel in [0, 360); (3, H, W) -> (H, W)."""
     red, green, blue = image
     return np.degrees(np.arctan2(np.sqrt(3) * (green - blue), 2 * red - green - blue)) % 360
+
+
+def ink_mask(image: Image) -> Mask:
+    """Pixels darker than anything that a scene has but an outline; (3, H, W) -> (H, W)."""
+    return image.max(0) < INK_VALUE
 
 
 def saturated_mask(image: Image) -> Mask:

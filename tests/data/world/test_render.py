@@ -1,6 +1,7 @@
 import time
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -58,6 +59,17 @@ def test_object_and_background_are_told_apart_by_saturation():
     outside = render(replace(scenes, center_x=torch.full((300,), 5.0)), 64).numpy()
     assert max(chroma(picture).max() for picture in outside) < 0.27
     assert min(chroma(picture).max() for picture in pictures) > 0.6
+
+
+def test_outlined_pictures_have_flat_grounds_and_a_dark_line_around_the_same_object():
+    scenes = sample_scenes(12, seed=3)
+    outlined, shaded = render(scenes, 64, style="outlined"), render(scenes, 64)
+    assert float(outlined[:, :, 2].std(-1).max()) < 1e-6 < float(shaded[:, :, 2].std(-1).min())  # a row of the sky
+    is_ink = outlined.amax(1) < 0.24
+    assert not bool((shaded.amax(1) < 0.24).any())
+    assert bool((is_ink.flatten(1).float().mean(1) > 0.03).all())
+    inside = torch.from_numpy(np.stack([chroma(picture) for picture in shaded.numpy()])) > 0.6
+    assert float((outlined - shaded).abs().amax(1)[inside].median()) == 0  # all but the object's edge
 
 
 def test_compose_places_every_object():

@@ -6,7 +6,7 @@ import torch
 
 from data.world.reader.readings import agreement, read
 from data.world.render import compose, render
-from data.world.scenes import Scenes, sample_scenes
+from data.world.scenes import ATTRIBUTES, Scenes, sample_scenes
 
 NAMES = ("shape", "hue", "texture", "background")
 
@@ -128,3 +128,14 @@ def test_bad_pictures_are_refused():
         read(torch.full((1, 3, 64, 64), float("nan")))
     with pytest.raises(ValueError, match="shape"):
         read(torch.zeros(1, 1, 64, 64))
+
+
+@pytest.mark.parametrize("side", [64, 128])
+def test_either_style_is_read_alike_and_told_from_the_other(side):
+    scenes = sample_scenes(60, seed=8)
+    for style, bounds in (("shaded", (0.0, 0.0)), ("outlined", (0.8, 1.0))):
+        readings = read(render(scenes, side, style=style))
+        right = agreement(readings, {name: getattr(scenes, name) for name in ATTRIBUTES})
+        assert right["all"].all(), style
+        assert all(bounds[0] <= reading.outline <= bounds[1] for reading in readings), style
+        assert all(0.9 < reading.num_horizons < 1.1 for reading in readings), style
