@@ -1,4 +1,4 @@
-"""The command `seecoder`: vary, panorama, encode, export, import, info, app."""
+"""The command `seecoder`: vary, panorama, encode, eval, export, import, info, app."""
 
 from seecoder.cli.commands import build_parser, main
 

@@ -13,7 +13,7 @@ from difflib import get_close_matches
 from typing import Any, NoReturn
 
 from seecoder import __version__
-from seecoder.cli import app, encode, export, import_, info, panorama, vary
+from seecoder.cli import app, encode, eval_, export, import_, info, panorama, vary
 from seecoder.cli.console import say
 from seecoder.cli.options import LIST, with_flags
 from seecoder.cli.varying.method_list import describe_methods
@@ -22,7 +22,7 @@ from seecoder.threads import wait_passively
 
 # Options that are looked up before anything heavy is imported.
 _SOURCES = ("base", "encoder", "vae", "controlnet", "adapter", "lora")
-_COMMANDS = (vary, panorama, encode, export, import_, info, app)
+_COMMANDS = (vary, panorama, encode, eval_, export, import_, info, app)
 
 
 def build_parser() -> argparse.ArgumentParser:

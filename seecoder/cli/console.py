@@ -1,7 +1,6 @@
-"""What commands print, and the safe names of what they write."""
+"""What commands print, and what they refuse to write over."""
 
 import os
-import re
 import shutil
 import sys
 from collections import Counter
@@ -9,26 +8,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from tempfile import TemporaryFile
 
-_LONGEST_PIECE = 40  # characters of a name of a file that come from elsewhere
 _LONGEST_NAME = 255  # bytes, on all common file systems
 
 
 def say(text: str) -> None:
     """Print a line for the person at the terminal; pictures and files are the result, so it goes to standard error."""
     print(text, file=sys.stderr, flush=True)
-
-
-def safe_name(text: str) -> str:
-    """Make a piece of a file name out of anything.
-
-    Args:
-        text: Such as the name of an input picture.
-
-    Returns:
-        1 to 40 characters out of A-Z, a-z, 0-9, hyphen and underscore.
-    """
-    slug = re.sub(r"[^A-Za-z0-9_]+", "-", text).strip("-")[:_LONGEST_PIECE].strip("-")
-    return slug or "picture"
 
 
 def check_new(paths: Sequence[Path], overwrite: bool, inputs: Iterable[str | Path] = ()) -> None:

@@ -1,6 +1,7 @@
 """Pictures out: tensors become 8-bit images, and files that are complete or not there at all."""
 
 import os
+import re
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from seecoder.weights.atomic import atomic_path
 _OPTIONS = {"PNG": {}, "JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"quality": 95}}
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 MAX_SIDE = {"PNG": 2**31 - 1, "JPEG": 65_500, "WEBP": 16_383}
+_LONGEST_PIECE = 40  # characters of a name of a file that come from elsewhere
 
 
 def to_pil(pixels: torch.Tensor) -> Image.Image:
@@ -60,3 +62,16 @@ def save_image(image: torch.Tensor | Image.Image, path: str | os.PathLike[str]) 
         )
     with atomic_path(path) as partial, open(partial, "wb") as file:
         image.save(file, format=format, **_OPTIONS[format])
+
+
+def safe_name(text: str) -> str:
+    """Make a piece of a file name out of anything.
+
+    Args:
+        text: Such as the name of an input picture.
+
+    Returns:
+        1 to 40 characters out of A-Z, a-z, 0-9, hyphen and underscore.
+    """
+    slug = re.sub(r"[^A-Za-z0-9_]+", "-", text).strip("-")[:_LONGEST_PIECE].strip("-")
+    return slug or "picture"

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from seecoder.checks import require, whole
 from seecoder.cli.conditions.context_options import reference_masks
-from seecoder.cli.console import safe_name
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -82,6 +81,7 @@ def make_jobs(arguments: argparse.Namespace, opened: "OpenedPictures") -> list[J
         ValueError: Options that contradict each other, or nothing to vary.
     """
     from seecoder.encoder.context import ImageSet, is_context_file, load_context, normalise_weights
+    from seecoder.images.saving import safe_name
 
     pictures = arguments.pictures
     if is_context_file(arguments.encoder):

@@ -8,7 +8,7 @@ import pytest
 
 from seecoder.cli import build_parser, main
 
-COMMANDS = ["vary", "panorama", "encode", "export", "import", "info", "app"]
+COMMANDS = ["vary", "panorama", "encode", "eval", "export", "import", "info", "app"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from seecoder.images.gate import load_image
-from seecoder.images.saving import save_image, to_pil
+from seecoder.images.saving import safe_name, save_image, to_pil
 from tests.fixtures.images import UPRIGHT, assert_levels
 
 
@@ -75,3 +75,17 @@ def test_failed_save_leaves_the_old_picture(tmp_path, monkeypatch):
         save_image(torch.ones(3, 4, 4), tmp_path / "a.png")
     assert load_image(tmp_path / "a.png").max() == 0
     assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "safe"),
+    [
+        ("../../etc/passwd", "etc-passwd"),
+        ("", "picture"),
+        ("猫.png", "png"),
+        ("a b\x00c", "a-b-c"),
+        ("x" * 99, "x" * 40),
+    ],
+)
+def test_names_become_safe(name, safe):
+    assert safe_name(name) == safe
