@@ -9,7 +9,7 @@ The engine knows nothing of pipelines, encoders or VAEs. `sample` works on
     conditions whatever `added_conditions` and `control` gave, every tensor with N rows;
     output (N, C, h, w) in the scheduler's `prediction_type` (noise, v or sample).
     For a diffusers UNet: `lambda x, t, c, **k: unet(x, t, encoder_hidden_states=c, return_dict=False, **k)[0]`.
-    N is branches x (picture, view) pairs, branch after branch, unconditional first;
+    N is branches x (image, view) pairs, branch after branch, unconditional first;
 * any diffusers *scheduler* of the noise-, v- or sample-predicting kind (copied for the call, never changed);
 * *latents*: all sizes are (height, width) in latent cells.
 
@@ -36,7 +36,7 @@ Randomness: every picture has its own stream (`randomness`), never torch's globa
 same alone, in a batch, and for every `view_batch_size` (up to rounding).
 
 Memory: the sample is kept in float32. The denoiser runs in `context`'s data type on `view_batch_size` native-sized
-(picture, view) pairs at a time, larger views by their area, so memory does not grow with the number of views.
+(image, view) pairs at a time, larger views by their area, so memory does not grow with the number of views.
 SyncDiffusion is the exception: it keeps one offset for each of its windows (its Algorithm 1).
 
 Methods, by the part that they play:

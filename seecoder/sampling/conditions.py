@@ -62,27 +62,27 @@ class Control:
             return self._cut[key][1]
         if any(kept[0] != latent_size for kept in self._cut):
             self._cut.clear()
-        image = torch.cat([self.cut(picture, view, latent_size) for picture, view in items])
-        image = image.to(like.device, like.dtype).repeat(like.shape[0] // len(items), 1, 1, 1)
-        prepared = image if self.prepare is None else self.prepare(image)
-        if not self._cut or image.numel() + sum(count for count, _ in self._cut.values()) <= _KEPT_NUMBERS:
-            self._cut[key] = (image.numel(), prepared)
+        parts = torch.cat([self.cut(image, view, latent_size) for image, view in items])
+        parts = parts.to(like.device, like.dtype).repeat(like.shape[0] // len(items), 1, 1, 1)
+        prepared = parts if self.prepare is None else self.prepare(parts)
+        if not self._cut or parts.numel() + sum(count for count, _ in self._cut.values()) <= _KEPT_NUMBERS:
+            self._cut[key] = (parts.numel(), prepared)
         return prepared
 
-    def cut(self, picture: int, view: View, latent_size: Size) -> torch.Tensor:
+    def cut(self, image: int, view: View, latent_size: Size) -> torch.Tensor:
         """The part of the picture under a view, (1, channels, height, width) in pixels of the view.
 
         For a lattice every pixel is the mean of the s x s block that lies around it at the full size, so that cell
         (i, j) of the lattice looks at the place where cell (top + s*i, left + s*j) of the picture is.
         """
         scale = self.pixels_per_cell
-        row = picture if self.image.shape[0] > 1 else 0
+        row = image if self.image.shape[0] > 1 else 0
         size = (latent_size[0] * scale, latent_size[1] * scale)
-        image = self._resized(size)[row : row + 1]
+        pixels = self._resized(size)[row : row + 1]
         rows = _pixels(view.top, view.height, view.row_stride, scale).clamp(0, size[0] - 1)
         columns = _pixels(view.left, view.width, view.column_stride, scale)
         columns = columns % size[1] if view.wrap else columns.clamp(0, size[1] - 1)
-        part = image[:, :, rows.to(image.device)][..., columns.to(image.device)]
+        part = pixels[:, :, rows.to(pixels.device)][..., columns.to(pixels.device)]
         stride = (view.row_stride, view.column_stride)
         return part if stride == (1, 1) else functional.avg_pool2d(part, stride)
 
@@ -106,7 +106,7 @@ def _pixels(start: int, cells: int, stride: int, scale: int) -> torch.Tensor:
 
 @dataclass
 class Conditions:
-    """Context and added conditions of a run, cut to any micro-batch of (picture, view) pairs.
+    """Context and added conditions of a run, cut to any micro-batch of (image, view) pairs.
 
     The contexts may change between two steps (`change`); nothing else does.
 
@@ -160,7 +160,7 @@ class Conditions:
                     f"A region's `context` has {context.shape[1]} tokens; the run's has {self.positive.shape[1]}. "
                     "Leave out what lies side by side with the run's (text, pictures), or mix it by weights."
                 )
-            rows.append(_rows(context, [picture for picture, _ in items]))
+            rows.append(_rows(context, [image for image, _ in items]))
         self._kept.clear()
         self._kept[key] = torch.cat(rows)
         return self._kept[key]
@@ -178,10 +178,10 @@ class Conditions:
         rows = []
         for branch in branches:
             pooled = path.pooled if branch.context == "positive" else None
-            for picture, view in items:
+            for image, view in items:
                 added = self.added(view, branch.context, step.latent_size)
                 added = added if pooled is None else _with_pooled(added, pooled)
-                rows.append(recursively_apply(partial(_rows, pictures=[picture]), dict(added)))
+                rows.append(recursively_apply(partial(_rows, images=[image]), dict(added)))
         joined: Any = concatenate(rows)
         return joined
 
@@ -207,7 +207,7 @@ class Conditions:
         if self.extra_channels is None:
             return inputs
         whole = self.extra_channels(step.latent_size)
-        cut = torch.cat([view.gather(_rows(whole, [picture])) for picture, view in items]).to(inputs)
+        cut = torch.cat([view.gather(_rows(whole, [image])) for image, view in items]).to(inputs)
         return torch.cat([inputs, cut.repeat(len(inputs) // len(items), 1, 1, 1)], dim=1)
 
 
@@ -229,7 +229,7 @@ def _sum(first: Any, second: Any) -> Any:
     return [one + other for one, other in zip(first, second, strict=True)]
 
 
-def _rows(values: torch.Tensor, pictures: Sequence[int]) -> torch.Tensor:
+def _rows(values: torch.Tensor, images: Sequence[int]) -> torch.Tensor:
     if values.shape[0] == 1:
-        return values.expand(len(pictures), *values.shape[1:])
-    return values[list(pictures)]
+        return values.expand(len(images), *values.shape[1:])
+    return values[list(images)]

@@ -81,7 +81,7 @@ def sample(
         decoder: Latents to pixels, differentiable where a method takes gradients.
         encoder: Pixels to latents.
         unet: The module inside `denoiser`, for methods that patch layers.
-        view_batch_size: Native-sized (picture, view) pairs evaluated at once, larger views by their area; bounds the
+        view_batch_size: Native-sized (image, view) pairs evaluated at once, larger views by their area; bounds the
             memory and does not change the result.
         on_step: Called after every step; may return what goes on changed. An exception raised in it ends the run and
             leaves the network as it was.

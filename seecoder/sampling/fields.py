@@ -29,7 +29,7 @@ class EditedSample:
     Attributes:
         latents: The sample (B, C, H, W) that the scheduler will step.
         cut_from: The sample that views are cut from, where it is another one.
-        offsets: What each (picture, view) adds to its cut, (C, height, width).
+        offsets: What each (image, view) adds to its cut, (C, height, width).
     """
 
     latents: torch.Tensor
@@ -57,7 +57,7 @@ class Evaluator:
         denoiser: Called as `denoiser(latents, timestep, context, **conditions)`.
         stepper: Scales inputs, and knows whether outputs are noise, v or clean samples.
         conditions: Context and added conditions.
-        view_batch_size: Native-sized (picture, view) pairs that go through the denoiser at once, each with all its
+        view_batch_size: Native-sized (image, view) pairs that go through the denoiser at once, each with all its
             branches; larger views count by their area.
     """
 
@@ -103,31 +103,31 @@ class Evaluator:
         """Weighted mean of the views' predictions; cells that no view covers stay 0."""
         scaled = self.stepper.scale_input(seen, step.index)
         batches = list(self.micro_batches(step, path, seen.shape[0]))
-        if not offsets and batches == [[(picture, full_view(step.latent_size)) for picture in range(len(seen))]]:
+        if not offsets and batches == [[(image, full_view(step.latent_size)) for image in range(len(seen))]]:
             outputs = self.predict(scaled, batches[0], step, path, network, branches)  # nothing to cut or fuse
             return {branch: output.to(seen.dtype) for branch, output in zip(branches, outputs, strict=True)}
         accumulators = [torch.zeros_like(seen) for _ in branches]
         weights = torch.zeros((seen.shape[0], 1, *seen.shape[2:]), dtype=seen.dtype, device=seen.device)
         for items in batches:
-            inputs = [view.gather(scaled[picture : picture + 1]) for picture, view in items]
+            inputs = [view.gather(scaled[image : image + 1]) for image, view in items]
             for place, item in enumerate(items):
                 if item in offsets:
                     inputs[place] = inputs[place] + self.stepper.scale_input(offsets[item][None], step.index)
             outputs = self.predict(torch.cat(inputs), items, step, path, network, branches)
-            for position, (picture, view) in enumerate(items):
+            for position, (image, view) in enumerate(items):
                 weight = blend_weight(path, view, seen)
-                view.scatter_add(weights[picture], weight.expand(1, *view.size))
+                view.scatter_add(weights[image], weight.expand(1, *view.size))
                 for accumulator, output in zip(accumulators, outputs, strict=True):
-                    view.scatter_add(accumulator[picture], output[position].to(seen.dtype) * weight)
+                    view.scatter_add(accumulator[image], output[position].to(seen.dtype) * weight)
         weights = weights.masked_fill(weights == 0.0, 1.0)
         return {branch: total / weights for branch, total in zip(branches, accumulators, strict=True)}
 
-    def micro_batches(self, step: Step, path: Path, pictures: int) -> Iterator[Sequence[Item]]:
-        """All (picture, view) pairs of a path, in groups of one view size that fit into the memory meant for them."""
+    def micro_batches(self, step: Step, path: Path, images: int) -> Iterator[Sequence[Item]]:
+        """All (image, view) pairs of a path, in groups of one view size that fit into the memory meant for them."""
         by_size: dict[Size, list[Item]] = {}
-        for picture in range(pictures):
-            for view in path.views(step, picture):
-                by_size.setdefault(view.size, []).append((picture, view))
+        for image in range(images):
+            for view in path.views(step, image):
+                by_size.setdefault(view.size, []).append((image, view))
         for items in by_size.values():
             yield from self.batches(items, step)
 
@@ -172,8 +172,8 @@ def blend_weight(path: Path, view: View, like: torch.Tensor) -> torch.Tensor:
 def fuse_views(values: Mapping[Item, torch.Tensor], like: torch.Tensor, path: Path) -> torch.Tensor:
     """Weighted mean over views of per-view samples, (B, C, H, W); cells that no view covers are 0."""
     total, weights = torch.zeros_like(like), torch.zeros_like(like[:, :1])
-    for (picture, view), value in values.items():
+    for (image, view), value in values.items():
         weight = blend_weight(path, view, like)
-        view.scatter_add(total[picture], value * weight)
-        view.scatter_add(weights[picture], weight.expand(1, *view.size))
+        view.scatter_add(total[image], value * weight)
+        view.scatter_add(weights[image], weight.expand(1, *view.size))
     return total / weights.masked_fill(weights <= 0.0, 1.0)

@@ -31,7 +31,7 @@ def uncompiled() -> Iterator[None]:
         yield
 
 
-Planner = Callable[[Step, int], Sequence[View]]  # (step, picture) -> the views that one picture is seen through
+Planner = Callable[[Step, int], Sequence[View]]  # (step, image) -> the views that one picture is seen through
 Weight = Callable[[Step], float | torch.Tensor]
 Prefilter = Callable[[torch.Tensor, Step], torch.Tensor]
 Patches = Mapping[str, Sequence[Patch]]  # by the network state that they make

@@ -35,7 +35,7 @@ class Step:
     keys: tuple[int, ...] = ()
     first: int = 0
 
-    def key(self, picture: int) -> int:
+    def key(self, image: int) -> int:
         """The seed of this step's choices for one picture."""
-        seed = self.keys[picture] if self.keys else 0
+        seed = self.keys[image] if self.keys else 0
         return (seed * 1_000_003 + self.stage * 10_007 + self.index) % 2**62

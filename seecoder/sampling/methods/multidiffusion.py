@@ -25,7 +25,7 @@ from seecoder.sampling.stages import Run
 from seecoder.sampling.step import Step
 from seecoder.sampling.views import Size, View, jitter, windows
 
-_COLOUR_PICTURE = 64  # side of the constant-colour pictures that bootstrapping encodes, in pixels
+_COLOUR_SIDE = 64  # side of the constant-colour pictures that bootstrapping encodes, in pixels
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,8 +137,8 @@ class MultiDiffusion:
         """One path for the background or the whole sample, and one for each region."""
         views = self.views(run.native_size, size)
 
-        def plan(step: Step, picture: int) -> Sequence[View]:
-            return jitter(views, size, (self.jitter, self.jitter), step.key(picture)) if self.jitter else views
+        def plan(step: Step, image: int) -> Sequence[View]:
+            return jitter(views, size, (self.jitter, self.jitter), step.key(image)) if self.jitter else views
 
         path = Path(plan, patches=patches, blend=self.blend, follows_offsets=True, keyed=self.jitter > 0)
         found = self.by_region(run, path, size)
@@ -168,7 +168,7 @@ class MultiDiffusion:
 def _meeting(views: Planner, region: torch.Tensor) -> Planner:
     """Only those of a planner's views that meet a region's map (1, H, W)."""
     footprint = (region > 0).cpu()  # planning must not wait for an accelerator
-    return lambda step, picture: [view for view in views(step, picture) if bool(view.gather(footprint).any())]
+    return lambda step, image: [view for view in views(step, image) if bool(view.gather(footprint).any())]
 
 
 def weight_product(first: Weight, second: Weight | None) -> Weight:
@@ -233,7 +233,7 @@ def bootstrapped(run: Run, weight: torch.Tensor, size: Size, fraction: float) ->
     def prefilter(latents: torch.Tensor, step: Step) -> torch.Tensor:
         if step.index >= steps:
             return latents
-        pixels = colours[:, step.index, :, None, None].expand(-1, -1, _COLOUR_PICTURE, _COLOUR_PICTURE)
+        pixels = colours[:, step.index, :, None, None].expand(-1, -1, _COLOUR_SIDE, _COLOUR_SIDE)
         background = encoder(pixels).to(colours.dtype).mean(dim=(2, 3), keepdim=True).expand_as(noise)
         return weight * latents + (1.0 - weight) * stepper.add_noise(background, noise, step.index)
 

@@ -18,25 +18,25 @@ _VGG_FILE = "vgg16-397923af.pth"  # torchvision's name for the weights that LPIP
 _COARSEST = 4  # side of the coarsest level of the pyramid, in pixels
 
 
-def pyramid_distance(pictures: torch.Tensor, references: torch.Tensor) -> torch.Tensor:
+def pyramid_distance(images: torch.Tensor, references: torch.Tensor) -> torch.Tensor:
     """Mean squared difference of local colour and local contrast over a pyramid of scales; needs no weights.
 
     At every halving of the resolution the pictures' local means (colour, layout) and local standard deviations
     (texture) are compared; the mean over scales is returned, (N,). It knows nothing of objects: the stated fallback
     where LPIPS has no weights.
     """
-    total, levels = pictures.new_zeros(pictures.shape[0]), 0
-    while min(pictures.shape[-2:]) >= 2 * _COARSEST:
-        total = total + _difference(_contrast(pictures), _contrast(references))
-        pictures, references = functional.avg_pool2d(pictures, 2), functional.avg_pool2d(references, 2)
-        total = total + _difference(pictures, references)
+    total, levels = images.new_zeros(images.shape[0]), 0
+    while min(images.shape[-2:]) >= 2 * _COARSEST:
+        total = total + _difference(_contrast(images), _contrast(references))
+        images, references = functional.avg_pool2d(images, 2), functional.avg_pool2d(references, 2)
+        total = total + _difference(images, references)
         levels += 2
     return total / max(levels, 1)
 
 
-def _contrast(pictures: torch.Tensor) -> torch.Tensor:
-    mean = functional.avg_pool2d(pictures, 2)
-    variance = functional.avg_pool2d(pictures.square(), 2) - mean.square()
+def _contrast(images: torch.Tensor) -> torch.Tensor:
+    mean = functional.avg_pool2d(images, 2)
+    variance = functional.avg_pool2d(images.square(), 2) - mean.square()
     return (variance.clamp(min=0.0) + 1e-4).sqrt()  # the constant keeps the gradient finite on flat areas
 
 
@@ -57,9 +57,9 @@ def lpips(device: torch.device) -> PerceptualLoss | None:
         return None
     model = LPIPS(net="vgg", verbose=False).to(device).eval().requires_grad_(False)
 
-    def loss(pictures: torch.Tensor, references: torch.Tensor) -> torch.Tensor:
-        # float32 whatever the pictures are: half precision underflows in the gradient.
-        return model(pictures.float(), references.float()).flatten()
+    def loss(images: torch.Tensor, references: torch.Tensor) -> torch.Tensor:
+        # float32 whatever the images are: half precision underflows in the gradient.
+        return model(images.float(), references.float()).flatten()
 
     return loss
 

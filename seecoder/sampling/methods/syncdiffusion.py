@@ -175,8 +175,8 @@ class Synchronise(Editor):
         """Gradient of every window's loss with respect to its own cells, (N, C, height, width)."""
         with torch.enable_grad():
             cuts = _cuts(latents, items).detach().requires_grad_()
-            pictures = self.predicted_images(cuts, items, step, evaluator)
-            loss = self.loss(pictures, references[[picture for picture, _ in items]])
+            images = self.predicted_images(cuts, items, step, evaluator)
+            loss = self.loss(images, references[[image for image, _ in items]])
             return torch.autograd.grad(loss.sum(), cuts)[0]
 
     def predicted_images(
@@ -191,8 +191,8 @@ class Synchronise(Editor):
             guided = self.guidance.combine(dict(zip(branches, outputs, strict=True)), step)
             return evaluator.stepper.predict_x0(guided.to(values.dtype), values, step.index)
 
-        pictures = self.decoder(checkpoint(predicted_x0, cuts, use_reentrant=False))
-        return pictures.clamp(-1.0, 1.0) if self.settings.clamp else pictures
+        images = self.decoder(checkpoint(predicted_x0, cuts, use_reentrant=False))
+        return images.clamp(-1.0, 1.0) if self.settings.clamp else images
 
     def _references(
         self, latents: torch.Tensor, anchors: Sequence[Item], step: Step, evaluator: Evaluator
@@ -201,8 +201,8 @@ class Synchronise(Editor):
         batches = evaluator.batches(anchors, step)
         return torch.cat([self.predicted_images(_cuts(latents, batch), batch, step, evaluator) for batch in batches])
 
-    def _anchor(self, step: Step, picture: int) -> View:
-        views = list(self.path.views(step, picture))
+    def _anchor(self, step: Step, image: int) -> View:
+        views = list(self.path.views(step, image))
         choice = self.settings.anchor
         if isinstance(choice, int):
             if not -len(views) <= choice < len(views):
@@ -212,7 +212,7 @@ class Synchronise(Editor):
 
 
 def _cuts(latents: torch.Tensor, items: Sequence[Item]) -> torch.Tensor:
-    return torch.cat([view.gather(latents[picture : picture + 1]) for picture, view in items])
+    return torch.cat([view.gather(latents[image : image + 1]) for image, view in items])
 
 
 def middle_view(views: Sequence[View], size: Size) -> View:

@@ -19,14 +19,14 @@ class Unchanged(Patch):
 @pytest.mark.parametrize(
     ("path", "wanted", "evaluated"),
     [
-        (Path(lambda step, picture: ()), Branch("positive"), Branch("positive")),
-        (Path(lambda step, picture: ()), Branch("negative", "damping"), Branch("negative")),
+        (Path(lambda step, image: ()), Branch("positive"), Branch("positive")),
+        (Path(lambda step, image: ()), Branch("negative", "damping"), Branch("negative")),
         (
-            Path(lambda step, picture: (), patches={"damping": [Unchanged()]}),
+            Path(lambda step, image: (), patches={"damping": [Unchanged()]}),
             Branch("negative", "damping"),
             Branch("negative", "damping"),
         ),
-        (Path(lambda step, picture: (), unconditional=True), Branch("positive"), Branch("negative")),
+        (Path(lambda step, image: (), unconditional=True), Branch("positive"), Branch("negative")),
     ],
 )
 def test_a_path_falls_back_on_what_it_has(path, wanted, evaluated) -> None:

@@ -49,7 +49,7 @@ def test_given_noise_of_another_size_is_refused(run) -> None:
 
 
 def test_a_stage_draws_keys_if_one_of_its_paths_makes_random_choices() -> None:
-    plain, keyed = Path(lambda step, picture: ()), Path(lambda step, picture: (), keyed=True)
+    plain, keyed = Path(lambda step, image: ()), Path(lambda step, picture: (), keyed=True)
     stage = Stage("stage", (6, 8), range(3), lambda run, before: None, [plain, keyed], ClassifierFree(1.0))
     assert stage.keyed
     assert not replace(stage, paths=[plain]).keyed

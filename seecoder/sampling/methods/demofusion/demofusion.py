@@ -128,7 +128,7 @@ class DemoFusion(StagesMethod):
     def plan(self, run: Run, recipe: Recipe) -> list[Stage]:
         """One stage for each phase; a given picture takes the place of the first ones."""
         sizes = self.sizes(run.size, run.native_size, is_panorama=recipe.editor is not None)
-        first = 0 if run.image_latents is None else _phase_of_picture(sizes, run.image_latents)
+        first = 0 if run.image_latents is None else _phase_of_image(sizes, run.image_latents)
         names = [f"phase {place + 1} of {len(sizes)}" for place in range(len(sizes))]
         if len(sizes) > 1 or run.image_latents is not None:
             check_enlargement("DemoFusion", run, self.resize_in)
@@ -235,7 +235,7 @@ class _Anchors:
         return latents if self._statistics is None else with_statistics(latents, *self._statistics)
 
 
-def _phase_of_picture(sizes: Sequence[Size], picture: torch.Tensor) -> int:
+def _phase_of_image(sizes: Sequence[Size], image: torch.Tensor) -> int:
     """The last phase that is not larger than the given picture: what a large picture already shows is kept."""
-    cells = picture.shape[-2] * picture.shape[-1]
+    cells = image.shape[-2] * image.shape[-1]
     return max([0, *(place for place, size in enumerate(sizes) if size[0] * size[1] <= cells)])

@@ -43,7 +43,7 @@ def dilated_path(size: Size, base: Size, taps_per_cell: int, std: Callable[[Step
     def prefilter(latents: torch.Tensor, step: Step) -> torch.Tensor:
         return with_statistics(blur(latents, taps, std(step), padding), *statistics(latents))
 
-    return Path(lambda step, picture: lattices(size, stride), prefilter=prefilter)
+    return Path(lambda step, image: lattices(size, stride), prefilter=prefilter)
 
 
 def blur(latents: torch.Tensor, taps: Size, std: float, padding: str) -> torch.Tensor:
