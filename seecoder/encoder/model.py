@@ -9,15 +9,13 @@ What differs from the reference: any timm pyramid can be the backbone; the decod
 `Decoder`); the jitter of the positional encoding is an argument instead of a draw from NumPy's global state.
 """
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import torch
-from diffusers import ModelMixin
-from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.configuration_utils import register_to_config
 from diffusers.utils.outputs import BaseOutput
 from torch import nn
 
@@ -31,12 +29,11 @@ from seecoder.encoder.backbones.timm_backbones import (
     build_backbone,
 )
 from seecoder.encoder.input_checks import MIN_SIDE, check_mask, check_pixels, check_position_jitter, standardise
-from seecoder.encoder.official import load_official, released_backbone, to_official
+from seecoder.encoder.official import OfficialLayout
 from seecoder.encoder.pixel_decoder import Decoder, DecoderAttention
 from seecoder.encoder.query_transformer import QueryTransformer
-from seecoder.encoder.saved_folders import check_savable, load_folder
+from seecoder.encoder.saved_folders import SavedInFolders
 from seecoder.images.scaling import ENCODED_SIZE
-from seecoder.weights.safetensors_files import write_safetensors
 
 _NUM_LEVELS = 3  # the decoder reads the last three maps of the backbone
 _RULES = {
@@ -69,7 +66,7 @@ class SeeCoderOutput(BaseOutput):
     pooled: torch.Tensor | None = None
 
 
-class SeeCoder(ModelMixin, ConfigMixin):
+class SeeCoder(SavedInFolders, OfficialLayout):
     """The image-context encoder.
 
     `encoder(pixels)` maps (B, 3, H, W) in [0, 1] to a context (B, 148, 768) at the default sizes, for any H and W from
@@ -123,7 +120,6 @@ class SeeCoder(ModelMixin, ConfigMixin):
     negative_context: torch.Tensor | None
     decoder: Decoder
     query_transformer: QueryTransformer
-    _official_metadata: Mapping[str, str] = {}  # the header of the released file that was read
 
     @register_to_config
     def __init__(
@@ -376,74 +372,3 @@ class SeeCoder(ModelMixin, ConfigMixin):
         padded = nn.functional.pad(tokens, (0, 0, 0, length - tokens.shape[1]))
         self.negative_context = padded.to(self.query_transformer.queries)
         self.register_to_config(learned_negative=True)
-
-    @classmethod
-    def from_official(cls, source: str | Path | Mapping[str, torch.Tensor], **config: Any) -> Self:
-        """Load an encoder in the layout of the released files; plain or position-aware is read off the keys.
-
-        Args:
-            source: A safetensors file, or its tensors.
-            **config: Constructor arguments for other sizes than the released one. `decoder_attention` is "released"
-                unless given.
-
-        Returns:
-            The encoder, in eval mode and in the floating-point dtype of the tensors (the widest, should they differ).
-
-        Raises:
-            WeightsError: Keys are missing or unexpected, or shapes differ.
-            ValueError: `position_aware` contradicts the keys, or the sizes are none of a released file.
-        """
-        encoder, encoder._official_metadata = load_official(cls, source, config)
-        return encoder
-
-    def save_official(self, path: str | Path) -> None:
-        """Write the encoder in the layout of the released files, whole or not at all.
-
-        A file that `from_official` read comes back byte for byte, its header included.
-
-        Args:
-            path: The safetensors file to write.
-
-        Raises:
-            ValueError: The encoder has parts that the layout has no place for: another backbone than a Swin of four
-                stages, a pooled projection, pixel statistics.
-        """
-        backbone = released_backbone(self.backbone, self.config)
-        write_safetensors(path, to_official(self.state_dict(), backbone), self._official_metadata)
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str] | None, **kwargs: Any) -> Any:
-        """Load a folder or Hub repository that `save_pretrained` wrote, strictly.
-
-        Args:
-            pretrained_model_name_or_path: Folder, or name of a repository on the Hub.
-            **kwargs: Those of `diffusers.ModelMixin.from_pretrained` (`dtype`, `subfolder`, `revision`, `token`, ...).
-                Only safetensors are read.
-
-        Returns:
-            The encoder in eval mode; with `output_loading_info=True`, a pair of it and diffusers' report.
-
-        Raises:
-            WeightsError: Weights are missing, unexpected or of another shape. diffusers alone would only log them.
-            ValueError: `use_safetensors=False`.
-        """
-        wants_report = kwargs.pop("output_loading_info", False)
-        encoder, report = load_folder(super().from_pretrained, str(pretrained_model_name_or_path), **kwargs)
-        return (encoder, report) if wants_report else encoder
-
-    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
-        """Write configuration and weights to a folder for `from_pretrained`.
-
-        Args:
-            save_directory: The folder; created if it does not exist.
-            *args: Those of `diffusers.ModelMixin.save_pretrained`, in its order.
-            **kwargs: The same by name (`variant`, `max_shard_size`, `push_to_hub`, ...).
-
-        Raises:
-            ValueError: `safe_serialization=False`.
-            WeightsError: A weight has no values (it is on the meta device).
-            NotADirectoryError: `save_directory` is a file.
-        """
-        positional = dict(zip(("is_main_process", "save_function", "safe_serialization"), args, strict=False))
-        check_savable(self, save_directory, {**positional, **kwargs})
-        super().save_pretrained(save_directory, *args, **kwargs)

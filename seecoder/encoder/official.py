@@ -7,15 +7,15 @@ from the window.
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import nn
 
 from seecoder.encoder.backbones.swin import SwinBackbone
-from seecoder.weights.safetensors_files import WeightsError, metadata_and_names, read_safetensors
+from seecoder.weights.safetensors_files import WeightsError, metadata_and_names, read_safetensors, write_safetensors
 from seecoder.weights.strict_loading import check_fit, load_strict
 
 PREFIX = "ctx.image."
@@ -67,28 +67,58 @@ def is_position_aware(keys: Iterable[str]) -> bool:
     return any(key.startswith(f"{PREFIX}qtransformer.pe_layer.") for key in keys)
 
 
-def load_official(
-    build: Callable[..., Any], source: str | Path | Mapping[str, torch.Tensor], config: Mapping[str, Any]
-) -> tuple[Any, dict[str, str]]:
-    """Build an encoder by its class and fill it from a file in the released layout, or from the tensors of one.
+class OfficialLayout:
+    """What an encoder has for files in the released layout: reading and writing."""
 
-    Returns:
-        The encoder in eval mode, in the widest dtype of the tensors, and the metadata of the file.
-    """
-    if isinstance(source, Mapping):
-        label, tensors, metadata = "source", dict(source), {}
-    else:
-        label, (tensors, metadata) = str(source), read_safetensors(source)
-    position_aware = is_position_aware(tensors)
-    wanted = config.get("position_aware", position_aware)
-    if wanted != position_aware:
-        raise ValueError(f"`position_aware`={wanted} must be {position_aware}, as the keys of `{label}` are.")
-    encoder = build(**{"decoder_attention": "released", **config, "position_aware": position_aware})
-    backbone = released_backbone(encoder.backbone, encoder.config)
-    # Not diffusers' `to`: it warns of modules in float32, which look after themselves here.
-    nn.Module.to(encoder, _widest_dtype(tensors, label))
-    load_strict(encoder, from_official(tensors, encoder.state_dict(), backbone, source=label), source=label)
-    return encoder.eval(), metadata
+    _official_metadata: Mapping[str, str] = {}  # the header of the released file that was read
+
+    @classmethod
+    def from_official(cls, source: str | Path | Mapping[str, torch.Tensor], **config: Any) -> Self:
+        """Load an encoder in the layout of the released files; plain or position-aware is read off the keys.
+
+        Args:
+            source: A safetensors file, or its tensors.
+            **config: Constructor arguments for other sizes than the released one. `decoder_attention` is "released"
+                unless given.
+
+        Returns:
+            The encoder, in eval mode and in the floating-point dtype of the tensors (the widest, should they differ).
+
+        Raises:
+            WeightsError: Keys are missing or unexpected, or shapes differ.
+            ValueError: `position_aware` contradicts the keys, or the sizes are none of a released file.
+        """
+        build: Any = cls
+        if isinstance(source, Mapping):
+            label, tensors, metadata = "source", dict(source), {}
+        else:
+            label, (tensors, metadata) = str(source), read_safetensors(source)
+        position_aware = is_position_aware(tensors)
+        wanted = config.get("position_aware", position_aware)
+        if wanted != position_aware:
+            raise ValueError(f"`position_aware`={wanted} must be {position_aware}, as the keys of `{label}` are.")
+        encoder = build(**{"decoder_attention": "released", **config, "position_aware": position_aware})
+        backbone = released_backbone(encoder.backbone, encoder.config)
+        # Not diffusers' `to`: it warns of modules in float32, which look after themselves here.
+        nn.Module.to(encoder, _widest_dtype(tensors, label))
+        load_strict(encoder, from_official(tensors, encoder.state_dict(), backbone, source=label), source=label)
+        encoder._official_metadata = metadata
+        return encoder.eval()
+
+    def save_official(self: Any, path: str | Path) -> None:
+        """Write the encoder in the layout of the released files, whole or not at all.
+
+        A file that `from_official` read comes back byte for byte, its header included.
+
+        Args:
+            path: The safetensors file to write.
+
+        Raises:
+            ValueError: The encoder has parts that the layout has no place for: another backbone than a Swin of four
+                stages, a pooled projection, pixel statistics.
+        """
+        backbone = released_backbone(self.backbone, self.config)
+        write_safetensors(path, to_official(self.state_dict(), backbone), self._official_metadata)
 
 
 def released_backbone(backbone: nn.Module, config: Mapping[str, Any]) -> SwinBackbone:

@@ -17,14 +17,14 @@ _MAX_READS = 1_000_000  # Pillow reads files of tiny pieces in Python, a microse
 _MAX_SCANS = 100  # a scan of a progressive JPEG is a pass over the whole image; encoders write about ten
 _MAX_EXIF_BLOCKS = 100  # Pillow joins them, and copies what it has with each
 _SCAN_OR_END = re.compile(rb"\xff[\xda\xd9]")
-_MAX_BLOCKS = 4000  # of 255 bytes, in front of a GIF's frame; Pillow copies a comment again with every block of it
+_MAX_GIF_READS = 10_000  # two a block of 255 bytes; Pillow copies a comment again with every block of it
 _MAX_RLE_WIDTH = 65_535  # a jump of four bytes in a BMP allocates up to 255 rows at once
 
 
 class BoundedFile(BytesIO):
     """A file in memory that has an end, whatever `ImageFile.LOAD_TRUNCATED_IMAGES` says, and only so many pieces."""
 
-    reads = 0
+    reads, max_reads = 0, _MAX_READS
 
     def read(self, size: int | None = -1, /) -> bytes:
         """Read as `BytesIO` does.
@@ -33,7 +33,7 @@ class BoundedFile(BytesIO):
             BadImage: At the end of the file, and when it is read in more pieces than an honest file has.
         """
         self.reads += 1
-        if self.reads > _MAX_READS:
+        if self.reads > self.max_reads:
             raise BadImage("the file is damaged: it has more parts than a picture")
         content = super().read(size)
         if not content and size:
@@ -68,18 +68,13 @@ class _GifFile(GifImageFile):
     """Pillow's reader for the first frame alone."""
 
     is_animated = False  # pyright: ignore[reportAssignmentType]  # Pillow would read on, to the second frame
-    blocks = 0
-
-    def data(self) -> bytes | None:
-        self.blocks += 1
-        if self.blocks > _MAX_BLOCKS:
-            raise BadImage(f"the file is damaged: more than {_MAX_BLOCKS:,} blocks before the picture")
-        return super().data()
 
 
 def open_gif(data: bytes, max_pixels: int) -> Image.Image:
     """Open the first frame of a GIF file; one that leaves part of its canvas empty is decoded, too."""
-    image = _GifFile(BoundedFile(data))
+    file = BoundedFile(data)
+    file.max_reads = _MAX_GIF_READS
+    image = _GifFile(file)
     check_size(*image.size, max_pixels)
     if data.count(b"!\xf9\x04") > 1:  # the control blocks of several frames
         warn_of_frames()
