@@ -15,6 +15,11 @@ def _one_or_several(rule: Rule) -> Rule:
     return either(rule, some_of(rule, "a list with one for every network", minimum=1))
 
 
+def one_or_all(values: list[Any]) -> Any:
+    """The value of what was given once, all values of what was given repeatedly, or None."""
+    return values if len(values) > 1 else next(iter(values), None)
+
+
 def flat_scales(scale: Mapping[str, Any] | list[Any] | tuple[Any, ...], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Give the numbers of nested scales by address: ("down.block_2.1", 1.0)."""
     for name, value in scale.items() if isinstance(scale, Mapping) else enumerate(scale):

@@ -47,16 +47,31 @@ def preset_settings(preset: str, size: Size, native_size: Size, steps: int) -> t
     return ("scalecrafter,rectifiedhr", {"switch_at": switches}) if switches[0] > 0 else ("scalecrafter", {})
 
 
-def preset_sentence(preset: str, size: Size, native_size: Size, steps: int, branches: int) -> str:
-    """What a preset is at a size, and what it costs, in one line; empty where it is plain sampling."""
+def settled_preset(
+    preset: str, size: Size, native_size: Size, steps: int, guidance_scale: float
+) -> tuple[str, dict[str, Any], str]:
+    """The methods of a preset for a run, and what to say of them.
+
+    Args:
+        preset: One of `PRESETS`.
+        size: Of the picture.
+        native_size: Of the network's training.
+        steps: Steps of a whole trajectory.
+        guidance_scale: Of the run; 1 halves the cost.
+
+    Returns:
+        Names with commas and settings, as `preset_settings` gives them; and what they are and cost, in one line, empty
+        for plain sampling.
+    """
     names, settings = preset_settings(preset, size, native_size, steps)
     if not names:
-        return ""
+        return names, settings, ""
     chosen = " ".join([names, *(f"{name}={value}" for name, value in settings.items())])
-    given: dict[str, Any] = {"steps": steps, "branches": branches}
+    given: dict[str, Any] = {"steps": steps, "branches": 1 if guidance_scale == 1 else 2}
     windows = count_windows(names, size, native_size, settings=settings, **given)
     plain = count_windows("", size, native_size, **given)
-    return f"{preset}: {chosen}, about {windows:,} native-sized windows a picture (plain sampling: {plain:,})"
+    about = f"{preset}: {chosen}, about {windows:,} native-sized windows a picture (plain sampling: {plain:,})"
+    return names, settings, about
 
 
 def count_windows(

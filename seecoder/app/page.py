@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from seecoder.app.guiding_fields import as_numbers, guiding_arguments, guiding_fields
 from seecoder.base_model.facts import native_size
 from seecoder.call_rules import check_arguments
 from seecoder.checks import require, whole
@@ -21,8 +22,8 @@ from seecoder.pipelines.bounded_memory import AUTOENCODER_MEMORY
 from seecoder.pipelines.inputs import ImageSize
 from seecoder.pipelines.stable_diffusion import SeeCoderPipeline
 from seecoder.pipelines.stable_diffusion_xl import SeeCoderXLPipeline
-from seecoder.presets import PRESETS, preset_sentence
-from seecoder.sampling.methods.registry import METHODS
+from seecoder.presets import PRESETS, settled_preset
+from seecoder.sampling.methods.registry import METHODS, build_methods
 
 MAX_FILE_SIZE = "20mb"
 MAX_PICTURES = 8
@@ -105,7 +106,8 @@ class Variations:
             weights: With `together`: a number for each picture, with spaces between; none counts all alike.
             reference_mask: File of what counts of the pictures, white; None counts all.
             negative: Files of pictures to lead away from.
-            settings: Further arguments of the pipeline's call; those that are None or empty are left out.
+            settings: Further arguments of the pipeline's call; those that are None or empty are left out, and numbers
+                for networks that guide the result are texts.
 
         Returns:
             PIL images with captions for the gallery, and what there is to say.
@@ -120,10 +122,10 @@ class Variations:
             raise ValueError(f"Ask for 1 to {MAX_RESULTS} results and a seed from 0 to {MAX_SEED}.")
         if max(settings["height"], settings["width"]) > self.max_side:
             raise ValueError(f"Height and width may be {self.max_side} pixels at most.")
-        numbers = [float(number) for number in (weights or "").split()] or None
+        numbers = as_numbers("weights", weights or "") or None
         if numbers and not together:
             raise ValueError("Weights have no effect on pictures that are varied each for itself.")
-        given = {name: value for name, value in settings.items() if value not in (None, "", [])}
+        given = guiding_arguments({name: value for name, value in settings.items() if value not in (None, "", [])})
         check_arguments(given)
         masks = None if reference_mask is None else [reference_mask]
         entries = [ImageSet([picture], masks=masks) for picture in pictures]
@@ -150,8 +152,10 @@ class Variations:
         if settings["method"] in PRESETS:
             rows, columns = native_size(self.pipe.unet)
             size, native = (settings["height"], settings["width"]), (rows * cell, columns * cell)
-            branches = 1 if settings["guidance_scale"] == 1 else 2
-            notes.append(preset_sentence(settings["method"], size, native, settings["num_inference_steps"], branches))
+            steps, guidance_scale = settings["num_inference_steps"], settings["guidance_scale"]
+            names, chosen, about = settled_preset(settings["method"], size, native, steps, guidance_scale)
+            settings["method"] = build_methods(names, list(chosen.items()))
+            notes.append(about)
         reached: list[list[tuple[Any, str]]] = [[] for _ in jobs]
 
         def watch(places: Sequence[int]) -> dict[str, Any]:
@@ -236,6 +240,10 @@ def build(vary: Variations) -> Any:
                         parts["text_weight"] = gradio.Number(
                             value=None, label="The text's part, 0 to 1 (empty: side by side with the pictures)"
                         )
+                with gradio.Accordion("Guide the results", open=False) as guides:
+                    fields = guiding_fields(gradio, vary.pipe, upload)
+                guides.visible = bool(fields)
+                parts |= fields
                 with gradio.Accordion("Redraw a picture", open=False):
                     parts["start_image"] = upload("Picture to redraw")
                     parts["mask_image"] = upload("Mask: what is white is redrawn")

@@ -2,7 +2,8 @@
 
 It listens on this machine only, takes no path from the browser, and works on one request at a time. Needs the extra
 `app` (`pip install 'seecoder[app]'`). The page has what `seecoder vary` has beside the pictures: weights, masks,
-pictures to lead away from, text (--with-text), a picture to redraw.
+pictures to lead away from, text (--with-text), a picture to redraw, and what --controlnet, --adapter and --ip-adapter
+see, with their strengths.
 
   seecoder app --base sd-1.5 --encoder my-encoder
 """
@@ -12,7 +13,7 @@ import socket
 
 from seecoder.call_rules import check_arguments
 from seecoder.checks import require, whole
-from seecoder.cli.conditions.adapters import check_adapters
+from seecoder.cli.conditions.adapters import ADAPTER_OPTIONS, check_adapters
 from seecoder.cli.opening import load_pipeline
 from seecoder.cli.options import add_autoencoder_memory, add_base_options, add_image_size
 from seecoder.cli.varying.early_checks import check_networks
@@ -32,9 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Serve until interrupted."""
-    guides = [*arguments.controlnet, *arguments.adapter, *arguments.control_image, *arguments.adapter_image]
-    if guides or arguments.ip_adapter or arguments.ip_adapter_image:
-        raise ValueError("the web app has no ControlNet, T2I-Adapter or IP-Adapter; use `seecoder vary`.")
+    for option in ADAPTER_OPTIONS.values():
+        if getattr(arguments, option):
+            raise ValueError(f"`--{option.replace('_', '-')}` has no effect: the page asks for it. Leave it out.")
     check_networks(arguments)
     check_adapters(arguments)
     check_arguments({name: getattr(arguments, name) for name in ("image_size", "autoencoder_memory")})

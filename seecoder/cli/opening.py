@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from seecoder.cli.conditions.adapters import load_adapters, one_or_all, place
+from seecoder.call_rules import one_or_all
+from seecoder.cli.conditions.adapters import load_adapters, place
 from seecoder.cli.console import say
 from seecoder.lookup import is_local
 

@@ -43,7 +43,7 @@ from seecoder.cli.options import (
 from seecoder.cli.varying.early_checks import SETTINGS_NAME, check_options, input_files, sheet_path
 from seecoder.cli.varying.jobs import Job, Variation, make_jobs, seeds_of
 from seecoder.cli.varying.method_list import check_methods
-from seecoder.presets import PRESETS, preset_sentence, preset_settings
+from seecoder.presets import PRESETS, settled_preset
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -216,11 +216,9 @@ def _settle_preset(
     """The methods of a preset, said with their cost, and noted in the options as if they had been given."""
     from seecoder.sampling.methods.registry import build_methods
 
-    given = (arguments.method, size, native, arguments.steps)
-    sentence = preset_sentence(*given, branches=1 if arguments.guidance == 1 else 2)
-    if sentence:
-        say(f"--method {sentence}; --method list shows all")
-    names, settings = preset_settings(*given)
+    names, settings, about = settled_preset(arguments.method, size, native, arguments.steps, arguments.guidance)
+    if about:
+        say(f"--method {about}; --method list shows all")
     arguments.method, arguments.method_option = names or "plain", list(settings.items())
     return build_methods(arguments.method, arguments.method_option)
 

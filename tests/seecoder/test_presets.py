@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from seecoder.presets import PRESETS, count_windows, preset_sentence, preset_settings
+from seecoder.presets import PRESETS, count_windows, preset_settings, settled_preset
 from seecoder.sampling import DemoFusion, MultiDiffusion, RectifiedHR, sample
 from seecoder.sampling.methods.registry import build_methods
 from tests.fixtures.pipelines import build_scheduler
@@ -83,10 +83,12 @@ def test_costs_are_what_the_engine_evaluates(method, size):
 
 
 def test_a_preset_is_said_with_its_cost():
-    said = preset_sentence("auto", (256, 256), NATIVE, 50, 2)
+    names, settings, about = settled_preset("auto", (256, 256), NATIVE, 50, 4.0)
+    assert (names, settings) == preset_settings("auto", (256, 256), NATIVE, 50)
     chosen = "auto: scalecrafter,rectifiedhr switch_at=(0.85, 0.95)"
-    assert said == f"{chosen}, about 196 native-sized windows a picture (plain sampling: 1,600)"
-    assert preset_sentence("auto", NATIVE, NATIVE, 50, 2) == ""
+    assert about == f"{chosen}, about 196 native-sized windows a picture (plain sampling: 1,600)"
+    assert "about 98 native-sized windows" in settled_preset("auto", (256, 256), NATIVE, 50, 1)[2]
+    assert settled_preset("auto", NATIVE, NATIVE, 50, 4.0) == ("", {}, "")
 
 
 @pytest.mark.parametrize("preset", PRESETS)

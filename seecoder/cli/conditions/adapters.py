@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from seecoder.call_rules import one_or_all
+
 if TYPE_CHECKING:
     import torch
 
@@ -66,12 +68,10 @@ def add_adapter_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def check_adapters(arguments: argparse.Namespace) -> None:
-    """Refuse files that are not there, networks without their pictures, and numbers without their network.
+def check_guides(arguments: argparse.Namespace) -> None:
+    """Refuse networks without their pictures, and numbers without their network.
 
     Raises:
-        ImportError: The package peft is not installed.
-        FileNotFoundError: An IP-Adapter, or its image encoder, is missing.
         ValueError: A network without a picture or the other way round, or numbers for other networks than there are.
     """
     for network, options in _NUMBERS.items():
@@ -88,6 +88,15 @@ def check_adapters(arguments: argparse.Namespace) -> None:
         if counts[0] != counts[1]:
             flags = f"`--{network.replace('_', '-')}` and `--{picture.replace('_', '-')}`"
             raise ValueError(f"{flags} work only together, as many of one as of the other.")
+
+
+def check_adapters(arguments: argparse.Namespace) -> None:
+    """Refuse files that are not there.
+
+    Raises:
+        ImportError: The package peft is not installed.
+        FileNotFoundError: An IP-Adapter, or its image encoder, is missing.
+    """
     if arguments.lora and importlib.util.find_spec("peft") is None:
         raise ImportError("`--lora` needs peft. Install the extra: pip install 'seecoder[lora]'.")
     if arguments.ip_adapter is not None:
@@ -158,8 +167,3 @@ def place(pipe: "SeeCoderPipeline | SeeCoderXLPipeline", offload: str | None, de
         pipe.enable_sequential_cpu_offload(device=device)
     else:
         pipe.enable_group_offload(device, torch.device("cpu"), "leaf_level", use_stream=device.type == "cuda")
-
-
-def one_or_all(values: list[Any]) -> Any:
-    """The value of an option that was given once, all values of a repeated one, or None."""
-    return values if len(values) > 1 else next(iter(values), None)

@@ -11,7 +11,7 @@ from pathlib import Path
 from seecoder.base_model.facts import native_size, pixels_per_cell
 from seecoder.call_rules import check_arguments, check_size
 from seecoder.checks import number, require, some_of, whole
-from seecoder.cli.conditions.adapters import check_adapters
+from seecoder.cli.conditions.adapters import check_adapters, check_guides
 from seecoder.cli.console import check_new
 from seecoder.cli.opening import pictures_by_use
 from seecoder.cli.options import pipeline_arguments
@@ -30,6 +30,7 @@ def check_options(arguments: argparse.Namespace) -> None:
     """
     check_arguments(pipeline_arguments(arguments))
     check_networks(arguments)
+    check_guides(arguments)
     check_adapters(arguments)
     seeds_of(arguments.seed, arguments.count)
     for name in ("height", "width", "batch", "max_pixels"):

@@ -4,12 +4,20 @@ import asyncio
 
 import pytest
 import torch
+from transformers import CLIPImageProcessor
 
 from seecoder import SeeCoderPipeline
 from seecoder.app import page
 from seecoder.app.page import LAUNCH_OPTIONS, MAX_FILE_SIZE, Variations, build, serve
 from seecoder.images.gate import load_image
 from seecoder.images.saving import save_image
+from tests.fixtures.pipelines import (
+    build_controlnet,
+    build_image_encoder,
+    build_ip_adapter,
+    build_t2i_adapter,
+    build_unet,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 
@@ -246,3 +254,78 @@ def test_a_browser_is_answered(pipe, files):
     assert len(gallery) == 2
     assert seed == 0
     assert notes == "Done."
+
+
+def test_networks_that_see_pictures_of_their_own_get_them_from_a_browser(parts, files):
+    client_of = pytest.importorskip("gradio_client")
+    nets = {"controlnet": build_controlnet(parts["unet"]), "adapter": [build_t2i_adapter(4), build_t2i_adapter(5)]}
+    pipe = SeeCoderPipeline(**parts, **nets)
+    pipe.set_progress_bar_config(disable=True)
+    blocks = build(Variations(pipe, 64))
+    _, address, _ = blocks.launch(prevent_thread_lock=True, quiet=True, **LAUNCH_OPTIONS)
+    try:
+        client = client_of.Client(address, verbose=False)
+        (function,) = blocks.fns.values()
+        inputs = sorted(function.inputs, key=lambda block: block._id)
+        places = {component.label: place for place, component in enumerate(inputs)}
+
+        def press(**changes):
+            given = [component.value for component in inputs]
+            seen = {"What the ControlNet sees (of several: in their order)": files[1:]}
+            seen |= {"What the T2I-Adapter sees (of several: in their order)": files, "Pictures (1 to 8)": files[:1]}
+            for label, paths in seen.items():
+                given[places[label]] = [client_of.handle_file(path) for path in paths]
+            values = {"Height": 16, "Width": 16, "Steps": 2, "Variations": 1, "Randomise the seed": False}
+            for label, value in (values | changes).items():
+                given[places[label]] = value
+            gallery, _, _ = client.predict(*given, api_name="/vary")
+            return pixels([(entry["image"], "") for entry in gallery])
+
+        guided = press(**{"ControlNet: Strength (empty: 1)": "0.5", "T2I-Adapter: Strength (empty: 1)": "1 0.25"})
+        with pytest.raises(client_of.exceptions.AppError, match="must be one number, or 2: one for every network"):
+            press(**{"T2I-Adapter: Strength (empty: 1)": "1 2 3"})
+    finally:
+        blocks.close()
+    expected = pipe(
+        files[0],
+        control_image=files[1],
+        controlnet_conditioning_scale=0.5,
+        adapter_image=files,
+        adapter_conditioning_scale=[1.0, 0.25],
+        num_inference_steps=2,
+        guidance_scale=2.0,
+        generator=torch.Generator().manual_seed(0),
+        output_type="pt",
+    ).images
+    assert (guided - expected).abs().max() <= 0.5 / 255 + 1e-5
+
+
+def test_an_ip_adapter_gets_its_picture_and_a_network_without_one_is_named(parts, files):
+    pipe = SeeCoderPipeline(**parts | {"unet": build_unet()}, controlnet=build_controlnet(parts["unet"]))
+    labels = [getattr(block, "label", "") for block in build(Variations(pipe, 64)).blocks.values()]
+    assert "What the IP-Adapter sees" not in labels
+    values = {"together": False, "count": 1, "seed": 5, "height": 16, "width": 16, "num_inference_steps": 1}
+    values |= {"guidance_scale": 2.0, "method": "plain", "stages": False, "progress": lambda share, desc: None}
+    with pytest.raises(ValueError, match="there is a `controlnet` but no `control_image`; one works only with"):
+        Variations(pipe, 64)(files[:1], **values)
+    pipe = SeeCoderPipeline(
+        **parts | {"unet": build_unet()},
+        image_encoder=build_image_encoder(),
+        feature_extractor=CLIPImageProcessor(size=32, crop_size=32),
+    )
+    pipe.load_ip_adapter(build_ip_adapter(pipe.unet), image_encoder_folder=None)
+    pipe.set_progress_bar_config(disable=True)
+    labels = [getattr(block, "label", "") for block in build(Variations(pipe, 64)).blocks.values()]
+    assert "What the IP-Adapter sees" in labels
+    gallery, _ = Variations(pipe, 64)(files[:1], ip_adapter_image=files[1], **values)
+    expected = pipe(
+        files[0],
+        ip_adapter_image=files[1],
+        num_inference_steps=1,
+        guidance_scale=2.0,
+        generator=torch.Generator().manual_seed(5),
+        output_type="pt",
+    ).images
+    assert (pixels(gallery) - expected).abs().max() <= 0.5 / 255 + 1e-5
+    with pytest.raises(ValueError, match="an IP-Adapter is loaded, but there is neither `ip_adapter_image`"):
+        Variations(pipe, 64)(files[:1], **values)

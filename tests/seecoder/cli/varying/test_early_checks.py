@@ -86,8 +86,8 @@ MISTAKES = [
     ([*PANORAMA, "--method", "demofusion"], "`--method`='demofusion' makes no panoramas; use syncdiffusion,"),
     ([*VARY, "--region", "mask.png"], "'mask.png' is not MASK=PICTURE"),
     ([*VARY, "--region", f"{SCENE}={SCENE}"], "`--region` needs `--method multidiffusion` (alone, or where it"),
-    (["app", *NETWORKS, "--controlnet", WORLD], "the web app has no ControlNet, T2I-Adapter or IP-Adapter; use"),
-    (["app", *NETWORKS, "--ip-adapter", "x"], "the web app has no ControlNet, T2I-Adapter or IP-Adapter; use"),
+    (["app", *NETWORKS, "--control-image", SCENE], "`--control-image` has no effect: the page asks for it. Leave it"),
+    (["app", *NETWORKS, "--ip-adapter", "x"], "`--ip-adapter`=x must be a file with a folder image_encoder/ beside it"),
     # paths
     (
         [*VARY, "--ip-adapter", "x", "--ip-adapter-image", SCENE],
