@@ -6,7 +6,6 @@ from typing import Any
 
 CPU_SPEED_UP, GPU_SPEED_UP = 2.0, 2.5  # all levers of a training, times the naive loop
 PEAK_FRACTION = 0.4  # of a GPU's peak, with all levers
-LOADER_SPEED, LOADER_CORES = 2000.0, 8  # JPEGs of 512 x 512 pixels a second, on so many cores
 SAMPLING_GIB = 12.0  # of GPU memory at 4096 x 4096 pixels
 OVERHEAD_FRACTION = 0.05  # of a sampling run, outside UNet and VAE
 
@@ -61,16 +60,6 @@ def training_verdicts(head: Mapping[str, Any], fast: Mapping[str, Any] | None) -
         speed = fast["images_per_second"]
         note = f"{speed:.1f} of {speed * PEAK_FRACTION / fast['mfu']:.1f} images/s; {note}"
     yield Verdict(f"{what}, share of the peak", None if fast is None else fast["mfu"], PEAK_FRACTION, note)
-
-
-def loader_verdict(per_core: float) -> Verdict:
-    """Say whether the loader meets its goal.
-
-    Args:
-        per_core: JPEGs of 512 x 512 pixels that one core reads in a second.
-    """
-    what = f"loader, JPEG of 512 x 512 pixels a second on {LOADER_CORES} cores"
-    return Verdict(what, LOADER_CORES * per_core, LOADER_SPEED, f"{per_core:.1f} on one core, if cores scale")
 
 
 def memory_verdicts(rows: Sequence[Mapping[str, Any]]) -> Iterator[Verdict]:

@@ -1,15 +1,13 @@
 #!/usr/bin/env python
-"""What sampling above the training size costs on the CPU: evaluations, overhead, memory. `gpu.py` has seconds on a GPU.
+"""What sampling costs on the CPU besides the network: evaluations and overhead. `gpu.py` has seconds on a GPU.
 
     scripts/benchmarks/sampling.py --out scripts/benchmarks/sampling.json
 
 1. Evaluations of every method at SDXL's sizes, counted on a network that does nothing, beside the arithmetic.
 2. Share of a run outside the UNet and the VAE, with a UNet of middling size on the CPU; `--steps` steps.
-3. Memory at the network's door for more and more views of the same picture.
 """
 
 import argparse
-import gc
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -64,29 +62,15 @@ ARITHMETIC: tuple[tuple[str, Callable[[int], Any], float, float], ...] = (
 
 
 class Network:
-    """A denoiser that predicts nothing; counts windows and looks at what is in memory when it is called."""
+    """A denoiser that predicts nothing, and counts windows."""
 
-    def __init__(self, *, watch_memory: bool = False) -> None:
-        self.windows, self.largest_batch, self.peak = 0.0, 0, 0
-        self._watch_memory = watch_memory
+    def __init__(self) -> None:
+        self.windows = 0.0
 
     def __call__(self, latents: torch.Tensor, timestep: torch.Tensor, context: torch.Tensor, **_: Any) -> torch.Tensor:
         """No noise anywhere, and a gradient through it."""
         self.windows += latents.shape[0] * latents.shape[2] * latents.shape[3] / NATIVE**2
-        self.largest_batch = max(self.largest_batch, latents.shape[0])
-        if self._watch_memory:
-            self.peak = max(self.peak, live_bytes())
         return latents * torch.zeros_like(latents)  # not times 0.0: gradients must need what a checkpoint forgot
-
-
-def live_bytes() -> int:
-    """Bytes of all tensors that are alive, shared storage once."""
-    storages = {}
-    for entry in gc.get_objects():
-        if type(entry) is torch.Tensor and entry.device.type == "cpu":
-            storage = entry.untyped_storage()
-            storages[storage.data_ptr()] = storage.nbytes()
-    return sum(storages.values())
 
 
 def run(network: Any, method: Any, side: int, steps: int = STEPS, **options: Any) -> torch.Tensor:
@@ -201,19 +185,6 @@ def _one_share(pipeline: Any, method: Any, context: torch.Tensor, steps: int) ->
     return seconds, 1.0 - clock.seconds / seconds
 
 
-def memory() -> list[dict[str, Any]]:
-    """Live tensors at the network's door at 4096 pixels, for more and more windows."""
-    rows = []
-    for stride in (128, 64, 32, 16):
-        network = Network(watch_memory=True)
-        before = live_bytes()
-        method = MultiDiffusion(stride=stride)
-        views = len(method.views((NATIVE, NATIVE), (4 * NATIVE, 4 * NATIVE)))
-        run(network, method, 4 * NATIVE, steps=2)  # enough to see what is held
-        rows.append({"views": views, "mebibytes": (network.peak - before) / 2**20, "batch": network.largest_batch})
-    return rows
-
-
 def shortfalls(found: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
     """What is not as it should be, a line each."""
     for row in found.get("evaluations", ()):
@@ -223,9 +194,6 @@ def shortfalls(found: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
         if not row["within_goal"]:
             outside = f"{row['share_outside']:.1%} of the run outside UNet and VAE"
             yield f"{row['method']}: {outside}, goal {OVERHEAD_FRACTION:.0%}"
-    held = [row["mebibytes"] for row in found.get("memory", ()) if row["views"] > row["batch"]]
-    if held and max(held) > 1.01 * min(held):
-        yield f"memory grows with the number of views: {min(held):.1f} to {max(held):.1f} MiB"
 
 
 def main() -> None:
@@ -235,7 +203,6 @@ def main() -> None:
     parts: dict[str, Callable[[], list[dict[str, Any]]]] = {
         "evaluations": evaluations,
         "overhead": lambda: overhead(options.steps),
-        "memory": memory,
     }
     parser.add_argument("--parts", nargs="+", choices=list(parts), default=list(parts), help="(default: all)")
     options = parser.parse_args()

@@ -3,11 +3,9 @@
 
     scripts/benchmarks/training.py --out scripts/benchmarks/training.json
 
-1. The world: the naive loop, each lever alone, all together. Turns of a few steps are interleaved, so that whatever
-   else the machine does falls on all alike; a ratio is that of two turns of one repetition.
-2. The loader alone: JPEG of 512 x 512 pixels, a second and core, and where the time goes.
-
-It ends with a verdict on each goal, and with exit code 1 if one is not met.
+The world is trained by the naive loop, with each lever alone, and with all together. Turns of a few steps are
+interleaved, so that whatever else the machine does falls on all alike; a ratio is that of two turns of one repetition.
+It ends with a verdict on the goal, and with exit code 1 if that is not met.
 """
 
 import argparse
@@ -26,8 +24,8 @@ wait_passively()  # before torch is imported
 
 import torch
 
-from scripts.benchmarks.goals import Verdict, exit_code, loader_verdict, training_verdicts
-from scripts.benchmarks.training_inputs import loader_speed, world_workload
+from scripts.benchmarks.goals import exit_code, training_verdicts
+from scripts.benchmarks.training_inputs import world_workload
 from scripts.benchmarks.training_levers import ALL, NAIVE, Levers, Loop, Workload, measured_peak
 from scripts.results import markdown, versions, write_json
 
@@ -82,26 +80,17 @@ def main() -> int:
     parser.add_argument("--base", type=Path, help="the world's base (data/world/base)")
     parser.add_argument("--steps", type=int, default=4, help="steps of a turn (%(default)s)")
     parser.add_argument("--repetitions", type=int, default=5, help="turns of each loop (%(default)s)")
-    parser.add_argument("--parts", nargs="*", default=["world", "loader"], choices=["world", "loader"], help="(all)")
     options = parser.parse_args()
     settings = {name: getattr(options, name) for name in ("steps", "repetitions")}
     result: dict[str, Any] = {"versions": versions("torch", "diffusers", "timm"), "settings": settings}
     result["threads"] = torch.get_num_threads()
-    verdicts: list[Verdict] = []
     with tempfile.TemporaryDirectory() as temporary:
-        if "world" in options.parts:
-            work = world_workload(Path(temporary), options.base)
-            rows = measure(work, work.variants(), options.steps, options.repetitions)
-            print(markdown(rows))
-            fast = next(row for row in rows if row["loop"] == ALL)
-            verdicts += training_verdicts({"workload": work.name, "device": work.device}, fast)
-            result["world"] = rows
-            write_json(options.out, result)
-        if "loader" in options.parts:
-            result["loader"] = loader_speed(Path(temporary))
-            print(markdown([result["loader"] | result["loader"].pop("milliseconds")]))
-            verdicts.append(loader_verdict(result["loader"]["per_second"]))
-    write_json(options.out, result | {"verdicts": [str(verdict) for verdict in verdicts]})
+        work = world_workload(Path(temporary), options.base)
+        rows = measure(work, work.variants(), options.steps, options.repetitions)
+    print(markdown(rows))
+    fast = next(row for row in rows if row["loop"] == ALL)
+    verdicts = list(training_verdicts({"workload": work.name, "device": work.device}, fast))
+    write_json(options.out, result | {"world": rows, "verdicts": [str(verdict) for verdict in verdicts]})
     print("", *verdicts, sep="\n")
     return exit_code(verdicts)
 

@@ -1,8 +1,6 @@
 """What the training benchmark trains and reads: the world, and Stable Diffusion 1.5's shapes with random weights."""
 
 import io
-import itertools
-import statistics
 from collections.abc import Callable, Mapping
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -16,20 +14,12 @@ from PIL import Image
 
 from data.build import main as build
 from data.cache import main as cache
-from data.shards.building.processes import one_thread
 from data.shards.building.shard_build import write_shard
 from data.shards.building.sources import encode_image
 from data.shards.manifest import Manifest, write_manifest
-from data.shards.plan import Plan
-from data.shards.reading.shard_batches import ShardBatches
-from data.shards.reading.shard_reader import ShardReader
-from data.shards.reading.square_image import SquareImage
-from data.shards.shard_set import open_shards
 from scripts.benchmarks.random_networks import autoencoder, small_unet, stable_diffusion_scheduler
-from scripts.benchmarks.timed_network import median_seconds
 from scripts.benchmarks.training_levers import Workload
 from seecoder.base_model.known_bases import base_sizes
-from seecoder.images.gate import load_image
 
 ROOT = Path(__file__).resolve().parents[2]
 QUALITY, SIDE = 90, 512
@@ -146,34 +136,3 @@ def _jpeg(seed: int) -> bytes:
         picture += np.asarray(Image.fromarray(part).resize((SIDE, SIDE), Image.Resampling.BICUBIC)) / 4
     picture += random.normal(0, 4, picture.shape)
     return encode_image(Image.fromarray(picture.clip(0, 255).astype(np.uint8)), "JPEG", quality=QUALITY)
-
-
-def loader_speed(folder: Path, repetitions: int = 30) -> dict[str, Any]:
-    """Read JPEG of 512 x 512 pixels on one core, as a worker of the loader does, and time its parts.
-
-    Args:
-        folder: Where shards are written.
-        repetitions: Of each part, whose median counts; the first one does not.
-
-    Returns:
-        `per_second`, `kilobytes` of a picture, and `milliseconds` by part.
-    """
-    write_pictures(folder / "loader", shards=4, count=32)
-    shards = open_shards(folder / "loader")
-    transform, plan, cpu = SquareImage(SIDE), Plan(shards.counts), torch.device("cpu")
-    batches, reader = ShardBatches(shards, plan, transform, 16), ShardReader(shards)
-    with one_thread():
-        samples = [reader.read(plan.place(position).shard, plan.place(position).number) for position in range(64)]
-        parts: dict[str, Callable[[int], Any]] = {
-            "reading bytes": lambda row: reader.read(plan.place(row).shard, plan.place(row).number),
-            "JPEG to floats (load_image)": lambda row: load_image(samples[row]["jpg"]),
-            "JPEG to a uint8 square (whole transform)": lambda row: transform(samples[row], 0, row),
-        }
-        rows, positions = itertools.cycle(range(64)), itertools.count(step=batches.batch_size)
-        times = {
-            name: 1000 * median_seconds(lambda part=part: part(next(rows)), cpu, repetitions)
-            for name, part in parts.items()
-        }
-        batch = median_seconds(lambda: batches[next(positions)], cpu, repetitions)
-    size = statistics.mean(len(sample["jpg"]) for sample in samples) / 1000
-    return {"per_second": batches.batch_size / batch, "kilobytes": size, "milliseconds": times}

@@ -24,6 +24,7 @@ from data.shards.shard_set import open_shards
 from scripts.benchmarks.training_inputs import write_pictures
 
 BATCH = 16
+GOAL = 8, 2000  # cores, and images that they shall read in a second
 
 
 def turns(works: dict[str, Callable[[], Tensor]], repetitions: int) -> dict[str, list[float]]:
@@ -70,6 +71,9 @@ def main() -> None:
         positions = itertools.count(step=BATCH)
         assert torch.equal(first, by_torchvision()), "same pixels"
         show(found)
+        cores, asked = GOAL
+        held = cores / statistics.median(found["loader"])
+        print(f"on {cores} cores, if they scale: {held:.0f} images/s (goal: {asked})")
         print(f"loader / torchvision.io: {ratio(found, *works):.3f}")
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from scripts.benchmarks.goals import Verdict, exit_code, loader_verdict, memory_verdicts, training_verdicts
+from scripts.benchmarks.goals import Verdict, exit_code, memory_verdicts, training_verdicts
 from scripts.benchmarks.training_levers import ALL, NAIVE
 
 
@@ -54,13 +54,6 @@ def test_the_goal_is_said_in_pictures_of_this_device():
 def test_a_cpu_has_one_goal(ratio: float | None, expected: bool):
     (verdict,) = verdicts_of(rows("cpu", ratio, 0.01))
     assert verdict.is_met is expected
-
-
-@pytest.mark.parametrize(("per_core", "expected"), [(250.0, True), (249.9, False)])
-def test_the_goal_of_the_loader_is_2000_pictures_on_8_cores(per_core: float, expected: bool):
-    verdict = loader_verdict(per_core)
-    assert (verdict.goal, verdict.is_met) == (2000, expected)
-    assert f"{8 * per_core:.4g}, goal 2000" in str(verdict)
 
 
 def test_memory_is_asked_for_at_4096_pixels_only_and_running_out_of_it_is_a_miss():

@@ -46,18 +46,15 @@ def test_shortfalls_are_named(bench: Any):
     good = {
         "evaluations": [{"method": "plain", "pixels": 2048, "counted": 200.0, "arithmetic": 200, "equal": True}],
         "overhead": [{"method": "plain", "share_outside": 0.02, "within_goal": True}],
-        "memory": [{"views": 16, "mebibytes": 9.0, "batch": 16}, {"views": 49, "mebibytes": 33.0, "batch": 16}],
     }
     assert list(bench.shortfalls(good)) == []
     bad = {
         "evaluations": [{**good["evaluations"][0], "counted": 210.0, "equal": False}],
         "overhead": [{"method": "plain", "share_outside": 0.07, "within_goal": False}],
-        "memory": [*good["memory"], {"views": 169, "mebibytes": 35.0, "batch": 16}],
     }
-    evaluations, overhead, memory = bench.shortfalls(bad)
+    evaluations, overhead = bench.shortfalls(bad)
     assert "210 evaluations, 200 expected" in evaluations
     assert "7.0% of the run" in overhead
-    assert "33.0 to 35.0 MiB" in memory
 
 
 def test_what_is_counted_is_the_arithmetic(bench: Any, monkeypatch: pytest.MonkeyPatch):

@@ -54,33 +54,18 @@ def test_a_ratio_is_that_of_two_turns_of_one_repetition(monkeypatch: pytest.Monk
     assert ScriptedLoop.log == [f"{NAIVE} 1", "fast 1", *then, f"close {NAIVE}", "close fast"]
 
 
-@pytest.mark.parametrize(("ratio", "per_core", "code"), [(2.1, 260.0, 0), (1.9, 260.0, 1), (2.1, 240.0, 1)])
-def test_the_program_ends_with_its_verdicts(monkeypatch, tmp_path: Path, capsys, ratio, per_core, code):
+@pytest.mark.parametrize(("ratio", "code"), [(2.1, 0), (1.9, 1)])
+def test_the_program_ends_with_its_verdicts(monkeypatch, tmp_path: Path, capsys, ratio, code):
     rows = [{"loop": NAIVE, "ratio": 1.0}, {"loop": ALL, "ratio": ratio, "images_per_second": 1.0, "mfu": 0.3}]
     work = SimpleNamespace(name="the world", device=torch.device("cpu"), variants=dict)
     monkeypatch.setattr(training, "world_workload", lambda *_: work)
     monkeypatch.setattr(training, "measure", lambda *_: rows)
-    monkeypatch.setattr(training, "loader_speed", lambda _: {"per_second": per_core, "milliseconds": {}})
     out = tmp_path / "out.json"
     monkeypatch.setattr(sys, "argv", ["training.py", "--out", str(out)])
     assert training.main() == code
     kept = json.loads(out.read_text())
     assert kept["world"] == rows
-    assert len(kept["verdicts"]) == 2
+    assert len(kept["verdicts"]) == 1
     printed = capsys.readouterr().out
-    assert printed.splitlines()[-2:] == kept["verdicts"]
+    assert printed.splitlines()[-1:] == kept["verdicts"]
     assert ("NOT met" in printed) == bool(code)
-
-
-def test_what_is_measured_is_kept_when_a_later_part_fails(monkeypatch, tmp_path: Path):
-    def fail(_: Any) -> Any:
-        raise RuntimeError("no disk")
-
-    rows = [{"loop": ALL, "ratio": 3.0, "images_per_second": 1.0, "mfu": 0.3}]
-    monkeypatch.setattr(training, "world_workload", lambda *_: SimpleNamespace(name="", device="cpu", variants=dict))
-    monkeypatch.setattr(training, "measure", lambda *_: rows)
-    monkeypatch.setattr(training, "loader_speed", fail)
-    monkeypatch.setattr(sys, "argv", ["training.py", "--out", str(tmp_path / "out.json")])
-    with pytest.raises(RuntimeError, match="no disk"):
-        training.main()
-    assert json.loads((tmp_path / "out.json").read_text())["world"] == rows

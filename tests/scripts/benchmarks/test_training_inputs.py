@@ -1,9 +1,7 @@
 from pathlib import Path
 
-import pytest
-
 from data.shards.manifest import read_manifest
-from scripts.benchmarks.training_inputs import loader_speed, toy_workload, write_pictures
+from scripts.benchmarks.training_inputs import toy_workload, write_pictures
 
 
 def test_pictures_are_written_as_shards_of_jpeg_with_the_bytes_of_photographs(tmp_path: Path):
@@ -17,12 +15,3 @@ def test_the_toy_workload_has_the_same_samples_with_and_without_latents(tmp_path
     assert [shard.samples for shard in raw.shards] == [shard.samples for shard in cached.shards]
     assert sum(shard.bytes for shard in cached.shards) > sum(shard.bytes for shard in raw.shards)
     assert work.flops(work.naive) > 0
-
-
-@pytest.mark.heavy
-def test_the_loaders_speed_has_its_parts(tmp_path: Path):
-    found = loader_speed(tmp_path, repetitions=2)
-    assert found["per_second"] > 0
-    assert 50 < found["kilobytes"] < 300
-    decode, whole = found["milliseconds"]["JPEG to floats (load_image)"], list(found["milliseconds"].values())[-1]
-    assert 0 < decode < 4 * whole
