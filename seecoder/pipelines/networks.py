@@ -52,7 +52,7 @@ class HalvedOnDemand:
         Raises:
             RuntimeError: Memory ran out for a single row.
         """
-        count = len(latents)
+        count = latents.shape[0]
         while True:
             size = min(count, self._max_rows or count)
             parts = []

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import groupby
+from operator import attrgetter
 
 import torch
 
@@ -20,6 +21,7 @@ from seecoder.sampling.views import Size, View, feather, full_view
 
 Denoiser = Callable[..., torch.Tensor]
 Fields = dict[Branch, torch.Tensor]
+_STATE, _STATE_FIRST = attrgetter("network"), attrgetter("network", "context")  # of a branch
 
 
 @dataclass(frozen=True)
@@ -79,15 +81,14 @@ class Evaluator:
                 continue
             seen = cut_from if path.prefilter is None else path.prefilter(cut_from, step)
             offsets = edited.offsets if path.follows_offsets else {}
-            needed = sorted({path.branch_for(branch) for branch in branches}, key=lambda branch: branch[::-1])
+            own = {branch: path.branch_for(branch) for branch in branches}
             fused: Fields = {}
-            for network, group in groupby(needed, lambda branch: branch.network):
+            for network, group in groupby(sorted(set(own.values()), key=_STATE_FIRST), _STATE):
                 fused |= self._fuse(seen, step, path, network, list(group), offsets)
             if path.prefilter is not None:
                 fused = {b: self.stepper.carry_over(f, seen, edited.latents, step.index) for b, f in fused.items()}
             for branch in branches:
-                noise = fused[path.branch_for(branch)]
-                part = noise if path.weight is None else weight * noise
+                part = fused[own[branch]] if path.weight is None else weight * fused[own[branch]]
                 total[branch] = total[branch] + part if branch in total else part
         return total
 
@@ -103,7 +104,7 @@ class Evaluator:
         """Weighted mean of the views' predictions; cells that no view covers stay 0."""
         scaled = self.stepper.scale_input(seen, step.index)
         batches = list(self.micro_batches(step, path, seen.shape[0]))
-        if not offsets and batches == [[(image, full_view(step.latent_size)) for image in range(len(seen))]]:
+        if not offsets and batches == [[(image, full_view(step.latent_size)) for image in range(seen.shape[0])]]:
             outputs = self.predict(scaled, batches[0], step, path, network, branches)  # nothing to cut or fuse
             return {branch: output.to(seen.dtype) for branch, output in zip(branches, outputs, strict=True)}
         accumulators = [torch.zeros_like(seen) for _ in branches]

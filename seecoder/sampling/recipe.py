@@ -109,10 +109,10 @@ class Recipe:
         """
         if self.network is not None and run.unet is not None:
             self.network.check_layers(run.unet)
+        if run.image_latents is not None and (self.stages is None or not self.stages.enlarges_images):
+            raise ValueError("`image_latents` needs a method that starts from a picture. Use DemoFusion().")
         if self.stages is not None:
             return self.stages.plan(run, self)
-        if run.image_latents is not None:
-            raise ValueError("`image_latents` needs a method that starts from a picture. Use DemoFusion().")
         return [self.base_stage(run, run.size, "sampling")]
 
     def frame_path(self, run: Run, size: Size) -> Path:

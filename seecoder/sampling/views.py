@@ -56,6 +56,7 @@ class View(NamedTuple):
             self._strip(total).index_add_(-1, columns, values)
 
 
+@lru_cache(maxsize=256)
 def full_view(size: Size) -> View:
     """The view that holds all cells of latents of this size."""
     return View(0, 0, *size)

@@ -99,8 +99,6 @@ class RectifiedHR(StagesMethod):
         return Stage(name, size, steps, begin, recipe.paths(run, size), recipe.guidance(run, size))
 
     def _check(self, run: Run, switches: int, fractions: int, boosts: int) -> None:
-        if run.image_latents is not None:
-            raise ValueError("`image_latents` needs a method that starts from a picture. Use DemoFusion().")
         if boosts < min(fractions, switches):
             raise ValueError(f"`guidance_boost` has {boosts} factors; give one for each change that `switch_at` names.")
         if switches:

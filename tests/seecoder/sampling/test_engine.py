@@ -1,4 +1,3 @@
-import gc
 import inspect
 import subprocess
 import sys
@@ -6,20 +5,9 @@ import sys
 import pytest
 import torch
 
-from seecoder.sampling import (
-    Control,
-    DemoFusion,
-    HiDiffusion,
-    MultiDiffusion,
-    RectifiedHR,
-    ScaleCrafter,
-    SyncDiffusion,
-    sample,
-)
-from seecoder.sampling.methods.perceptual import pyramid_distance
+from seecoder.sampling import Control, DemoFusion, MultiDiffusion, sample
 from seecoder.sampling.randomness import Randomness
 
-SYNC = SyncDiffusion(stride=4, sync_threshold=1.0, loss=pyramid_distance)
 SMALL = {"native_size": (8, 8), "num_inference_steps": 6}
 
 
@@ -144,111 +132,6 @@ def test_check_22_seeds_hold_across_processes_and_a_scrambled_global_state() -> 
     assert scope["run"](True) == pytest.approx([float.fromhex(word) for word in other], rel=1e-9)
 
 
-def assert_parametrisations_agree(denoiser, run, make_scheduler, relative) -> None:
-    """`run(denoiser, prediction_type)` gives the same for a noise-predicting network and its v-predicting twin."""
-    alphas = make_scheduler("ddim").alphas_cumprod.double()
-
-    def velocity(latents, timestep, context):
-        signal, spread = alphas[int(timestep)] ** 0.5, (1 - alphas[int(timestep)]) ** 0.5
-        return (denoiser(latents, timestep, context) - spread * latents) / signal
-
-    assert relative(run(velocity, "v_prediction"), run(denoiser, "epsilon")) < 1e-5
-
-
-@pytest.mark.parametrize("name", ["ddim", "euler", "dpm", "unipc"])
-@pytest.mark.parametrize(
-    "method",
-    [None, MultiDiffusion(), DemoFusion(), RectifiedHR(switch_at=(0.5,), guidance_boost=(2.0,)), SYNC],
-    ids=lambda method: type(method).__name__,
-)
-def test_check_23_noise_and_v_prediction_give_one_trajectory(
-    name, method, make_scheduler, make_denoiser, context, relative
-) -> None:
-    def run(network, prediction_type):
-        return sample(
-            network,
-            make_scheduler(name, prediction_type=prediction_type),
-            latent_shape=(1, 4, 16, 16),
-            context=context[:1],
-            negative_context=context[1:2],
-            guidance_scale=2.0,
-            generator=torch.Generator().manual_seed(0),
-            method=method,
-            decoder=lambda latents: latents[:, :3],
-            encoder=lambda pixels: torch.cat([pixels, pixels[:, :1]], dim=1),
-            **SMALL,
-        )
-
-    assert_parametrisations_agree(make_denoiser(), run, make_scheduler, relative)
-
-
-@pytest.mark.parametrize(
-    "method",
-    [
-        ScaleCrafter(damping={"mid": 1.5}, damp_tau=0.7, disperse=["level.2"]),
-        HiDiffusion(),
-        [ScaleCrafter(), DemoFusion()],
-    ],
-    ids=["ScaleCrafter", "HiDiffusion", "both"],
-)
-def test_check_23_with_every_change_of_the_network(
-    method, make_scheduler, make_unet, denoiser_of, context, relative
-) -> None:
-    unet = make_unet()
-
-    def run(network, prediction_type):
-        return sample(
-            network,
-            make_scheduler("euler", prediction_type=prediction_type),
-            latent_shape=(1, 4, 32, 32),
-            native_size=(16, 16),
-            num_inference_steps=3,
-            context=context[:1],
-            negative_context=context[1:2],
-            guidance_scale=2.0,
-            generator=torch.Generator().manual_seed(0),
-            method=method,
-            unet=unet,
-        )
-
-    assert_parametrisations_agree(denoiser_of(unet), run, make_scheduler, relative)
-
-
-def test_check_24_one_history_equals_a_history_per_view(make_scheduler, make_denoiser, context, relative) -> None:
-    """DPM-Solver++ 2M over static windows: per-view schedulers, averaged after each step, as diffusers does it."""
-    from seecoder.sampling.views import windows
-
-    denoiser, steps = make_denoiser(), 8
-    noise = torch.randn((1, 4, 8, 20), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    views = windows((8, 20), (8, 8), (4, 4))
-    schedulers = [make_scheduler("dpm") for _ in views]
-    for scheduler in schedulers:
-        scheduler.set_timesteps(steps)
-    latents = noise.clone()
-    count = torch.zeros_like(noise)
-    for view in views:
-        view.scatter_add(count, torch.ones(view.size, dtype=torch.float64))
-    with torch.no_grad():
-        for timestep in schedulers[0].timesteps:
-            total = torch.zeros_like(latents)
-            for view, scheduler in zip(views, schedulers, strict=True):
-                part = view.gather(latents)
-                output = denoiser(part, timestep, context[:1])
-                view.scatter_add(total, scheduler.step(output, timestep, part, return_dict=False)[0])
-            latents = total / count
-    actual = sample(
-        denoiser,
-        make_scheduler("dpm"),
-        latent_shape=(1, 4, 8, 20),
-        native_size=(8, 8),
-        num_inference_steps=steps,
-        context=context[:1],
-        latents=noise,
-        method=MultiDiffusion(stride=4),
-    )
-    assert relative(actual, latents) < 1e-6
-
-
 @pytest.mark.parametrize("size", [(8, 24), (24, 8), (13, 17), (4, 32), (5, 7)])
 @pytest.mark.parametrize("method", [MultiDiffusion(), DemoFusion()], ids=lambda m: type(m).__name__)
 def test_check_26_any_size_runs(size, method, make_scheduler, make_denoiser, context) -> None:
@@ -264,79 +147,6 @@ def test_check_26_any_size_runs(size, method, make_scheduler, make_denoiser, con
     )
     assert latents.shape == (1, 4, *size)
     assert latents.isfinite().all()
-
-
-@pytest.fixture
-def live_bytes():
-    """Counts the bytes of all tensors born since the test began, shared storage once."""
-
-    def count() -> int:
-        storages = {}
-        for entry in gc.get_objects():
-            if type(entry) is torch.Tensor:
-                storage = entry.untyped_storage()
-                storages[storage.data_ptr()] = storage.nbytes()
-        return sum(storages.values())
-
-    gc.collect()
-    gc.freeze()  # what is here already is neither searched nor counted
-    yield count
-    gc.unfreeze()
-
-
-@pytest.mark.heavy
-@pytest.mark.parametrize(
-    "windowed",
-    [
-        lambda stride: MultiDiffusion(stride=stride),
-        lambda stride: MultiDiffusion(stride=stride, blend="feather", jitter=(8 - stride) // 2),
-        lambda stride: DemoFusion(stride=stride),
-        lambda stride: [MultiDiffusion(stride=stride), RectifiedHR(switch_at=(0.5,), resize_in="latents")],
-    ],
-    ids=["MultiDiffusion", "jittered", "DemoFusion", "RectifiedHR"],
-)
-def test_check_26_memory_follows_the_micro_batch_not_the_views(windowed, make_scheduler, context, live_bytes) -> None:
-    """Counted at the network's door: many times as many windows hold no more than a few."""
-    views, peaks = [], []
-
-    def watching(latents, timestep, context):
-        views[-1] += len(latents)
-        peaks[-1] = max(peaks[-1], live_bytes())
-        assert len(latents) <= 6  # three views, two branches
-        return torch.zeros_like(latents)
-
-    for stride in (8, 4, 2, 1):
-        views.append(0)
-        peaks.append(0)
-        sample(
-            watching,
-            make_scheduler("ddim"),
-            latent_shape=(1, 4, 32, 32),
-            native_size=(8, 8),
-            num_inference_steps=2,
-            context=context[:1],
-            negative_context=context[1:2],
-            guidance_scale=2.0,
-            generator=torch.Generator().manual_seed(0),
-            method=windowed(stride),
-            view_batch_size=3,
-        )
-    assert views[-1] > 15 * views[0]
-    assert max(peaks) < 1.1 * peaks[0]
-
-
-def test_check_26_large_frames_count_by_their_area(make_scheduler, make_denoiser, context) -> None:
-    denoiser = make_denoiser()
-    sample(
-        denoiser,
-        make_scheduler("ddim"),
-        latent_shape=(3, 4, 16, 16),
-        native_size=(8, 8),
-        num_inference_steps=1,
-        context=context,
-        view_batch_size=4,
-    )
-    assert denoiser.largest_batch == 1
 
 
 @pytest.mark.parametrize("method", [None, MultiDiffusion(), DemoFusion()], ids=lambda m: type(m).__name__)

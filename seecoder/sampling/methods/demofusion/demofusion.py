@@ -177,14 +177,14 @@ class DemoFusion(StagesMethod):
         local = self._local_paths(run, recipe, size)
         if not self.use_dilated_sampling:
             return local
-        dilated = self._dilated_weight
+
+        def dilated(step: Step) -> float:
+            return dilated_weight(cosine_decay(step.time, step.num_train_timesteps), self.cosine_scale_2)
+
         return [
             *(replace(path, weight=weight_product(lambda step: 1.0 - dilated(step), path.weight)) for path in local),
             *(replace(path, weight=weight_product(dilated, path.weight)) for path in whole),
         ]
-
-    def _dilated_weight(self, step: Step) -> float:
-        return dilated_weight(cosine_decay(step.time, step.num_train_timesteps), self.cosine_scale_2)
 
     def _local_paths(self, run: Run, recipe: Recipe, size: Size) -> list[Path]:
         # The regions' objects stand from the first phase on; other backgrounds would only mislead the network.
