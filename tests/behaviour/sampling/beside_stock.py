@@ -6,9 +6,9 @@ The UNet gives back what it gets and the results are latents, so that what is le
 scheduler's. Runs are made in turns, and processor time is counted, so that other programs matter little.
 """
 
-import gc
 import statistics
 import time
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -55,21 +55,19 @@ def calls() -> dict[str, Any]:
     }
 
 
-def measure(turns: int = TURNS) -> list[dict[str, float]]:
+def measure(turns: int = TURNS) -> Iterator[dict[str, float]]:
     """Medians of milliseconds and of the ratios of two runs of one turn, for each number of steps."""
-    rows, pipelines = [], calls()
+    pipelines = calls()
     for steps in STEPS:
         taken: dict[str, list[float]] = {name: [] for name in pipelines}
         for turn in range(turns + 1):  # the first does not count
             for name in sorted(pipelines, reverse=turn % 2 == 1):
-                gc.collect()
                 started = time.process_time()
                 pipelines[name](num_inference_steps=steps, generator=torch.Generator().manual_seed(0))
                 taken[name].append(1000 * (time.process_time() - started))
         ratios = [one / other for one, other in zip(taken["ours"][1:], taken["stock"][1:], strict=True)]
         medians = {name: statistics.median(values[1:]) for name, values in taken.items()}
-        rows.append({"steps": steps, **medians, "ratio": statistics.median(ratios)})
-    return rows
+        yield {"steps": steps, **medians, "ratio": statistics.median(ratios)}
 
 
 def main() -> None:
