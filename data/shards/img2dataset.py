@@ -15,6 +15,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from data.shards.building.finding import files_below
 from data.shards.index import MISSING, NO_PICTURE, SHORT, ShardIndex, load, read_headers, write_index
 from data.shards.manifest import IMAGE_MEMBERS, MANIFEST, SHARD_NAME, Manifest, Shard, read_manifest, write_manifest
 from data.shards.picture_sizes import measure_pictures
@@ -23,7 +24,10 @@ from seecoder.weights.digests import file_sha256
 
 NEW = "shard that is not in the manifest (`python -m data.build index` takes it in)"
 LIKE_A_SHARD = re.compile(r"\.(tar|tgz|txz|tar\.(gz|xz|zst|bz2|lz4|part|partial|tmp|crdownload))$", re.IGNORECASE)
-HIDDEN, COPY = "hidden file", "copy of another shard"
+UNFINISHED = "build.json"  # lies in the folder of a build until its manifest is written
+OF_SHARDS = re.compile(rf"{LIKE_A_SHARD.pattern}|^({MANIFEST}|{UNFINISHED})$", re.IGNORECASE)
+HIDDEN, COPY, UNLISTED = "hidden file", "copy of another shard", "folder that cannot be listed"
+BELOW = "folder of shards inside of one that has shards of its own (name it, too, and it is read)"
 
 _NOTES = "passed_over"  # in the settings of a manifest, where versions before leave it alone
 _NUMBERED = re.compile(r" ?\(\d+\)| - Copy| copy( \d+)?")  # what browsers and desktops put into the name of a copy
@@ -66,6 +70,7 @@ def take_stock(
             odd = _odd_members(index) if index else _noted(manifest, name)
             path = folder / name
             passed += [Skip(0, what, f"{path}: {what}", f"`{path}`: {detail}", lost) for what, detail, lost in odd]
+    passed += [Skip(-1, what, str(path), f"`{path}`", 0) for path, what in folders_below(folder).items() if not only]
     most = max(here for _, here, _ in found.values())
     for name, (promised, here, reason) in found.items():
         path, is_extra = folder / name, reason in (HIDDEN, COPY)
@@ -80,6 +85,15 @@ def take_stock(
         if promised or here:
             shards.append(known.get(name) or Shard(name, promised or here))
     return shards, passed
+
+
+def folders_below(folder: Path) -> dict[Path, str]:
+    """Folders inside of one, by their paths: those that hold shards, and those that cannot be listed."""
+    failed: list[OSError] = []
+    found = {path.parent: BELOW for path in files_below(folder, [], failed) if OF_SHARDS.search(path.name)}
+    found |= {Path(error.filename): UNLISTED for error in failed}
+    found.pop(folder, None)
+    return found
 
 
 def _look(path: Path, shard: Shard | None, promised: int | None) -> ShardIndex | None:

@@ -4,7 +4,7 @@ import glob
 import hashlib
 import os
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -13,18 +13,15 @@ from urllib.parse import unquote, urlsplit
 
 from braceexpand import braceexpand
 
-from data.shards.building.finding import files_below
-from data.shards.img2dataset import LIKE_A_SHARD, NEW, take_stock
+from data.shards.img2dataset import BELOW, NEW, OF_SHARDS, UNFINISHED, UNLISTED, folders_below, take_stock
 from data.shards.manifest import IMAGE_MEMBERS, MANIFEST, Manifest, Shard, read_manifest
 from data.shards.reading.skips import Skip
 from data.shards.remote.addresses import SCHEME, STORES, file_address, redacted
 from data.shards.remote.fetcher import Fetcher
 
-UNFINISHED = "build.json"  # lies in the folder of a build until its manifest is written
-
+_LIST = os.R_OK | os.X_OK  # what a folder must allow
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 _JOINT = re.compile(r"::(?![^\[\]]*\])")  # not that of an IPv6 address, which stands in brackets
-_OF_SHARDS = re.compile(rf"{LIKE_A_SHARD.pattern}|^({MANIFEST}|{UNFINISHED})$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -49,6 +46,11 @@ class ShardSet:
     shards: tuple[LocatedShard, ...]
     passed: tuple[Skip, ...] = ()  # what was passed over in their folders
     images: tuple[str, ...] = IMAGE_MEMBERS  # kinds of member that are pictures, in order of preference
+
+    def __post_init__(self) -> None:
+        read = {str(Path(row.location).parent) for row in self.shards}  # also folders below others, if both were named
+        passed = (skip for skip in self.passed if skip.reason != BELOW or skip.name not in read)
+        object.__setattr__(self, "passed", tuple(passed))
 
     @property
     def counts(self) -> list[int]:
@@ -101,7 +103,7 @@ def expand_place(place: str | Path) -> list[tuple[str | Path, list[str]]]:
     parts = [glob.escape(str(place))]
     if not os.path.exists(place):
         parts = [one for part in _JOINT.split(str(place)) for one in braceexpand(part, escape=False)]
-    pairs: list[tuple[str, str]] = []
+    pairs = [(folder, MANIFEST) for part in parts for folder in _unlisted(part) if not os.path.exists(place)]
     for path in (path for part in parts for path in sorted(glob.glob(part, recursive=True)) or [part]):
         folder, name = os.path.split(path)
         is_file = (name == MANIFEST or name.endswith(".tar")) and not os.path.isdir(path)
@@ -111,11 +113,18 @@ def expand_place(place: str | Path) -> list[tuple[str | Path, list[str]]]:
 
 
 def _folders_with_shards(place: str) -> list[str]:
-    """The place or, if it is a folder without shards, the folders below it that hold some."""
-    if not os.path.isdir(place) or any(map(_OF_SHARDS.search, os.listdir(place))):
+    """The place or, if it is a folder without shards, the folders below it that hold some or cannot be listed."""
+    if not os.path.isdir(place) or not os.access(place, _LIST) or any(map(OF_SHARDS.search, os.listdir(place))):
         return [place]
-    folders = {str(file.parent) for file in files_below(Path(place), []) if _OF_SHARDS.search(file.name)}
-    return sorted(folders) or [place]
+    return sorted(map(str, folders_below(Path(place)))) or [place]
+
+
+def _unlisted(pattern: str) -> Iterator[str]:
+    """Folders that a notation would look into, and that cannot be listed; `glob` leaves them out without a word."""
+    while glob.has_magic(pattern):
+        pattern = os.path.dirname(pattern)
+        folders = glob.glob(os.path.join(pattern, ""), recursive=True)  # such as `a/b/`
+        yield from (folder[:-1] for folder in folders if not os.access(folder, _LIST))
 
 
 def is_there(place: str) -> bool:
@@ -126,6 +135,8 @@ def is_there(place: str) -> bool:
 def _open_place(place: Path | str, names: Collection[str], fetcher: Fetcher | None) -> ShardSet:
     """Find the shards of a folder or address: those of these names, or all."""
     passed: list[Skip] = []
+    if isinstance(place, Path) and not os.access(place, _LIST):
+        return ShardSet((), (Skip(-1, UNLISTED, str(place), f"`{place}`: {UNLISTED}", 0),))
     if isinstance(place, str):
         if fetcher is None:
             raise ValueError(f"`{redacted(place)}` is a URL: give a `cache` folder into which its shards are fetched.")

@@ -41,7 +41,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         if not partial.is_file():
             raise FileNotFoundError(f"nothing was written for {path}")
         _sync(partial)
-        os.replace(partial, path)
+        _rename(partial, path)
     except BaseException:
         with suppress(OSError):  # the first error is the one to report
             partial.unlink()
@@ -66,7 +66,7 @@ def atomic_directory(path: str | os.PathLike[str], *, overwrite: bool = False) -
     path = Path(path)
     _check_replaceable(path, overwrite)
     partial = _sibling(path, "partial")
-    partial.mkdir()
+    partial.mkdir(exist_ok=True)  # so that a lost answer of NFS does not matter; the name is random
     try:
         yield partial
         for folder, _, names in os.walk(partial):
@@ -76,12 +76,12 @@ def atomic_directory(path: str | os.PathLike[str], *, overwrite: bool = False) -
         _check_replaceable(path, overwrite)  # minutes may have passed
         previous = _sibling(path, "previous")
         if path.is_dir() and any(path.iterdir()):
-            os.replace(path, previous)
+            _rename(path, previous)
         try:
-            os.replace(partial, path)
+            _rename(partial, path)
         except BaseException:
             if previous.exists():
-                os.replace(previous, path)
+                _rename(previous, path)
             raise
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
@@ -102,11 +102,21 @@ def remove_left_behind(folder: str | os.PathLike[str]) -> None:
         target = path.with_name(found["name"])
         if found["suffix"] == "previous" and not target.exists():
             if len(target.name) < _LONGEST:  # else the name was cut, and whose it was is not known
-                os.replace(path, target)
+                _rename(path, target)
         elif path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
+
+
+def _rename(source: Path, target: Path) -> None:
+    """Rename. Where NFS lost its first answer, the second one is that `source` does not exist: it has moved by then."""
+    before = os.stat(source)
+    try:
+        os.replace(source, target)
+    except FileNotFoundError:
+        if not (target.exists() and os.path.samestat(before, os.stat(target))):
+            raise
 
 
 def _check_replaceable(path: Path, overwrite: bool) -> None:

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from data.shards.building.shard_build import Build
+from data.shards.img2dataset import UNFINISHED
 from data.shards.locks import only_process_in
 from data.shards.manifest import MANIFEST, read_manifest
-from data.shards.shard_set import UNFINISHED
 from seecoder.weights.atomic import atomic_path
 
 

@@ -36,7 +36,8 @@ def find_image_files(folder: Path) -> tuple[list[Path], list[str]]:
         raise FileNotFoundError(f"`{folder}` does not exist, or is a file. For lists use `python -m data.build list`.")
     notes: list[str] = []
     images, unnamed, others = [], [], Counter[str]()
-    for path in files_below(folder, notes):
+    failed: list[OSError] = []
+    for path in files_below(folder, notes, failed):
         is_mac = path.name.startswith("._")  # what a Mac notes about `x.jpg` on foreign disks is called `._x.jpg`
         is_named = bool(_SUFFIX.fullmatch(path.suffix)) and not is_mac
         if is_named or _holds_image(path):
@@ -44,6 +45,8 @@ def find_image_files(folder: Path) -> tuple[list[Path], list[str]]:
             unnamed += [] if is_named else [printable_name(path)]
         else:
             others["._*" if is_mac else path.suffix.lower() or path.name] += 1
+    images += [Path(error.filename) for error in failed]
+    notes += [f"`{printable_name(e.filename)}` cannot be read ({e.strerror}) and counts as bad" for e in failed]
     if unnamed:
         notes.append(f"{len(unnamed):,} files are taken for what they hold, not for their names, such as {unnamed[0]}")
     if others:
@@ -52,11 +55,13 @@ def find_image_files(folder: Path) -> tuple[list[Path], list[str]]:
     return sorted(images, key=lambda path: os.fsencode(path.relative_to(folder).as_posix())), notes
 
 
-def files_below(folder: Path, notes: list[str]) -> Iterator[Path]:
-    """Yield all files below a folder, and the folders that cannot be listed; links lead to each folder once."""
+def files_below(folder: Path, notes: list[str], failed: list[OSError]) -> Iterator[Path]:
+    """Yield all files below a folder; links lead to each folder once.
+
+    `notes` takes a sentence about such links, `failed` an error for each folder that cannot be listed.
+    """
     waiting, seen, again = deque([folder]), set[str](), []
     while waiting:  # folders behind links come last, so that a picture is found where it lies before where it is linked
-        failed: list[OSError] = []
         for parent, folders, names in os.walk(waiting.popleft(), onerror=failed.append):
             place = os.path.realpath(parent)
             if place in seen:
@@ -66,8 +71,6 @@ def files_below(folder: Path, notes: list[str]) -> Iterator[Path]:
             seen.add(place)
             waiting.extend(Path(parent, name) for name in sorted(folders) if os.path.islink(os.path.join(parent, name)))
             yield from (Path(parent, name) for name in names)
-        yield from (Path(error.filename) for error in failed)
-        notes += [f"`{printable_name(e.filename)}` cannot be read ({e.strerror}) and counts as bad" for e in failed]
     if again:
         notes.append(f"{len(again):,} linked folders lead to folders that are read anyway, such as {again[0]}")
 

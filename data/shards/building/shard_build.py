@@ -18,11 +18,12 @@ from webdataset.writer import TarWriter
 
 from data.shards.building.processes import in_processes, one_thread
 from data.shards.building.sources import Source
+from data.shards.img2dataset import UNFINISHED
 from data.shards.index import ShardIndex, read_headers, read_index, write_index
 from data.shards.manifest import Manifest, Shard, write_manifest
 from data.shards.picture_sizes import measure_pictures
 from data.shards.reading.skips import reason_category
-from data.shards.shard_set import UNFINISHED, LocatedShard
+from data.shards.shard_set import LocatedShard
 from seecoder.checks import check, number, optional, whole
 from seecoder.weights.atomic import atomic_path
 from seecoder.weights.digests import file_sha256

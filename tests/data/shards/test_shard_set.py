@@ -1,10 +1,12 @@
 """From places to shards: nothing but local paths and https gets in."""
 
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from data.shards.img2dataset import NEW
+from data.shards.img2dataset import BELOW, NEW, UNLISTED
 from data.shards.manifest import Manifest, Shard, write_manifest
 from data.shards.remote.fetcher import Fetcher
 from data.shards.shard_set import LocatedShard, ShardSet, check_location, is_there, open_shards
@@ -178,6 +180,60 @@ def test_folders_below_are_found_behind_links_each_once_and_what_exists_is_no_no
     assert not is_there(f"{tmp_path}/all1::{tmp_path}/none")
     with pytest.raises(FileNotFoundError, match="does not exist, or is no folder"):
         open_shards(f"{tmp_path}/all1::{tmp_path}/none")
+
+
+@pytest.mark.parametrize("has_manifest", [True, False])
+def test_shards_below_a_folder_with_shards_of_its_own_are_named_unless_they_are_read(
+    make_shards, tmp_path: Path, has_manifest: bool
+):
+    near = make_shards([2])
+    (near / "more").mkdir()
+    below = make_shards([3], "shards/more/deep")
+    for path in [] if has_manifest else tmp_path.rglob("*.json"):
+        path.unlink()
+    found = open_shards(near)
+    assert found.counts == [2]
+    assert [(skip.name, skip.reason, skip.samples) for skip in found.passed] == [(str(below), BELOW, 0)]
+    both = open_shards([near, below])
+    assert (both.counts, both.passed) == ([2, 3], ())
+    assert not open_shards(near / "00000.tar").passed, "one shard was meant"
+
+
+@pytest.fixture
+def closed(make_shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of shards that cannot be listed, beside one that can."""
+    (tmp_path / "all").mkdir()
+    make_shards([2], "all/part-0")
+    make_shards([3], "all/part-1")
+    place, access = tmp_path / "all" / "part-1", os.access
+
+    def refusing(function: Any) -> Any:
+        def call(path: Any = ".") -> Any:
+            if os.path.normpath(path) == str(place):
+                raise PermissionError(13, "Permission denied", str(path))
+            return function(path)
+
+        return call
+
+    monkeypatch.setattr(os, "scandir", refusing(os.scandir))
+    monkeypatch.setattr(os, "listdir", refusing(os.listdir))
+    monkeypatch.setattr(os, "access", lambda path, mode: os.path.normpath(path) != str(place) and access(path, mode))
+    return place
+
+
+@pytest.mark.parametrize("notation", ["", "/part-*", "/part-*/*.tar", "/**/*.tar", "/{part-0,part-1}", "/*-?/0*.tar"])
+def test_folders_that_cannot_be_listed_are_named(closed: Path, notation: str):
+    found = open_shards(f"{closed.parent}{notation}")
+    assert found.counts == [2]
+    assert [(skip.name, skip.reason) for skip in found.passed] == [(str(closed), UNLISTED)]
+
+
+def test_a_folder_that_cannot_be_listed_is_named_below_shards_and_alone(closed: Path, make_shards):
+    (closed.parent / "part-0" / "00000.tar").rename(closed.parent / "00000.tar")
+    found = open_shards(closed.parent)
+    assert (str(closed), UNLISTED) in [(skip.name, skip.reason) for skip in found.passed]
+    with pytest.raises(ValueError, match=r"No shards were found\. `.*part-1`: folder that cannot be listed"):
+        open_shards(closed)
 
 
 def test_files_beside_a_manifest_are_named(make_shards):

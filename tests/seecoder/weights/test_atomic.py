@@ -231,3 +231,34 @@ def test_storage_that_cannot_sync_folders_is_no_error_and_one_that_fails_is(tmp_
             partial.write_text("a")
     with pytest.raises(OSError, match="no sync here"), atomic_path(tmp_path / "a") as partial:
         partial.write_text("b")
+
+
+@pytest.mark.parametrize("is_done", [True, False])
+def test_a_rename_whose_answer_was_lost_is_done(tmp_path, monkeypatch, is_done):
+    """An NFS client asks again where no answer came, and is told that the old name does not exist."""
+    replace = os.replace
+
+    def lose_the_answer(source, target):
+        if is_done:
+            replace(source, target)
+        else:
+            os.unlink(source)
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory", str(source))
+
+    (tmp_path / "old").write_text("old")
+    (tmp_path / ".lost.89abcdef.previous").mkdir()
+    monkeypatch.setattr(os, "replace", lose_the_answer)
+    if not is_done:
+        with pytest.raises(FileNotFoundError), atomic_path(tmp_path / "old") as partial:
+            partial.write_text("new")
+        assert (tmp_path / "old").read_text() == "old"
+        return
+    with atomic_path(tmp_path / "old") as partial:
+        partial.write_text("new")
+    assert (tmp_path / "old").read_text() == "new"
+    for content in ("one", "two"):
+        with atomic_directory(tmp_path / "folder", overwrite=True) as folder:
+            (folder / content).write_text(content)
+        assert names(tmp_path / "folder") == [content]
+    remove_left_behind(tmp_path)
+    assert names(tmp_path) == ["folder", "lost", "old"]
