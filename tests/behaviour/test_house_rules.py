@@ -1,9 +1,12 @@
 """The house rules that code can hold: import directions, light imports, the class paths that saved folders name."""
 
 import ast
+import re
 import subprocess
 import sys
 import time
+import tomllib
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -67,6 +70,21 @@ def test_the_library_flows_one_way(part, forbidden):
         inner = {name.removeprefix("seecoder.") for name in imports(path) if name.startswith("seecoder.")}
         found = {name for name in inner for room in forbidden if f"{name}.".startswith(f"{room}.")}
         assert not found, f"{path.relative_to(ROOT)} imports {found}"
+
+
+def test_every_package_that_is_imported_is_asked_for():
+    """Not only brought by others, which may stop bringing it."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [
+        *project["dependencies"],
+        *(name for extra in project["optional-dependencies"].values() for name in extra),
+    ]
+    asked_for = {re.split(r"[^\w-]", name)[0].lower() for name in wanted}
+    brought_by = packages_distributions()
+    for path in [path for folder in ALLOWED for path in files(folder)]:
+        foreign = {name.split(".")[0] for name in imports(path)} - OURS - sys.stdlib_module_names
+        lacking = {name for name in foreign if not {one.lower() for one in brought_by.get(name, [name])} & asked_for}
+        assert not lacking, f"{path.relative_to(ROOT)} imports {lacking}, which pyproject.toml does not name"
 
 
 @pytest.mark.heavy
