@@ -4,6 +4,7 @@
     python -m data.build folder PICTURES OUT --held-out 64    # 64 of them to OUT_held_out, for evaluation
     python -m data.build list FILE OUT
     python -m data.build world OUT --count 20000 --seed 0 --size 64
+    python -m data.build world OUT --count 20000 --pairs moved    # the encoder sees a scene, the picture is it, moved
     python -m data.build index FOLDER       # a manifest for shards that others made (img2dataset)
     python -m data.build verify FOLDER      # compare shards with their manifest
 
@@ -80,6 +81,8 @@ def _parser() -> ArgumentParser:
     world.add_argument("--seed", type=int, default=0, help="Seed of the scenes.")
     world.add_argument("--start", type=int, default=0, help="Number of the first scene: more shards of one seed.")
     world.add_argument("--size", type=int, default=64, help="Height and width in pixels.")
+    moved = "moved: pairs of `reference.png`, a scene, and the picture, the same with its object elsewhere and resized."
+    world.add_argument("--pairs", type=Literal["moved"] | None, help=moved)
     index, verify = make_parser(), make_parser()
     for command in (index, verify):
         command.add_argument("folder", type=Path, metavar="FOLDER", help="Folder of shards.")
@@ -155,7 +158,7 @@ def _pictures(options: Namespace, paths: list[Path], names: list[str], notes: li
 
 
 def _world(options: Namespace) -> None:
-    source = WorldScenes(options.count, options.seed, options.size, options.start)
+    source = WorldScenes(options.count, options.seed, options.size, options.start, options.pairs)
     _build(options, options.out, source, f"{options.count:,} scenes of {options.size} x {options.size} pixels", None)
 
 

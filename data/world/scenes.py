@@ -28,6 +28,7 @@ RADIUS_RANGE = (0.19, 0.28)
 CENTER_X_RANGE = (0.36, 0.64)
 CENTER_Y_RANGE = (0.40, 0.64)
 NUM_WAVES = 6  # sinusoid products that make the background's grain
+_MOVES = 2_000_003  # added to the seed: places that scenes are moved to come from another stream
 
 
 @dataclass(frozen=True)
@@ -177,6 +178,18 @@ def seen_through(scenes: Scenes, windows: Tensor) -> Scenes:
     top, left, side = windows.unbind(1)
     place = {"center_y": (scenes.center_y - top) / side, "center_x": (scenes.center_x - left) / side}
     return replace(scenes, **place, radius=scenes.radius / side)
+
+
+def move_scenes(scenes: Scenes, seed: int, start: int = 0) -> Scenes:
+    """Draw another centre and radius for each scene; everything else stays, the background too.
+
+    Args:
+        scenes: Scenes `start` and following of a seed.
+        seed: Seed of the scenes.
+        start: Number of the first scene.
+    """
+    places = sample_scenes(len(scenes), seed + _MOVES, start)
+    return replace(scenes, **{name: getattr(places, name) for name in LAYOUT})
 
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)

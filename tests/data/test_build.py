@@ -419,3 +419,26 @@ def test_index_and_verify_name_what_they_pass_over(
     assert build.main(["index", str(out)]) == 0
     assert "done: 6 samples in 3 shards" in capsys.readouterr().out
     assert build.main(["verify", str(out)]) == 0
+
+
+def test_index_and_verify_name_shards_in_folders_below(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+):
+    for place in ("out", "out/more"):
+        (tmp_path / place).mkdir()
+        assert build.main(["world", str(tmp_path / place), "--count", "2", "--size", "16"]) == 0
+        (tmp_path / place / "manifest.json").unlink()
+    capsys.readouterr()
+    for command in ("index", "verify"):
+        caplog.clear()
+        assert build.main([command, str(tmp_path / "out")]) == 0
+        assert str(tmp_path / "out" / "more") in caplog.text
+    assert "written, without what was passed over: 2 samples" in capsys.readouterr().out
+
+
+def test_pairs_of_the_world_are_built(tmp_path: Path):
+    assert build.main(["world", str(tmp_path / "out"), "--count", "3", "--size", "16", "--pairs", "moved"]) == 0
+    manifest = read_manifest(tmp_path / "out")
+    assert manifest.members == ("json", "png", "reference.png")
+    assert manifest.settings["pairs"] == "moved"
+    assert build.main(["world", str(tmp_path / "other"), "--count", "3", "--pairs", "turned"]) == 2

@@ -1,6 +1,7 @@
 """Training pictures from webdataset shards, in the order that the optimizer step alone decides."""
 
 import hashlib
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -54,7 +55,8 @@ class ShardPictures(StageData):
         cached_maps: Use backbone maps that it laid there.
         held_out_shards: Shards for evaluation, of samples that are not in `shards`; their first ones are used.
         held_out: How many held-out samples.
-        held_out_world: Evaluate on scenes of the world, drawn afresh, in place of shards.
+        held_out_world: Evaluate on scenes of the world, drawn afresh, in place of shards; with `reference` on pairs of
+            a scene and the same moved.
         buckets: Shapes for pictures of other proportions than squares; the encoder sees all of each picture. Held-out
             samples stay squares.
         reference: Name of the member that the encoder sees in place of the picture (`000.reference.jpg`): pairs.
@@ -112,21 +114,27 @@ class ShardPictures(StageData):
 
     def setup(self, stage: str) -> None:
         """Read or draw the held-out samples."""
-        self.held_out_scenes = None
-        self.held_out_pixels = torch.empty(0, 3, self.transform.size, self.transform.size, dtype=torch.uint8)
+        size, self.held_out_scenes = self.transform.size, None
+        columns = {"pixels": torch.empty(0, 3, size, size, dtype=torch.uint8)}
         if self.held_out_world:
-            from train.sources.world_data import draw_bytes, sample_scenes
+            from data.world.scenes import move_scenes, sample_scenes
+            from train.sources.world_data import draw_bytes
 
-            self.held_out_scenes = sample_scenes(self.num_held_out, self.seed + HELD_OUT_SEED)
-            self.held_out_pixels = draw_bytes(self.held_out_scenes, self.transform.size)
+            seed = self.seed + HELD_OUT_SEED
+            scenes = sample_scenes(self.num_held_out, seed)
+            columns |= {"frames": draw_bytes(scenes, size)} if self.transform.reference else {}
+            self.held_out_scenes = move_scenes(scenes, seed) if self.transform.reference else scenes
+            columns["pixels"] = draw_bytes(self.held_out_scenes, size)
         elif self.held_out_places is not None:
-            self.held_out_pixels = self._read_held_out(self.held_out_places)
+            columns = self._read_held_out(self.held_out_places)
+        self.held_out_pixels, self.held_out_columns = columns["pixels"], columns
 
-    def _read_held_out(self, places: str | list[str]) -> Tensor:
+    def _read_held_out(self, places: str | list[str]) -> dict[str, Tensor]:
+        """Columns of the first held-out samples, as a training has them, in squares cut from the centre."""
         fetcher = None if self.cache is None else Fetcher(Path(self.cache))
         loader = ShardLoader(
             open_shards([*listed(places)], fetcher, self.images),
-            SquareImage(self.transform.size),
+            replace(self.transform, crop="center", flip=False, buckets=None),
             min(self.num_held_out, 16),
             rank=0,
             world_size=1,
@@ -135,12 +143,13 @@ class ShardPictures(StageData):
             ceiling=self.ceiling,
             cache=fetcher,
         )
-        pixels = []
+        parts: dict[str, list[Tensor]] = defaultdict(list)
         for batch in loader:
-            pixels.append(batch["pixels"][batch["valid"]])
-            if sum(len(part) for part in pixels) >= self.num_held_out:
+            for name in batch.keys() & _COLUMNS:
+                parts[name].append(batch[name][batch["valid"]])
+            if sum(len(part) for part in parts["pixels"]) >= self.num_held_out:
                 break
-        return torch.cat(pixels)[: self.num_held_out]
+        return {name: torch.cat(column)[: self.num_held_out] for name, column in parts.items()}
 
     def train_dataloader(self) -> Any:
         """Micro-batches from the trainer's present step on.

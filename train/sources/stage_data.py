@@ -7,7 +7,7 @@ A checkpoint says how many samples were used and what decides their order. A run
 begins with the first sample that was not used; one whose order has changed is refused, or begins a new epoch.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -111,9 +111,12 @@ class StageData(LightningDataModule):
     Attributes:
         may_begin_epoch: Whether a run whose order of samples has changed begins a new epoch; it is refused otherwise.
         notes: What is odd about the data by a name, for `run.json` and the report.
+        held_out_pixels: (N, 3, H, W) uint8 pictures for evaluation; N is 0 where there are none.
+        held_out_columns: What else batches of the training have, of the same samples: of pairs `frames`.
     """
 
     may_begin_epoch = False
+    held_out_pixels: Tensor
 
     def __init__(self, batch_size: int, seed: int = 0) -> None:
         super().__init__()
@@ -121,9 +124,15 @@ class StageData(LightningDataModule):
         self.batch_size = batch_size
         self.seed = seed
         self.notes: dict[str, str] = {}
+        self.held_out_columns: Mapping[str, Tensor] = {}
         self._from_step, self._from_sample = 0, 0  # where a checkpoint was, or the run's start
         self._saved_order: dict[str, Any] | None = None
         self._order: dict[str, Any] = {}
+
+    def held_out_batch(self, part: slice, device: torch.device) -> dict[str, Any]:
+        """Held-out samples with the columns that a batch of the training has."""
+        columns = {"pixels": self.held_out_pixels, **self.held_out_columns}.items()
+        return {name: column[part].to(device) for name, column in columns}
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Move a batch, except the keys: they seed generators on the CPU, and reading them back would stall a GPU."""

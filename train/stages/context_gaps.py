@@ -29,6 +29,7 @@ def held_out_figures(stage: Any) -> dict[str, float]:
     All use the same noise and timesteps, so the differences are almost free of noise: `gap_shuffled` above zero says
     that the context is used, `gap_true_tokens` is what is still missing. `token_similarity` near 1 says that the tokens
     of a context have become one and the same. A single picture has no other's context: `gap_shuffled` is left out.
+    Of pairs the encoder sees the reference, and the true tokens are those of the picture.
 
     Args:
         stage: The `SeeCoderStage`, with the weights that are evaluated.
@@ -43,11 +44,11 @@ def held_out_figures(stage: Any) -> dict[str, float]:
     if count == 1:
         print("gap_shuffled is left out: it takes two held-out pictures, and there is one", flush=True)
     parts = chunks(count, data.batch_size)
-    encoded = [stage.encode({"pixels": data.held_out_pixels[part].to(stage.device)}, None) for part in parts]
+    encoded = [stage.encode(data.held_out_batch(part, stage.device), None) for part in parts]
     similarity = sum(token_similarity(context) * len(context) / count for context, _ in encoded)
     totals: dict[str, float] = {}
     for part, contexts in zip(parts, _conditions(stage, parts, encoded), strict=True):
-        batch: dict[str, Any] = {"pixels": data.held_out_pixels[part].to(stage.device)}
+        batch = data.held_out_batch(part, stage.device)
         batch[MEAN], batch[STD] = stage.moments(batch)
         keys = held_out_keys(part)
         times = stage.uniform_timesteps(keys)

@@ -1,5 +1,6 @@
 """Preview sheets: held-out pictures above what the base makes of their contexts."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,12 +38,12 @@ class Preview:
         check(self, pictures=whole(1), rows=whole(1), steps=whole(1), guidance_scale=number())
 
 
-def write_sheet(stage: Any, pixels: Tensor, context: Tensor, pooled: Tensor | None, path: Path) -> Tensor:
+def write_sheet(stage: Any, inputs: Sequence[Tensor], context: Tensor, pooled: Tensor | None, path: Path) -> Tensor:
     """Sample variations with a `SeeCoderStage`'s base and write the sheet as PNG.
 
     Args:
         stage: The stage; its preview settings, UNet, autoencoder and seed are used.
-        pixels: (N, 3, H, W) uint8 inputs, the first row.
+        inputs: The first rows, (N, 3, H, W) uint8 each: the pictures, of pairs the references above them.
         context: (N, tokens, width) their contexts.
         pooled: (N, pooled_dim) or None.
         path: The file.
@@ -50,10 +51,11 @@ def write_sheet(stage: Any, pixels: Tensor, context: Tensor, pooled: Tensor | No
     Returns:
         (rows * N, 3, H, W) in [0, 1]: the variations, row by row.
     """
-    variations = [sample_row(stage, row, context, pooled, *pixels.shape[-2:]) for row in range(stage.preview.rows)]
-    rows = [pixels.cpu() / 255, *variations]
+    height, width = inputs[-1].shape[-2:]
+    variations = [sample_row(stage, row, context, pooled, height, width) for row in range(stage.preview.rows)]
+    rows = [*(pixels.cpu() / 255 for pixels in inputs), *variations]
     path.parent.mkdir(exist_ok=True)
-    sheet = contact_sheet([[to_pil(image) for image in row] for row in rows], cell=max(pixels.shape[-2:]))
+    sheet = contact_sheet([[to_pil(image) for image in row] for row in rows], cell=max(height, width))
     save_image(sheet, path)
     return torch.cat(variations)
 

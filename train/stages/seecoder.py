@@ -273,12 +273,12 @@ class SeeCoderStage(DenoisingStage):
                 self.encoder.save_pretrained(temporary)
         data = self.data
         if self.preview is not None and len(data.held_out_pixels):
-            pixels = data.held_out_pixels[: self.preview.pictures].to(self.device)
-            context, pooled = self.encode({"pixels": pixels}, None)
+            batch = data.held_out_batch(slice(self.preview.pictures), self.device)
+            inputs = [batch[name] for name in ("frames", "pixels") if name in batch]
             sheet = folder / "previews" / f"step-{self.global_step:08d}.png"
-            pictures = write_sheet(self, pixels, context, pooled, sheet)
+            pictures = write_sheet(self, inputs, *self.encode(batch, None), sheet)
             if data.held_out_scenes is not None and self.conditioner is not None:
-                return score_previews(pictures, data.held_out_scenes[: len(pixels)])
+                return score_previews(pictures, data.held_out_scenes[: len(inputs[0])])
         return {}
 
 

@@ -4,7 +4,18 @@ import numpy as np
 import pytest
 import torch
 
-from data.world.scenes import BACKGROUNDS, HUES, SHAPES, TEXTURES, sample_scenes, sample_windows, seen_through, uniform
+from data.world.scenes import (
+    BACKGROUNDS,
+    HUES,
+    LAYOUT,
+    SHAPES,
+    TEXTURES,
+    move_scenes,
+    sample_scenes,
+    sample_windows,
+    seen_through,
+    uniform,
+)
 
 
 def test_a_scene_is_a_pure_function_of_seed_and_number():
@@ -65,6 +76,19 @@ def test_the_layout_through_a_window_is_where_the_object_is_in_it():
     assert seen.center_x.tolist() == pytest.approx([0.0, 2.4])
     assert torch.equal(seen.radius, scenes.radius * torch.tensor([2.0, 4.0]))
     assert torch.equal(seen.hue, scenes.hue)
+
+
+def test_moved_scenes_have_other_places_that_the_first_ones_do_not_tell():
+    scenes = sample_scenes(5000, seed=4)
+    moved = move_scenes(scenes, seed=4)
+    for name in vars(scenes):
+        assert torch.equal(getattr(scenes, name), getattr(moved, name)) == (name not in LAYOUT), name
+    for name in LAYOUT:
+        pair = torch.stack([getattr(scenes, name), getattr(moved, name)])
+        assert abs(torch.corrcoef(pair)[0, 1]) < 0.05, name
+        assert (pair[0].min() - pair[1].min()).abs() < 1e-3, name
+    part = move_scenes(sample_scenes(3, 4, start=20), seed=4, start=20)
+    assert torch.equal(part.center_x, moved.center_x[20:23])
 
 
 def test_negative_count_is_refused():

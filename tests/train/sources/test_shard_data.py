@@ -6,10 +6,14 @@ import torch
 
 from data.build import main as build_shards
 from data.shards.reading.shard_reader import BadSample, ShardReader
+from data.shards.reading.skips import NoReadableSample
 from data.shards.shard_set import open_shards
+from data.world.scenes import move_scenes, sample_scenes
 from train.run.metrics_file import read_metrics
+from train.sources.held_out import HELD_OUT_SEED
 from train.sources.shard_data import ShardPictures
 from train.sources.stage_data import Position
+from train.sources.world_data import draw_bytes
 
 
 def batches(shards, position, monkeypatch, **options):
@@ -56,6 +60,31 @@ def test_held_out_pictures(shards, held_out_shards):
     none = ShardPictures(batch_size=2, shards=str(shards), image_size=32)
     none.setup("fit")
     assert none.held_out_pixels.shape == (0, 3, 32, 32)
+
+
+@pytest.mark.parametrize("kind", ["shards", "world"])
+def test_held_out_pairs_have_the_columns_of_the_training(shards, tmp_path, kind):
+    pairs = tmp_path / "pairs"
+    options = ("--count", "6", "--size", "32", "--seed", "9", "--pairs", "moved")
+    assert build_shards(["world", str(pairs), *options]) == 0
+    own = {"held_out_shards": str(pairs)} if kind == "shards" else {"held_out_world": True}
+    data = ShardPictures(2, str(shards), image_size=32, held_out=5, flip=True, reference="reference", **own)
+    data.setup("fit")
+    batch = data.held_out_batch(slice(1, 4), torch.device("cpu"))
+    assert batch["pixels"].shape == batch["frames"].shape == (3, 3, 32, 32)
+    seed = 9 if kind == "shards" else HELD_OUT_SEED
+    scenes = sample_scenes(5, seed)
+    assert torch.equal(data.held_out_columns["frames"], draw_bytes(scenes, 32))
+    assert torch.equal(data.held_out_pixels, draw_bytes(move_scenes(scenes, seed), 32))
+    if kind == "world":
+        assert torch.equal(data.held_out_scenes.center_x, move_scenes(scenes, seed).center_x)
+
+
+def test_held_out_shards_without_the_references_are_refused(shards, held_out_shards):
+    own = {"held_out_shards": str(held_out_shards), "reference": "reference"}
+    data = ShardPictures(2, str(shards), image_size=32, held_out=5, **own)
+    with pytest.raises(NoReadableSample, match=r"it has no `reference\.png`"):
+        data.setup("fit")
 
 
 @pytest.mark.heavy

@@ -1,11 +1,19 @@
-from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from tests.fixtures.training import batch_of
+from train.sources.stage_data import StageData
 from train.stages.context_gaps import token_similarity
 from train.stages.seecoder import SeeCoderStage
+
+
+def held_out(pixels: torch.Tensor, batch_size: int, **columns: torch.Tensor) -> Any:
+    """A data source with these held-out samples."""
+    data: Any = StageData(batch_size)
+    data.held_out_pixels, data.held_out_columns, data.held_out_scenes = pixels, columns, None
+    return data
 
 
 def test_token_similarity_tells_one_repeated_token_from_many():
@@ -27,7 +35,7 @@ def test_every_held_out_picture_gets_anothers_context_however_many_go_at_once(st
         return errors(batch, keys, times, context, pooled)
 
     def evaluate(size: int) -> dict[str, float]:
-        data = SimpleNamespace(held_out_pixels=pixels, held_out_scenes=None, batch_size=size)
+        data = held_out(pixels, size)
         monkeypatch.setattr(SeeCoderStage, "data", data)
         return trained.evaluate()
 
@@ -48,7 +56,29 @@ def test_every_held_out_picture_gets_anothers_context_however_many_go_at_once(st
 @torch.no_grad()
 def test_a_single_held_out_picture_has_no_shuffled_context(stage, monkeypatch, capsys):
     trained = stage().eval()
-    data = SimpleNamespace(held_out_pixels=batch_of(1)["pixels"], held_out_scenes=None, batch_size=2)
+    data = held_out(batch_of(1)["pixels"], 2)
     monkeypatch.setattr(SeeCoderStage, "data", data)
     assert trained.evaluate().keys() == {"held_out_loss", "gap_none", "token_similarity"}
     assert "gap_shuffled is left out" in capsys.readouterr().out
+
+
+@torch.no_grad()
+def test_of_held_out_pairs_the_reference_is_encoded_and_the_mask_counts(stage, monkeypatch):
+    trained = stage(encoder={"decoder_dropout": 0.0}).eval()
+    pixels, half = batch_of(3)["pixels"], torch.zeros(3, 1, 32, 32, dtype=torch.uint8)
+    half[..., :16] = 255
+    frames = 255 - pixels
+
+    def figures(shown: torch.Tensor, **columns: torch.Tensor) -> dict[str, float]:
+        monkeypatch.setattr(SeeCoderStage, "data", held_out(shown, 2, **columns))
+        return trained.evaluate()
+
+    errors, seen = trained.errors, []
+    monkeypatch.setattr(trained, "errors", lambda batch, *rest: seen.append((batch, rest[2])) or errors(batch, *rest))
+    figures(pixels, frames=frames, mask=half)
+    contexts = torch.cat([context for _, context in seen[::3]])
+    assert torch.equal(contexts, torch.cat([trained.encode({"pixels": part}, None)[0] for part in frames.split(2)]))
+    assert torch.equal(torch.cat([batch["pixels"] for batch, _ in seen[::3]]), pixels)
+    whole, masked = (figures(pixels, frames=frames, **more) for more in ({}, {"mask": half}))
+    assert whole["held_out_loss"] != masked["held_out_loss"]
+    assert whole["held_out_loss"] != figures(pixels)["held_out_loss"]

@@ -52,19 +52,21 @@ def test_a_pooled_vector_reaches_the_unet(xl_base):
     assert not torch.equal(first, other)
 
 
-def test_the_sheet_has_the_inputs_above_their_variations(stage, tmp_path):
-    pixels = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+@pytest.mark.parametrize("count", [1, 2])
+def test_the_sheet_has_the_inputs_above_their_variations(stage, tmp_path, count):
+    """Of pairs the references come first, then the pictures."""
+    inputs = list(torch.randint(0, 256, (count, 2, 3, 32, 32), dtype=torch.uint8))
     path = tmp_path / "previews" / "a.png"
-    variations = write_sheet(stage, pixels, torch.randn(2, 5, CONTEXT_DIM), None, path)
+    variations = write_sheet(stage, inputs, torch.randn(2, 5, CONTEXT_DIM), None, path)
     assert variations.shape == (4, 3, 32, 32)
     sheet = torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1)
     gap = (sheet.shape[2] - 2 * 32) // 3
     cells = [
         sheet[:, gap + row * (32 + gap) :, gap + column * (32 + gap) :][:, :32, :32]
-        for row in range(3)
+        for row in range(count + 2)
         for column in range(2)
     ]
-    expected = [*pixels, *(variations * 255).round().to(torch.uint8)]
+    expected = [*torch.cat(inputs), *(variations * 255).round().to(torch.uint8)]
     assert all(torch.equal(cell, image) for cell, image in zip(cells, expected, strict=True))
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from data.shards.building.world_scenes import WorldScenes
 from data.world.render import render
-from data.world.scenes import sample_scenes
+from data.world.scenes import move_scenes, sample_scenes
 from seecoder.images.saving import to_pil
 
 
@@ -36,3 +36,25 @@ def test_a_copy_makes_the_same_samples():
 def test_numbers_out_of_range_are_refused(name: str, value: int):
     with pytest.raises(ValueError, match=f"`{name}`={value} of WorldScenes"):
         WorldScenes(**({"count": 1, "seed": 0, "size": 8} | {name: value}))
+
+
+def test_a_pair_is_a_scene_and_the_same_moved():
+    source = WorldScenes(5, seed=3, size=16, start=7, pairs="moved")
+    scenes = sample_scenes(5, 3, start=7)
+    moved = move_scenes(scenes, 3, start=7)
+    for row, item in enumerate(source.samples(0, 5)):
+        assert set(item.members) == set(source.members)
+        for kind, which in (("reference.png", scenes), ("png", moved)):
+            with Image.open(io.BytesIO(item.members[kind])) as image:
+                assert image.tobytes() == to_pil(render(which[row], 16)[0]).tobytes()
+        about = json.loads(item.members["json"])
+        assert about["reference"] == scenes.describe(row)
+        about.pop("reference")
+        assert about == moved.describe(row) | {"seed": 3, "number": 7 + row, "size": 16}
+    with pytest.raises(ValueError, match="`pairs`='turned' of WorldScenes"):
+        WorldScenes(1, seed=0, size=8, pairs="turned")
+
+
+def test_settings_of_scenes_without_pairs_are_those_of_earlier_builds():
+    assert WorldScenes(2, seed=1, size=8).settings == {"kind": "world", "count": 2, "seed": 1, "size": 8, "start": 0}
+    assert WorldScenes(2, seed=1, size=8, pairs="moved").settings["pairs"] == "moved"
