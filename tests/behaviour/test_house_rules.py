@@ -79,11 +79,13 @@ def test_every_package_that_is_imported_is_asked_for():
         *project["dependencies"],
         *(name for extra in project["optional-dependencies"].values() for name in extra),
     ]
-    asked_for = {re.split(r"[^\w-]", name)[0].lower() for name in wanted}
-    brought_by = packages_distributions()
+    asked_for = {re.split(r"[^\w-]", name)[0].lower().replace("_", "-") for name in wanted}
+    brought_by = {
+        module: {name.lower().replace("_", "-") for name in names} for module, names in packages_distributions().items()
+    }
     for path in [path for folder in ALLOWED for path in files(folder)]:
         foreign = {name.split(".")[0] for name in imports(path)} - OURS - sys.stdlib_module_names
-        lacking = {name for name in foreign if not {one.lower() for one in brought_by.get(name, [name])} & asked_for}
+        lacking = {name for name in foreign if not brought_by.get(name, {name}) & asked_for}
         assert not lacking, f"{path.relative_to(ROOT)} imports {lacking}, which pyproject.toml does not name"
 
 
