@@ -49,13 +49,7 @@ def files_of(pictures: list[str]) -> list[str]:
     Raises:
         ValueError: A folder without pictures.
     """
-    from seecoder.images.decoding import is_image
-
-    def has_image(path: Path) -> bool:
-        if not path.is_file():
-            return False
-        with path.open("rb") as file:
-            return is_image(file.read(64))
+    from seecoder.images.decoding import is_image_file
 
     found = []
     for given in pictures:
@@ -63,7 +57,7 @@ def files_of(pictures: list[str]) -> list[str]:
             found.append(given)
             continue
         entries = sorted(Path(given).iterdir())
-        files = [str(path) for path in entries if has_image(path)]
+        files = [str(path) for path in entries if is_image_file(path)]
         others = [path.name for path in entries if str(path) not in files]
         named = ", ".join(others[:_NAMED]) + (", …" if len(others) > _NAMED else "")
         if not files:

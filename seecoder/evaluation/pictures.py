@@ -5,7 +5,7 @@ import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from seecoder.images.decoding import is_image
+from seecoder.images.decoding import is_image_file
 from seecoder.images.saving import safe_name
 
 _VARIATION = re.compile(r"\d+-(.+)-seed\d+")  # how `seecoder vary` names its results
@@ -30,18 +30,12 @@ def find_pictures(place: Path, scratch: Path) -> list[Path]:
                 tar.extractall(scratch / shard.stem, filter="data")
         except (tarfile.TarError, OSError) as error:
             raise ValueError(f"`{shard}` must be a folder, or a shard (tar file) that is whole: {error}.") from error
-    files = [path for path in (scratch.rglob("*") if shards else place.iterdir()) if path.is_file()]
-    found = sorted(path for path in files if _is_picture(path))
+    found = sorted(path for path in (scratch.rglob("*") if shards else place.iterdir()) if is_image_file(path))
     if (place / "settings.json").is_file():  # beside a sheet and previews
         found = [path for path in found if _VARIATION.fullmatch(path.stem)] or found
     if not found:
         raise FileNotFoundError(f"`{place}` has no pictures; give a folder of pictures, a shard or a folder of shards.")
     return found
-
-
-def _is_picture(path: Path) -> bool:
-    with path.open("rb") as file:
-        return is_image(file.read(64))
 
 
 def match(generated: Sequence[Path], reference: Sequence[Path]) -> dict[Path, Path]:

@@ -4,6 +4,7 @@ import logging
 import re
 from collections.abc import Callable
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -60,6 +61,14 @@ def open_image(data: bytes, max_pixels: int) -> Image.Image:
 def is_image(head: bytes) -> bool:
     """Whether a file that begins with these bytes, sixteen or more, is of a format that is read."""
     return any(signature.match(head) for signature, _ in _OPENERS)
+
+
+def is_image_file(path: Path) -> bool:
+    """Whether a path is a file that `is_image`."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return is_image(file.read(64))
 
 
 def rasterise(image: Image.Image) -> np.ndarray:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image, ImageCms
 
-from seecoder.images.decoding import is_image
+from seecoder.images.decoding import is_image, is_image_file
 from seecoder.images.gate import ImageError, load_image
 from tests.fixtures.images import UPRIGHT, assert_levels, encode, levels, png, refuse, tiff
 
@@ -246,3 +246,10 @@ def test_files_are_told_by_how_they_begin():
         assert is_image(encode(UPRIGHT, format)[:64])
     for head in (b"", b"# notes", encode(Image.new("RGB", (8, 8)), "PPM")):
         assert not is_image(head)
+
+
+def test_files_are_told_by_their_first_bytes(tmp_path):
+    (tmp_path / "picture.txt").write_bytes(encode(Image.fromarray(UPRIGHT), "PNG"))
+    (tmp_path / "text.png").write_text("text")
+    found = {path.name: is_image_file(path) for path in (*tmp_path.iterdir(), tmp_path, tmp_path / "none")}
+    assert found == {"picture.txt": True, "text.png": False, tmp_path.name: False, "none": False}
