@@ -74,7 +74,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def table(scores: list[dict[str, Any]]) -> str:
     """Rows of `evaluate` as lines of text, columns under each other."""
-    rows = [("metric", "network", "value", "±", "n", "reference", "")]
+    rows: list[tuple[str, ...]] = [("metric", "network", "value", "±", "n", "reference", "")]
     for score in scores:
         numbers = [score[name] for name in ("value", "error", "count", "reference")]
         cells = ["" if number is None else f"{number:.4g}" for number in numbers]
