@@ -25,10 +25,17 @@ class WorldConditioner(ModelMixin, ConfigMixin):
         layout_frequencies: How many octaves encode each of centre height, centre width and radius.
         lowest_octave: The first of them; 0 has a period of two frames, -2 one of eight, which tells apart the places
             outside the frame that a crop's object can have.
+        pooled_dim: Width of the pooled vector that a base like SDXL reads beside the tokens; None for none.
     """
 
     @register_to_config
-    def __init__(self, context_dim: int = 128, layout_frequencies: int = 4, lowest_octave: int = 0) -> None:
+    def __init__(
+        self,
+        context_dim: int = 128,
+        layout_frequencies: int = 4,
+        lowest_octave: int = 0,
+        pooled_dim: int | None = None,
+    ) -> None:
         super().__init__()
         embeddings = {name: nn.Embedding(len(names), context_dim) for name, names in ATTRIBUTES.items()}
         self.attributes = nn.ModuleDict(embeddings)
@@ -36,6 +43,8 @@ class WorldConditioner(ModelMixin, ConfigMixin):
             nn.Linear(3 * 2 * layout_frequencies, context_dim), nn.SiLU(), nn.Linear(context_dim, context_dim)
         )
         self.norm = nn.LayerNorm(context_dim)
+        # Without a bias: the vector of the zero context is zero, as that of SDXL's empty prompt.
+        self.pooled_projection = nn.Linear(context_dim, pooled_dim, bias=False) if pooled_dim else None
         octaves = math.pi * 2.0 ** torch.arange(lowest_octave, lowest_octave + layout_frequencies)
         self.register_buffer("octaves", octaves, persistent=False)
 
@@ -56,6 +65,10 @@ class WorldConditioner(ModelMixin, ConfigMixin):
         waves = torch.cat([phases.sin(), phases.cos()], dim=1).to(self.norm.weight.dtype)
         context = self.norm(torch.stack([*tokens, self.layout(waves)], dim=1))
         return context if keep is None else context * keep.to(device).unsqueeze(-1)
+
+    def pool(self, context: Tensor) -> Tensor | None:
+        """Give the pooled vector of a context: (N, tokens, context_dim) -> (N, pooled_dim), or None for none."""
+        return None if self.pooled_projection is None else self.pooled_projection(context.mean(1))
 
 
 def without(names: Sequence[str], count: int) -> Tensor:

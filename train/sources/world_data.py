@@ -14,13 +14,16 @@ from seecoder.checks import number, require, whole
 from train.sources.held_out import HELD_OUT_SEED
 from train.sources.stage_data import Shuffle, StageData, StepStream
 
+WHOLE = torch.tensor([0.0, 0.0, 1.0])  # the window that is the frame
+
 
 class WorldPictures(StageData):
     """Pictures of the world and their scenes: whole frames, and now and then a window of one, as under random crops.
 
     A batch is a dict: `pixels` (N, 3, S, S) uint8, `keys` (N, 2) epoch and sample number, `scenes` a dict of the
     tensors of `Scenes`: Lightning moves no frozen dataclass to another device. The layout of `scenes` is that of the
-    picture; of a window it says where the object is, or would be outside of it.
+    picture; of a window it says where the object is, or would be outside of it. `size_ids` (N, 6) are what SDXL is told
+    of crops.
 
     Args:
         batch_size: Samples of one micro-batch of one process.
@@ -64,6 +67,7 @@ class WorldPictures(StageData):
             return
         scenes = sample_scenes(self.pool_size, self.seed)
         windows = _some_whole(sample_windows(self.pool_size, self.seed), self.crop_probability, self.seed)
+        self.size_ids = window_size_ids(windows, self.image_size)
         self.scenes, self.pixels = (
             seen_through(scenes, windows),
             draw_bytes(scenes, self.image_size, windows, self.style),
@@ -73,6 +77,7 @@ class WorldPictures(StageData):
         if self.crop_probability:
             windows = sample_windows(self.num_held_out, self.seed + HELD_OUT_SEED)
             self.held_out_crops = seen_through(held_out, windows)
+            self.held_out_crop_size_ids = window_size_ids(windows, self.image_size)
             self.held_out_crop_pixels = draw_bytes(held_out, self.image_size, windows, self.style)
 
     def train_dataloader(self) -> Any:
@@ -84,7 +89,8 @@ class WorldPictures(StageData):
         if self.pixels is None:
             raise RuntimeError("`setup` was not called.")
         samples = keys[:, 1]
-        return {"pixels": self.pixels[samples], "keys": keys, "scenes": vars(self.scenes[samples])}
+        described = {"scenes": vars(self.scenes[samples]), "size_ids": self.size_ids[samples]}
+        return {"pixels": self.pixels[samples], "keys": keys, **described}
 
 
 def draw_bytes(scenes: Scenes, size: int, windows: Tensor | None = None, style: Style = "shaded") -> Tensor:
@@ -96,11 +102,25 @@ def draw_bytes(scenes: Scenes, size: int, windows: Tensor | None = None, style: 
     return pixels
 
 
+def window_size_ids(windows: Tensor, size: int) -> Tensor:
+    """What SDXL's UNet is told of pictures that are windows of larger ones (Podell et al. 2023, section 2.2).
+
+    Args:
+        windows: (N, 3) top, left and side in fractions of the frame.
+        size: Side of the windows' pictures in pixels.
+
+    Returns:
+        (N, 6) float32: height and width of the whole, top and left of the window in it, height and width of the window.
+    """
+    whole = size / windows[:, 2:]
+    return torch.cat([whole, whole, windows[:, :2] * whole, torch.full_like(windows[:, :2], size)], dim=1).round()
+
+
 def _some_whole(windows: Tensor, crop_probability: float, seed: int) -> Tensor:
     """Windows, all but a share of `crop_probability` replaced by the whole frame."""
     draws = uniform(derive_seed(seed, "crops"), np.arange(len(windows)), 1)
     whole = torch.from_numpy(draws >= crop_probability)
-    return torch.where(whole, torch.tensor([0.0, 0.0, 1.0]), windows)
+    return torch.where(whole, WHOLE, windows)
 
 
 def to_model_range(pixels: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from train.sources.world_data import WorldPictures, chunks, to_model_range
 class WorldLatents(WorldPictures):
     """The world's pictures as latent posteriors.
 
-    A batch is a dict: `mean` and `std` (N, C, h, w) of the scaled latent, half precision; `keys`; `scenes`.
+    A batch is a dict: `mean` and `std` (N, C, h, w) of the scaled latent, half precision; `keys`; `scenes`; `size_ids`.
 
     Args:
         batch_size: Samples of one micro-batch of one process.
@@ -52,6 +52,7 @@ class WorldLatents(WorldPictures):
             "std": self.std[samples],
             "keys": keys,
             "scenes": vars(self.scenes[samples]),
+            "size_ids": self.size_ids[samples],
         }
 
 

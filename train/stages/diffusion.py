@@ -18,10 +18,11 @@ from torch import Tensor
 
 from data.world.conditioner import TOKENS, WorldConditioner
 from data.world.scenes import Scenes
-from seecoder.base_model.facts import STABLE_DIFFUSION_SCHEDULE
+from seecoder.base_model.added_conditions import size_conditions
+from seecoder.base_model.facts import STABLE_DIFFUSION_SCHEDULE, is_sdxl
 from seecoder.weights.atomic import atomic_directory
 from train.settings import OptimizerSettings
-from train.sources.world_data import chunks
+from train.sources.world_data import WHOLE, chunks, window_size_ids
 from train.stages.denoising import DenoisingStage
 from train.stages.noise import held_out_keys, uniform
 from train.stages.noise_schedule import NoiseSchedule
@@ -42,6 +43,8 @@ class WorldDiffusionStage(DenoisingStage):
         norm_num_groups: Groups of group normalisation.
         context_dim: Width of a context token.
         lowest_octave: That of the layout token; -2 for data with crops (`WorldConditioner`).
+        pooled_dim: Makes a base like SDXL, which reads a pooled vector of this width and the sizes of crops beside the
+            tokens; None for one like SD 1.x.
         sample_size: Height and width of the latents.
         prediction_type: What the UNet predicts.
         min_snr_gamma: Weigh the loss by min-SNR; None is the plain mean square.
@@ -61,6 +64,7 @@ class WorldDiffusionStage(DenoisingStage):
         norm_num_groups: int = 16,
         context_dim: int = 128,
         lowest_octave: int = 0,
+        pooled_dim: int | None = None,
         sample_size: int = 16,
         prediction_type: Literal["epsilon", "v_prediction"] = "epsilon",
         min_snr_gamma: float | None = None,
@@ -72,6 +76,7 @@ class WorldDiffusionStage(DenoisingStage):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             model_class: Any = UNet2DConditionModel
+            added = {} if pooled_dim is None else added_embedding(pooled_dim)
             unet = model_class(
                 sample_size=sample_size,
                 in_channels=4,
@@ -84,9 +89,10 @@ class WorldDiffusionStage(DenoisingStage):
                 cross_attention_dim=context_dim,
                 attention_head_dim=attention_heads,
                 norm_num_groups=norm_num_groups,
+                **added,
             )
             octaves = 4 - lowest_octave  # up to the same highest one
-            self.conditioner = WorldConditioner(context_dim, octaves, lowest_octave)
+            self.conditioner = WorldConditioner(context_dim, octaves, lowest_octave, pooled_dim)
         self.unet = unet.to(memory_format=torch.channels_last)
         if init_from is not None:
             load_stage_weights(self, Path(init_from))
@@ -108,28 +114,38 @@ class WorldDiffusionStage(DenoisingStage):
     def _errors(self, batch: dict[str, Any], keys: Tensor, times: Tensor, keep: Tensor | None) -> Tensor:
         """Mean square error of each sample; `keep` (N, tokens) says which tokens it is given, None gives all."""
         context = self.conditioner(Scenes(**batch["scenes"]), keep)
+        pooled = self.conditioner.pool(context)
+        extra = {} if pooled is None else size_conditions(pooled, batch["size_ids"])
 
         def predict(noisy: Tensor, times: Tensor) -> Tensor:
-            return self.unet(noisy, times, encoder_hidden_states=context).sample
+            return self.unet(noisy, times, encoder_hidden_states=context, **extra).sample
 
         return self.prediction_errors((batch["mean"].float(), batch["std"].float()), keys, times, predict)
 
     def evaluate(self) -> dict[str, float]:
         """Loss on held-out scenes with always the same noise: with all tokens, with none, and on windows of them."""
         data = self.data
-        moments = (data.held_out_mean, data.held_out_std)
+        whole = (
+            data.held_out_mean,
+            data.held_out_std,
+            window_size_ids(WHOLE.expand(data.num_held_out, 3), data.image_size),
+        )
         figures = {
-            "held_out_loss": self._held_out_loss(moments, data.held_out_scenes),
-            "held_out_loss_no_context": self._held_out_loss(moments, data.held_out_scenes, with_context=False),
+            "held_out_loss": self._held_out_loss(whole, data.held_out_scenes),
+            "held_out_loss_no_context": self._held_out_loss(whole, data.held_out_scenes, with_context=False),
         }
         if data.crop_probability:
-            figures["held_out_loss_crops"] = self._held_out_loss(data.held_out_crop_moments, data.held_out_crops)
+            crops = (*data.held_out_crop_moments, data.held_out_crop_size_ids)
+            figures["held_out_loss_crops"] = self._held_out_loss(crops, data.held_out_crops)
         return figures
 
-    def _held_out_loss(self, moments: tuple[Tensor, Tensor], scenes: Scenes, with_context: bool = True) -> float:
+    def _held_out_loss(self, columns: tuple[Tensor, ...], scenes: Scenes, with_context: bool = True) -> float:
         total = 0.0
         for part in chunks(len(scenes), 64):
-            batch = {"mean": moments[0][part], "std": moments[1][part], "scenes": vars(scenes[part])}
+            batch: dict[str, Any] = dict(
+                zip(("mean", "std", "size_ids"), (column[part] for column in columns), strict=True)
+            )
+            batch["scenes"] = vars(scenes[part])
             batch = move_data_to_device(batch, self.device)
             keys = held_out_keys(part)
             keep = None if with_context else torch.zeros(len(keys), len(TOKENS), dtype=torch.bool)
@@ -144,7 +160,8 @@ class WorldDiffusionStage(DenoisingStage):
             save_half(self.conditioner, temporary / "conditioner")
             scheduler: Any = DDIMScheduler.from_config(self.scheduler_config)
             scheduler.save_pretrained(temporary / "scheduler")
-            (temporary / "model_index.json").write_text(json.dumps(model_index(), indent=2, sort_keys=True) + "\n")
+            index = model_index(like_sdxl=is_sdxl(self.unet))
+            (temporary / "model_index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
 
 
 def kept_tokens(draws: Tensor, drop_token: float, drop_all: float) -> Tensor:
@@ -152,13 +169,25 @@ def kept_tokens(draws: Tensor, drop_token: float, drop_all: float) -> Tensor:
     return (draws[:, :-1] >= drop_token) & (draws[:, -1:] >= drop_all)
 
 
-def model_index() -> dict[str, Any]:
-    """What makes the folder a Stable Diffusion base without a text encoder."""
-    absent = ("feature_extractor", "image_encoder", "safety_checker", "text_encoder", "tokenizer")
+def added_embedding(pooled_dim: int, time_dim: int = 32) -> dict[str, Any]:
+    """What a UNet's configuration has beside SD 1.x's to read a pooled vector and six sizes, as SDXL's."""
+    return {
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": time_dim,
+        "projection_class_embeddings_input_dim": pooled_dim + 6 * time_dim,
+    }
+
+
+def model_index(like_sdxl: bool = False) -> dict[str, Any]:
+    """What makes the folder a Stable Diffusion base, or one of SDXL, without a text encoder."""
+    absent = ["feature_extractor", "image_encoder", "text_encoder", "tokenizer"]
+    absent += ["text_encoder_2", "tokenizer_2"] if like_sdxl else ["safety_checker"]
+    name = "StableDiffusionXLPipeline" if like_sdxl else "StableDiffusionPipeline"
+    own = {"force_zeros_for_empty_prompt": True} if like_sdxl else {"requires_safety_checker": False}
     return {name: [None, None] for name in absent} | {
-        "_class_name": "StableDiffusionPipeline",
+        "_class_name": name,
         "_diffusers_version": diffusers.__version__,
-        "requires_safety_checker": False,
+        **own,
         "scheduler": ["diffusers", "DDIMScheduler"],
         "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", "AutoencoderKL"],

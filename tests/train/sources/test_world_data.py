@@ -7,6 +7,7 @@ from train.sources.world_data import (
     chunks,
     draw_bytes,
     to_model_range,
+    window_size_ids,
 )
 
 
@@ -44,6 +45,12 @@ def test_a_share_of_the_pool_are_windows_and_the_held_out_pictures_are_whole():
     assert torch.equal(data.held_out_pixels, draw_bytes(data.held_out_scenes, 16))
     assert bool((data.held_out_crops.radius > data.held_out_scenes.radius).all())
     assert data.held_out_crop_pixels.shape == data.held_out_pixels.shape
+
+
+def test_windows_have_the_sizes_that_sdxl_is_told():
+    windows = torch.tensor([[0.0, 0.0, 1.0], [0.25, 0.5, 0.5], [0.5, 0.25, 0.25]])
+    expected = [[64, 64, 0, 0, 64, 64], [128, 128, 32, 64, 64, 64], [256, 256, 128, 64, 64, 64]]
+    assert window_size_ids(windows, 64).tolist() == expected
 
 
 def test_without_crops_all_are_whole():

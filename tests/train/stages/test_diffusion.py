@@ -2,10 +2,11 @@ import json
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
 
 from data.world.pretrained import load_conditioner
 from data.world.scenes import sample_scenes
+from seecoder import SeeCoderXLPipeline
 from train.settings import OptimizerSettings
 from train.sources.world_latents import encode_in_half
 from train.stages.diffusion import WorldDiffusionStage, kept_tokens
@@ -53,6 +54,7 @@ def batch_of(count: int = 4) -> dict:
         "std": torch.full((count, 4, 8, 8), 0.1),
         "keys": torch.stack([torch.zeros(count, dtype=torch.long), torch.arange(count)], dim=1),
         "scenes": vars(sample_scenes(count, seed=0)),
+        "size_ids": torch.tensor([[64.0, 64, 0, 0, 64, 64]]).expand(count, 6),
     }
 
 
@@ -76,6 +78,38 @@ def test_gradients_reach_unet_and_conditioner_and_not_dropped_tokens(base):
     blind = stage(base, drop_all=0.999999)
     blind.loss(batch_of()).backward()
     assert all(float(weight.grad.abs().max()) == 0 for weight in blind.conditioner.parameters())
+
+
+def test_a_base_like_sdxl_reads_a_pooled_vector_and_the_sizes_of_crops(base):
+    trained = stage(base, pooled_dim=16, drop_token=0.0, drop_all=0.0).requires_grad_(False)
+    batch = batch_of()
+    crop = {**batch, "size_ids": torch.tensor([[256.0, 256, 64, 128, 64, 64]]).expand(4, 6)}
+    assert float(trained.loss(batch)) != float(trained.loss(crop))
+    pooled = trained.conditioner.pool(torch.zeros(2, 5, 32))
+    assert pooled.shape == (2, 16)
+    assert not pooled.any()
+    trained.requires_grad_(True).loss(batch).backward()
+    assert float(trained.conditioner.pooled_projection.weight.grad.abs().max()) > 0
+
+
+@pytest.mark.heavy
+def test_a_base_like_sdxl_that_saw_crops_is_exported_as_one(config, fit, tmp_path):
+    config["stage"]["init_args"] |= {"pooled_dim": 16, "lowest_octave": -2}
+    config["data"]["init_args"] |= {"crop_probability": 0.5}
+    assert fit(config) == 0
+    assert "held_out_loss_crops" in (tmp_path / "run" / "metrics.csv").read_text()
+    folder = tmp_path / "run" / "base"
+    conditioner = load_conditioner(folder)
+    assert len(torch.as_tensor(conditioner.octaves)) == 6
+    pipe = SeeCoderXLPipeline.from_base(folder, encoder=None, dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    context = conditioner(sample_scenes(2, 0)).detach()
+    pooled = conditioner.pool(context).detach()
+    pictures = pipe(context=context, pooled_context=pooled, num_inference_steps=2, output_type="pt")
+    assert pictures.images.shape == (2, 3, 32, 32)
+    absent = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "feature_extractor", "image_encoder")
+    stock = StableDiffusionXLPipeline.from_pretrained(folder, torch_dtype=torch.float32, **dict.fromkeys(absent))
+    assert stock.unet.config["projection_class_embeddings_input_dim"] == 16 + 6 * 32
 
 
 def test_min_snr_weighs_the_plain_loss_down(base):
