@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from seecoder.checks import Rule, check, number, some_of, whole
 
+_MIN_SIDE = 32  # pixels; of less an encoder sees nothing
 _OTHER_RESOLUTION = 100.0  # how much worse another resolution is than other proportions, whose logarithms stay below 12
 
 
@@ -38,7 +39,8 @@ class Buckets:
     def __post_init__(self) -> None:
         eighths = Rule(lambda step: whole(8).accepts(step) and step % 8 == 0, "a multiple of 8")
         check(self, group=whole(1), step=eighths, max_aspect=number(1.0))
-        sides = some_of(whole(self.step), f"sides of squares in pixels, from `step`={self.step} up", minimum=1)
+        least = -(-_MIN_SIDE // self.step) * self.step
+        sides = some_of(whole(least), f"sides of squares in pixels, from {least} up (`step`={self.step})", minimum=1)
         check(self, resolutions=sides)
 
     @property
@@ -49,12 +51,12 @@ class Buckets:
 
     @cached_property
     def shapes(self) -> NDArray[np.int64]:
-        """All shapes that there may be: (K, 2) heights and widths in pixels."""
+        """All shapes that there may be: (K, 2) heights and widths in pixels, none below 32."""
         found = set()
         for side in self.resolutions:
             for long in range(self.step, int(side * self.max_aspect) + 1, self.step):
                 short = side * side // long // self.step * self.step
-                if short and max(long, short) <= self.max_aspect * min(long, short):
+                if min(long, short) >= _MIN_SIDE and max(long, short) <= self.max_aspect * min(long, short):
                     found |= {(long, short), (short, long)}
         return np.array(sorted(found), dtype=np.int64)
 

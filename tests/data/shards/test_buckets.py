@@ -19,6 +19,10 @@ def test_a_picture_gets_the_nearest_proportions_of_the_largest_resolution_that_i
     assert buckets.choose(np.array([[0, 0]])).tolist() == [[512, 512]]
 
 
+def test_no_side_is_too_short_for_an_encoder() -> None:
+    assert Buckets(resolutions=(64,), step=8, max_aspect=9.0).shapes.min() == 32
+
+
 def test_a_shape_depends_on_the_picture_alone() -> None:
     buckets, sizes = Buckets(resolutions=(256, 512)), np.random.default_rng(0).integers(1, 2000, (500, 2))
     together = buckets.choose(sizes)
@@ -50,7 +54,9 @@ def test_enlarged_pictures_are_counted() -> None:
         ({"step": 20}, "`step`=20 of Buckets.. must be a multiple of 8"),
         ({"max_aspect": 0.5}, "`max_aspect`=0.5"),
         ({"resolutions": ()}, r"`resolutions`=\(\)"),
-        ({"resolutions": (32,)}, r"`resolutions`=\(32,\) .* from `step`=64 up"),
+        ({"resolutions": (32,)}, r"`resolutions`=\(32,\) .* from 64 up \(`step`=64\)"),
+        ({"resolutions": (24,), "step": 8}, r"`resolutions`=\(24,\) .* from 32 up"),
+        ({"resolutions": (32,), "step": 24}, r"`resolutions`=\(32,\) .* from 48 up"),
     ],
 )
 def test_bad_settings(arguments: dict, message: str) -> None:

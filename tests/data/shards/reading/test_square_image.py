@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.nn import functional
 
 from data.shards.buckets import Buckets
 from data.shards.reading.square_image import SquareImage, UnusableSample
@@ -98,6 +99,32 @@ def test_a_picture_is_cut_to_the_shape_of_its_bucket_and_the_encoder_sees_all_of
     assert example["frames"].shape == (3, 32, 64)
     assert abs(float(example["frames"].float().mean() - pixels.float().mean())) < 2, "squeezed, not cut"
     assert not torch.equal(example["frames"], example["pixels"])
+
+
+@pytest.mark.parametrize("kind", ["bytes", "floats"])
+def test_buckets_are_scaled_as_pillow_does_it_within_a_level(kind):
+    levels = noise(50, 90) if kind == "bytes" else np.dstack([noise(50, 90), np.full((50, 90), 200, np.uint8)])
+    sample, transform = {"png": encoded(levels)}, SquareImage(48, buckets=Buckets(resolutions=(48,), step=16))
+    example, whole = transform(sample, 0, 0), (load_image(sample["png"]) * 255).round().to(torch.uint8)
+    top, left, rows, columns = transform.window(whole, (32, 64), 0, 0)
+    assert (rows, columns) == (45, 90)
+    parts = {"pixels": whole[:, top : top + rows, left : left + columns], "frames": whole}
+    for name, part in parts.items():
+        scaled = Image.fromarray(part.permute(1, 2, 0).numpy()).resize((64, 32), Image.Resampling.BICUBIC)
+        assert (example[name].permute(1, 2, 0).int() - torch.from_numpy(np.array(scaled)).int()).abs().max() <= 1, name
+
+
+def test_a_thin_picture_is_scaled_without_a_large_one_between(monkeypatch):
+    scale, sides = functional.interpolate, []
+    monkeypatch.setattr(
+        functional, "interpolate", lambda levels, size, **how: (sides.append(size), scale(levels, size, **how))[1]
+    )
+    sample = {"png": encoded(noise(20_000, 1))}
+    for transform in (SquareImage(48, buckets=Buckets(resolutions=(48,), step=16)), SquareImage(48, reference="png")):
+        sides.clear()
+        example = transform({**sample, "png.png": sample["png"]}, 0, 0)
+        shape = tuple(example["frames"].shape[1:])
+        assert sides[-2:] == [(shape[0], 1), shape]
 
 
 def test_sizes_and_corners_are_those_of_the_scaled_and_mirrored_picture():
