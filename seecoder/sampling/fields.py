@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import groupby
 from operator import attrgetter
+from typing import Any
 
 import torch
 
@@ -67,6 +68,7 @@ class Evaluator:
     stepper: Stepper
     conditions: Conditions
     view_batch_size: int
+    _needed: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def fields(self, edited: EditedSample, step: Step, paths: Sequence[Path], branches: Sequence[Branch]) -> Fields:
         """The fused fields of all paths, (B, C, H, W) each: what the network predicts about `edited.latents`.
@@ -81,16 +83,27 @@ class Evaluator:
                 continue
             seen = cut_from if path.prefilter is None else path.prefilter(cut_from, step)
             offsets = edited.offsets if path.follows_offsets else {}
-            own = {branch: path.branch_for(branch) for branch in branches}
+            own, groups = self._fields_of(path, branches)
             fused: Fields = {}
-            for network, group in groupby(sorted(set(own.values()), key=_STATE_FIRST), _STATE):
-                fused |= self._fuse(seen, step, path, network, list(group), offsets)
+            for network, group in groups:
+                fused |= self._fuse(seen, step, path, network, group, offsets)
             if path.prefilter is not None:
                 fused = {b: self.stepper.carry_over(f, seen, edited.latents, step.index) for b, f in fused.items()}
             for branch in branches:
                 part = fused[own[branch]] if path.weight is None else weight * fused[own[branch]]
                 total[branch] = total[branch] + part if branch in total else part
         return total
+
+    def _fields_of(
+        self, path: Path, branches: Sequence[Branch]
+    ) -> tuple[dict[Branch, Branch], list[tuple[str, list[Branch]]]]:
+        """The field of a path that stands for each branch, and its fields by the network's state; worked out once."""
+        key = (path, tuple(branches))
+        if key not in self._needed:
+            own = {branch: path.branch_for(branch) for branch in branches}
+            by_state = groupby(sorted(set(own.values()), key=_STATE_FIRST), _STATE)
+            self._needed[key] = own, [(network, list(group)) for network, group in by_state]
+        return self._needed[key]
 
     def _fuse(
         self,
@@ -103,9 +116,11 @@ class Evaluator:
     ) -> Fields:
         """Weighted mean of the views' predictions; cells that no view covers stay 0."""
         scaled = self.stepper.scale_input(seen, step.index)
-        batches = list(self.micro_batches(step, path, seen.shape[0]))
-        if not offsets and batches == [[(image, full_view(step.latent_size)) for image in range(seen.shape[0])]]:
-            outputs = self.predict(scaled, batches[0], step, path, network, branches)  # nothing to cut or fuse
+        frames = [(image, full_view(step.latent_size)) for image in range(seen.shape[0])]
+        fits = path.whole and len(frames) <= self._most_views(step, step.latent_size)
+        batches = [frames] if fits else list(self.micro_batches(step, path, seen.shape[0]))
+        if not offsets and batches == [frames]:
+            outputs = self.predict(scaled, frames, step, path, network, branches)  # nothing to cut or fuse
             return {branch: output.to(seen.dtype) for branch, output in zip(branches, outputs, strict=True)}
         accumulators = [torch.zeros_like(seen) for _ in branches]
         weights = torch.zeros((seen.shape[0], 1, *seen.shape[2:]), dtype=seen.dtype, device=seen.device)
@@ -134,11 +149,14 @@ class Evaluator:
 
     def batches(self, items: Sequence[Item], step: Step) -> Iterator[Sequence[Item]]:
         """Pairs whose views have one size, in groups of as many as are evaluated at once."""
-        native = step.native_size[0] * step.native_size[1]
-        height, width = items[0][1].size if items else step.native_size
-        limit = max(1, self.view_batch_size * native // max(native, height * width))
+        limit = self._most_views(step, items[0][1].size if items else step.native_size)
         for start in range(0, len(items), limit):
             yield items[start : start + limit]
+
+    def _most_views(self, step: Step, size: Size) -> int:
+        """How many views of a size go through the network at once: larger ones than native count by their area."""
+        native = step.native_size[0] * step.native_size[1]
+        return max(1, self.view_batch_size * native // max(native, size[0] * size[1]))
 
     def predict(
         self,

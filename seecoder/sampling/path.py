@@ -54,6 +54,7 @@ class Path:
         unconditional: Every branch is given the negative context here: the path adds detail, and no subject.
         follows_offsets: Whether an editor's per-view changes (SyncDiffusion) apply to this path's views.
         keyed: Whether `views` makes random choices (its stage then draws one key per picture).
+        whole: Whether `views` always gives the one view of all cells, so that there is nothing to plan.
     """
 
     views: Planner
@@ -66,6 +67,7 @@ class Path:
     unconditional: bool = False
     follows_offsets: bool = False
     keyed: bool = False
+    whole: bool = False
 
     def branch_for(self, branch: Branch) -> Branch:
         """The branch that this path evaluates where the guidance rule wants `branch`."""

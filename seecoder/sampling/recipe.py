@@ -117,7 +117,8 @@ class Recipe:
 
     def frame_path(self, run: Run, size: Size) -> Path:
         """The path that sees the whole sample at once, with the network changed where `size` exceeds native."""
-        return Path(lambda step, image: (full_view(step.latent_size),), patches=self._patches(run, size))
+        patches = self._patches(run, size)
+        return Path(lambda step, image: (full_view(step.latent_size),), patches=patches, whole=True)
 
     def paths(self, run: Run, size: Size) -> list[Path]:
         """The paths of a stage: windows where a method says so and the sample is larger than native."""

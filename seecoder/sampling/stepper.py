@@ -85,7 +85,7 @@ class Stepper:
             self.restart(0)
         except (ValueError, IndexError, ArithmeticError) as error:  # each scheduler has words of its own
             self._refuse_steps(" ".join(str(error).split()))
-        self.timesteps: torch.Tensor = self._scheduler.timesteps
+        self.timesteps: Sequence[torch.Tensor] = self._scheduler.timesteps.unbind()
         self.alphas_cumprod = self._alphas_cumprod()
         self.times = self._training_times()
         self.variance_exploding = self._scales_its_input()
@@ -200,9 +200,7 @@ class Stepper:
 
     def whole_step(self, index: int) -> int:
         """The last step from `index` backwards that begins a whole step."""
-        while not self.is_boundary(index):
-            index -= 1
-        return index
+        return index - index % self.order
 
     def scale_input(self, latents: torch.Tensor, index: int) -> torch.Tensor:
         """What the network sees of `latents` at step `index`; linear in `latents`."""

@@ -46,8 +46,8 @@ def read_pickle_allowed(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     if isinstance(content, Tensor):
         content = {"tensor": content}
     for _ in range(3):
-        inner = next((content[key] for key in ("state_dict", "model") if _is_dict_under(content, key)), None)
-        content = content if inner is None else inner
+        found = [content.get(key) for key in ("state_dict", "model")] if isinstance(content, dict) else []
+        content = next((inner for inner in found if isinstance(inner, dict)), content)
     return _only_tensors(path, content)
 
 
@@ -59,10 +59,6 @@ def unpickling_reason(error: Exception) -> str:
     """
     text = str(error).strip().rpartition("WeightsUnpickler error: ")[2] or type(error).__name__
     return text.splitlines()[0].partition(" was not an allowed global")[0]
-
-
-def _is_dict_under(content: Any, key: str) -> bool:
-    return isinstance(content, dict) and isinstance(content.get(key), dict)
 
 
 def _only_tensors(path: Path, content: Any) -> dict[str, Tensor]:

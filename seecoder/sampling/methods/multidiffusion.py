@@ -153,7 +153,9 @@ class MultiDiffusion:
         if not self.regions:
             return [path]
         parts = [
-            replace(path, views=_meeting(path.views, part), weight=weight_product(_constant(part), path.weight))
+            replace(
+                path, views=_meeting(path.views, part), whole=False, weight=weight_product(_constant(part), path.weight)
+            )
             for part in self._maps(run, size)
         ]
         for place, region in enumerate(self.regions, start=1):

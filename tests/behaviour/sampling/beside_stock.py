@@ -36,15 +36,15 @@ def calls() -> dict[str, Any]:
     )
     unet.forward = lambda sample, *_, **__: (sample,)
     widths = (8, 8, 8, 8)
-    vae = AutoencoderKL(
+    vae: Any = AutoencoderKL(
         block_out_channels=widths,
         down_block_types=["DownEncoderBlock2D"] * len(widths),
         up_block_types=["UpDecoderBlock2D"] * len(widths),
         norm_num_groups=4,
     )
-    scheduler = PNDMScheduler(**SCHEDULE, skip_prk_steps=True)
+    scheduler: Any = PNDMScheduler(**SCHEDULE, skip_prk_steps=True)
     ours: Any = SeeCoderPipeline(vae, unet, scheduler)
-    absent = dict.fromkeys(("text_encoder", "tokenizer", "safety_checker", "feature_extractor"))
+    absent: Any = dict.fromkeys(("text_encoder", "tokenizer", "safety_checker", "feature_extractor"))
     stock: Any = StableDiffusionPipeline(vae, unet=unet, scheduler=scheduler, **absent, requires_safety_checker=False)
     for pipeline in (ours, stock):
         pipeline.set_progress_bar_config(disable=True)

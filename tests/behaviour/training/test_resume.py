@@ -358,37 +358,6 @@ def test_sigterm_to_the_whole_group_with_readers_saves_once_and_exits_143(settin
     assert list_checkpoints(tmp_path / "run")
 
 
-def test_a_poisoned_sample_costs_its_step_only(settings, fit, monkeypatch, load, tmp_path):
-    from train.stages.seecoder import SeeCoderStage
-
-    original = SeeCoderStage.loss
-    monkeypatch.setattr(
-        SeeCoderStage,
-        "loss",
-        lambda self, batch: original(self, batch) * (float("nan") if self.global_step == 1 else 1),
-    )
-    assert fit(settings(**{"run.max_steps": 3})) == 0
-    checkpoint = load(tmp_path / "run" / "step-00000003.ckpt")
-    assert checkpoint["guard"]["skipped"] == 1
-    assert all(bool(value.isfinite().all()) for value in checkpoint["state_dict"].values())
-    assert (tmp_path / "run" / "skipped_steps.jsonl").read_text().count("\n") == 1
-
-
-def test_endless_nan_stops_the_run_with_the_checkpoint_from_before(settings, fit, monkeypatch, capsys, tmp_path):
-    from train.stages.seecoder import SeeCoderStage
-
-    original = SeeCoderStage.loss
-    monkeypatch.setattr(
-        SeeCoderStage,
-        "loss",
-        lambda self, batch: original(self, batch) * (float("nan") if self.global_step >= 2 else 1),
-    )
-    guard = {"max_skipped_in_a_row": 1}
-    assert fit(settings(**{"run.checkpoint_every": 2, "stage.init_args.guard": guard})) == 1
-    assert "in a row" in capsys.readouterr().err
-    assert list_checkpoints(tmp_path / "run")[0][0] == 2
-
-
 def _command(config: dict, folder: Path) -> list[str]:
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(config))
