@@ -35,13 +35,12 @@ def calls() -> dict[str, Any]:
         norm_num_groups=4,
     )
     unet.forward = lambda sample, *_, **__: (sample,)
-    widths = (8, 8, 8, 8)
-    vae: Any = AutoencoderKL(
-        block_out_channels=widths,
-        down_block_types=["DownEncoderBlock2D"] * len(widths),
-        up_block_types=["UpDecoderBlock2D"] * len(widths),
-        norm_num_groups=4,
-    )
+    levels: dict[str, Any] = {
+        "block_out_channels": (8,) * 4,
+        "down_block_types": ("DownEncoderBlock2D",) * 4,
+        "up_block_types": ("UpDecoderBlock2D",) * 4,
+    }
+    vae: Any = AutoencoderKL(**levels, norm_num_groups=4)
     scheduler: Any = PNDMScheduler(**SCHEDULE, skip_prk_steps=True)
     ours: Any = SeeCoderPipeline(vae, unet, scheduler)
     absent: Any = dict.fromkeys(("text_encoder", "tokenizer", "safety_checker", "feature_extractor"))
