@@ -222,14 +222,6 @@ class RunSettings:
         """Stage of DeepSpeed's ZeRO: 1 or 2; 0 for other strategies."""
         return ZERO_STAGES.get(self.strategy, 0)
 
-    @property
-    def shared_out(self) -> str:
-        """What DeepSpeed shares out over the processes, as the plan says it; empty for nothing."""
-        if not self.zero_stage:
-            return ""
-        what = "AdamW's state and gradients" if self.zero_stage == 2 else "AdamW's state"
-        return f"; {what} shared out over {self.devices * self.num_nodes} processes"
-
     def unreached_steps(self, optimizer: OptimizerSettings, adversary_start: int | None = None) -> Iterator[str]:
         """Sentences on what lies beyond the last step, as in a short trial of a long plan, or by mistake.
 

@@ -24,6 +24,8 @@ from seecoder.base_model.known_bases import base_sizes
 ROOT = Path(__file__).resolve().parents[2]
 QUALITY, SIDE = 90, 512
 SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+WORLD: dict[str, Any] = yaml.safe_load((ROOT / "configs" / "world_seecoder.yaml").read_text())
+TOY_ENCODER: dict[str, Any] = WORLD["stage"]["init_args"]["encoder"]
 
 
 def _quietly(command: Callable[[list[str]], int], *arguments: str) -> None:
@@ -45,41 +47,24 @@ def world_workload(folder: Path, base: Path | None = None) -> Workload:
         folder: Where shards are written.
         base: The world's base; None takes the one of the configuration.
     """
-    config = yaml.safe_load((ROOT / "configs" / "world_seecoder.yaml").read_text())
-    stage, data = config["stage"]["init_args"], config["data"]["init_args"]
+    stage, data = WORLD["stage"]["init_args"], WORLD["data"]["init_args"]
     where = Path(ROOT, stage["base"]) if base is None else base
     size, batch = data["image_size"], data["batch_size"]
     raw, cached = folder / "world", folder / "world-cached"
     count = str(4 * batch)
     _quietly(build, "world", str(raw), "--count", count, "--size", str(size), "--samples-per-shard", str(batch // 2))
     _quietly(cache, str(raw), str(cached), "--base", str(where), "--size", str(size), "--device", "cpu")
-    device = torch.device("cpu")
     return Workload(
         f"The world, {size} x {size}, on the CPU ({torch.get_num_threads()} threads)",
-        *(where, stage["encoder"], size, (batch // 2, batch), raw, cached, device),
+        *(where, stage["encoder"], size, (batch // 2, batch), raw, cached, torch.device("cpu")),
         workers=1,
     )
-
-
-TOY_ENCODER: dict[str, Any] = {
-    "backbone": "resnet10t",
-    "backbone_args": {"out_indices": [1, 2, 3], "channels": [8, 8, 8, 8], "stem_width": 8},
-    "context_dim": 32,
-    "num_heads": 2,
-    "decoder_layers": 1,
-    "decoder_ffn_dim": 32,
-    "query_layers": 3,
-    "query_ffn_dim": 32,
-    "num_global_queries": 1,
-    "num_local_queries": 3,
-}
 
 
 def sd15_workload(folder: Path) -> Workload:
     """Stable Diffusion 1.5's shapes with random weights and Swin-L, on a GPU; the base and shards go into `folder`."""
     sizes = base_sizes(SD15)
-    if sizes is None:
-        raise RuntimeError(f"{SD15} is not in the table of bases.")
+    assert sizes is not None  # it is in the table of released bases
     torch.manual_seed(0)
     unet, vae = UNet2DConditionModel.from_config(dict(sizes.unet)), AutoencoderKL.from_config(dict(sizes.vae))
     name = f"Stable Diffusion 1.5's shapes, released decoder, 512 x 512, {torch.cuda.get_device_name()}"
@@ -91,7 +76,7 @@ def sd15_workload(folder: Path) -> Workload:
 def toy_workload(folder: Path) -> Workload:
     """The same at toy size, on the CPU."""
     torch.manual_seed(0)
-    unet, vae = small_unet((8, 16), side=16, groups=4, width=32), autoencoder((8, 8), norm_num_groups=4)
+    unet, vae = small_unet((8, 16), side=16, groups=4), autoencoder((8, 8), norm_num_groups=4)
     return _random_workload(folder, "toy sizes", unet, vae, TOY_ENCODER, 32, (2, 4), torch.device("cpu"))
 
 

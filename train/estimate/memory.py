@@ -54,26 +54,28 @@ def count_run(
     sizes: BaseSizes,
     shards: ShardSet | None,
     hardware: Hardware,
+    cached: Mapping[str, float] | None = None,
 ) -> CountedRun:
     """Count a run of a base; where it says "auto", with as few parts that recompute as leave `RESERVE` free.
 
     Recomputing costs time, but a run that dies of its memory after a day has lost more. Where even recomputing
-    everything is not enough, everything recomputes. Arguments are those of `CountedRun`.
+    everything is not enough, everything recomputes. Arguments are those of `CountedRun`, and of `Costs` what is
+    cached where that is not to be what the shards hold.
     """
-    cached = {model: one.used for model, one in find_caches(options, source, shards).items()}
+    cached = cached or {model: one.used for model, one in find_caches(options, source, shards).items()}
     sides = [source.get("image_size", 512), *(source.get("buckets") or {}).get("resolutions", ())]
     size, mixed = max(sides), run.precision != "32-true"
     given = options.get("gradient_checkpointing") or ()
     optimizer = OptimizerSettings(**options.get("optimizer") or {})
     of_matrices, of_others = (state_bytes(optimizer, name) for name in ("weight", "other"))
-    candidates = [*_FEWEST_FIRST] if given == "auto" else [tuple(given)]
-    while True:
-        chosen = {**options, "gradient_checkpointing": candidates.pop(0)}
+    for recomputing in _FEWEST_FIRST if given == "auto" else (tuple(given),):
+        chosen = {**options, "gradient_checkpointing": recomputing}
         costs = count_costs(chosen, sizes, size, mixed=mixed, cached=cached)
         kept = of_others + (of_matrices - of_others) * costs.matrices / costs.trained
         counted = CountedRun(run, chosen, source, shards, hardware, costs, kept)
-        if not candidates or sum(device_bytes(counted).values()) <= (1 - RESERVE) * hardware.memory(run):
-            return counted
+        if sum(device_bytes(counted).values()) <= (1 - RESERVE) * hardware.memory(run):
+            break
+    return counted  # pyright: ignore[reportPossiblyUnboundVariable] - there is at least one
 
 
 def device_bytes(counted: CountedRun) -> dict[str, float]:

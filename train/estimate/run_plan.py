@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import combinations
 from typing import Any
 
 from seecoder.base_model.fit import check_parts, check_picture_size
@@ -16,6 +18,17 @@ from train.sources.planned_data import data_lines, held_out_lines, open_if_there
 from train.stages.encoder_weights import ENCODER_SIZE
 from train.stages.learning_rate import turning_points
 from train.stages.noise_schedule import MIN_SNR_GAMMA, NoiseSchedule
+
+_OPTIMIZER, _BATCH = "optimizer.name=adamw8bit_torchao", "a smaller batch"
+_LEVERS = {  # by what they cost a run, the cheapest first, with what changes of its settings and of what is cached
+    "gradient_checkpointing=auto": {"gradient_checkpointing": ("encoder", "unet")},
+    "cached latents": {"autoencoder": 1.0},
+    _OPTIMIZER: {},
+    _BATCH: {},
+    "frozen_weights=int8": {"frozen_weights": "int8"},
+    "offload=[unet, vae]": {"offload": ("unet", "vae")},
+}
+_EIGHT_BIT_STATE = 2 * (1 + 4 / 256)  # bytes of a weight's two moments, with a scale for each block of 256
 
 
 def make_plan(
@@ -59,7 +72,7 @@ def make_plan(
         counted = count_run(run, options, source, sizes, shards, hardware)
         yield from _costs(counted)
         yield from _time(counted, images, accumulate)
-        yield from _storage(counted)
+        yield from _storage(counted, sizes)
         if gpus:
             yield from _table(counted, images, gpus)
 
@@ -101,7 +114,7 @@ def _time(counted: CountedRun, images: int, accumulate: int) -> Iterator[str]:
     )
 
 
-def _storage(counted: CountedRun) -> Iterator[str]:
+def _storage(counted: CountedRun, sizes: BaseSizes) -> Iterator[str]:
     """Checkpoints on the disk, and memory of one device; an error if it is more than the device has."""
     run, costs = counted.run, counted.costs
     kept = run.keep_checkpoints + len(run.keep_steps) + (run.keep_best is not None) + 1  # one while it is written
@@ -113,25 +126,40 @@ def _storage(counted: CountedRun) -> Iterator[str]:
     )
     memory, size = device_bytes(counted), counted.source["batch_size"]
     limit, name, needed = counted.hardware.memory(run), counted.hardware.name(run), sum(memory.values())
+    what = {1: "AdamW's state", 2: "AdamW's state and gradients"}.get(run.zero_stage)
+    shared = f"; {what} shared out over {run.devices * run.num_nodes} processes" if what else ""
     has = "" if math.isinf(limit) else f" of {_bytes(limit)} ({name})"
     yield (
         f"memory   {_bytes(needed)}{has} per device ESTIMATED: frozen {_bytes(memory['frozen'])}, trained with "
         f"optimizer {_bytes(memory['trained'])}, {size} pictures {_bytes(memory['pictures'])} "
-        f"({_bytes(costs.activation_bytes)} counted for one, + 10 %){run.shared_out}"
+        f"({_bytes(costs.activation_bytes)} counted for one, + 10 %){shared}"
     )
-    each, safe = memory["pictures"] / size, (1 - RESERVE) * limit
-    if needed > limit:
-        most = size - math.ceil((needed - limit) / each)
-        raise ValueError(
-            f"`batch_size`={size} needs an estimated {_bytes(needed)}, a {name} has {_bytes(limit)}: "
-            f"{f'at most {most} fit' if most > 0 else 'not even one fits'}. Lower it (run.global_batch keeps the "
-            "step's size), or checkpoint more (stage.init_args.gradient_checkpointing)."
-        )
-    if needed > safe:
-        yield (
-            f"note     less than {100 * RESERVE:g} % of the memory stays free for fragmentation, NCCL and CUDA, which "
-            f"vary; a `batch_size` of {max(0, size - math.ceil((needed - safe) / each))} would leave that"
-        )
+    if has:
+        yield (fits := f"fits     {_bytes(limit)} ({name}): {explain_fit(counted, sizes)}")
+        if needed > limit:
+            raise ValueError(f"`batch_size`={size} needs an estimated {_bytes(needed)}. Does it fit {fits[9:]}.")
+
+
+def explain_fit(counted: CountedRun, sizes: BaseSizes) -> str:
+    """With which levers `RESERVE` of the memory stays free: the fewest, and of as many those that cost the least."""
+    source, now, known = counted.source, {**counted.options, **counted.costs.cached}, {(): counted}
+    given, safe = source["batch_size"], (1 - RESERVE) * counted.hardware.memory(counted.run)
+    subsets = [levers for count in range(len(_LEVERS) + 1) for levers in combinations(_LEVERS, count)]
+    for number, levers in enumerate((subsets[-1], *subsets)):  # if all of them fail, the others need not be counted
+        new = {name: to for lever in levers for name, to in _LEVERS[lever].items() if now.get(name) != to}
+        if (key := tuple(new)) not in known:
+            cached = {name: new.get(name, there) for name, there in counted.costs.cached.items()}
+            known[key] = count_run(counted.run, now | new, source, sizes, counted.shards, counted.hardware, cached)
+        state = _EIGHT_BIT_STATE if _OPTIMIZER in levers else counted.state_bytes
+        memory = device_bytes(replace(known[key], state_bytes=state))
+        each, fixed = memory.pop("pictures") / given, sum(memory.values())
+        batch = max((n for n in range(1, given + 1) if given % n == 0 and fixed + n * each <= safe), default=0)
+        words = ", ".join(f"batch_size={batch} and more micro-batches" if one == _BATCH else one for one in levers)
+        if number and (batch == given or (batch and _BATCH in levers)):
+            return f"yes, {f'with {words}' if words else 'as it is'}: {_bytes(fixed + batch * each)}"
+        if not batch and not number:
+            return f"no, not even with {', '.join(levers)}: {_bytes(fixed + each)}"
+    raise AssertionError("All levers together were enough.")
 
 
 def _table(counted: CountedRun, images: int, gpus: Sequence[int]) -> Iterator[str]:

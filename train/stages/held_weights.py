@@ -7,8 +7,8 @@ torchao's own layers, and the offloading of accelerate and diffusers, are for in
 weights of all layers on the device until the backward pass, or find them moved away.
 """
 
+import importlib.util
 from collections.abc import Mapping
-from importlib.util import find_spec
 from types import MethodType
 from typing import Any
 
@@ -35,10 +35,8 @@ def check_holding(options: Mapping[str, Any], accelerator: str) -> None:
         )
     if form == "float8" and (on_mps or accelerator == "mps"):
         raise ValueError(f"`frozen_weights`={form} does not exist on the device mps. Use int8.")
-    if form is not None and find_spec("torchao") is None:
-        raise ValueError(
-            f"`frozen_weights`={form} has no torchao here to work with. Install it (pip install 'seecoder[torchao]')."
-        )
+    if form is not None and importlib.util.find_spec("torchao") is None:
+        raise ValueError(f"`frozen_weights`={form} has no torchao here. Install it (pip install 'seecoder[torchao]').")
 
 
 def hold_weights(network: nn.Module, form: str | None, *, offload: bool) -> None:
@@ -51,10 +49,10 @@ def hold_weights(network: nn.Module, form: str | None, *, offload: bool) -> None
     """
     for layer in held_layers(network):
         if form is not None:
-            from torchao.quantization import Float8Tensor, Int8Tensor, PerAxis
-
-            cls: Any = Int8Tensor if form == "int8" else Float8Tensor
-            layer.weight = nn.Parameter(cls.from_hp(layer.weight.detach(), granularity=PerAxis(0)), requires_grad=False)
+            torchao = importlib.import_module("torchao.quantization")
+            cls = {"int8": torchao.Int8Tensor, "float8": torchao.Float8Tensor}[form]
+            values = cls.from_hp(layer.weight.detach(), granularity=torchao.PerAxis(0))
+            layer.weight = nn.Parameter(values, requires_grad=False)
         if offload:
             layer._apply = MethodType(lambda layer, *_, **__: layer, layer)
         layer.forward = MethodType(lambda layer, inputs: _Held.apply(inputs, layer), layer)

@@ -2,12 +2,19 @@
 
 import json
 import re
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 import train.estimate.memory
+from seecoder.base_model.known_bases import BaseSizes
 from train.cli import build_parser, main
 from train.estimate.costs import Costs
+from train.estimate.hardware import GIB, Hardware
+from train.estimate.memory import count_run
+from train.estimate.run_plan import explain_fit
+from train.settings import RunSettings
 
 PUBLISHED = "configs/sd15.yaml"
 FLOPS = {
@@ -80,8 +87,14 @@ BAD = [
     (["--hardware.efficiency", "2"], ["efficiency`=2"]),
     (["--hardware.tflops", "-3"], ["tflops`=-3"]),
     (["--hardware.memory_gib", "0"], ["memory_gib`=0"]),
-    ([*HUGE, "--data.init_args.batch_size", "1000"], ["1000", "0.5 GiB", "not even one fits"]),
-    ([*HUGE, "--hardware.memory_gib", "1.1", "--data.init_args.batch_size", "2000"], ["2000", "1.1 GiB", "at most"]),
+    (
+        [*HUGE, "--data.init_args.batch_size", "1000"],
+        ["1000", "0.5 GiB", "no, not even with gradient_checkpointing=auto, cached"],
+    ),
+    (
+        [*HUGE, "--hardware.memory_gib", "1.1", "--data.init_args.batch_size", "2000"],
+        ["2000", "1.1 GiB", "yes, with ", "batch_size="],
+    ),
     (["--stage.init_args.base", "/no/such/folder"], ["/no/such/folder"]),
     (["--hardware.network_gb", "-1"], ["network_gb`=-1"]),
     (["--hardware.fixed_seconds", ".nan"], ["fixed_seconds`=nan"]),
@@ -253,3 +266,46 @@ def test_cached_parts_are_left_out_of_the_operations(settings, plan, monkeypatch
     (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("flops"))
     assert line.startswith("flops    4.80 TFLOP a picture, counted (backbone 200 GFLOP; decoder")
     assert "autoencoder" not in line
+
+
+@pytest.fixture
+def gibibytes(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """What is said of a run of a GiB a picture, 4 frozen, and 3 with its optimizer, on a device of some GiB."""
+
+    def count(options: dict[str, Any], *_: Any, cached: dict[str, float], **__: Any) -> Costs:
+        frozen = 4 - 2 * ("frozen_weights" in options) - ("offload" in options)
+        one = 1 - 0.25 * (cached.get("autoencoder") == 1) - 0.25 * len(options["gradient_checkpointing"])
+        return Costs(GIB // 16, {}, round(frozen * GIB), {}, round(one * GIB / 1.1), cached)
+
+    monkeypatch.setattr(train.estimate.memory, "count_costs", count)
+
+    run, sizes = RunSettings("run", 1, accelerator="cpu"), BaseSizes("nowhere", {}, {})
+
+    def explain(memory: float, batch: int = 1, **options: Any) -> str:
+        counted = count_run(run, options, {"batch_size": batch}, sizes, None, Hardware(memory_gib=memory / 0.95))
+        return explain_fit(counted, sizes)
+
+    return explain
+
+
+@pytest.mark.parametrize(
+    ("memory", "batch", "answer"),
+    [
+        (6.01, 1, "yes, as it is: 6.0 GiB"),  # 4 frozen, 2^26 weights of 16 bytes, one picture of 1
+        (5.51, 1, "yes, with gradient_checkpointing=auto: 5.5 GiB"),
+        (4.01, 1, "yes, with frozen_weights=int8: 4.0 GiB"),
+        (6.01, 6, "yes, with batch_size=1 and more micro-batches: 6.0 GiB"),
+        (7.9, 6, "yes, with batch_size=2 and more micro-batches: 7.0 GiB"),
+        (4.9, 2, "yes, with gradient_checkpointing=auto, frozen_weights=int8: 4.0 GiB"),
+        (1.0, 4, "no, not even with gradient_checkpointing=auto, cached latents, "),
+    ],
+)
+def test_the_fewest_and_cheapest_levers_are_named(gibibytes: Any, memory: float, batch: int, answer: str) -> None:
+    assert gibibytes(memory, batch).startswith(answer)
+
+
+def test_what_is_already_so_is_no_lever(gibibytes: Any) -> None:
+    done = {"gradient_checkpointing": ("encoder", "unet"), "frozen_weights": "int8"}
+    assert gibibytes(3.26, **done).startswith("yes, with cached latents: 3.")
+    assert gibibytes(3.2, **done) == "yes, with optimizer.name=adamw8bit_torchao: 3.1 GiB"
+    assert gibibytes(2.9, **done) == "yes, with offload=[unet, vae]: 2.5 GiB"

@@ -209,6 +209,6 @@ def test_a_missing_torchao_ends_the_command_with_one_line(
     for arguments in ([], ["--plan"]):
         assert fit(settings(**{"stage.init_args.frozen_weights": "int8"}), *arguments) == 2
         shown = capsys.readouterr().err
-        assert "`frozen_weights`=int8 has no torchao here to work with" in shown
+        assert "`frozen_weights`=int8 has no torchao here." in shown
         assert "pip install 'seecoder[torchao]'" in shown
         assert shown.count("\n") == 1
