@@ -11,13 +11,13 @@ from data.shards.shard_set import ShardSet, is_there, open_shards
 from train.settings import RunSettings
 from train.sources.caches import find_caches
 from train.sources.data_sets import data_sets, describe_shapes, make_order, open_sets
-from train.sources.folder import planned_shards
+from train.sources.folder import is_built, planned_shards
 from train.sources.held_out import check_apart, listed
 
 
 def open_if_there(source: Mapping[str, Any]) -> ShardSet | None:
     """Open a run's shards; None where they lie on a server or are not built yet."""
-    if source.get("folder") is not None:
+    if is_built(source):
         return planned_shards(source)
     given = data_sets(source.get("shards"))
     if not given or not all(is_there(one.shards) for one in given):
@@ -42,7 +42,7 @@ def held_out_lines(class_path: str, source: Mapping[str, Any]) -> Iterator[str]:
     held_out = listed(places)
     check_apart(listed(source.get("shards")), held_out)
     missing = [place for place in held_out if "://" not in place and not is_there(place)]
-    verb = "build" if source.get("folder") else "want"
+    verb = "build" if is_built(source) else "want"
     note = f"; {', '.join(missing)} not built yet, and `fit` will {verb} it" if missing else ""
     there = [sum(open_shards(place).counts) for place in held_out if "://" not in place and place not in missing]
     count = min(source["held_out"], sum(there)) if len(there) == len(held_out) else f"up to {source['held_out']}"
@@ -85,8 +85,8 @@ def data_lines(
     counts = shards.counts
     check_passed(shards.passed, sum(counts), source.get("ceiling", 0.01))
     check_readers(len(counts), processes, workers)
-    is_built = source.get("folder") is None or shards.shards[0].shard.sizes is not None
-    buckets = Buckets(**source["buckets"]) if source.get("buckets") and is_built else None
+    has_sizes = not is_built(source) or shards.shards[0].shard.sizes is not None
+    buckets = Buckets(**source["buckets"]) if source.get("buckets") and has_sizes else None
     window, cached = source.get("window", 8), ""
     make_order(shards, buckets, source["batch_size"], seed=0, window=window)  # refuses what `fit` would refuse
     if options is not None:

@@ -22,7 +22,7 @@ from data.shards.remote.fetcher import Fetcher
 from data.shards.shard_set import ShardSet, open_shards
 from seecoder.checks import number, require, whole
 from train.sources.data_sets import Places, data_sets, describe_shapes, make_order, open_sets
-from train.sources.folder import build_folder
+from train.sources.folder import build_folder, is_built
 from train.sources.held_out import HELD_OUT_SEED, check_apart, check_scenes, listed
 from train.sources.stage_data import StageData
 
@@ -47,6 +47,10 @@ class ShardPictures(StageData):
         flip: Mirror half of the samples.
         folder: Pictures, with its subfolders, of which `shards` and, with every tenth at most, `held_out_shards` are
             built before the first step, unless they are there.
+        dataset: Hugging Face `datasets` set in place of `folder`: one of `save_to_disk`, or a folder of Parquet files.
+        dataset_split: Its split.
+        image_column: Its column of pictures.
+        dataset_from_hub: `dataset` may be a name on the Hub, and is downloaded.
         num_workers: Reading processes of each training process.
         window: Shards whose samples are mixed with each other.
         ceiling: Fraction of unreadable samples above which the run stops.
@@ -73,6 +77,10 @@ class ShardPictures(StageData):
         crop: Literal["center", "random"] = "center",
         flip: bool = False,
         folder: str | None = None,
+        dataset: str | None = None,
+        dataset_split: str = "train",
+        image_column: str = "image",
+        dataset_from_hub: bool = False,
         num_workers: int = 0,
         window: int = 8,
         ceiling: float = 0.01,
@@ -91,9 +99,10 @@ class ShardPictures(StageData):
         super().__init__(batch_size, seed)
         reading = {"num_workers": num_workers, "window": window, "ceiling": ceiling, "held_out": held_out}
         check_reading(reading | {"held_out_shards": held_out_shards, "held_out_world": held_out_world})
-        if folder is not None:
-            places = {"folder": folder, "shards": shards, "held_out_shards": held_out_shards}
-            build_folder(reading | places | {"image_size": image_size})
+        pictures = {"folder": folder, "dataset": dataset, "dataset_split": dataset_split, "image_column": image_column}
+        if is_built(pictures):
+            pictures |= {"dataset_from_hub": dataset_from_hub, "image_size": image_size}
+            build_folder(reading | pictures | {"shards": shards, "held_out_shards": held_out_shards})
         self.sets, self.places = data_sets(shards), listed(shards)
         self.images = IMAGE_MEMBERS if image_member is None else (image_member.lower(),)
         if cache is None:  # a missing folder, or one with too many losses, is refused before anything is loaded

@@ -7,10 +7,11 @@ import re
 import stat
 import unicodedata
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from data.shards.building.dataset_rows import ImageRow
 from seecoder.checks import require, whole
 
 _SUFFIX = re.compile(r"\.(jpe?g|jpe|jfif|mpo|a?png|webp|tiff?|bmp|dib|gif|avif|hei[cf]|hif)", re.IGNORECASE)
@@ -136,7 +137,7 @@ def _listed_file(folder: Path, line: str) -> Path:
     return next((folder / form for form in forms if os.path.exists(folder / form)), folder / line.strip())
 
 
-def split_held_out(paths: list[Path], count: int) -> tuple[list[int], list[int]]:
+def split_held_out(paths: Sequence[Path | ImageRow], count: int) -> tuple[list[int], list[int]]:
     """Choose files that no training shall see, by the hashes of what they hold: the same ones every time.
 
     Returns:
@@ -152,9 +153,12 @@ def split_held_out(paths: list[Path], count: int) -> tuple[list[int], list[int]]
     return [n for n in numbers if digests[n] not in chosen], [n for n in numbers if digests[n] in chosen]
 
 
-def _digest(path: Path) -> str:
+def _digest(path: Path | ImageRow) -> str:
     """Digest of a file's size and beginning, equal for copies; what cannot be read comes behind all digests."""
     with suppress(OSError):
+        if isinstance(path, ImageRow):
+            content = path.read_bytes()
+            return hashlib.sha256(b"%d %b" % (len(content), content[: 1 << 16])).hexdigest()
         if path.is_file():  # to open a pipe would wait for ever
             with path.open("rb") as file:
                 return hashlib.sha256(b"%d %b" % (path.stat().st_size, file.read(1 << 16))).hexdigest()

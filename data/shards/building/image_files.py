@@ -1,7 +1,7 @@
 """Shards of image files, kept byte by byte or scaled down."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +9,7 @@ from typing import Any
 
 from PIL import Image
 
+from data.shards.building.dataset_rows import ImageRow
 from data.shards.building.sources import Item, encode_image, encode_json
 from seecoder.checks import check, optional, whole
 from seecoder.images.gate import ImageError, load_image
@@ -20,7 +21,7 @@ class ImageFiles:
     """Picture files.
 
     Attributes:
-        paths: The files.
+        paths: The files, or rows that hold such.
         names: How each is called in JSON and reports.
         size: Pictures whose shorter side is longer than this are scaled down to it; None keeps them, byte by byte if
             they are JPEG, PNG or WebP.
@@ -35,7 +36,7 @@ class ImageFiles:
 
     members = ("json",)  # the kind of picture varies
 
-    paths: tuple[Path, ...]
+    paths: tuple[Path | ImageRow, ...]
     names: tuple[str, ...]
     size: int | None
     encode: str
@@ -49,13 +50,13 @@ class ImageFiles:
         check(self, size=optional(whole(1)), quality=whole(1, 100), max_pixels=whole(1), min_side=whole(1))
 
     @staticmethod
-    def from_paths(paths: list[Path], names: list[str], **options: Any) -> "ImageFiles":
+    def from_paths(paths: Sequence[Path | ImageRow], names: list[str], **options: Any) -> "ImageFiles":
         """Take stock of the files; those that do not exist are kept and counted as bad. `options`: other attributes."""
         digest, sizes = hashlib.sha256(), []
         for path, name in zip(paths, names, strict=True):
             size, stamp = 0, -1
-            with suppress(OSError):
-                size, stamp = path.stat().st_size, path.stat().st_mtime_ns
+            with suppress(OSError, AttributeError):  # a row has neither
+                size, stamp = path.stat().st_size, path.stat().st_mtime_ns  # pyright: ignore[reportAttributeAccessIssue]
             sizes.append(size)
             digest.update(repr((name, size, stamp)).encode())
         return ImageFiles(tuple(paths), tuple(names), sizes=tuple(sizes), digest=digest.hexdigest(), **options)
@@ -84,8 +85,8 @@ class ImageFiles:
             else:
                 yield Item(name, key, members)
 
-    def _members(self, path: Path, name: str) -> dict[str, bytes]:
-        image = to_pil(load_image(path, max_pixels=self.max_pixels))
+    def _members(self, path: Path | ImageRow, name: str) -> dict[str, bytes]:
+        image = to_pil(load_image(path if isinstance(path, Path) else path.read_bytes(), max_pixels=self.max_pixels))
         content = path.read_bytes()
         width, height = image.size
         kind = _kind(content)

@@ -1,11 +1,14 @@
 """A plain folder of pictures: built once, reused by content, planned without being built."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 
+from data.shards.building.dataset_rows import open_rows
 from data.shards.manifest import read_manifest
 from data.shards.reading.shard_reader import ShardReader
 from data.shards.shard_set import open_shards
@@ -121,3 +124,59 @@ def test_bad_pictures_are_counted_against_the_ceiling(source: dict[str, Any]):
 def test_shards_are_built_in_one_local_folder(source: dict[str, Any], places: Any):
     with pytest.raises(ValueError, match="must go with one local folder in `shards`"):
         build_folder(source | {"shards": places})
+
+
+@pytest.fixture
+def rows(source: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
+    """Arguments of a data source over the same pictures in a `datasets` set."""
+    files = sorted(Path(source["folder"]).rglob("*.png"))
+    images = [{"bytes": path.read_bytes(), "path": None} for path in files]
+    datasets.Dataset.from_dict({"img": images}).save_to_disk(tmp_path / "set")
+    own = {"dataset": str(tmp_path / "set"), "dataset_split": "train", "image_column": "img", "dataset_from_hub": False}
+    return source | own | {"folder": None, "shards": str(tmp_path / "of_set")}
+
+
+def test_a_datasets_set_trains_and_is_planned_as_a_folder_of_its_pictures_is(
+    source: dict[str, Any], rows: dict[str, Any], tmp_path: Path, capsys: Any
+):
+    rows["held_out_shards"] = str(tmp_path / "of_set_held_out")
+    source["held_out_shards"] = str(tmp_path / "held_out")
+    planned = open_if_there(rows)
+    for one in (source, rows):
+        build_folder(one)
+        build_folder(one)
+    assert capsys.readouterr().out.count("done: ") == 4, "what is there is taken"
+    for name in ("shards", "held_out_shards"):
+        assert images(rows[name]) == images(source[name])
+    built = open_if_there(rows)
+    assert planned is not None
+    assert built is not None
+    assert planned.counts == built.counts
+    names = ("dataset", "image_column", "shards", "held_out_shards", "image_size")
+    assert ShardPictures(4, **{name: rows[name] for name in names}).places == [rows["shards"]]
+
+
+def test_another_version_of_a_set_is_not_taken_for_the_first(rows: dict[str, Any], tmp_path: Path):
+    build_folder(rows)
+    changed = datasets.load_from_disk(rows["dataset"]).select(range(1, 22))
+    changed.save_to_disk(tmp_path / "changed")
+    shutil.rmtree(rows["dataset"])
+    (tmp_path / "changed").rename(rows["dataset"])
+    open_rows.cache_clear()
+    with pytest.raises(FileExistsError, match="holds another build"):
+        build_folder(rows)
+
+
+def test_bad_rows_count_against_the_ceiling(rows: dict[str, Any], tmp_path: Path):
+    images = [{"bytes": b"rubbish", "path": None}, None, *datasets.load_from_disk(rows["dataset"])["img"]]
+    datasets.Dataset.from_dict({"img": images}).save_to_disk(tmp_path / "bad")
+    rows["dataset"] = str(tmp_path / "bad")
+    with pytest.raises(RuntimeError, match="2 of 24 sources are bad"):
+        build_folder(rows)
+    build_folder(rows | {"ceiling": 0.1})
+    assert "[train][0]" in (Path(rows["shards"]) / "bad.jsonl").read_text()
+
+
+def test_a_folder_and_a_set_at_once_are_refused(source: dict[str, Any]):
+    with pytest.raises(ValueError, match="must be left out with `dataset`=cats"):
+        build_folder(source | {"dataset": "cats"})
