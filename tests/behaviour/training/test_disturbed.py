@@ -15,6 +15,6 @@ def test_kills_faults_and_a_nan_change_nothing(settings, request, tmp_path, kind
         return settings(**fixed, **changes, **{"data.init_args.buckets": buckets})
 
     shards = request.getfixturevalue(kind)
-    happened = run_disturbed(steady, shards, tmp_path, steps=steps, seed=1, longest=3.0)
-    assert happened["exit 0"] == 1
+    happened = run_disturbed(steady, shards, tmp_path, steps=steps, seed=1, longest=15)
+    assert happened["exit 0"] >= 1
     assert sum(happened[f"ends {end}"] for end in ("kill -9", "SIGTERM", "Ctrl-C")) > 0
