@@ -1,14 +1,19 @@
 """From the bytes of a file to numbers: open, decode, apply the colour profile, keep the range of deep greyscale."""
 
+import functools
 import logging
 import re
 from collections.abc import Callable
+from contextlib import suppress
+from importlib import import_module
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image, ImageCms
+from PIL.JpegImagePlugin import JpegImageFile
 
 from seecoder.images.formats.isobmff import open_isobmff
 from seecoder.images.formats.png import open_png
@@ -69,6 +74,42 @@ def is_image_file(path: Path) -> bool:
         return False
     with path.open("rb") as file:
         return is_image(file.read(64))
+
+
+def decode(image: Image.Image, data: bytes) -> np.ndarray:
+    """Pixels of an opened file, as `rasterise` gives them; of plain JPEG by torchvision, which copies them less often.
+
+    Builds may differ, and its decoders are to be removed: it is taken where it is there and gives Pillow's bytes.
+    """
+    values = _by_torchvision(data, image.mode) if getattr(image, "is_plain", False) and _equals_pillow() else None
+    if values is None:
+        image.load()
+        values = rasterise(image)
+    return values
+
+
+def _by_torchvision(data: bytes, mode: str) -> np.ndarray | None:
+    """(H, W, 1 or 3) uint8 of a plain JPEG file; None where Pillow has to say what is wrong."""
+    try:
+        content = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        return torch.ops.image.decode_jpeg(content, len(mode), False).permute(1, 2, 0).numpy()
+    except (AttributeError, RuntimeError):  # there is no such operator, or it refuses the file
+        return None
+
+
+@functools.cache
+def _equals_pillow() -> bool:
+    """Whether torchvision's decoder is there, and has Pillow's bytes for noise in each kind of JPEG."""
+    with suppress(ImportError):
+        import_module("torchvision.io")  # registers the operator; takes a second
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (37, 51, 3), dtype=np.uint8))
+    for mode, subsampling in (("L", 0), ("RGB", 0), ("RGB", 1), ("RGB", 2)):
+        file = BytesIO()
+        noise.convert(mode).save(file, "JPEG", subsampling=subsampling)
+        found = _by_torchvision(file.getvalue(), mode)
+        if found is None or found.tobytes() != JpegImageFile(BytesIO(file.getvalue())).tobytes():
+            return False
+    return True
 
 
 def rasterise(image: Image.Image) -> np.ndarray:

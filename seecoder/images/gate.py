@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageFile
 
-from seecoder.images.decoding import open_image, rasterise
+from seecoder.images.decoding import decode, open_image, rasterise
 from seecoder.images.header import BadImage, check_size, orientation_from_exif
 
 Source = str | os.PathLike | bytes | bytearray | memoryview | Image.Image | np.ndarray | torch.Tensor
@@ -91,8 +91,8 @@ def load_levels(source: Source, *, max_pixels: int = MAX_PIXELS) -> torch.Tensor
     values = read_pixels(source, max_pixels)
     if values.dtype != np.uint8 or values.shape[2] in (2, 4):
         return _to_tensor(values, (255, 255, 255))
-    levels = np.require(values, requirements=["C", "W"])  # turned pictures go backwards through memory
-    return torch.from_numpy(levels).movedim(2, 0).expand(3, -1, -1)
+    planes = np.require(np.moveaxis(values, 2, 0), requirements=["C", "W"])  # turned pictures go backwards in memory
+    return torch.from_numpy(planes).expand(3, -1, -1)
 
 
 def read_pixels(source: Source, max_pixels: int) -> np.ndarray:
@@ -155,13 +155,12 @@ def _read(source: Source, max_pixels: int) -> np.ndarray:
             raise BadImage(f"{source.format} files are not decoded; load it yourself if you trust the source")
         check_size(*source.size, max_pixels if unloaded else source.width * source.height)
         source.load()
-        return _upright(source)
+        return _upright(source, rasterise(source))
     limit = _MAX_BYTES_PER_PIXEL * max_pixels + _MAX_METADATA_BYTES
     data = _read_file(source, limit) if isinstance(source, str | os.PathLike) else bytes(source)
     _check_bytes(len(data), limit)
     image = open_image(data, max_pixels)
-    image.load()
-    return _upright(image)
+    return _upright(image, decode(image, data))
 
 
 def _read_file(path: str | os.PathLike[str], limit: int) -> bytes:
@@ -206,9 +205,9 @@ def _from_array(values: np.ndarray) -> np.ndarray:
     return np.clip(values, 0, 1).astype(np.float32)
 
 
-def _upright(image: Image.Image) -> np.ndarray:
+def _upright(image: Image.Image, values: np.ndarray) -> np.ndarray:
     """Undo the camera's orientation (EXIF 2.32, section 4.6.4: which edges row 0 and column 0 of the file show)."""
-    exif, values = image.info.get("exif"), rasterise(image)
+    exif = image.info.get("exif")
     # A TIFF needs no turning: Pillow does that on loading, and only for this format.
     orientation = orientation_from_exif(exif) if isinstance(exif, bytes) and image.format != "TIFF" else 1
     values = values.swapaxes(0, 1) if orientation >= 5 else values

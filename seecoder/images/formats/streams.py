@@ -17,6 +17,7 @@ _MAX_READS = 1_000_000  # Pillow reads files of tiny pieces in Python, a microse
 _MAX_SCANS = 100  # a scan of a progressive JPEG is a pass over the whole image; encoders write about ten
 _MAX_EXIF_BLOCKS = 100  # Pillow joins them, and copies what it has with each
 _SCAN_OR_END = re.compile(rb"\xff[\xda\xd9]")
+_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 _MAX_GIF_READS = 10_000  # two a block of 255 bytes; Pillow copies a comment again with every block of it
 _MAX_RLE_WIDTH = 65_535  # a jump of four bytes in a BMP allocates up to 255 rows at once
 
@@ -44,6 +45,8 @@ class BoundedFile(BytesIO):
 class _JpegFile(JpegImageFile):
     """Pillow's reader without its search for a density, which copies every EXIF tag whatever size it claims."""
 
+    is_plain = False  # grey or RGB without a profile, one sequential scan and then the end: decoders read it alike
+
     def _read_dpi_from_exif(self) -> None:
         pass
 
@@ -55,8 +58,11 @@ def open_jpeg(data: bytes, max_pixels: int) -> JpegImageFile:
     file = BoundedFile(data)
     image = _JpegFile(file)
     check_size(*image.size, max_pixels)
-    # In the data of scans 0xFF is always followed by zero or a restart marker.
-    for scans, found in enumerate(_SCAN_OR_END.finditer(data, file.tell()), 1):
+    # In the data of scans 0xFF is always followed by zero, itself or a restart marker.
+    first = _MARKER.search(data, file.tell())
+    is_sequential = first is not None and first[0] == b"\xff\xd9" and "progressive" not in image.info
+    image.is_plain = is_sequential and image.mode in ("L", "RGB") and "icc_profile" not in image.info
+    for scans, found in enumerate(_SCAN_OR_END.finditer(data, first.start() if first else len(data)), 1):
         if found[0] == b"\xff\xd9":
             return image
         if scans >= _MAX_SCANS:

@@ -5,7 +5,7 @@ and once with everything that happens to long runs, at steps drawn from the seed
 without fetched shards and with a dead server, and lives some steps until it is killed (`kill -9`) or told to stop
 (SIGTERM, Ctrl-C), somewhere in a step. Meanwhile, several times and without a restart, its disk is full, its shards'
 handles are stale, or its server is dead again for a while. One step has a NaN, in both runs. The server is a folder
-behind a replaced `open_url`, so that its deaths cost no network. With `--buckets` the pictures have many shapes and sizes.
+behind a replaced `open_url`, so that its deaths cost no network. With `--buckets` pictures have many shapes and sizes.
 """
 
 import argparse

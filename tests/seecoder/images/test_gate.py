@@ -359,6 +359,8 @@ def test_this_is_the_only_door():
         for path in (ROOT / folder).rglob("*"):
             if not path.is_file() or path.suffix not in ("", ".py") or path.name.startswith("."):
                 continue
+            if path == ROOT / "seecoder" / "images" / "decoding.py":  # the door, where what was checked is decoded
+                continue
             for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
                 if OPENING.search(line.split("#")[0]):
                     offenders.append(f"{path.relative_to(ROOT)}:{number}: {line.strip()}")
