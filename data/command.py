@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace
 from tqdm import tqdm
 
-from data.hidden_secrets import scrubbed
+from data.hidden_secrets import hide_secrets, learn_secrets, scrubbed
 from data.shards.buckets import describe_enlarged
 from data.shards.building.claim import claimed_folder
 from data.shards.building.shard_build import REPORT, Build, run_build
@@ -48,7 +48,10 @@ def run_command(parser: ArgumentParser, action: Callable[[Namespace], None], arg
     Returns:
         Exit code: 0; 2 for bad input, with one line on stderr; 130 when interrupted.
     """
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if arguments is None:
+        arguments = sys.argv[1:]
+        hide_secrets()
+    learn_secrets("\n".join(arguments))
     try:
         options = parser.parse_args(arguments)
         command = options.get("command")

@@ -66,7 +66,7 @@ def _header(facts: CardFacts) -> str:
         license=_line(facts.license),
         library_name="diffusers",
         pipeline_tag="image-to-image",
-        base_model=facts.base_model or None,
+        base_model=facts.base_model.rpartition("@")[2].partition("?")[0] or None,  # never with a login or a token
         tags=["seecoder", "image-variation", "prompt-free-diffusion", "stable-diffusion"],
     )
     return f"---\n{data.to_yaml()}\n---\n"

@@ -13,10 +13,15 @@ import fsspec
 
 SCHEME = "https"
 STORES = {"s3": "s3fs", "gs": "gcsfs", "hf": "huggingface_hub"}  # by scheme, the package that fsspec opens it with
-# Scheme; what is left out before the host; what is shown; what is left out after the path. Ends where the next begins.
+# Scheme (a `Path` keeps one slash); left out before the host; shown; left out behind it. Ends where the next begins.
 _SECRETS = re.compile(
-    r"([a-z][a-z0-9+.-]*://)(?:[^/?#\s'\"<>]*@)?((?:(?![a-z][a-z0-9+.-]*://)[^?#\s'\"`<>])*)(?:[?#][^\s'\"`<>]*)?",
-    re.IGNORECASE,
+    r"(?i)([a-z][a-z0-9+.-]*://|\b(?:https?|s3|gs|hf):/)(?:[^/?#\s'\"<>]*@)?"
+    r"((?:(?![a-z][a-z0-9+.-]*://)[^?#\s'\"`<>])*)(?:[?#][^\s'\"`<>]*)?"
+)
+# Tokens outside of addresses: of a header, of a query by itself, and Hugging Face's.
+_TOKENS = re.compile(
+    r"(?i)(\b(?:bearer|basic) +(?=\S*\d)|[?&][\w.-]*(?:token|sig|key|secret|credential|password)[\w.-]*=)"
+    r"[^\s&'\"`<>,]{6,}|\bhf_[a-z0-9]{16,}"
 )
 
 
@@ -74,5 +79,5 @@ def folder_address(address: str, name: str) -> str:
 
 
 def redacted(text: str | Path) -> str:
-    """A location, or a text that holds some, for messages and reports: without user, password, query and fragment."""
-    return _SECRETS.sub(r"\1\2", str(text))
+    """A location, or a text that holds some, for messages: without user, password, query, fragment and known tokens."""
+    return _TOKENS.sub(r"\1...", _SECRETS.sub(r"\1\2", str(text)))

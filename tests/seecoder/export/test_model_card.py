@@ -17,6 +17,13 @@ def test_the_header_is_read_back_as_it_was_given(build, license):
     assert "evil" not in card.data.to_dict()
 
 
+def test_no_login_and_no_token_of_an_address_gets_into_the_card(build):
+    facts = CardFacts(base_model="https://me:secret@host/model?token=secret")
+    card = ModelCard(model_card(build["encoder"](), "hub", facts, (1, 1)))
+    assert card.data.base_model == "host/model"
+    assert "secret" not in str(card)
+
+
 def test_the_table_says_what_the_encoder_is(build):
     encoder = build["encoder"](position_aware=True, image_size=640, guidance_scale=1.5)
     card = model_card(encoder, "hub", CardFacts(notes={"a": "b | c\nd"}), (1, 1))
