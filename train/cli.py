@@ -23,7 +23,7 @@ COMMANDS = {
     "plan": "Say what `fit` with the same arguments will do, cost and write; needs no GPU and reads no weights.",
     "report": "One page of HTML that shows a run, also while it goes on.",
 }
-_SLOW = ("stage", "data", "hardware", "run.callbacks")  # settings of classes that take seconds to import
+_SLOW = ("stage", "data", "hardware", "run.callbacks")  # from `_add_classes`; left out of a first, quick reading
 
 
 def build_parser(complete: bool = True) -> ArgumentParser:
@@ -273,10 +273,11 @@ def fit(ready: Namespace, provenance: Any, notes: Sequence[str] = ()) -> int:
     ready.data.may_begin_epoch = run.changed_order == "new_epoch"
     with only_run_in(folder), float32_attention() if runs_on_cpu(run) else nullcontext():
         checkpoint = checkpoint_to_continue(folder, ready.resume)
-        if checkpoint is not None and int(checkpoint.stem.removeprefix("step-")) >= run.max_steps:
+        start_step = int(checkpoint.stem.removeprefix("step-")) if checkpoint is not None else 0
+        if checkpoint is not None and start_step >= run.max_steps:
             print(f"{folder} is finished: {checkpoint.name} has `max_steps`={run.max_steps}; raise it to go on.")
             return FINISHED
-        trainer, termination = build_trainer(run, ready.data.batch_size, provenance)
+        trainer, termination = build_trainer(run, ready.data.batch_size, provenance, start_step)
         if trainer.is_global_zero:
             print(f"continues from {checkpoint}" if checkpoint else f"starts in {folder}", flush=True)
             for note in notes:

@@ -16,7 +16,7 @@ import train.settings
 from data.shards.reading.skips import NoReadableSample
 from seecoder.base_model.loading import load_part
 from tests.fixtures.single_files import write_checkpoint
-from train.cli import COMMANDS, _print_error, build_parser, main
+from train.cli import _SLOW, COMMANDS, _print_error, build_parser, main
 from train.settings import RunSettings
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
@@ -256,6 +256,15 @@ def test_a_run_keeps_no_password_of_its_shards(settings, fit, monkeypatch, capsy
     assert "secret" not in str(kept["config"]) + str(kept["notes"]) + "".join(capsys.readouterr())
     (said,) = kept["notes"]
     assert "give them again" in said
+
+
+def test_the_first_reading_leaves_out_what_the_classes_add():
+    names = []
+    for complete in (True, False):
+        (commands,) = (one for one in build_parser(complete)._actions if one.dest == "command")
+        names.append({action.dest for action in commands._name_parser_map["plan"]._actions})
+    assert {name for name in names[0] - names[1] if not name.startswith(_SLOW)} == set()
+    assert all(any(name.startswith(part) for name in names[0]) for part in _SLOW)
 
 
 QUICK = [

@@ -1,6 +1,7 @@
 """Lightning's trainer with our own checkpoints, log, guard and signal handling."""
 
 import logging
+import sys
 import warnings
 from pathlib import Path
 from secrets import token_hex
@@ -11,6 +12,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from data.hidden_secrets import scrubbed
 from seecoder.weights.atomic import atomic_path
 from train.run.callbacks import CheckpointSteps
 from train.run.checkpoints import AtomicCheckpointIO, Checkpoints
@@ -21,13 +23,16 @@ from train.run.termination import Termination
 from train.settings import RunSettings
 
 
-def build_trainer(run: RunSettings, batch_size: int, provenance: Provenance) -> tuple[Trainer, Termination]:
+def build_trainer(
+    run: RunSettings, batch_size: int, provenance: Provenance, start_step: int = 0
+) -> tuple[Trainer, Termination]:
     """Make the trainer of a run.
 
     Args:
         run: Its settings.
         batch_size: Samples of one micro-batch of one process.
         provenance: Keeps what the run's folder says of it.
+        start_step: Optimizer step of the checkpoint that the run goes on from.
 
     Returns:
         The trainer, and the callback that knows whether it was told to stop.
@@ -70,7 +75,7 @@ def build_trainer(run: RunSettings, batch_size: int, provenance: Provenance) -> 
         accumulate_grad_batches=accumulate,
         callbacks=callbacks,
         plugins=plugins,
-        logger=extra_loggers(run),
+        logger=extra_loggers(run, start_step),
         profiler=run.profiler,
         deterministic=run.deterministic,
         enable_progress_bar=False,
@@ -92,17 +97,27 @@ def _silence_lightning() -> None:
         r".*isinstance\(treespec, LeafSpec\).*",
         r".*module\(s\) in eval mode at the start of training.*",
         r".*your dataloader is not resumable.*",
+        r".*smaller than the logging interval.*",
         r".*across ranks is zero.*",
         r".*GPU available but not used.*",
     ):
         warnings.filterwarnings("ignore", message=message)
 
 
-def extra_loggers(run: RunSettings) -> list[Any]:
-    """Loggers beside `metrics.csv`, each with one run over all starts of ours."""
+class _WandbLogger(WandbLogger):
+    """Lightning's, begun without the secrets of `sys.argv`, which W&B keeps; Lightning starts other processes by it."""
+
+    @property
+    def experiment(self) -> Any:
+        sys.argv[1:] = map(scrubbed, sys.argv[1:])
+        return super().experiment
+
+
+def extra_loggers(run: RunSettings, start_step: int = 0) -> list[Any]:
+    """Loggers beside `metrics.csv`, each with one run over all starts of ours, without what came after `start_step`."""
     made = {
-        "tensorboard": lambda: TensorBoardLogger(run.folder, name="", version="tensorboard"),
-        "wandb": lambda: WandbLogger(save_dir=run.folder, project="seecoder", id=_wandb_id(Path(run.folder))),
+        "tensorboard": lambda: TensorBoardLogger(run.folder, name="", version="tensorboard", purge_step=start_step + 1),
+        "wandb": lambda: _WandbLogger(save_dir=run.folder, project="seecoder", id=_wandb_id(Path(run.folder))),
     }
     return [made[name]() for name in run.loggers]
 

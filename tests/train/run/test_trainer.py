@@ -1,4 +1,5 @@
 import logging
+import re
 import sys
 from importlib.machinery import ModuleSpec
 from types import ModuleType, SimpleNamespace
@@ -7,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from train.run.evaluation import Evaluation
 from train.run.provenance import Provenance
@@ -62,7 +64,7 @@ def begun(monkeypatch) -> list[dict[str, Any]]:
         monkeypatch.setitem(sys.modules, name, made)
 
     def init(**options: Any) -> Any:
-        told.append(options)
+        told.append(options | {"argv": [*sys.argv]})
         return SimpleNamespace(id=options["id"], log=lambda *_: None)
 
     module("wandb", run=None, init=init)
@@ -86,6 +88,27 @@ def test_a_continued_run_goes_on_in_its_run_at_wandb_and_another_run_does_not(tm
     assert (tmp_path / "a" / "wandb_id.txt").read_text() == ids[0]
 
 
+def test_wandb_is_shown_no_secret_of_the_command_line_and_further_processes_are(tmp_path, begun, monkeypatch):
+    given = ["train", "fit", "--data.init_args.shards=https://me:S3CRETWORD@host/a?token=T0KENWORD"]
+    monkeypatch.setattr(sys, "argv", [*given])
+    (logger,) = extra_loggers(RunSettings(str(tmp_path), 3, loggers=("wandb",)))
+    assert sys.argv == given, "Lightning starts the other processes with these"
+    logger.log_metrics({"weighted/loss": 0.5}, 1)
+    assert begun[0]["argv"] == ["train", "fit", "--data.init_args.shards=https://host/a"]
+
+
+def test_tensorboard_shows_each_step_of_a_continued_run_once(tmp_path):
+    run = RunSettings(str(tmp_path), 9, loggers=("tensorboard",))
+    for start, last, value in ((0, 5, 1.0), (3, 6, 2.0)):  # killed after step 5, the checkpoint was of step 3
+        (logger,) = extra_loggers(run, start)
+        for step in range(start + 1, last + 1):
+            logger.log_metrics({"weighted/loss": value}, step)
+        logger.finalize("success")
+    board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    shown = [(event.step, event.value) for event in board.Scalars("weighted/loss")]
+    assert shown == [(1, 1.0), (2, 1.0), (3, 1.0), (4, 2.0), (5, 2.0), (6, 2.0)]
+
+
 def test_callbacks_of_the_user_come_before_waiting_is_measured(tmp_path):
     own = Callback()
     run = RunSettings(str(tmp_path), 3, accelerator="cpu", callbacks=[own])
@@ -100,3 +123,19 @@ def test_a_profiler_is_lightnings_and_is_heard(tmp_path, name, kind):
     assert type(trainer.profiler).__name__ == kind
     assert logging.getLogger("lightning.pytorch.profilers.profiler").isEnabledFor(logging.INFO)
     assert not logging.getLogger("lightning.pytorch.trainer").isEnabledFor(logging.INFO)
+
+
+@pytest.mark.heavy
+def test_the_table_of_a_profiler_comes_out_at_the_end(settings, fit):
+    told: list[str] = []
+    handler, log = logging.Handler(), logging.getLogger("lightning.pytorch.profilers.profiler")
+    handler.emit = lambda record: told.append(record.getMessage())
+    log.addHandler(handler)
+    try:
+        assert fit(settings(**{"run.max_steps": 1, "run.profiler": "simple"})) == 0
+    finally:
+        log.removeHandler(handler)
+    (table,) = told
+    assert "Profiler Report" in table
+    rows = {line.split("|")[1].strip(): line for line in table.splitlines() if line.count("|") > 3}
+    assert re.search(r"\b1\s*\|", rows["run_training_batch"]), "one batch is in it"
