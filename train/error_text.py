@@ -39,7 +39,8 @@ def _innermost(text: str) -> str:
     reason = re.sub(r"<class '([\w.]+)'>", r"\1", reason).replace("typing.", "")
     if wrong := re.fullmatch(r"Expected an? (.*)\. Got value: (.*)", reason, re.DOTALL):
         return f"`{name}`={wrong[2]} must be {wrong[1]}."
-    return reason if "`" in reason or not name else f"`{name}`: {reason}"
+    given = "".join(f"={path}" for path in classes[-1:])
+    return reason if "`" in reason or not name else f"`{name}`{given}: {reason}"
 
 
 def _unknown_option(option: str, class_path: str) -> str:

@@ -38,7 +38,11 @@ KEY = 'Parser key "data":\n  '
         ),
         (
             UNION.format(head=KEY, error="Problem with given class_path 'train.sources.X':\n        no attribute 'X'"),
-            "`data`: no attribute 'X'",
+            "`data`=train.sources.X: no attribute 'X'",
+        ),
+        (
+            "Parser key \"run.callbacks\":\n  Problem with given class_path 'mine.Every':\n    No module named 'mine'",
+            "`run.callbacks`=mine.Every: No module named 'mine'",
         ),
         (
             "Parser key \"run.max_steps\": Expected a <class 'int'>. Got value: many",
