@@ -55,7 +55,7 @@ class Answer(io.BytesIO):
 
 
 class Weather:
-    """What is broken just now; a fault comes at a step, and goes by the clock.
+    """What is broken just now: a fault comes after a step, lasts from where it is first met, and goes by the clock.
 
     Args:
         plan: Faults and, last, the end: after so many steps of this start, which, and for how many seconds; the end
@@ -66,10 +66,9 @@ class Weather:
     def __init__(self, plan: list[Event], log: Path) -> None:
         self.plan, self.log = plan, log
         self.steps = 0
-        self.is_asked = not plan  # the server is dead at first, but not in peace
         self.end: threading.Timer | None = None
+        self.waiting = {"dead server": 0.3} if plan else {}  # faults that were not met yet, and how long they will last
         self.ends: dict[str, float] = {}
-        self.hits: Counter[str] = Counter()
 
     def begin_step(self) -> None:
         """Let what is planned for this step happen."""
@@ -79,22 +78,20 @@ class Weather:
                 self.end = threading.Timer(seconds, self._end, [fault])
                 self.end.start()
             else:
-                self.break_for(fault, seconds)
-                note(self.log, "fault", fault)
+                self.waiting[fault] = seconds
         self.steps += 1
 
     def _end(self, fault: str) -> None:
         note(self.log, "ends", fault)
         os.kill(os.getpid(), ENDS[fault])
 
-    def break_for(self, fault: str, seconds: float) -> None:
-        """Let a fault begin."""
-        self.ends[fault] = time.monotonic() + seconds
-
     def raise_if(self, fault: str, error: Exception) -> None:
         """Fail if the fault is there."""
+        seconds = self.waiting.pop(fault, None)
+        if seconds is not None:
+            self.ends[fault] = time.monotonic() + seconds
+            note(self.log, "meets", fault)
         if time.monotonic() < self.ends.get(fault, 0.0):
-            self.hits[fault] += 1
             raise error
 
 
@@ -112,9 +109,6 @@ def broken_by(weather: Weather, shards: Path, nan_step: int) -> Iterator[None]:
         return read(*place)
 
     def open_url(url: str, timeout: float) -> Any:
-        if not weather.is_asked:
-            weather.is_asked = True
-            weather.break_for("dead server", 0.3)
         weather.raise_if("dead server", urllib.error.URLError(ConnectionRefusedError(111, "Connection refused")))
         return Answer((shards / url.removeprefix(f"{SERVER}/")).read_bytes())
 
@@ -150,8 +144,6 @@ def attempt(config: dict, shards: Path, nan_step: int, plan: list[Event], log: P
         code = train(["fit", "--config", str(path)])
         if weather.end is not None:  # the run was over before
             weather.end.cancel()
-    for fault, hits in weather.hits.items():
-        note(log, "hits", f"{fault}: {hits}")
     os._exit(code)
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.behaviour.training.disturbed import run_disturbed
+from tests.behaviour.training.disturbed import FAULTS, run_disturbed
 from tests.fixtures.training import BUCKETS
 
 
@@ -18,3 +18,4 @@ def test_kills_faults_and_a_nan_change_nothing(settings, request, tmp_path, kind
     happened = run_disturbed(steady, shards, tmp_path, steps=steps, seed=1, longest=15)
     assert happened["exit 0"] >= 1
     assert sum(happened[f"ends {end}"] for end in ("kill -9", "SIGTERM", "Ctrl-C")) > 0
+    assert all(happened[f"meets {fault}"] > 0 for fault in FAULTS)
