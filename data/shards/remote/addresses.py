@@ -18,8 +18,7 @@ _SECRETS = re.compile(
     r"(?i)([a-z][a-z0-9+.-]*://|\b(?:https?|s3|gs|hf):/)(?:[^/?#\s'\"<>]*@)?"
     r"((?:(?![a-z][a-z0-9+.-]*://)[^?#\s'\"`<>])*)(?:[?#][^\s'\"`<>]*)?"
 )
-# Tokens outside of addresses: of a header, of a query by itself, and Hugging Face's.
-_TOKENS = re.compile(
+_TOKENS = re.compile(  # outside of addresses: of a header, of a query by itself, and Hugging Face's
     r"(?i)(\b(?:bearer|basic) +(?=\S*\d)|[?&][\w.-]*(?:token|sig|key|secret|credential|password)[\w.-]*=)"
     r"[^\s&'\"`<>,]{6,}|\bhf_[a-z0-9]{16,}"
 )
