@@ -1,4 +1,4 @@
-"""Two claims about a training, measured: how tokens begin, and what half precision costs attention on a CPU.
+"""Claims about a training, measured: how tokens begin, and what half precision costs attention on a CPU, and gradients.
 
 python -m tests.behaviour.training.claims          # prints the rows, at the published size
 """
@@ -7,16 +7,24 @@ import statistics
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
+import yaml
 from torch.nn import functional
 
+from data.world.pretrained import BASE
 from seecoder.encoder.query_transformer import INITIAL_BRANCH
 from train.run.cpu_attention import float32_attention
+from train.settings import OptimizerSettings
+from train.stages import seecoder as seecoder_stage
 from train.stages.context_gaps import token_similarity
 from train.stages.encoder_weights import seeded_encoder
+from train.stages.seecoder import SeeCoderStage
 
+ROOT = Path(__file__).resolve().parents[3]
 SIDE = 512  # of the picture whose maps' shapes are taken
 SEQUENCES = ((64, 64), (64, 12), (12, 12))  # queries and keys
 
@@ -51,6 +59,34 @@ def token_beginnings(config: Mapping[str, Any] | None = None, seed: int = 0) -> 
             found = {group: token_similarity(tokens[:, part]) for group, part in groups.items()}
             rows.append({"branches": branches, "read": read, **found})
     return rows
+
+
+def half_gradients(side: int = 256, pictures: int = 8, accumulate: int = 4) -> list[dict[str, Any]]:
+    """Relative error of the gradients through the world's base held in half precision, against float32.
+
+    Args:
+        side: Of the pictures, which are noise.
+        pictures: How many.
+        accumulate: Micro-batches by whose number the loss is divided.
+    """
+    exact = _gradients("float32", side, pictures, accumulate)
+    found = {dtype: _gradients(dtype, side, pictures, accumulate) for dtype in ("float16", "bfloat16")}
+    with mock.patch.object(seecoder_stage, "run_frozen", _unscaled):
+        found["float16, as it is"] = _gradients("float16", side, pictures, accumulate)
+    return [{"frozen": name, "error": float((value - exact).norm() / exact.norm())} for name, value in found.items()]
+
+
+def _unscaled(network: Any, inputs: list[torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
+    return network(*(value.to(dtype) for value in inputs))
+
+
+def _gradients(dtype: Any, side: int, pictures: int, accumulate: int) -> torch.Tensor:
+    encoder = yaml.safe_load((ROOT / "configs" / "world_seecoder.yaml").read_text())["stage"]["init_args"]["encoder"]
+    stage = SeeCoderStage(OptimizerSettings(), str(BASE), encoder, str(BASE / "backbone"), frozen_dtype=dtype).train()
+    draws = torch.rand(pictures, 3, side, side, generator=torch.Generator().manual_seed(0))
+    keys = torch.stack([torch.zeros(pictures, dtype=torch.int64), torch.arange(pictures)], dim=1)
+    (stage.loss({"pixels": (255 * draws).byte(), "keys": keys}) / accumulate).backward()
+    return torch.cat([weight.grad.flatten() for _, weight in stage.trained_parameters() if weight.grad is not None])
 
 
 def attention_backward(pictures: int = 32, heads: int = 4, width: int = 32, turns: int = 60) -> list[dict[str, Any]]:
@@ -88,4 +124,4 @@ def _backward_seconds(inputs: list[torch.Tensor], float32: bool) -> float:
 
 
 if __name__ == "__main__":
-    print(*token_beginnings() + attention_backward(), sep="\n")
+    print(*token_beginnings() + attention_backward() + half_gradients(), sep="\n")
