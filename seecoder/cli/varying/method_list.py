@@ -13,7 +13,7 @@ from seecoder.presets import PRESETS, count_windows, preset_settings
 
 _METHODS = Path(__file__).resolve().parents[2] / "sampling" / "methods"
 _PARTS = {"StagesMethod": "stages", "NetworkMethod": "network", "MultiDiffusion": "windows", "SyncDiffusion": "editor"}
-_NOT_SET_HERE = ("loss", "regions")  # a function; what `--region` gives
+_NOT_SET_HERE = ("regions",)  # what `--region` gives
 
 
 @dataclass(frozen=True)

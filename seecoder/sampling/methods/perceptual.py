@@ -1,18 +1,27 @@
 """How alike two pictures look: the loss that SyncDiffusion lets windows agree by.
 
-A loss is any callable (N, 3, h, w), (N, 3, h, w) in [-1, 1] -> (N,), differentiable in its first argument.
+The published one is LPIPS on VGG16, of weights that `scripts/convert_lpips.py` wrote. A loss is any callable
+(N, 3, h, w), (N, 3, h, w) in [-1, 1] -> (N,), differentiable in its first argument.
 """
 
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch.nn import functional
 
+from seecoder.checks import Rule
+
 logger = logging.getLogger(__name__)
 
 PerceptualLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+LPIPS_WEIGHTS = Rule(
+    lambda value: isinstance(value, str | os.PathLike) and Path(value).exists(),
+    "the path of LPIPS weights that scripts/convert_lpips.py wrote",
+)
 
 _VGG_FILE = "vgg16-397923af.pth"  # torchvision's name for the weights that LPIPS stands on
 _COARSEST = 4  # side of the coarsest level of the pyramid, in pixels
@@ -64,6 +73,20 @@ def lpips(device: torch.device) -> PerceptualLoss | None:
     return loss
 
 
+def find_loss(loss: PerceptualLoss | str | os.PathLike[str] | None, device: torch.device) -> PerceptualLoss:
+    """The loss that is meant: a function itself, LPIPS on VGG16 for a path of weights, the default for None.
+
+    Raises:
+        FileNotFoundError: There are no weights.
+        WeightsError: They do not fit.
+    """
+    if isinstance(loss, str | os.PathLike):
+        from seecoder.lpips import load_lpips  # imports torchvision's models, which others do not wait for
+
+        return load_lpips(loss).to(device)
+    return default_loss(device) if loss is None else loss
+
+
 def default_loss(device: torch.device) -> PerceptualLoss:
     """LPIPS where its weights are there, else `pyramid_distance`; the log says which."""
     loss = lpips(device)
@@ -71,7 +94,8 @@ def default_loss(device: torch.device) -> PerceptualLoss:
         return loss
     logger.warning(
         "SyncDiffusion: LPIPS is not available (package `lpips` and %s in torch's hub folder); windows are compared by "
-        "a pyramid of local colour and contrast instead.",
+        "a pyramid of local colour and contrast instead. Weights that scripts/convert_lpips.py makes can be named: "
+        "`loss`=PATH.",
         _VGG_FILE,
     )
     return pyramid_distance

@@ -93,6 +93,6 @@ def _owner(key: str, chosen: Sequence[str]) -> tuple[str, str]:
 
 
 def _settings(method: type) -> list[str]:
-    """What may be set: no functions, and no regions, which `--region` gives."""
+    """What may be set: no regions, which `--region` gives."""
     names = [entry.name for entry in dataclasses.fields(method)] if dataclasses.is_dataclass(method) else []
-    return [name for name in names if name not in ("loss", "regions")]
+    return [name for name in names if name != "regions"]

@@ -11,6 +11,7 @@ closed loop has all its width / stride windows and is decoded around the border 
 """
 
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -24,7 +25,7 @@ from seecoder.sampling.conditions import Item
 from seecoder.sampling.fields import EditedSample, Editor, Evaluator, fuse_views
 from seecoder.sampling.guidance import ClassifierFree
 from seecoder.sampling.methods.multidiffusion import MultiDiffusion
-from seecoder.sampling.methods.perceptual import PerceptualLoss, default_loss
+from seecoder.sampling.methods.perceptual import LPIPS_WEIGHTS, PerceptualLoss, find_loss
 from seecoder.sampling.methods.setting_rules import LENGTHS, TRAJECTORY_FRACTION
 from seecoder.sampling.path import Path
 from seecoder.sampling.stages import Codec, Run
@@ -56,8 +57,9 @@ class SyncDiffusion:
         sync_threshold: Fraction of the trajectory with synchronisation (published: 10 of 50 steps in the script, all in
             the function; later ones change little and cost the same).
         anchor: Window that the others follow: "middle" (as released), "first" (as in the paper), or its index.
-        loss: (N, 3, h, w) pairs in [-1, 1] -> (N,); None is LPIPS where its weights are, else a pyramid of local
-            colour and contrast.
+        loss: Path of LPIPS weights (published; `scripts/convert_lpips.py` makes them), or a function of (N, 3, h, w)
+            pairs in [-1, 1] -> (N,); None is LPIPS where its package and weights are, else a pyramid of local colour
+            and contrast.
         clamp: Clamp predicted pictures to [-1, 1], as released.
     """
 
@@ -69,7 +71,7 @@ class SyncDiffusion:
     sync_every: int = 1
     sync_threshold: float = 0.2
     anchor: Literal["middle", "first"] | int = "middle"
-    loss: PerceptualLoss | None = None
+    loss: PerceptualLoss | str | os.PathLike[str] | None = None
     clamp: bool = False
 
     def __post_init__(self) -> None:
@@ -83,7 +85,7 @@ class SyncDiffusion:
             sync_every=whole(1),
             sync_threshold=TRAJECTORY_FRACTION,
             anchor=either(choice("middle", "first"), whole()),
-            loss=optional(FUNCTION),
+            loss=optional(either(FUNCTION, LPIPS_WEIGHTS)),
             clamp=FLAG,
         )
 
@@ -101,7 +103,7 @@ class SyncDiffusion:
         if run.decoder is None:
             raise ValueError("SyncDiffusion() compares decoded windows. Give sample() a `decoder`.")
         self._warn_if_idle(range(run.first_step, len(run.stepper)))
-        loss = default_loss(run.device) if self.loss is None else self.loss
+        loss = find_loss(self.loss, run.device)
         return Synchronise(self, path, run.decoder, loss, ClassifierFree(run.guidance_scale))
 
     def synchronises(self, index: int, count: int) -> bool:

@@ -19,7 +19,7 @@ def test_the_source_names_every_method_with_its_settings_and_defaults():
     for name, facts in FACTS.items():
         fields = {entry.name: entry for entry in dataclasses.fields(METHODS[name])}
         told = {option: default for option, default, _ in facts.options}
-        assert told.keys() == fields.keys() - {"loss", "regions"}
+        assert told.keys() == fields.keys() - {"regions"}
         assert all(text and facts.about for _, _, text in facts.options)
         for option, default in told.items():
             assert repr(fields[option].default) == default or default.startswith("field("), (name, option)

@@ -9,6 +9,8 @@ import torch
 
 from seecoder.sampling import SyncDiffusion, sample
 from seecoder.sampling.methods.perceptual import default_loss, pyramid_distance
+from seecoder.sampling.methods.registry import build_methods
+from tests.fixtures.networks import random_lpips
 
 CPU = torch.device("cpu")
 
@@ -117,3 +119,30 @@ def test_windows_are_compared_by_lpips_unless_told_otherwise(
     assert package[0].compared == [3, 3]  # every window but the anchor, in both steps
     assert torch.equal(by_default, run(default_loss(CPU)))
     assert not torch.allclose(by_default, run(pyramid_distance), rtol=1e-3)
+
+
+def test_a_path_is_lpips_with_these_weights(tmp_path, make_scheduler, make_denoiser, context, caplog) -> None:
+    module = random_lpips("vgg", tmp_path)
+
+    def run(loss):
+        return sample(
+            make_denoiser(),
+            make_scheduler("ddim"),
+            latent_shape=(1, 4, 16, 40),
+            native_size=(16, 16),
+            num_inference_steps=2,
+            context=context[:1],
+            generator=torch.Generator().manual_seed(0),
+            method=SyncDiffusion(stride=8, sync_threshold=1.0, loss=loss),
+            decoder=lambda latents: latents[:, :3],
+        )
+
+    with caplog.at_level(logging.WARNING):
+        by_path = run(str(tmp_path))
+    assert "LPIPS" not in caplog.text
+    assert torch.equal(by_path, run(module))
+    assert not torch.equal(by_path, run(pyramid_distance))
+    with pytest.raises(ValueError, match=r"`loss`='nowhere' .* must be a function or the path of LPIPS"):
+        SyncDiffusion(loss="nowhere")
+    (method,) = build_methods("syncdiffusion", [("loss", str(tmp_path))]) or []
+    assert method.loss == str(tmp_path)
