@@ -91,8 +91,8 @@ def load_levels(source: Source, *, max_pixels: int = MAX_PIXELS) -> torch.Tensor
     values = read_pixels(source, max_pixels)
     if values.dtype != np.uint8 or values.shape[2] in (2, 4):
         return _to_tensor(values, (255, 255, 255))
-    planes = np.require(np.moveaxis(values, 2, 0), requirements=["C", "W"])  # turned pictures go backwards in memory
-    return torch.from_numpy(planes).expand(3, -1, -1)
+    levels = values.copy() if min(values.strides) < 0 else values  # turned pictures go backwards through memory
+    return torch.from_numpy(levels).movedim(2, 0).expand(3, -1, -1)
 
 
 def read_pixels(source: Source, max_pixels: int) -> np.ndarray:

@@ -6,6 +6,7 @@ way: there is no splitting to get wrong.
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import Dataset
 
@@ -99,5 +100,7 @@ class ShardBatches(Dataset[dict[str, Any]]):
 
 def _stack(examples: list[dict[str, Any]]) -> dict[str, Any]:
     columns = {name: [example[name] for example in examples] for name in examples[0]}
-    batch = {name: torch.stack(column) if torch.is_tensor(column[0]) else column for name, column in columns.items()}
+    batch: dict[str, Any] = columns | {  # pixels lie together for each place, and NumPy sorts them faster than torch
+        name: torch.from_numpy(np.stack(column)) for name, column in columns.items() if torch.is_tensor(column[0])
+    }
     return batch | {"valid": torch.tensor(columns["valid"])}

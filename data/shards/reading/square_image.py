@@ -159,7 +159,7 @@ class SquareImage:
             for sides in ((shape[0], columns), shape) if is_thin else (shape,):
                 levels = functional.interpolate(levels[None], sides, mode="bicubic", antialias=True)[0]
         levels = _as_bytes(levels)
-        return (levels.flip(2) if is_flipped else levels).contiguous()
+        return levels.flip(2) if is_flipped else levels
 
     def is_flipped(self, epoch: int, sample_id: int) -> bool:
         """Whether the sample is mirrored in this epoch."""
