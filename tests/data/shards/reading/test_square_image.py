@@ -186,4 +186,3 @@ def test_pictures_that_need_no_scaling_are_the_levels_of_load_image(mode: str):
     expected = (load_image(content) * 255).round().to(torch.uint8)
     found = SquareImage(16)({"jpg": content}, 0, 0)["pixels"]
     assert torch.equal(found, expected)
-    assert found.is_contiguous()
