@@ -36,7 +36,7 @@ def build_parser(complete: bool = True) -> ArgumentParser:
     """
     accept_old_class_paths()
     mode = YAML_MODE if complete else "yaml"  # what is read twice is said once
-    about = "Train a stage; see configs/. `python -m train fit --help` lists all settings."
+    about = "Train an encoder, autoencoder, UNet, backbone; see configs/. `python -m train fit --help` lists settings."
     parser = ArgumentParser(prog="python -m train", exit_on_error=False, description=about, parser_mode=mode)
     commands = parser.add_subcommands(dest="command")
     for name, description in COMMANDS.items():

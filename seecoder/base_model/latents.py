@@ -87,6 +87,23 @@ def unscale_latents(vae: Any, latents: Tensor) -> Tensor:
     return latents * std / factor + shift
 
 
+def encode_moments(vae: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """Give mean and standard deviation of the latents x, which are not scaled.
+
+    Args:
+        vae: The autoencoder. That of a `VQModel` has no posterior: its latents are those before quantisation, which its
+            decoder does, and they do not deviate.
+        pixels: (N, 3, H, W) in [-1, 1], of its dtype.
+
+    Returns:
+        Two (N, C, h, w).
+    """
+    encoded = vae.encode(pixels)
+    if hasattr(encoded, "latents"):
+        return encoded.latents, torch.zeros_like(encoded.latents)
+    return encoded.latent_dist.mean, encoded.latent_dist.std
+
+
 @torch.no_grad()
 def encode_posterior(vae: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
     """Give mean and standard deviation of the scaled latents' posterior, N(mean, std^2).
@@ -94,7 +111,7 @@ def encode_posterior(vae: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
     The deviation is not shifted: std_z = scaling_factor * std_x / latents_std.
 
     Args:
-        vae: The autoencoder, one with a posterior (`AutoencoderKL`).
+        vae: The autoencoder; the deviation of a `VQModel` is 0.
         pixels: (N, 3, H, W) in [-1, 1]; cast to its dtype.
 
     Returns:
@@ -103,8 +120,7 @@ def encode_posterior(vae: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
     Raises:
         ValueError: The configuration has both `shift_factor` and `latents_mean`.
     """
-    posterior = vae.encode(pixels.to(vae.dtype)).latent_dist
-    mean, std = posterior.mean.float(), posterior.std.float()
+    mean, std = (values.float() for values in encode_moments(vae, pixels.to(vae.dtype)))
     _, factor, divisor = _scale_of(vae, std)
     return scale_latents(vae, mean), std * factor / divisor
 

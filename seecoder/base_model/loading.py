@@ -227,12 +227,13 @@ def load_frozen(base: str | os.PathLike, part: str, dtype: str, *, at_top: bool 
 
     Raises:
         FileNotFoundError: The part, or its weights, are not there.
-        ValueError: The configuration names another class, or an autoencoder without the posterior that training needs.
+        ValueError: The configuration names another class, or an autoencoder that nothing here trains on.
         WeightsError: The weights do not fit.
     """
     network = load_part(base, part, DTYPES[dtype], at_top=at_top, **hub)
-    if part == "vae" and not issubclass(type(network), diffusers.AutoencoderKL):
-        raise ValueError(f"`{base}/{part}` holds a {type(network).__name__}; training needs an AutoencoderKL.")
+    if part == "vae" and not isinstance(network, (diffusers.AutoencoderKL, diffusers.VQModel)):
+        kind = type(network).__name__
+        raise ValueError(f"`{base}/{part}` holds a {kind}; training needs an AutoencoderKL or a VQModel.")
     return network.requires_grad_(False).to(memory_format=torch.channels_last)
 
 

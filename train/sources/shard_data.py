@@ -135,16 +135,20 @@ class ShardPictures(StageData):
             self.held_out_scenes = move_scenes(scenes, seed) if self.transform.reference else scenes
             columns["pixels"] = draw_bytes(self.held_out_scenes, size)
         elif self.held_out_places is not None:
-            columns = self._read_held_out(self.held_out_places)
+            columns = self._read_first(listed(self.held_out_places), self.num_held_out)
         self.held_out_pixels, self.held_out_columns = columns["pixels"], columns
 
-    def _read_held_out(self, places: str | list[str]) -> dict[str, Tensor]:
-        """Columns of the first held-out samples, as a training has them, in squares cut from the centre."""
+    def first_pixels(self, count: int = 64) -> Tensor:
+        """The first pictures for training, in the order of their shards: (N, 3, S, S) uint8, always the same."""
+        return self._read_first(self.places, count)["pixels"]
+
+    def _read_first(self, places: list[str], count: int) -> dict[str, Tensor]:
+        """Columns of the first samples, as a training has them, in squares cut from the centre."""
         fetcher = None if self.cache is None else Fetcher(Path(self.cache))
         loader = ShardLoader(
-            open_shards([*listed(places)], fetcher, self.images),
+            open_shards(places, fetcher, self.images),
             replace(self.transform, crop="center", flip=False, buckets=None),
-            min(self.num_held_out, 16),
+            min(count, 16),
             rank=0,
             world_size=1,
             shuffle=False,
@@ -156,9 +160,9 @@ class ShardPictures(StageData):
         for batch in loader:
             for name in batch.keys() & _COLUMNS:
                 parts[name].append(batch[name][batch["valid"]])
-            if sum(len(part) for part in parts["pixels"]) >= self.num_held_out:
+            if sum(len(part) for part in parts["pixels"]) >= count:
                 break
-        return {name: torch.cat(column)[: self.num_held_out] for name, column in parts.items()}
+        return {name: torch.cat(column)[:count] for name, column in parts.items()}
 
     def train_dataloader(self) -> Any:
         """Micro-batches from the trainer's present step on.

@@ -20,6 +20,7 @@ from data.world.conditioner import TOKENS, WorldConditioner
 from data.world.scenes import Scenes
 from seecoder.base_model.added_conditions import size_conditions
 from seecoder.base_model.facts import STABLE_DIFFUSION_SCHEDULE, is_sdxl
+from seecoder.base_model.loading import load_config
 from seecoder.weights.atomic import atomic_directory
 from train.settings import OptimizerSettings
 from train.sources.world_data import WHOLE, chunks, window_size_ids
@@ -34,7 +35,8 @@ class WorldDiffusionStage(DenoisingStage):
 
     Args:
         optimizer: The optimizer and its learning rate.
-        vae: Folder of the autoencoder that made the latents; copied into the export.
+        vae: Folder of the autoencoder that made the latents, an `AutoencoderKL` or a `VQModel`, whose latents are those
+            before quantisation; copied into the export.
         init_from: A run's folder or checkpoint to take weights from (averages where there are); the optimizer starts
             afresh.
         block_out_channels: Channels of the UNet's three levels.
@@ -73,14 +75,16 @@ class WorldDiffusionStage(DenoisingStage):
         **options: Any,
     ) -> None:
         super().__init__(optimizer, **options)
+        self.vae_config = load_config(vae, "vae", at_top=True)
+        channels = self.vae_config.get("vq_embed_dim") or self.vae_config.get("latent_channels", 4)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             model_class: Any = UNet2DConditionModel
             added = {} if pooled_dim is None else added_embedding(pooled_dim)
             unet = model_class(
                 sample_size=sample_size,
-                in_channels=4,
-                out_channels=4,
+                in_channels=channels,
+                out_channels=channels,
                 block_out_channels=block_out_channels,
                 layers_per_block=layers_per_block,
                 down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
@@ -160,7 +164,7 @@ class WorldDiffusionStage(DenoisingStage):
             save_half(self.conditioner, temporary / "conditioner")
             scheduler: Any = DDIMScheduler.from_config(self.scheduler_config)
             scheduler.save_pretrained(temporary / "scheduler")
-            index = model_index(like_sdxl=is_sdxl(self.unet))
+            index = model_index(self.vae_config["_class_name"], like_sdxl=is_sdxl(self.unet))
             (temporary / "model_index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
 
 
@@ -178,7 +182,7 @@ def added_embedding(pooled_dim: int, time_dim: int = 32) -> dict[str, Any]:
     }
 
 
-def model_index(like_sdxl: bool = False) -> dict[str, Any]:
+def model_index(vae_class: str, like_sdxl: bool = False) -> dict[str, Any]:
     """What makes the folder a Stable Diffusion base, or one of SDXL, without a text encoder."""
     absent = ["feature_extractor", "image_encoder", "text_encoder", "tokenizer"]
     absent += ["text_encoder_2", "tokenizer_2"] if like_sdxl else ["safety_checker"]
@@ -190,5 +194,5 @@ def model_index(like_sdxl: bool = False) -> dict[str, Any]:
         **own,
         "scheduler": ["diffusers", "DDIMScheduler"],
         "unet": ["diffusers", "UNet2DConditionModel"],
-        "vae": ["diffusers", "AutoencoderKL"],
+        "vae": ["diffusers", vae_class],
     }

@@ -53,11 +53,15 @@ def write_sheet(stage: Any, inputs: Sequence[Tensor], context: Tensor, pooled: T
     """
     height, width = inputs[-1].shape[-2:]
     variations = [sample_row(stage, row, context, pooled, height, width) for row in range(stage.preview.rows)]
-    rows = [*(pixels.cpu() / 255 for pixels in inputs), *variations]
-    path.parent.mkdir(exist_ok=True)
-    sheet = contact_sheet([[to_pil(image) for image in row] for row in rows], cell=max(height, width))
-    save_image(sheet, path)
+    save_rows([*(pixels.cpu() / 255 for pixels in inputs), *variations], path)
     return torch.cat(variations)
+
+
+def save_rows(rows: Sequence[Tensor], path: Path) -> None:
+    """Write rows of pictures of one size, each (N, 3, H, W) in [0, 1], as a sheet in PNG."""
+    path.parent.mkdir(exist_ok=True)
+    sheet = contact_sheet([[to_pil(image) for image in row] for row in rows], cell=max(rows[0].shape[-2:]))
+    save_image(sheet, path)
 
 
 @torch.no_grad()

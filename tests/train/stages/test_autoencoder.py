@@ -2,18 +2,14 @@ import json
 
 import pytest
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, VQModel
 
+from seecoder.images.gate import load_image
+from tests.fixtures.networks import random_lpips
+from train.run.metrics_file import read_metrics
 from train.settings import OptimizerSettings
-from train.stages.autoencoder import (
-    AutoencoderLoss,
-    AutoencoderStage,
-    check_autoencoder,
-    latent_std,
-    mean_psnr,
-    reconstruction_terms,
-)
-from train.stages.stage import save_half
+from train.stages.autoencoder import AutoencoderLoss, AutoencoderStage
+from train.stages.first_stage.reconstruction import latent_std
 
 SIZES = {"block_out_channels": (8, 8, 8), "norm_num_groups": 4}
 
@@ -43,19 +39,6 @@ def autoencoder_config(tmp_path) -> dict:
     }
 
 
-def test_loss_terms_against_their_definitions():
-    torch.manual_seed(0)
-    output, target = torch.randn(2, 2, 3, 5, 7).unbind(0)
-    terms = reconstruction_terms(output, target)
-    assert float(terms["absolute"]) == pytest.approx(float((output - target).abs().mean()))
-    assert float(terms["squared"]) == pytest.approx(float(((output - target) ** 2).mean()))
-    down = (output[:, :, 1:] - output[:, :, :-1]) - (target[:, :, 1:] - target[:, :, :-1])
-    across = (output[..., 1:] - output[..., :-1]) - (target[..., 1:] - target[..., :-1])
-    assert float(terms["gradient"]) == pytest.approx(float(down.abs().mean() + across.abs().mean()))
-    shifted = reconstruction_terms(target + 0.3, target)  # a constant shift has no gradient difference
-    assert float(shifted["gradient"]) == pytest.approx(0, abs=1e-6)
-
-
 def test_divergence_of_a_standard_normal_is_zero_and_agrees_with_diffusers():
     stage = AutoencoderStage(OptimizerSettings(), loss=AutoencoderLoss(0, 0, 0, kl=1.0), **SIZES)
     batch = {"pixels": torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8), "keys": torch.tensor([[0, 0], [0, 1]])}
@@ -67,43 +50,6 @@ def test_divergence_of_a_standard_normal_is_zero_and_agrees_with_diffusers():
             if name.startswith("quant_conv"):
                 weight.zero_()
     assert float(stage.loss(batch).detach()) == pytest.approx(0, abs=1e-6)
-
-
-class _Posterior:
-    def __init__(self, mean, var):
-        self.mean, self.var = mean, var
-        self.latent_dist = self
-
-
-class _Encoder:
-    """Latents of known spread: mean of variance 4 around 10, posterior variance 5; total 9."""
-
-    device = torch.device("cpu")
-
-    def encode(self, pixels):
-        mean = 10 + 2 * torch.randn(len(pixels), 4, 64, 64, generator=torch.Generator().manual_seed(0))
-        return _Posterior(mean, torch.full_like(mean, 5.0))
-
-
-def test_latent_std_is_that_of_samples_of_the_posterior():
-    assert latent_std(_Encoder(), torch.zeros(64, 3, 8, 8, dtype=torch.uint8)) == pytest.approx(3.0, rel=0.01)
-
-
-def test_psnr_of_a_known_error():
-    class Shift:
-        device = torch.device("cpu")
-
-        def encode(self, pixels):
-            self.pixels = pixels
-            return type("", (), {"latent_dist": self})
-
-        def mode(self):
-            return self.pixels
-
-        def decode(self, latents):
-            return type("", (), {"sample": latents + 0.02})  # a hundredth of the range
-
-    assert mean_psnr(Shift(), torch.full((3, 3, 8, 8), 100, dtype=torch.uint8)) == pytest.approx(40, abs=1e-3)
 
 
 def test_training_exports_the_averaged_weights_in_half_precision(autoencoder_config, fit, load, tmp_path):
@@ -122,22 +68,6 @@ def test_training_exports_the_averaged_weights_in_half_precision(autoencoder_con
     assert latent_std(exported, pixels) * factor == pytest.approx(1, rel=2e-3)
 
 
-def test_a_broken_export_is_noticed(tmp_path):
-    stage = AutoencoderStage(OptimizerSettings(), **SIZES)
-    pixels = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
-    factor = 1 / latent_std(stage.vae, pixels)
-    save_half(stage.vae, tmp_path / "vae", scaling_factor=factor)
-    check_autoencoder(stage.vae, pixels, tmp_path / "vae")
-    save_half(stage.vae, tmp_path / "vae", scaling_factor=1.1 * factor)
-    with pytest.raises(RuntimeError, match=r"standard deviation of 1\.1"):
-        check_autoencoder(stage.vae, pixels, tmp_path / "vae")
-    save_half(stage.vae, tmp_path / "vae", scaling_factor=factor)
-    with torch.no_grad():
-        stage.vae.decoder.conv_out.bias.add_(0.2)
-    with pytest.raises(RuntimeError, match="differs"):
-        check_autoencoder(stage.vae, pixels, tmp_path / "vae")
-
-
 @pytest.mark.heavy
 def test_continuing_with_an_adversary_is_exact(autoencoder_config, fit, load, tmp_path):
     config = autoencoder_config
@@ -153,3 +83,99 @@ def test_continuing_with_an_adversary_is_exact(autoencoder_config, fit, load, tm
     assert all(torch.equal(value, again["state_dict"][name]) for name, value in whole["state_dict"].items())
     moments = [checkpoint["adversary"]["state"][0]["exp_avg"] for checkpoint in (whole, again)]
     assert torch.equal(*moments)
+    configs = [(tmp_path / name / "vae" / "config.json").read_text() for name in ("run", "broken")]
+    assert configs[0] == configs[1]  # with the scale of the latents
+
+
+@pytest.mark.parametrize(("levels", "factor"), [(3, 4), (4, 8), (5, 16)])
+def test_levels_say_how_much_smaller_latents_are(levels, factor):
+    for codebook_size in (None, 6):
+        stage = AutoencoderStage(
+            OptimizerSettings(), block_out_channels=(4,) * levels, norm_num_groups=2, codebook_size=codebook_size
+        )
+        encoded = stage.vae.encode(torch.zeros(1, 3, 32, 32))
+        latents = encoded.latent_dist.mean if codebook_size is None else encoded.latents
+        assert latents.shape == (1, 4, 32 // factor, 32 // factor)
+
+
+def test_gradients_go_straight_through_the_codebook():
+    stage = AutoencoderStage(OptimizerSettings(), codebook_size=5, **SIZES)
+    latents = torch.randn(2, 4, 3, 3, requires_grad=True)
+    vectors, _, (_, _, codes) = stage.vae.quantize(latents)
+    assert torch.equal(
+        vectors.permute(0, 2, 3, 1).flatten(0, 2).round(decimals=5),
+        stage.vae.quantize.embedding(codes).round(decimals=5),
+    )
+    weights = torch.randn(vectors.shape)
+    (gradient,) = torch.autograd.grad((vectors * weights).sum(), latents)
+    assert torch.equal(gradient, weights)
+
+
+def test_the_codebook_is_trained_to_lie_at_the_latents():
+    stage = AutoencoderStage(OptimizerSettings(), codebook_size=5, loss=AutoencoderLoss(0, 0, 0), **SIZES)
+    batch = {"pixels": torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8), "keys": torch.tensor([[0, 0], [0, 1]])}
+    loss = stage.loss(batch)
+    latents = stage.vae.encode(batch["pixels"].float() / 127.5 - 1).latents
+    nearest = torch.cdist(latents.permute(0, 2, 3, 1).flatten(0, 2), stage.vae.quantize.embedding.weight).min(1).values
+    expected = 1.25 * nearest.square().mean() / 4  # beta of 0.25, and a mean over 4 channels
+    assert float(loss.detach()) == pytest.approx(float(expected.detach()), rel=1e-4)
+    loss.backward()
+    assert float(stage.vae.quantize.embedding.weight.grad.abs().max()) > 0
+    assert float(stage.vae.encoder.conv_in.weight.grad.abs().max()) > 0
+
+
+@pytest.mark.heavy
+def test_a_codebook_is_trained_exported_and_its_use_is_logged(autoencoder_config, fit, tmp_path):
+    config, lpips = autoencoder_config, tmp_path / "alex.safetensors"
+    random_lpips("alex", tmp_path)
+    loss = {"absolute": 1.0, "squared": 0.0, "gradient": 0.0, "perceptual": 1.0}
+    config["stage"]["init_args"] |= {"codebook_size": 16, "loss": loss, "perceptual_network": str(lpips)}
+    config["run"]["evaluate_every"] = 3
+    assert fit(config) == 0
+    exported = VQModel.from_pretrained(tmp_path / "run" / "vae")
+    assert exported.config.num_vq_embeddings == 16
+    from data.world.scenes import sample_scenes
+    from train.sources.world_data import HELD_OUT_SEED, draw_bytes
+
+    pixels = draw_bytes(sample_scenes(8, HELD_OUT_SEED), 32)
+    assert latent_std(exported, pixels) * exported.config.scaling_factor == pytest.approx(1, rel=2e-3)
+    figures = read_metrics(tmp_path / "run" / "metrics.csv")
+    assert all(1 <= value <= 16 for _, value in figures["codebook_perplexity"])
+    assert {"codebook", "codebook_usage", "perceptual"} <= figures.keys()
+    assert figures["held_out_perceptual"][0][1] > 0
+    sheet = load_image(tmp_path / "run" / "previews" / "step-00000003.png")
+    assert sheet.shape[1] > 2 * 32  # pictures, and below them their reconstructions
+
+
+def test_pictures_of_shards_are_enough_without_any_held_out(autoencoder_config, fit, shards, tmp_path):
+    config = autoencoder_config
+    config["data"] = {
+        "class_path": "train.sources.ShardPictures",
+        "init_args": {"batch_size": 4, "shards": str(shards), "image_size": 32},
+    }
+    assert fit(config) == 0
+    assert AutoencoderKL.from_pretrained(tmp_path / "run" / "vae").config.scaling_factor > 0
+    assert (tmp_path / "run" / "previews" / "step-00000003.png").is_file()
+
+
+def test_a_bad_picture_touches_neither_the_autoencoder_nor_the_discriminator(
+    autoencoder_config, fit, load, tmp_path, monkeypatch
+):
+    config = autoencoder_config
+    config["stage"]["init_args"]["adversarial"] = {"channels": 8}
+    config["run"] |= {"checkpoint_every": 1, "keep_checkpoints": 9, "max_steps": 3}
+    whole = AutoencoderStage.loss
+
+    def loss(self, batch):
+        value = whole(self, batch)
+        if self.global_step == 1:
+            self._pairs = [(real, output * float("nan")) for real, output in self._pairs]
+            return value * float("nan")
+        return value
+
+    monkeypatch.setattr(AutoencoderStage, "loss", loss)
+    assert fit(config) == 0
+    assert len((tmp_path / "run" / "skipped_steps.jsonl").read_text().splitlines()) == 1
+    state = load(tmp_path / "run" / "step-00000003.ckpt")
+    assert all(value.isfinite().all() for value in state["state_dict"].values())
+    assert float(state["adversary"]["state"][0]["step"]) == 2  # of three steps

@@ -2,11 +2,11 @@ import json
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel, VQModel
 
 from data.world.pretrained import load_conditioner
 from data.world.scenes import sample_scenes
-from seecoder import SeeCoderXLPipeline
+from seecoder import SeeCoderPipeline, SeeCoderXLPipeline
 from train.settings import OptimizerSettings
 from train.sources.world_latents import encode_in_half
 from train.stages.diffusion import WorldDiffusionStage, kept_tokens
@@ -181,3 +181,33 @@ def test_a_missing_autoencoder_is_bad_input(config, fit, capsys):
     config["data"]["init_args"]["vae"] = "/no/such/vae"
     assert fit(config) == 2
     assert "/no/such/vae" in capsys.readouterr().err
+
+
+@pytest.mark.heavy
+def test_latents_of_a_codebook_are_diffused_before_quantisation(config, fit, tmp_path):
+    levels = 3
+    vae = VQModel(
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        block_out_channels=(8,) * levels,
+        norm_num_groups=4,
+        latent_channels=3,
+        num_vq_embeddings=8,
+        mid_block_add_attention=False,
+        scaling_factor=0.7,
+    )
+    vae.save_pretrained(tmp_path / "vae")
+    for part in ("stage", "data"):
+        config[part]["init_args"]["vae"] = str(tmp_path / "vae")
+    assert fit(config) == 0
+    pixels = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
+    mean, std = encode_in_half(vae, pixels)
+    with torch.no_grad():
+        expected = 0.7 * vae.encode(pixels.float() / 127.5 - 1).latents
+    torch.testing.assert_close(mean.float(), expected, rtol=1e-3, atol=1e-3)
+    assert not std.any()
+    pipeline = SeeCoderPipeline.from_base(tmp_path / "run" / "base", encoder=None)
+    assert type(pipeline.vae).__name__ == "VQModel"
+    assert pipeline.unet.config.in_channels == 3
+    index = json.loads((tmp_path / "run" / "base" / "model_index.json").read_text())
+    assert index["vae"] == ["diffusers", "VQModel"]

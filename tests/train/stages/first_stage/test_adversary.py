@@ -1,17 +1,16 @@
 import pytest
 import torch
-from torch import nn
+from torch import distributed, nn
 
 from train.settings import OptimizerSettings
-from train.stages.autoencoder import AutoencoderLoss, AutoencoderStage
-from train.stages.autoencoder_losses import (
+from train.stages.autoencoder import AutoencoderStage
+from train.stages.first_stage.adversary import (
     AdversarialSettings,
     Adversary,
     PatchDiscriminator,
-    PerceptualDistance,
     adaptive_weight,
+    average_over_processes,
     hinge_loss,
-    load_network,
 )
 
 
@@ -44,7 +43,7 @@ def test_discriminator_learns_and_leaves_no_gradient_behind():
     torch.manual_seed(0)
     adversary = Adversary(PatchDiscriminator(8, 2), AdversarialSettings(channels=8))
     real, fake = torch.rand(8, 3, 32, 32), -torch.rand(8, 3, 32, 32)
-    losses = [float(adversary.train_step(real, fake)) for _ in range(20)]
+    losses = [float(adversary.train_step([(real, fake)])) for _ in range(20)]
     assert losses[-1] < 0.5 * losses[0]
     assert not any(weight.requires_grad for weight in adversary.discriminator.parameters())
     output = fake.clone().requires_grad_(True)
@@ -90,34 +89,36 @@ def test_settings_are_checked():
         AdversarialSettings(channels=10)
 
 
-def test_distance_is_zero_for_equal_pictures_symmetric_and_differentiable(backbone_folder):
-    distance = PerceptualDistance(load_network(backbone_folder))
-    assert not any(module.training for module in distance.network.modules())
-    torch.manual_seed(0)
-    first, second = torch.rand(2, 2, 3, 32, 32).mul(2).sub(1).unbind(0)
-    assert float(distance(first, first)) == 0
-    assert float(distance(first, second)) == pytest.approx(float(distance(second, first)), rel=1e-6)
-    assert 0 < float(distance(first, second)) <= 3 * 4
-    second.requires_grad_(True)
-    distance(first, second).backward()
-    assert float(second.grad.abs().max()) > 0
+def test_micro_batches_give_the_step_of_one_batch():
+    real, fake = torch.rand(2, 8, 3, 32, 32).mul(2).sub(1).unbind(0)
+    states = []
+    for pairs in ([(real, fake)], list(zip(real.split(2), fake.split(2), strict=True))):
+        torch.manual_seed(0)
+        adversary = Adversary(PatchDiscriminator(8, 2), AdversarialSettings(channels=8))
+        loss = float(adversary.train_step(pairs))
+        states.append((loss, [state["exp_avg"] for state in adversary.optimizer.state.values()]))
+    assert states[0][0] == pytest.approx(states[1][0], rel=1e-5)
+    for one, other in zip(states[0][1], states[1][1], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-7)
 
 
-def test_the_network_is_frozen_and_not_in_checkpoints(backbone_folder):
-    stage = AutoencoderStage(
-        OptimizerSettings(), loss=AutoencoderLoss(perceptual=0.1), perceptual_network=str(backbone_folder)
-    )
-    assert not [name for name, _ in stage.trained_parameters() if not name.startswith("vae.")]
-    assert not any(module.training for module in stage.train().get_submodule("perceptual").modules())
-    checkpoint = {"state_dict": stage.state_dict()}
-    stage.on_save_checkpoint(checkpoint)
-    assert not [name for name in checkpoint["state_dict"] if name.startswith("perceptual")]
+def test_an_output_that_is_not_finite_leaves_the_discriminator_alone():
+    adversary = Adversary(PatchDiscriminator(8, 2), AdversarialSettings(channels=8))
+    before = {name: value.clone() for name, value in adversary.discriminator.state_dict().items()}
+    real = torch.rand(2, 3, 32, 32)
+    adversary.train_step([(real, real * float("nan"))])
+    assert all(torch.equal(value, before[name]) for name, value in adversary.discriminator.state_dict().items())
+    assert not adversary.optimizer.state
 
 
-def test_weight_and_network_go_together(backbone_folder, tmp_path):
-    with pytest.raises(ValueError, match="both or neither"):
-        AutoencoderStage(OptimizerSettings(), perceptual_network=str(backbone_folder))
-    with pytest.raises(ValueError, match="both or neither"):
-        AutoencoderStage(OptimizerSettings(), loss=AutoencoderLoss(perceptual=1))
-    with pytest.raises(FileNotFoundError, match=r"config\.json"):
-        load_network(tmp_path)
+def test_processes_agree_on_the_adaptive_weight(monkeypatch):
+    """Norms are those of gradients averaged over the processes: here this one's and one of four times as much."""
+    monkeypatch.setattr(distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(distributed, "all_reduce", lambda tensor: tensor.mul_(5))
+    last = torch.ones(2, requires_grad=True)
+    losses = (3 * last.square().sum(), last.square().sum())  # gradients of 6 and of 2
+    assert float(adaptive_weight(*losses, last)) == pytest.approx(3, rel=1e-4)
+    tensor = torch.ones(3)
+    average_over_processes([tensor])
+    assert tensor.tolist() == [2.5] * 3

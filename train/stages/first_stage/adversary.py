@@ -1,28 +1,20 @@
-"""Losses of autoencoders beside the difference of pixels: a patch-adversarial and a perceptual one.
+"""The patch-adversarial loss of autoencoders.
 
 Esser, Rombach, Ommer, "Taming Transformers for High-Resolution Image Synthesis" (2021), section 3.1, equations 6 and
 7; the discriminator is that of Isola et al., "Image-to-Image Translation with Conditional Adversarial Networks"
 (2017). It has group normalisation in place of batch normalisation, which is unsure at the batch sizes of autoencoders.
-
-The perceptual distance is that of Zhang et al., "The Unreasonable Effectiveness of Deep Features as a Perceptual
-Metric" (2018), section 3, with any timm pyramid as feature network and without the learned channel weights: features
-are normalised to unit length at each place, and squared differences averaged.
 """
 
-import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
-import timm
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn import functional
 
 from seecoder.checks import Rule, check, number, whole
-from seecoder.weights.safetensors_files import read_safetensors
-from seecoder.weights.strict_loading import load_strict
 from train.settings import BETAS
 
 
@@ -103,12 +95,13 @@ class Adversary:
         weight = adaptive_weight(reconstruction, loss, last_weight)
         return self.settings.weight * weight * loss, weight
 
-    def train_step(self, real: Tensor, output: Tensor) -> Tensor:
-        """One step of the discriminator with the hinge loss; gradients are averaged over processes.
+    def train_step(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+        """One step of the discriminator with the hinge loss; gradients are averaged over micro-batches and processes.
+
+        Where they are not finite, weights and moments stay as they are, in all processes alike.
 
         Args:
-            real: (N, 3, H, W).
-            output: (N, 3, H, W); no gradient flows into it.
+            pairs: Real pictures and outputs of each micro-batch, (N, 3, H, W) each; no gradient flows into them.
 
         Returns:
             The loss.
@@ -116,13 +109,18 @@ class Adversary:
         self.discriminator.requires_grad_(True)
         try:
             self.optimizer.zero_grad()
-            loss = hinge_loss(self.discriminator(real.detach()).float(), self.discriminator(output.detach()).float())
-            loss.backward()
-            average_gradients(self.discriminator)
-            self.optimizer.step()
+            losses = []
+            for real, output in pairs:
+                scores = [self.discriminator(images.detach()).float() for images in (real, output)]
+                losses.append(hinge_loss(*scores) / len(pairs))
+                losses[-1].backward()
+            gradients = [weight.grad for weight in self.discriminator.parameters() if weight.grad is not None]
+            average_over_processes(gradients)
+            if torch.stack(torch._foreach_norm(gradients)).isfinite().all():
+                self.optimizer.step()
         finally:
             self.discriminator.requires_grad_(False)
-        return loss.detach()
+        return torch.stack(losses).sum().detach()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the optimizer (the weights are in the stage's own state), with the present run's settings."""
@@ -137,58 +135,21 @@ def hinge_loss(real: Tensor, fake: Tensor) -> Tensor:
 
 
 def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_weight: Tensor) -> Tensor:
-    """How strongly the adversarial loss may pull: |d reconstruction / dW| / (|d adversarial / dW| + 1e-4), to 1e4."""
-    (ours,) = torch.autograd.grad(reconstruction, last_weight, retain_graph=True)
-    (theirs,) = torch.autograd.grad(adversarial, last_weight, retain_graph=True)
-    return (ours.float().norm() / (theirs.float().norm() + 1e-4)).clamp(0, 1e4).detach()
+    """How strongly the adversarial loss may pull: |d reconstruction / dW| / (|d adversarial / dW| + 1e-4), to 1e4.
+
+    Both gradients are averaged over the processes first, so that all of them get the same weight.
+    """
+    losses = (reconstruction, adversarial)
+    gradients = [torch.autograd.grad(loss, last_weight, retain_graph=True)[0].float() for loss in losses]
+    average_over_processes(gradients)
+    ours, theirs = (gradient.norm() for gradient in gradients)
+    return (ours / (theirs + 1e-4)).clamp(0, 1e4).detach()
 
 
-def average_gradients(module: nn.Module) -> None:
-    """Mean of gradients over processes, where there are several."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+def average_over_processes(tensors: Iterable[Tensor]) -> None:
+    """Put the mean over all processes in the place of each tensor, where there are several processes."""
+    if not (distributed.is_available() and distributed.is_initialized()):
         return
-    for weight in module.parameters():
-        if weight.grad is not None:
-            torch.distributed.all_reduce(weight.grad)
-            weight.grad /= torch.distributed.get_world_size()
-
-
-class PerceptualDistance(nn.Module):
-    """Distance of two batches of pictures, summed over the network's maps.
-
-    Args:
-        network: Maps (N, 3, H, W) in [0, 1] to a list of maps. It is frozen.
-    """
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network.eval().requires_grad_(False)
-
-    def forward(self, first: Tensor, second: Tensor) -> Tensor:
-        """Mean distance of (N, 3, H, W) pictures in [-1, 1]; zero for equal ones."""
-        ours, theirs = self.network((first + 1) / 2), self.network((second + 1) / 2)
-        distances = [
-            (functional.normalize(one.float(), dim=1) - functional.normalize(other.float(), dim=1))
-            .square()
-            .sum(1)
-            .mean()
-            for one, other in zip(ours, theirs, strict=True)
-        ]
-        return torch.stack(distances).sum()
-
-
-def load_network(folder: str | Path) -> nn.Module:
-    """Feature network from a folder that `world_backbone.yaml` wrote: config.json and model.safetensors.
-
-    Raises:
-        FileNotFoundError: The folder lacks one of them.
-        WeightsError: The weights do not fit.
-    """
-    folder = Path(folder)
-    for name in ("config.json", "model.safetensors"):
-        if not (folder / name).is_file():
-            raise FileNotFoundError(f"`perceptual_network`={folder} has no {name}; train one with world_backbone.yaml.")
-    config = json.loads((folder / "config.json").read_text())
-    network: Any = timm.create_model(config["backbone"], features_only=True, **config["backbone_args"])
-    load_strict(network, read_safetensors(folder / "model.safetensors")[0], source=str(folder))
-    return network
+    for tensor in tensors:
+        distributed.all_reduce(tensor)
+        tensor /= distributed.get_world_size()
