@@ -24,9 +24,10 @@ import torch
 import yaml
 from torch import Tensor
 
+from data.world.reader.readings import read
 from data.world.render import render
 from data.world.scenes import sample_scenes
-from scripts.evaluation.counts import read_rates
+from scripts.evaluation.counts import rates
 from scripts.evaluation.highres import radial_power_spectrum
 from scripts.results import markdown, versions, write_json
 from seecoder.base_model.loading import load_part
@@ -90,9 +91,9 @@ def measure(vae: Any, lpips: Path, count: int, seed: int) -> dict[str, float]:
         figures[f"LPIPS {network}"] = float(torch.cat([distance(*pair) for pair in pairs]).mean())
     images, originals = ((values + 1) / 2 for values in (output, truth))
     figures["high frequencies, dB"] = high_frequencies(images, originals)
-    read = read_rates(images, scenes)
+    found = rates(read(images), scenes)
     return figures | {
-        f"{column}, %": 100 * read[name] for column, name in (("one object", "count"), ("all right", "all"))
+        f"{column}, %": 100 * found[name] for column, name in (("one object", "count"), ("all right", "all"))
     }
 
 

@@ -234,7 +234,8 @@ def load_frozen(base: str | os.PathLike, part: str, dtype: str, *, at_top: bool 
     if part == "vae" and not isinstance(network, (diffusers.AutoencoderKL, diffusers.VQModel)):
         kind = type(network).__name__
         raise ValueError(f"`{base}/{part}` holds a {kind}; training needs an AutoencoderKL or a VQModel.")
-    return network.requires_grad_(False).to(memory_format=torch.channels_last)
+    frozen: Any = network.requires_grad_(False)
+    return frozen.to(memory_format=torch.channels_last)
 
 
 def _first_line(error: BaseException) -> str:

@@ -324,7 +324,10 @@ def test_a_report_of_no_run_is_refused_before_anything_heavy_is_imported(tmp_pat
         ),
         (["--run.loggers", "[tensor]"], "tensor"),
         (["--run.profiler", "fast"], "`profiler`='fast' of RunSettings() must be"),
-        (["--run.callbacks", "[{class_path: no.such.Callback}]"], "`run.callbacks`: No module named 'no'"),
+        (
+            ["--run.callbacks", "[{class_path: no.such.Callback}]"],
+            "`run.callbacks`=no.such.Callback: No module named 'no'",
+        ),
         (["--run.callbacks", "[{class_path: torch.nn.Linear}]"], "torch.nn.Linear"),
         (
             ["--run.callbacks", "[{class_path: lightning.pytorch.callbacks.Timer, init_args: {durations: 1}}]"],

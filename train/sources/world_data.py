@@ -57,7 +57,8 @@ class WorldPictures(StageData):
         self.num_held_out = held_out
         self.image_size = image_size
         self.shuffle = Shuffle(pool_size, seed)
-        self.crop_probability, self.style = crop_probability, style
+        self.crop_probability = crop_probability
+        self.style: Style = style
         self.pixels: Tensor | None = None
         self.held_out_crop_pixels: Tensor | None = None
 

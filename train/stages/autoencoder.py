@@ -94,7 +94,8 @@ class AutoencoderStage(Stage):
         super().__init__(optimizer, **options)
         require("attention", attention, FLAG)
         require("codebook_size", codebook_size, optional(whole(2)))
-        levels, model_class = len(block_out_channels), AutoencoderKL if codebook_size is None else VQModel
+        levels = len(block_out_channels)
+        model_class: Any = AutoencoderKL if codebook_size is None else VQModel
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             vae: Any = model_class(

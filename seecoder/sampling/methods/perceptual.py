@@ -7,6 +7,7 @@ The published one is LPIPS on VGG16, of weights that `scripts/convert_lpips.py` 
 import logging
 import os
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -61,10 +62,10 @@ def lpips(device: torch.device) -> PerceptualLoss | None:
     if not (Path(torch.hub.get_dir()) / "checkpoints" / _VGG_FILE).is_file():
         return None
     try:
-        from lpips import LPIPS  # type: ignore[import-not-found]
+        package = import_module("lpips")
     except ImportError:
         return None
-    model = LPIPS(net="vgg", verbose=False).to(device).eval().requires_grad_(False)
+    model = package.LPIPS(net="vgg", verbose=False).to(device).eval().requires_grad_(False)
 
     def loss(images: torch.Tensor, references: torch.Tensor) -> torch.Tensor:
         # float32 whatever the images are: half precision underflows in the gradient.
