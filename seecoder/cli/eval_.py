@@ -3,11 +3,11 @@
 GENERATED and REFERENCE are folders of pictures, shards, or folders of shards. Results of `seecoder vary` are matched
 with their inputs, other pictures with those of the same name.
 
-  seecoder eval cats photographs --network clip-vit-large-patch14 --network dinov2-base --json scores.json
+  seecoder eval cats photographs --network clip-vit-large-patch14 --network dinov2-base --network vgg.safetensors
 
-With every --network: fid, kid, precision and recall of the sets; clip_i, dino_i or similarity of each picture and its
-input, and map_distance. Without --network it is the world's, which knows no photographs. Nothing is downloaded. Needs
-the extra `eval` (`pip install 'seecoder[eval]'`).
+With every --network: fid, kid, precision and recall of the sets; clip_i, dino_i or similarity, and lpips or
+map_distance, of each picture and its input; intra_lpips and intra_style of panoramas. Without --network it is the
+world's, which knows no photographs. Nothing is downloaded. Needs the extra `eval` (`pip install 'seecoder[eval]'`).
 """
 
 import argparse

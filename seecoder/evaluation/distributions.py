@@ -17,11 +17,9 @@ def fid(generated: Tensor, reference: Tensor) -> float:
 
 
 def kid(generated: Tensor, reference: Tensor) -> tuple[float, float]:
-    """Unbiased squared MMD with the cubic kernel (Bińkowski et al., ICLR 2018, section 4).
+    """Unbiased squared MMD with the cubic kernel (Bińkowski et al., ICLR 2018, section 4): mean and standard deviation.
 
-    Returns:
-        Mean and standard deviation over 100 random subsets, the same ones each time, of half of the smaller set (1000
-        pictures at most).
+    They are over 100 random subsets of half of the smaller set (1000 pictures at most), the same ones each time.
     """
     from torchmetrics.image.kid import KernelInceptionDistance
 

@@ -39,13 +39,10 @@ def find_pictures(place: Path, scratch: Path) -> list[Path]:
 
 
 def match(generated: Sequence[Path], reference: Sequence[Path]) -> dict[Path, Path]:
-    """Find what generated pictures were made from, by name.
+    """Find what generated pictures were made from, by name; what has no input, or several, is left out.
 
     All variations that `seecoder vary` made of an input belong to it; any other picture belongs to the one of the same
     name, whatever the endings.
-
-    Returns:
-        The reference of each generated picture that has one, and not several that cannot be told apart.
     """
     known: dict[str, list[Path]] = {}
     for path in reference:

@@ -10,7 +10,7 @@ from torch.nn.functional import cosine_similarity, interpolate
 from tqdm import tqdm
 
 from seecoder.evaluation.distributions import covered, fid, kid
-from seecoder.evaluation.feature_networks import Network
+from seecoder.evaluation.feature_networks import Network, intra_scores
 from seecoder.evaluation.pictures import match
 from seecoder.images.gate import MAX_PIXELS, ImageError, load_image
 
@@ -70,11 +70,12 @@ def evaluate(
 
 
 def _measured(paths: Sequence[Path], networks: Sequence[Network], max_pixels: int) -> Measured:
-    """Features of a picture, and how far it is from its input, whose path may follow."""
+    """What a picture is by itself, and how far it is from its input, whose path may follow."""
     pixels, *inputs = (load_image(path, max_pixels=max_pixels)[None] for path in paths)
     found: Measured = {}
     for network in networks:
         found[network.name, "features"] = network.embed(pixels).double().cpu()
+        found |= {(network.name, name): value for name, value in intra_scores(pixels, network).items()}
         if inputs and network.distance is not None:  # the input is brought to the size of what was made of it
             source = interpolate(inputs[0], pixels.shape[-2:], mode="bicubic", antialias=True).clamp(0, 1)
             found[network.name, network.distance_name] = float(network.distance(pixels, source))

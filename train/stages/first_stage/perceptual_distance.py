@@ -4,22 +4,16 @@ Zhang et al., "The Unreasonable Effectiveness of Deep Features as a Perceptual M
 normalised to unit length at each place, and squared differences averaged.
 """
 
-import json
 from pathlib import Path
-from typing import Any
 
-import timm
-import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
+from seecoder.evaluation.feature_networks import load_backbone, map_distance
 from seecoder.lpips import load_lpips
-from seecoder.weights.safetensors_files import read_safetensors
-from seecoder.weights.strict_loading import load_strict
 
 
 class PerceptualDistance(nn.Module):
-    """Distance of two batches of pictures, summed over the network's maps.
+    """`map_distance` of two batches of pictures.
 
     Args:
         network: Maps (N, 3, H, W) in [0, 1] to a list of maps. It is frozen.
@@ -31,15 +25,7 @@ class PerceptualDistance(nn.Module):
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
         """Mean distance of (N, 3, H, W) pictures in [-1, 1]; zero for equal ones."""
-        ours, theirs = self.network((first + 1) / 2), self.network((second + 1) / 2)
-        distances = [
-            (functional.normalize(one.float(), dim=1) - functional.normalize(other.float(), dim=1))
-            .square()
-            .sum(1)
-            .mean()
-            for one, other in zip(ours, theirs, strict=True)
-        ]
-        return torch.stack(distances).sum()
+        return map_distance(self.network((first + 1) / 2), self.network((second + 1) / 2)).mean()
 
 
 def load_distance(path: str | Path) -> nn.Module:
@@ -56,11 +42,4 @@ def load_distance(path: str | Path) -> nn.Module:
     folder = Path(path)
     if folder.is_file() or (folder / "vgg.safetensors").is_file():
         return load_lpips(folder)
-    for name in ("config.json", "model.safetensors"):
-        if not (folder / name).is_file():
-            advice = "give LPIPS weights (scripts/convert_lpips.py), or train a backbone with world_backbone.yaml"
-            raise FileNotFoundError(f"`perceptual_network`={folder} has no {name}; {advice}.")
-    config = json.loads((folder / "config.json").read_text())
-    network: Any = timm.create_model(config["backbone"], features_only=True, **config["backbone_args"])
-    load_strict(network, read_safetensors(folder / "model.safetensors")[0], source=str(folder))
-    return PerceptualDistance(network)
+    return PerceptualDistance(load_backbone(folder))
