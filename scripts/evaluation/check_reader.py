@@ -23,9 +23,9 @@ import numpy as np
 import torch
 
 from data.world.reader.readings import read
+from data.world.reader.scores import rates
 from data.world.render import compose, render
-from data.world.scenes import Scenes, sample_scenes
-from scripts.evaluation.counts import ATTRIBUTES, rates
+from data.world.scenes import ATTRIBUTES, Scenes, sample_scenes
 
 
 def rendering_row(side: int, count: int, seed: int) -> dict[str, object]:

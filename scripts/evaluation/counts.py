@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.world.reader.readings import Reading, agreement, read
-from data.world.scenes import ATTRIBUTES, Scenes
+from data.world.reader.readings import Reading, read
+from data.world.reader.scores import rates
+from data.world.scenes import Scenes
 from scripts.results import markdown
 from seecoder.base_model.latents import encode_posterior
 from train.stages.noise_schedule import NoiseSchedule
@@ -73,22 +74,6 @@ def sample_pictures(
         if progress is not None:
             progress(len(part))
     return torch.cat(pictures)
-
-
-def rates(readings: Sequence[Reading], scenes: Scenes) -> dict[str, float]:
-    """Share of pictures that agree with their scenes, and means of what is counted.
-
-    Returns:
-        "count" (exactly one object), the four attributes, "all" of these at once, all in [0, 1]; mean "objects",
-        "specks" and "horizons" a picture.
-    """
-    right = agreement(list(readings), {name: getattr(scenes, name) for name in ATTRIBUTES})
-    shares = {name: float(values.mean()) for name, values in right.items()}
-    return shares | {
-        "objects": float(np.mean([reading.num_objects for reading in readings])),
-        "specks": float(np.mean([reading.num_specks for reading in readings])),
-        "horizons": float(np.mean([reading.num_horizons for reading in readings])),
-    }
 
 
 def layout_agreement(readings: Sequence[Reading], scenes: Scenes) -> dict[str, float]:

@@ -24,9 +24,8 @@ from tqdm import tqdm
 from data.world.conditioner import without
 from data.world.pretrained import BASE, load_conditioner
 from data.world.render import render
-from data.world.scenes import Scenes, sample_scenes
+from data.world.scenes import ATTRIBUTES, Scenes, sample_scenes
 from scripts.evaluation.counts import (
-    ATTRIBUTES,
     Sampling,
     denoising_losses,
     encode_latents,

@@ -21,8 +21,8 @@ import torch
 
 from data.world.pretrained import BASE, load_conditioner
 from data.world.render import render
-from data.world.scenes import Scenes, sample_scenes
-from scripts.evaluation.counts import ATTRIBUTES, Sampling, markdown_table, read_rates, sample_pictures
+from data.world.scenes import ATTRIBUTES, Scenes, sample_scenes
+from scripts.evaluation.counts import Sampling, markdown_table, read_rates, sample_pictures
 from scripts.results import versions, write_json
 from seecoder import SeeCoderPipeline
 from seecoder.base_model.latents import decode_pixels, encode_posterior

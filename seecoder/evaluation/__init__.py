@@ -1,4 +1,4 @@
-"""How good pictures are, in numbers: as a set, and against what they were made from."""
+"""How good pictures are, in numbers: as a set, against what they were made from, by themselves."""
 
 from seecoder.evaluation.feature_networks import Network, map_network, open_network
 from seecoder.evaluation.pictures import find_pictures

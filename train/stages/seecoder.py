@@ -24,6 +24,7 @@ from seecoder.checks import choice, number, optional, require
 from seecoder.encoder.input_checks import MIN_SIDE
 from seecoder.weights.atomic import atomic_directory
 from seecoder.weights.digests import tensors_sha256
+from train.run.variation_metrics import VariationMetrics, variation_figures
 from train.settings import BELOW_ONE, OptimizerSettings
 from train.stages.context_gaps import held_out_figures
 from train.stages.denoising import DenoisingStage
@@ -70,6 +71,8 @@ class SeeCoderStage(DenoisingStage):
         encoder_size: Side of the square whose area the encoder sees pictures at; None: the size of the latents'.
         loss_outside_mask: What the loss counts where a sample's mask is black; where it is white it counts 1.
         preview: What the preview sheets show; None for none.
+        metrics: Variations of held-out pictures that every evaluation measures as `seecoder eval` does; None for none.
+            Needs `preview`.
         export_encoder: Write the whole encoder as a folder with every checkpoint. `seecoder export` does it later from
             a checkpoint.
         **options: Those of `Stage`.
@@ -99,6 +102,7 @@ class SeeCoderStage(DenoisingStage):
         encoder_size: int | None = None,
         loss_outside_mask: float = 0.0,
         preview: Preview | None = None,
+        metrics: VariationMetrics | None = None,
         export_encoder: bool = True,
         **options: Any,
     ) -> None:
@@ -136,7 +140,9 @@ class SeeCoderStage(DenoisingStage):
         self.base_source, self.encoder_size = base, encoder_size
         self.context_dropout, self.min_snr_gamma = context_dropout, min_snr_gamma
         self.timestep_sampling, self.loss_outside_mask = timestep_sampling, loss_outside_mask
-        self.preview, self.export_encoder = preview, export_encoder
+        if metrics is not None and preview is None:
+            raise ValueError(f"`metrics`={metrics} must have `preview` beside it, whose steps and guidance it takes.")
+        self.preview, self.metrics, self.export_encoder = preview, metrics, export_encoder
 
     def _freeze(self, frozen_dtype: str, gradient_checkpointing: tuple[str, ...]) -> None:
         """Ask for gradients of exactly what training moves."""
@@ -238,7 +244,10 @@ class SeeCoderStage(DenoisingStage):
 
     def evaluate(self) -> dict[str, float]:
         """Held-out loss, and what each picture's own context has to do with it: see `held_out_figures`."""
-        return held_out_figures(self)
+        figures = held_out_figures(self)
+        if self.metrics is not None:
+            figures |= variation_figures(self, self.metrics, Path(self.trainer.default_root_dir))
+        return figures
 
     @cached_property
     def conditioner(self) -> Any:

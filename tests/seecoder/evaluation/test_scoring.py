@@ -38,6 +38,7 @@ def test_a_set_against_itself_is_perfect(reference):
     values = {metric: row["value"] for (network, metric), row in found.items() if network == "colours"}
     perfect = {"fid": 0, "precision": 1, "recall": 1, "similarity": 1, "map_distance": 0}
     assert {name: values[name] for name in perfect} == pytest.approx(perfect, abs=1e-6)
+    assert found["", "spectrum"]["value"] == 0
     assert found["colours", "similarity"]["reference"] < 0.99  # beside other inputs
     assert found["colours", "fid"]["remark"] == ""  # six pictures, three features
     assert json.loads(json.dumps(result)) == result
@@ -67,6 +68,20 @@ def test_bad_pictures_are_named_and_few_ones_have_no_distribution(tmp_path, refe
     (tmp_path / "generated" / "0.png").write_bytes(path.read_bytes())
     with pytest.raises(ImageError, match="generated pictures`: none can be read; of the last, "):
         evaluate(generated, reference, [COLOURS])
+
+
+def test_a_reader_is_told_the_paths_of_a_picture_and_its_input(tmp_path, reference):
+    generated = draw(tmp_path / "generated", ["0.png"])
+    seen = []
+
+    def reader(pixels, paths):
+        seen.append(paths)
+        return {"files": float(len(paths))}
+
+    found = rows(evaluate(generated, reference, reader=reader))
+    assert (found["reader", "files"]["value"], found["reader", "files"]["reference"]) == (2, 1)
+    assert seen[-1] == [generated[0], reference[0]]
+    assert ("", "spectrum") not in rows(evaluate(generated, reader=reader))
 
 
 def test_too_few_pictures_for_the_covariance_are_remarked(reference):
