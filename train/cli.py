@@ -176,7 +176,7 @@ def read_run(config: Namespace) -> tuple[RunSettings, list[str]]:
     Raises:
         ValueError: They, or those of the stage's parts that need no weights, are impossible.
     """
-    from train.stages.held_weights import check_holding
+    from train.frozen.held_weights import check_holding
 
     run, options = RunSettings(**config.run.as_dict()), config.stage.init_args
     for name, settings in (("ema", EmaSettings), ("guard", GuardSettings)):

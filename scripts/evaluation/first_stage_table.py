@@ -28,9 +28,9 @@ from data.world.reader.readings import read
 from data.world.render import render
 from data.world.scenes import sample_scenes
 from scripts.evaluation.counts import rates
-from scripts.evaluation.highres import radial_power_spectrum
 from scripts.results import markdown, versions, write_json
 from seecoder.base_model.loading import load_part
+from seecoder.evaluation.detail import radial_power_spectrum
 from seecoder.lpips import NETWORKS, load_lpips
 from train.cli import main as train
 from train.stages.first_stage.reconstruction import mean_psnr, reconstruct

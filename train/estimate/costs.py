@@ -28,8 +28,8 @@ from seecoder.base_model.facts import pixels_per_cell
 from seecoder.base_model.known_bases import BaseSizes
 from seecoder.base_model.loading import DTYPES
 from seecoder.encoder.model import SeeCoder
+from train.frozen.held_weights import held_bytes, hold_weights
 from train.optimizers import is_matrix
-from train.stages.held_weights import held_bytes, hold_weights
 
 _LOW, _FULL = torch.bfloat16, torch.float32
 _AUTOCAST = {"linear": _LOW, "conv2d": _LOW, "layer_norm": _FULL, "group_norm": _FULL}

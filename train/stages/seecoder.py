@@ -24,13 +24,13 @@ from seecoder.checks import choice, number, optional, require
 from seecoder.encoder.input_checks import MIN_SIDE
 from seecoder.weights.atomic import atomic_directory
 from seecoder.weights.digests import tensors_sha256
+from train.frozen.half_gradients import run_frozen
+from train.frozen.held_weights import hold_weights
 from train.run.variation_metrics import VariationMetrics, variation_figures
 from train.settings import BELOW_ONE, OptimizerSettings
 from train.stages.context_gaps import held_out_figures
 from train.stages.denoising import DenoisingStage
 from train.stages.encoder_weights import ENCODER_SIZE, describe_encoder, load_trained, seeded_encoder
-from train.stages.half_gradients import run_frozen
-from train.stages.held_weights import hold_weights
 from train.stages.noise import uniform
 from train.stages.noise_schedule import MIN_SNR_GAMMA, PREDICTIONS, NoiseSchedule
 from train.stages.previews import Preview, score_previews, write_sheet

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import train.stages.half_gradients
+import train.frozen.half_gradients
 from tests.fixtures.training import batch_of
-from train.stages.half_gradients import run_frozen
+from train.frozen.half_gradients import run_frozen
 
 
 def gradients_of(dtype: torch.dtype, size: float, rows: slice = slice(None)) -> Tensor:
@@ -38,10 +38,10 @@ def test_a_samples_gradient_is_its_own() -> None:
 
 def test_what_overflows_goes_in_again_lower(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = gradients_of(torch.float16, 1e-6)
-    monkeypatch.setattr(train.stages.half_gradients, "_LARGEST", 21)
+    monkeypatch.setattr(train.frozen.half_gradients, "_LARGEST", 21)
     found = gradients_of(torch.float16, 1e-6)
     assert float((found - expected).norm() / expected.norm()) < 1e-3
-    monkeypatch.setattr(train.stages.half_gradients, "_LOWERED", (0,))
+    monkeypatch.setattr(train.frozen.half_gradients, "_LOWERED", (0,))
     assert not bool(gradients_of(torch.float16, 1e-6).isfinite().all()), "or the test shows nothing"
 
 

@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tests.behaviour.training.same_training import assert_equal
 from tests.fixtures.published import BASES, XL
 from tests.fixtures.training import batch_of
-from train.stages.held_weights import check_holding, held_bytes, held_layers, hold_weights
+from train.frozen.held_weights import check_holding, held_bytes, held_layers, hold_weights
 
 FORMS = ("int8", "float8")
 

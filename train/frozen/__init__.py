@@ -1,0 +1,1 @@
+"""How frozen networks are held, and how gradients pass through them."""
