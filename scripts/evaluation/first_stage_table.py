@@ -25,9 +25,9 @@ import yaml
 from torch import Tensor
 
 from data.world.reader.readings import read
+from data.world.reader.scores import rates
 from data.world.render import render
 from data.world.scenes import sample_scenes
-from scripts.evaluation.counts import rates
 from scripts.results import markdown, versions, write_json
 from seecoder.base_model.loading import load_part
 from seecoder.evaluation.detail import radial_power_spectrum

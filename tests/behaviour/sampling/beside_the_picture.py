@@ -11,8 +11,8 @@ import torch
 from data.world.pretrained import BASE, ENCODERS, load_conditioner
 from data.world.reader.segmentation import saturated_mask
 from data.world.render import render
-from data.world.scenes import Scenes, sample_scenes
-from scripts.evaluation.counts import ATTRIBUTES, Sampling, markdown_table, read_rates, sample_pictures
+from data.world.scenes import ATTRIBUTES, Scenes, sample_scenes
+from scripts.evaluation.counts import Sampling, markdown_table, read_rates, sample_pictures
 from seecoder import SeeCoder, SeeCoderPipeline
 from seecoder.encoder.context import ImageSet
 
