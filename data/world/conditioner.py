@@ -5,7 +5,7 @@ conditions and, with all five dropped, the zero context that classifier-free gui
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
@@ -71,6 +71,6 @@ class WorldConditioner(ModelMixin, ConfigMixin):
         return None if self.pooled_projection is None else self.pooled_projection(context.mean(1))
 
 
-def without(names: Sequence[str], count: int) -> Tensor:
+def without(names: Collection[str], count: int) -> Tensor:
     """The `keep` of a conditioner that drops the named tokens, (count, 5) bool."""
     return torch.tensor([name not in names for name in TOKENS]).expand(count, -1)

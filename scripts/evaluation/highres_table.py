@@ -30,13 +30,14 @@ from tqdm import tqdm
 
 from data.world.conditioner import without
 from data.world.pretrained import BASE, load_conditioner
-from data.world.scenes import sample_scenes
+from data.world.render import render
+from data.world.scenes import Scenes, sample_scenes
 from scripts.evaluation.counts import Sampling
 from scripts.evaluation.highres import Factor, Row, compiled, measure
 from scripts.evaluation.highres_report import Report, described, factor_name, fingerprint, parsed_factor
 from scripts.evaluation.highres_rows import ABLATIONS, PANORAMA, PANORAMAS, ROWS, chosen
 from scripts.results import versions
-from seecoder import SeeCoderPipeline
+from seecoder import SeeCoder, SeeCoderPipeline
 from seecoder.images.gate import load_image
 from seecoder.images.saving import save_image, to_pil
 from seecoder.images.sheet import contact_sheet
@@ -44,6 +45,7 @@ from seecoder.weights.atomic import atomic_path
 from seecoder.weights.digests import file_sha256
 
 SHOWN = 4  # pictures of each cell that are kept
+CONTEXTS = ("layout", "attributes")
 CELL = 192  # side of a picture on the sheet
 
 
@@ -68,6 +70,12 @@ def parsed() -> argparse.Namespace:
         type=int,
         default=0,
         help="also so many panoramas a row: those named by --rows, else all (default: none)",
+    )
+    parser.add_argument(
+        "--context",
+        default="layout",
+        help="what the network is told: attributes and layout (`layout`, the default), as little of places as a prompt "
+        "says (`attributes`), or pictures of the scenes through an encoder (its folder)",
     )
     parser.add_argument("--threads", type=int, help="of torch (default: all)")
     parser.add_argument(
@@ -98,6 +106,11 @@ class Table:
         self.side = self.pipeline.unet.config.sample_size * self.pipeline.vae_scale_factor
         names = ("steps", "guidance", "seed", "dtype")
         self.settings = {name: getattr(options, name) for name in names} | {"base": base_digests(options.base)}
+        self.encoder = None if options.context in CONTEXTS else SeeCoder.from_pretrained(options.context).float().eval()
+        if options.context != "layout":  # the cells of earlier tables are of that
+            weights = "diffusion_pytorch_model.safetensors"
+            digest = "" if self.encoder is None else f" {file_sha256(Path(options.context) / weights)[:16]}"
+            self.settings["context"] = options.context + digest
         command = shlex.join(["scripts/evaluation/highres_table.py", *sys.argv[1:]])
         about = {"versions": versions("torch", "diffusers"), "threads": torch.get_num_threads()}
         self.report.describe(**self.settings, **about, commands=[command])
@@ -114,8 +127,7 @@ class Table:
         if self.report.has(part, group, row.label, mark, count):
             return
         scenes = sample_scenes(count, first)
-        with torch.no_grad():
-            context = self.conditioner(scenes, without(dropped, count)).to(self.pipeline.unet.dtype)
+        context = self.context(scenes, dropped).to(self.pipeline.unet.dtype)
         height, width = self.side * factor[0], self.side * factor[1]
         sampling = Sampling(self.options.steps, self.options.guidance, self.options.seed, batch, height, width)
         use_compiled = self.options.compile and not row.changes_network
@@ -125,6 +137,14 @@ class Table:
             save_image(picture, self.picture(row.label, shown_in, index))
         about = {"pictures": count, "methods": methods, "fingerprint": mark, "compiled": use_compiled}
         self.report.put(part, group, row.label, numbers | about)
+
+    @torch.no_grad()
+    def context(self, scenes: Scenes, dropped: Sequence[str]) -> torch.Tensor:
+        """What the network is told of scenes, (N, tokens, width); true tokens without those that are dropped."""
+        if self.encoder is not None:
+            return torch.cat([self.encoder(render(part, self.side)) for part in scenes.split(64)])
+        dropped = {*dropped, *(["layout"] if self.options.context == "attributes" else [])}
+        return self.conditioner(scenes, without(dropped, len(scenes)))
 
     def picture(self, label: str, group: str, index: int) -> Path:
         """Where a picture of a cell lies."""
@@ -162,6 +182,8 @@ def main() -> None:
         rows, panoramas = chosen(options.rows)
         if panoramas and not options.panoramas:
             raise ValueError("`--rows` names a panorama; say how many with --panoramas N.")
+        if options.panoramas and options.context not in CONTEXTS:
+            raise ValueError(f"`--context`={options.context} cannot leave out the background, as panoramas want.")
         table = Table(options)
     except (ValueError, FileNotFoundError) as error:
         print(error, file=sys.stderr)

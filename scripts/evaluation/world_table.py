@@ -19,6 +19,7 @@ wait_passively()  # before torch is imported
 
 import torch
 
+from data.world.conditioner import without
 from data.world.pretrained import BASE, load_conditioner
 from data.world.render import render
 from data.world.scenes import ATTRIBUTES, Scenes, sample_scenes
@@ -57,12 +58,14 @@ def main() -> None:
     side = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
     scenes = sample_scenes(options.count, options.seed)
     with torch.no_grad():
-        tokens = load_conditioner(options.base)(scenes)
+        conditioner = load_conditioner(options.base)
+        tokens, unplaced = conditioner(scenes), conditioner(scenes, without(["layout"], len(scenes)))
     sampling = Sampling(options.steps, options.guidance, options.seed)
     double = Sampling(options.steps, options.guidance, options.seed, height=2 * side, width=2 * side)
     rows = {
         f"reconstruction, {side}": reconstruction(pipeline, scenes, side),
         f"sampled, {side}": read_rates(sample_pictures(pipeline, tokens, sampling), scenes),
+        f"sampled without the layout, {side}": read_rates(sample_pictures(pipeline, unplaced, sampling), scenes),
         f"plain sampling, {2 * side}": read_rates(sample_pictures(pipeline, tokens, double), scenes),
     }
     settings = {name: getattr(options, name) for name in ("count", "seed", "steps", "guidance")}

@@ -4,6 +4,7 @@ import sys
 import pytest
 import torch
 
+from data.world.pretrained import ENCODERS
 from scripts.evaluation import highres_table
 
 
@@ -31,6 +32,30 @@ def test_an_unknown_row_is_refused_before_anything_is_loaded(monkeypatch, tmp_pa
         highres_table.main()
     assert ended.value.code == 2
     assert "stretchcrafter" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("told", ["layout", "attributes", str(ENCODERS / "plain")])
+def test_the_network_is_told_of_scenes_by_tokens_or_pictures(monkeypatch, tmp_path, told):
+    contexts = []
+
+    def noted(row, pipeline, scenes, context, sampling):
+        contexts.append(context)
+        return torch.zeros(1, 3, 64, 64), {"one": 1.0}
+
+    monkeypatch.setattr(highres_table, "measure", noted)
+    words = ["highres_table.py", "--out", str(tmp_path), "--rows", "plain", "--factors", "1", "--count", "1"]
+    monkeypatch.setattr(sys, "argv", [*words, "--context", told])
+    highres_table.main()
+    if told in ("layout", "attributes"):
+        assert (contexts[0].abs().amax(dim=(0, 2)) == 0).tolist() == [False] * 4 + [told == "attributes"]
+    else:
+        assert contexts[0].shape[1] == 12  # tokens of the encoder
+    monkeypatch.setattr(sys, "argv", [*words, "--context", "attributes" if told == "layout" else "layout"])
+    highres_table.main()  # a cell of another context is none of this one's
+    assert len(contexts) == 2
+    monkeypatch.setattr(sys, "argv", [*words, "--context", str(ENCODERS / "plain"), "--panoramas", "1"])
+    with pytest.raises(SystemExit):
+        highres_table.main()
 
 
 def test_panoramas_are_told_neither_background_nor_layout(monkeypatch, tmp_path):
