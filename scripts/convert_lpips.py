@@ -21,6 +21,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from seecoder.threads import wait_passively
+
+wait_passively()  # before torch is imported
+
 import numpy as np
 import torch
 from torch import Tensor

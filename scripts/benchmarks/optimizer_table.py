@@ -16,6 +16,7 @@ import os
 import subprocess
 import sys
 from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ def row(name: str, steps: int, folder: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     with suppress(ImportError):
-        import torchao.optim  # noqa: F401  # so that its state can be read
+        import_module("torchao.optim")  # so that its state can be read
     saved, figures = torch.load(path, map_location="cpu", weights_only=True), read_metrics(path.parent / "metrics.csv")
     state = io.BytesIO()
     torch.save(saved["optimizer_states"], state)

@@ -143,8 +143,8 @@ class Table:
         """What the network is told of scenes, (N, tokens, width); true tokens without those that are dropped."""
         if self.encoder is not None:
             return torch.cat([self.encoder(render(part, self.side)) for part in scenes.split(64)])
-        dropped = {*dropped, *(["layout"] if self.options.context == "attributes" else [])}
-        return self.conditioner(scenes, without(dropped, len(scenes)))
+        place = ["layout"] if self.options.context == "attributes" else []
+        return self.conditioner(scenes, without({*dropped, *place}, len(scenes)))
 
     def picture(self, label: str, group: str, index: int) -> Path:
         """Where a picture of a cell lies."""

@@ -3,9 +3,8 @@
 import functools
 import logging
 import re
+import sys
 from collections.abc import Callable
-from contextlib import suppress
-from importlib import import_module
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -79,9 +78,11 @@ def is_image_file(path: Path) -> bool:
 def decode(image: Image.Image, data: bytes) -> np.ndarray:
     """Pixels of an opened file, as `rasterise` gives them; of plain JPEG by torchvision, which copies them less often.
 
-    Builds may differ, and its decoders are to be removed: it is taken where it is there and gives Pillow's bytes.
+    Builds may differ, and its decoders are to be removed: it is taken where it gives Pillow's bytes. And where it is
+    imported already, as by what reads shards: for a few pictures that would take longer than it saves.
     """
-    values = _by_torchvision(data, image.mode) if getattr(image, "is_plain", False) and _equals_pillow() else None
+    is_taken = getattr(image, "is_plain", False) and "torchvision.io" in sys.modules
+    values = _by_torchvision(data, image.mode) if is_taken and _equals_pillow() else None
     if values is None:
         image.load()
         values = rasterise(image)
@@ -99,9 +100,7 @@ def _by_torchvision(data: bytes, mode: str) -> np.ndarray | None:
 
 @functools.cache
 def _equals_pillow() -> bool:
-    """Whether torchvision's decoder is there, and has Pillow's bytes for noise in each kind of JPEG."""
-    with suppress(ImportError):
-        import_module("torchvision.io")  # registers the operator; takes a second
+    """Whether torchvision's decoder has Pillow's bytes for noise in each kind of JPEG."""
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (37, 51, 3), dtype=np.uint8))
     for mode, subsampling in (("L", 0), ("RGB", 0), ("RGB", 1), ("RGB", 2)):
         file = BytesIO()

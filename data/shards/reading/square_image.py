@@ -1,6 +1,7 @@
 """From the bytes of a sample to what a training step takes: a uint8 picture, cut the same way on every run."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -98,6 +99,8 @@ class SquareImage:
 
     def __call__(self, sample: Mapping[str, bytes], epoch: int, sample_id: int) -> dict[str, Any]:
         """Make an example."""
+        with suppress(ImportError):
+            import torchvision.io  # noqa: F401  # the gate then decodes plain JPEG by it
         picture = load_levels(next(iter(sample.values())), max_pixels=self.max_pixels)
         is_flipped, shape = self.is_flipped(epoch, sample_id), (self.size, self.size)
         if self.buckets is not None:

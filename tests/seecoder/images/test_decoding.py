@@ -4,6 +4,8 @@ import io
 import itertools
 import logging
 import struct
+import sys
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -275,6 +277,7 @@ def outcome(data: bytes) -> bytes | str:
 @pytest.fixture
 def by_torchvision(monkeypatch) -> list[str]:
     """Modes of the files that torchvision is given."""
+    import_module("torchvision.io")
     assert decoding._equals_pillow(), "it is installed, and gives Pillow's bytes"
     given, real = [], decoding._by_torchvision
     monkeypatch.setattr(decoding, "_by_torchvision", lambda data, mode: given.append(mode) or real(data, mode))
@@ -293,6 +296,14 @@ def test_plain_jpeg_is_torchvisions_with_pillows_bytes(mode, options, by_torchvi
         pillow.load()
         assert np.array_equal(decode(open_image(data, 10**6), data), rasterise(pillow))
     assert by_torchvision == [mode] * 5
+
+
+def test_a_picture_does_not_wait_for_torchvision(monkeypatch, by_torchvision):
+    monkeypatch.delitem(sys.modules, "torchvision.io")
+    data = encode(photograph(33, 47, "RGB"), "JPEG")
+    decode(open_image(data, 10**6), data)
+    assert "torchvision.io" not in sys.modules
+    assert by_torchvision == []
 
 
 @pytest.mark.parametrize(
