@@ -94,10 +94,14 @@ def layout_agreement(readings: Sequence[Reading], scenes: Scenes) -> dict[str, f
 
 
 def read_rates(pictures: Tensor, scenes: Scenes) -> dict[str, float]:
-    """Read pictures and compare them with their scenes: `rates` and `layout_agreement` (as "corr_…")."""
+    """Read pictures and compare them with their scenes: `rates`, `layout_agreement` (as "corr_…"), and "outlined".
+
+    The last is the share of pictures whose object has a line around it, as the style of that name draws them.
+    """
     readings = read(pictures)
+    outlined = float(np.mean([reading.outline > 0.5 for reading in readings]))
     layout = {f"corr_{name}": value for name, value in layout_agreement(readings, scenes).items()}
-    return rates(readings, scenes) | layout
+    return rates(readings, scenes) | layout | {"outlined": outlined}
 
 
 @torch.no_grad()

@@ -37,7 +37,8 @@ from scripts.results import write_json
 from seecoder import SeeCoder, SeeCoderPipeline
 from seecoder.weights.atomic import atomic_path
 
-COLUMNS = ("count", *ATTRIBUTES, "all", "corr_center_y", "corr_center_x", "corr_size", "excess loss (x1e-3)")
+LAYOUT = ("corr_center_y", "corr_center_x", "corr_size")
+COLUMNS = ("count", *ATTRIBUTES, "all", "outlined", *LAYOUT, "excess loss (x1e-3)")
 
 
 def evaluate(

@@ -52,6 +52,8 @@ class WorldDiffusionStage(DenoisingStage):
         min_snr_gamma: Weigh the loss by min-SNR; None is the plain mean square.
         drop_token: Probability with which each token is dropped on its own.
         drop_all: Probability with which all tokens of a sample are dropped.
+        train_conditioner: Train the conditioner, too. Not for a fine-tune that shares its base's tokens, and the
+            encoders trained on these.
         **options: Those of `Stage`.
     """
 
@@ -72,6 +74,7 @@ class WorldDiffusionStage(DenoisingStage):
         min_snr_gamma: float | None = None,
         drop_token: float = 0.1,
         drop_all: float = 0.1,
+        train_conditioner: bool = True,
         **options: Any,
     ) -> None:
         super().__init__(optimizer, **options)
@@ -100,6 +103,7 @@ class WorldDiffusionStage(DenoisingStage):
         self.unet = unet.to(memory_format=torch.channels_last)
         if init_from is not None:
             load_stage_weights(self, Path(init_from))
+        self.conditioner.requires_grad_(train_conditioner)
         self.scheduler_config = {**STABLE_DIFFUSION_SCHEDULE, "prediction_type": prediction_type}
         self.schedule = NoiseSchedule(self.scheduler_config)
         self.vae_folder = Path(vae)

@@ -30,6 +30,12 @@ def test_boxes_of_true_renderings_follow_the_layout():
     assert read_rates(render(scenes, 64), scenes)["corr_size"] == found["size"]
 
 
+def test_pictures_of_the_outlined_style_are_told_from_others():
+    scenes = sample_scenes(8, seed=4)
+    assert read_rates(render(scenes, 64, style="outlined"), scenes)["outlined"] == 1
+    assert read_rates(render(scenes, 64), scenes)["outlined"] == 0
+
+
 @torch.no_grad()
 def test_the_right_context_has_the_smaller_loss_and_equal_contexts_equal_losses(pipeline):
     scenes = sample_scenes(16, seed=3)

@@ -177,6 +177,17 @@ def test_a_run_may_start_from_anothers_weights(config, fit, load, base, tmp_path
     assert all(torch.equal(state[name], value) for name, value in averages.items())
 
 
+@pytest.mark.heavy
+def test_a_fine_tune_may_keep_the_tokens_of_its_base(config, fit, load, base, tmp_path):
+    init_args = config["stage"]["init_args"]
+    begun = {name: weight.clone() for name, weight in stage(base).state_dict().items()}
+    init_args["train_conditioner"] = False
+    fit(config)
+    trained = load(tmp_path / "run" / "step-00000003.ckpt")["state_dict"]
+    assert all(torch.equal(trained[name], begun[name]) for name in begun if name.startswith("conditioner."))
+    assert any(not torch.equal(trained[name], begun[name]) for name in begun if name.startswith("unet."))
+
+
 def test_a_missing_autoencoder_is_bad_input(config, fit, capsys):
     config["data"]["init_args"]["vae"] = "/no/such/vae"
     assert fit(config) == 2
