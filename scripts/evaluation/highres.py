@@ -128,7 +128,7 @@ def pictures_of(row: Row, pipeline: Any, scenes: Scenes, context: Tensor, sampli
 
 def measure(
     row: Row, pipeline: Any, scenes: Scenes, context: Tensor, sampling: Sampling
-) -> tuple[Tensor, dict[str, float]]:
+) -> tuple[Tensor, dict[str, Any]]:
     """Make the pictures of a cell and count.
 
     Returns:
@@ -145,15 +145,16 @@ def measure(
     return pictures, numbers
 
 
-def judged(pictures: Tensor, scenes: Scenes) -> dict[str, float]:
+def judged(pictures: Tensor, scenes: Scenes) -> dict[str, Any]:
     """What the reader counts on pictures, and how far their detail is from that of true ones.
 
     Returns:
         Numbers of `rates`; "fit", the mean overlap of the largest object with the best of the shapes' templates, 0 for
-        a picture without one; "spectrum", decibels to true renderings.
+        a picture without one; "spectrum", decibels to true renderings; "each", how many objects each picture has.
     """
     height, width = pictures.shape[-2:]
     truth = torch.cat([render(part, height, width) for part in scenes.split(16)])
     readings = read(pictures)
     fit = sum(0.0 if item.main is None else item.main.fit for item in readings) / len(readings)
-    return rates(readings, scenes) | {"fit": fit, "spectrum": spectrum_distance(pictures, truth)}
+    each = [reading.num_objects for reading in readings]
+    return rates(readings, scenes) | {"fit": fit, "spectrum": spectrum_distance(pictures, truth), "each": each}

@@ -14,9 +14,10 @@ from scripts.evaluation.highres import Factor, Row
 from scripts.results import markdown, write_json
 
 _COST = {"windows": "windows", "seconds": "s", "pictures": "n"}
-PERCENT = ("count", "shape", "hue", "texture", "background", "all")
+PERCENT = ("count", "kept", "shape", "hue", "texture", "background", "all")
 COLUMNS = {
     "count": "one object %",
+    "kept": "of native's %",
     "objects": "objects",
     "specks": "specks",
     "horizons": "horizons",
@@ -124,10 +125,19 @@ class Report:
         parts = []
         found = {parsed_factor(group): (group, cells) for group, cells in self.content["cells"].items()}
         for _, (group, cells) in sorted(found.items(), key=lambda entry: (entry[0][0] != entry[0][1], prod(entry[0]))):
-            parts.append(f"### {group}\n\n" + table(cells, COLUMNS, order))
+            native = self.content["cells"].get("1x", {}).get("plain", {}).get("each", [])
+            counted = {label: cell | {"kept": kept(cell.get("each", []), native)} for label, cell in cells.items()}
+            parts.append(f"### {group}\n\n" + table(counted, COLUMNS, order))
         for group, cells in self.content["panoramas"].items():
             parts.append(f"### panoramas, {group}\n\n" + table(cells, PANORAMA_COLUMNS, list(cells)))
         return "\n\n".join(parts) + "\n"
+
+
+def kept(each: Sequence[int], native: Sequence[int]) -> float | None:
+    """Share with one object among the pictures whose native sample, of the same noise, has one; None where none is."""
+    pairs = zip(each, native, strict=False)  # a cell may have more pictures than another
+    counts = [count for count, first in pairs if first == 1]
+    return sum(count == 1 for count in counts) / len(counts) if counts else None
 
 
 def table(cells: Mapping[str, Mapping[str, Any]], columns: Mapping[str, str], order: Sequence[str]) -> str:

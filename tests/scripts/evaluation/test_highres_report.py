@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from scripts.evaluation.highres import Row
-from scripts.evaluation.highres_report import Report, described, factor_name, fingerprint, parsed_factor, table
+from scripts.evaluation.highres_report import Report, described, factor_name, fingerprint, kept, parsed_factor, table
 
 
 @pytest.mark.parametrize(("name", "factor"), [("2", (2, 2)), ("3x", (3, 3)), ("4x1", (1, 4)), (" 1X2 ", (2, 1))])
@@ -70,10 +70,24 @@ def test_markdown_has_rows_in_order_and_squares_first(tmp_path):
     text = report.markdown([Row("a"), Row("b")])
     assert [line for line in text.splitlines() if line.startswith("#")] == ["### 2x", "### 4x", "### 2x1"]
     rows = [line for line in text.splitlines() if line.startswith(("| a", "| b"))]
-    assert rows[0].startswith("| a | 98.7 | 1.25 |")
+    assert rows[0].startswith("| a | 98.7 |  | 1.25 |")
     assert "| 1114 |" in rows[0]
     assert len(rows) == 6
 
 
 def test_what_was_not_measured_stays_empty():
     assert table({"a": {}}, {"count": "one object %"}, ["a"]).splitlines()[-1] == "| a |  |"
+
+
+def test_objects_are_kept_of_pictures_whose_native_sample_has_one(tmp_path):
+    assert kept([1, 2, 1, 1], [1, 1, 2, 1]) == 2 / 3
+    assert kept([1, 1], []) is None
+    assert kept([1, 1], [0, 2]) is None
+    report = Report(tmp_path / "table.json")
+    report.put("cells", "1x", "plain", {"count": 1.0, "each": [1, 1, 2, 1], "pictures": 4})
+    report.put("cells", "2x", "DemoFusion", {"count": 0.75, "each": [1, 2, 1, 1], "pictures": 4})
+    report.put("cells", "2x", "of earlier", {"count": 0.5, "pictures": 4})
+    lines = [[cell.strip() for cell in line.split("|")] for line in report.markdown([]).splitlines()]
+    values = {line[1]: line[2:4] for line in lines if len(line) > 3}
+    assert values["DemoFusion"] == ["75.0", "66.7"]
+    assert values["of earlier"] == ["50.0", ""]
