@@ -64,6 +64,23 @@ def render(
     return pictures
 
 
+def segment(scenes: Scenes, side: int, windows: Tensor | None = None) -> Tensor:
+    """Say what is where in a square picture: the truth behind `render`, in the same words.
+
+    Args:
+        scenes: N scenes.
+        side: Height and width in pixels.
+        windows: (N, 3) top, left and side of the part that is drawn; the whole frame when not given.
+
+    Returns:
+        (N, 3, side, side) float32: the fraction of each pixel that is sky, ground and object; they add up to 1.
+    """
+    y, x, edge = _coordinates(side, side, windows)
+    covered = _coverage(_object(scenes, y, x, edge)[0], scenes, edge)
+    ground = _ground(scenes, y, x, edge).unsqueeze(1)
+    return torch.cat([(1 - covered) * (1 - ground), (1 - covered) * ground, covered], dim=1)
+
+
 def compose(background: Scenes, objects: Scenes, side: int) -> Tensor:
     """Draw several objects over one background, later ones on top: what repetition looks like, with the count known.
 
@@ -106,10 +123,7 @@ def _coordinates(height: int, width: int, windows: Tensor | None = None) -> tupl
 
 def _background(scenes: Scenes, y: Tensor, x: Tensor, edge: Tensor, flat: bool = False) -> Tensor:
     """Sky over ground, each with a vertical gradient and grain unless `flat`; (N, 3, H, W)."""
-    amplitude, cycles, phase, phase_2 = (column.view(-1, 1, 1) for column in scenes.horizon_wave.unbind(1))
-    turns = 2 * math.pi * cycles * x
-    line = scenes.horizon.view(-1, 1, 1) + amplitude * ((turns + phase).sin() + 0.5 * (2.7 * turns + phase_2).sin())
-    ground = ((y - line) / edge + 0.5).clamp(0, 1)
+    ground = _ground(scenes, y, x, edge)
     sky_value, ground_value = scenes.sky_value.view(-1, 1, 1), scenes.ground_value.view(-1, 1, 1)
     if not flat:
         grain = _grain(scenes, y, x)
@@ -119,6 +133,14 @@ def _background(scenes: Scenes, y: Tensor, x: Tensor, edge: Tensor, flat: bool =
     sky = _tint(scenes.background_degrees, saturation).view(-1, 3, 1, 1) * sky_value.unsqueeze(1)
     earth = _tint(scenes.background_degrees, 1.35 * saturation).view(-1, 3, 1, 1) * ground_value.unsqueeze(1)
     return torch.lerp(sky, earth, ground.unsqueeze(1))
+
+
+def _ground(scenes: Scenes, y: Tensor, x: Tensor, edge: Tensor) -> Tensor:
+    """How much of each pixel lies below the horizon; (N, H, W)."""
+    amplitude, cycles, phase, phase_2 = (column.view(-1, 1, 1) for column in scenes.horizon_wave.unbind(1))
+    turns = 2 * math.pi * cycles * x
+    line = scenes.horizon.view(-1, 1, 1) + amplitude * ((turns + phase).sin() + 0.5 * (2.7 * turns + phase_2).sin())
+    return ((y - line) / edge + 0.5).clamp(0, 1)
 
 
 def _grain(scenes: Scenes, y: Tensor, x: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 A scene holds no pixels. `data.world.render` draws it at any resolution, `data.world.reader` reads it back.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -148,6 +148,11 @@ def sample_scenes(count: int, seed: int, start: int = 0) -> Scenes:
         grain_frequency=rows(2 * NUM_WAVES, 2, 12).view(count, NUM_WAVES, 2),
         grain_phase=rows(2 * NUM_WAVES, 0, turn).view(count, NUM_WAVES, 2),
     )
+
+
+def joined(parts: Sequence[Scenes]) -> Scenes:
+    """Several batches of scenes as one."""
+    return Scenes(**{field.name: torch.cat([getattr(part, field.name) for part in parts]) for field in fields(Scenes)})
 
 
 def sample_windows(count: int, seed: int, max_zoom: float = 4.0) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from data.shards.plan import derive_seed
 from data.world.render import Style, render
-from data.world.scenes import Scenes, sample_scenes, sample_windows, seen_through, uniform
+from data.world.scenes import Scenes, joined, sample_scenes, sample_windows, seen_through, uniform
 from seecoder.checks import number, require, whole
 from train.sources.held_out import HELD_OUT_SEED
 from train.sources.stage_data import Shuffle, StageData, StepStream
@@ -35,8 +35,10 @@ class WorldPictures(StageData):
         style: How pictures are drawn, "shaded" or "outlined".
 
     Attributes:
+        pixels: (N, 3, S, S) uint8: the pool, then pictures of held-out scenes, then with crops windows of the same.
+        frames: The N scenes that these show, or show windows of; `scenes` are these as seen through the windows.
+        windows: (N, 3) top, left and side.
         held_out_pixels: Pictures of held-out scenes, (held_out, 3, S, S) uint8, all whole.
-        held_out_crop_pixels: Windows of the same scenes; None without crops.
     """
 
     def __init__(
@@ -60,26 +62,22 @@ class WorldPictures(StageData):
         self.crop_probability = crop_probability
         self.style: Style = style
         self.pixels: Tensor | None = None
-        self.held_out_crop_pixels: Tensor | None = None
 
     def setup(self, stage: str) -> None:
-        """Draw the pool, once."""
+        """Draw the pool, and behind it what is held out, once."""
         if self.pixels is not None:
             return
-        scenes = sample_scenes(self.pool_size, self.seed)
-        windows = _some_whole(sample_windows(self.pool_size, self.seed), self.crop_probability, self.seed)
-        self.size_ids = window_size_ids(windows, self.image_size)
-        self.scenes, self.pixels = (
-            seen_through(scenes, windows),
-            draw_bytes(scenes, self.image_size, windows, self.style),
-        )
         held_out = sample_scenes(self.num_held_out, self.seed + HELD_OUT_SEED)
-        self.held_out_scenes, self.held_out_pixels = held_out, draw_bytes(held_out, self.image_size, style=self.style)
+        windows = _some_whole(sample_windows(self.pool_size, self.seed), self.crop_probability, self.seed)
+        drawn = [(sample_scenes(self.pool_size, self.seed), windows), (held_out, WHOLE.expand(len(held_out), 3))]
         if self.crop_probability:
-            windows = sample_windows(self.num_held_out, self.seed + HELD_OUT_SEED)
-            self.held_out_crops = seen_through(held_out, windows)
-            self.held_out_crop_size_ids = window_size_ids(windows, self.image_size)
-            self.held_out_crop_pixels = draw_bytes(held_out, self.image_size, windows, self.style)
+            drawn.append((held_out, sample_windows(self.num_held_out, self.seed + HELD_OUT_SEED)))
+        self.frames = joined([scenes for scenes, _ in drawn])
+        self.windows = torch.cat([windows for _, windows in drawn])
+        self.size_ids = window_size_ids(self.windows, self.image_size)
+        self.scenes = seen_through(self.frames, self.windows)
+        self.pixels = draw_bytes(self.frames, self.image_size, self.windows, self.style)
+        self.held_out_scenes, self.held_out_pixels = held_out, self.pixels[self.pool_size :][: self.num_held_out]
 
     def train_dataloader(self) -> Any:
         """Micro-batches from the trainer's present step on."""

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 
 from seecoder.base_model.latents import encode_posterior
@@ -38,11 +39,8 @@ class WorldLatents(WorldPictures):
         super().setup(stage)
         assert self.pixels is not None
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        vae = load_frozen(self.vae_folder, "vae", "float32", at_top=True).to(device)
-        self.mean, self.std = encode_in_half(vae, self.pixels)
-        self.held_out_mean, self.held_out_std = encode_in_half(vae, self.held_out_pixels)
-        if self.held_out_crop_pixels is not None:
-            self.held_out_crop_moments = encode_in_half(vae, self.held_out_crop_pixels)
+        self.vae = load_frozen(self.vae_folder, "vae", "float32", at_top=True).to(device)
+        self.mean, self.std = encode_in_half(self.vae, self.pixels)
 
     def batch(self, keys: Tensor) -> dict[str, Any]:
         """Take samples by their keys."""
@@ -54,6 +52,12 @@ class WorldLatents(WorldPictures):
             "scenes": vars(self.scenes[samples]),
             "size_ids": self.size_ids[samples],
         }
+
+    def held_out_latents(self, keys: Tensor, device: torch.device, crops: bool = False) -> dict[str, Any]:
+        """Take held-out samples by their keys, (N, 2): a batch of whole frames, or of windows of the same scenes."""
+        first = self.pool_size + (self.num_held_out if crops else 0)
+        batch = self.batch(keys + torch.tensor([0, first]))
+        return {**move_data_to_device(batch, device), "keys": keys}
 
 
 def encode_in_half(vae: Any, pixels: Tensor, batch_size: int = 64) -> tuple[Tensor, Tensor]:

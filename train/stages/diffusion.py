@@ -1,44 +1,48 @@
-"""Second stage of Latent Diffusion: a UNet that predicts the noise of latents, conditioned by cross-attention.
+"""Second stage of Latent Diffusion: a UNet that predicts the noise of latents, conditioned by tokens and by channels.
 
 Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models" (2022), sections 3.2 and 3.3. The
-conditioner is trained with the UNet; each of its tokens is dropped now and then, so that partial conditions and the
-zero context of guidance exist.
+conditioners are trained with the UNet; tokens are dropped now and then, so that partial conditions and the zero context
+of guidance exist.
 """
 
 import json
 import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import diffusers
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
-from lightning.fabric.utilities import move_data_to_device
-from torch import Tensor
+from torch import Tensor, nn
 
 from data.world.conditioner import TOKENS, WorldConditioner
 from data.world.scenes import Scenes
 from seecoder.base_model.added_conditions import size_conditions
-from seecoder.base_model.facts import STABLE_DIFFUSION_SCHEDULE, is_sdxl
+from seecoder.base_model.facts import STABLE_DIFFUSION_SCHEDULE, is_sdxl, reads_mask
 from seecoder.base_model.loading import load_config
 from seecoder.weights.atomic import atomic_directory
+from train.conditioners.channels import ConditionPart
 from train.settings import OptimizerSettings
-from train.sources.world_data import WHOLE, chunks, window_size_ids
+from train.sources.world_data import chunks
 from train.stages.denoising import DenoisingStage
 from train.stages.noise import held_out_keys, uniform
 from train.stages.noise_schedule import NoiseSchedule
-from train.stages.stage import load_stage_weights, save_half
+from train.stages.stage import save_half
+from train.stages.starting_weights import load_widened
 
 
 class WorldDiffusionStage(DenoisingStage):
-    """Trains a `UNet2DConditionModel` and the world's conditioner on cached latents; exports a diffusers folder.
+    """Trains a `UNet2DConditionModel` and its conditioners on cached latents; exports a diffusers folder.
 
     Args:
         optimizer: The optimizer and its learning rate.
         vae: Folder of the autoencoder that made the latents, an `AutoencoderKL` or a `VQModel`, whose latents are those
             before quantisation; copied into the export.
-        init_from: A run's folder or checkpoint to take weights from (averages where there are); the optimizer starts
-            afresh.
+        init_from: A base's folder, or a run's folder or checkpoint (averages where there are), to take weights from;
+            the optimizer starts afresh. Input channels that the source lacks begin at zero.
+        tells_scene: Tell the scene's attributes and layout, by the world's own conditioner.
+        conditioners: What else the UNet is told, by classes of `train.conditioners`, made with `context_dim`.
         block_out_channels: Channels of the UNet's three levels.
         attention_heads: Heads of each level.
         layers_per_block: Residual layers of each level.
@@ -62,6 +66,8 @@ class WorldDiffusionStage(DenoisingStage):
         optimizer: OptimizerSettings,
         vae: str,
         init_from: str | None = None,
+        tells_scene: bool = True,
+        conditioners: Sequence[Callable[[int], ConditionPart]] = (),
         block_out_channels: tuple[int, int, int] = (64, 96, 128),
         attention_heads: tuple[int, int, int] = (2, 3, 4),
         layers_per_block: int = 1,
@@ -84,9 +90,10 @@ class WorldDiffusionStage(DenoisingStage):
             torch.manual_seed(self.seed)
             model_class: Any = UNet2DConditionModel
             added = {} if pooled_dim is None else added_embedding(pooled_dim)
+            made = [make(context_dim) for make in conditioners]
             unet = model_class(
                 sample_size=sample_size,
-                in_channels=channels,
+                in_channels=channels + sum(part.num_channels for part in made),
                 out_channels=channels,
                 block_out_channels=block_out_channels,
                 layers_per_block=layers_per_block,
@@ -99,11 +106,15 @@ class WorldDiffusionStage(DenoisingStage):
                 **added,
             )
             octaves = 4 - lowest_octave  # up to the same highest one
-            self.conditioner = WorldConditioner(context_dim, octaves, lowest_octave, pooled_dim)
+            scene = WorldConditioner(context_dim, octaves, lowest_octave, pooled_dim)
+        self.conditioner = scene if tells_scene else None
+        self.conditioners: Any = nn.ModuleList(made)
+        self.num_told = len(TOKENS) + len(made)
         self.unet = unet.to(memory_format=torch.channels_last)
         if init_from is not None:
-            load_stage_weights(self, Path(init_from))
-        self.conditioner.requires_grad_(train_conditioner)
+            load_widened(self, Path(init_from))
+        if self.conditioner is not None:
+            self.conditioner.requires_grad_(train_conditioner)
         self.scheduler_config = {**STABLE_DIFFUSION_SCHEDULE, "prediction_type": prediction_type}
         self.schedule = NoiseSchedule(self.scheduler_config)
         self.vae_folder = Path(vae)
@@ -113,62 +124,77 @@ class WorldDiffusionStage(DenoisingStage):
     def loss(self, batch: dict[str, Any]) -> Tensor:
         """Weighted mean square of one micro-batch."""
         keys = batch["keys"]
-        keep = kept_tokens(uniform(self.seed, "drop", keys, len(TOKENS) + 1), self.drop_token, self.drop_all)
+        draws = uniform(self.seed, "drop", keys, self.num_told + 1)
         times = self.uniform_timesteps(keys)
-        errors = self._errors(batch, keys, times, keep)
+        errors = self._errors(batch, times, kept_tokens(draws, self.drop_token, self.drop_all))
         self.record_levels(errors, times)
         return (errors * self.schedule.min_snr_weights(times, self.min_snr_gamma).to(errors.device)).mean()
 
-    def _errors(self, batch: dict[str, Any], keys: Tensor, times: Tensor, keep: Tensor | None) -> Tensor:
-        """Mean square error of each sample; `keep` (N, tokens) says which tokens it is given, None gives all."""
-        context = self.conditioner(Scenes(**batch["scenes"]), keep)
-        pooled = self.conditioner.pool(context)
-        extra = {} if pooled is None else size_conditions(pooled, batch["size_ids"])
+    def predictor(self, batch: dict[str, Any], keep: Tensor | None = None) -> Callable[[Tensor, Tensor], Tensor]:
+        """Give the UNet with the conditions of a batch: noisy latents and timesteps -> its prediction.
+
+        Args:
+            batch: What the data source gives.
+            keep: (N, num_told) bool: which of the scene's tokens and of the other conditioners count; None for all.
+        """
+        count, latents = len(batch["keys"]), batch["mean"]
+        keep = torch.ones(count, self.num_told, dtype=torch.bool) if keep is None else keep
+        told = list(zip(self.conditioners, keep[:, len(TOKENS) :].T, strict=True))
+        tokens = [part(batch, kept) for part, kept in told if not part.num_channels]
+        below = [part(batch, latents.shape[-2:]) for part, _ in told if part.num_channels]
+        extra: dict[str, Any] = {}
+        if self.conditioner is not None:
+            scene = self.conditioner(Scenes(**batch["scenes"]), keep[:, : len(TOKENS)])
+            pooled = self.conditioner.pool(scene)
+            extra = {} if pooled is None else size_conditions(pooled, batch["size_ids"])
+            tokens.append(scene)
+        if not tokens:  # cross-attention needs one
+            tokens = [torch.zeros(count, 1, self.unet.config["cross_attention_dim"], device=latents.device)]
+        context = torch.cat(tokens, dim=1)
 
         def predict(noisy: Tensor, times: Tensor) -> Tensor:
-            return self.unet(noisy, times, encoder_hidden_states=context, **extra).sample
+            return self.unet(torch.cat([noisy, *below], dim=1), times, encoder_hidden_states=context, **extra).sample
 
-        return self.prediction_errors((batch["mean"].float(), batch["std"].float()), keys, times, predict)
+        return predict
+
+    def _errors(self, batch: dict[str, Any], times: Tensor, keep: Tensor | None) -> Tensor:
+        """Mean square error of each sample; `keep` is that of `predictor`."""
+        moments = (batch["mean"].float(), batch["std"].float())
+        return self.prediction_errors(moments, batch["keys"], times, self.predictor(batch, keep))
 
     def evaluate(self) -> dict[str, float]:
-        """Loss on held-out scenes with always the same noise: with all tokens, with none, and on windows of them."""
-        data = self.data
-        whole = (
-            data.held_out_mean,
-            data.held_out_std,
-            window_size_ids(WHOLE.expand(data.num_held_out, 3), data.image_size),
-        )
+        """Loss on held-out scenes with always the same noise: told all, without any token, and on windows of them."""
         figures = {
-            "held_out_loss": self._held_out_loss(whole, data.held_out_scenes),
-            "held_out_loss_no_context": self._held_out_loss(whole, data.held_out_scenes, with_context=False),
+            "held_out_loss": self._held_out_loss(),
+            "held_out_loss_no_context": self._held_out_loss(with_context=False),
         }
-        if data.crop_probability:
-            crops = (*data.held_out_crop_moments, data.held_out_crop_size_ids)
-            figures["held_out_loss_crops"] = self._held_out_loss(crops, data.held_out_crops)
+        if self.data.crop_probability:
+            figures["held_out_loss_crops"] = self._held_out_loss(crops=True)
         return figures
 
-    def _held_out_loss(self, columns: tuple[Tensor, ...], scenes: Scenes, with_context: bool = True) -> float:
-        total = 0.0
-        for part in chunks(len(scenes), 64):
-            batch: dict[str, Any] = dict(
-                zip(("mean", "std", "size_ids"), (column[part] for column in columns), strict=True)
-            )
-            batch["scenes"] = vars(scenes[part])
-            batch = move_data_to_device(batch, self.device)
+    def _held_out_loss(self, with_context: bool = True, crops: bool = False) -> float:
+        total, count = 0.0, self.data.num_held_out
+        for part in chunks(count, 64):
             keys = held_out_keys(part)
-            keep = None if with_context else torch.zeros(len(keys), len(TOKENS), dtype=torch.bool)
-            total += float(self._errors(batch, keys, self.uniform_timesteps(keys), keep).sum())
-        return total / len(scenes)
+            batch = self.data.held_out_latents(keys, self.device, crops)
+            keep = None if with_context else torch.zeros(len(keys), self.num_told, dtype=torch.bool)
+            total += float(self._errors(batch, self.uniform_timesteps(keys), keep).sum())
+        return total / count
 
     def export(self, folder: Path) -> None:
-        """Write `base/`: vae, unet, scheduler, conditioner and model_index.json, in half precision."""
+        """Write `base/`: vae, unet, scheduler, conditioners and model_index.json, the networks in half precision."""
         with atomic_directory(folder / "base", overwrite=True) as temporary:
             shutil.copytree(self.vae_folder, temporary / "vae")
             save_half(self.unet, temporary / "unet")
-            save_half(self.conditioner, temporary / "conditioner")
+            if self.conditioner is not None:
+                save_half(self.conditioner, temporary / "conditioner")
             scheduler: Any = DDIMScheduler.from_config(self.scheduler_config)
             scheduler.save_pretrained(temporary / "scheduler")
             index = model_index(self.vae_config["_class_name"], like_sdxl=is_sdxl(self.unet))
+            if reads_mask(self.unet):
+                index["_class_name"] = "StableDiffusionInpaintPipeline"
+            for part in self.conditioners:
+                index |= part.export(temporary)
             (temporary / "model_index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from data.shards.plan import derive_seed
 from seecoder.export.run_folder import newest_checkpoint
 from seecoder.weights.safetensors_files import WeightsError
-from seecoder.weights.strict_loading import check_fit, load_strict
+from seecoder.weights.strict_loading import check_fit
 from train.optimizers import COMMON, build_optimizer
 from train.run.guards import GradientGuard, Gradients
 from train.settings import EmaSettings, GuardSettings, OptimizerSettings
@@ -193,16 +193,14 @@ class Stage(LightningModule):
             torch.set_rng_state(random_state)
 
 
-def load_stage_weights(stage: Stage, source: Path) -> None:
-    """Start a stage from another run's weights: averages where there are, with everything else as in the checkpoint.
+def read_stage_weights(source: Path) -> dict[str, Tensor]:
+    """Read another run's weights: averages where there are, with everything else as in the checkpoint.
 
     Args:
-        stage: What is filled.
         source: A checkpoint, or a run's folder, whose newest complete one is taken.
 
     Raises:
         FileNotFoundError: There is none.
-        WeightsError: Names or shapes differ.
     """
     path = newest_checkpoint(source) if source.is_dir() else source
     if path is None or not path.is_file():
@@ -210,8 +208,7 @@ def load_stage_weights(stage: Stage, source: Path) -> None:
             f"`init_from`={source} has no complete checkpoint; give a checkpoint, or the folder of a run that has one."
         )
     checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    tensors = {**checkpoint["state_dict"], **checkpoint.get("ema", {}).get("averages", {})}
-    load_strict(stage, tensors, source=str(path))
+    return {**checkpoint["state_dict"], **checkpoint.get("ema", {}).get("averages", {})}
 
 
 def save_half(model: Any, folder: Path, **config: Any) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from data.world.reader.segmentation import chroma
-from data.world.render import compose, render
+from data.world.render import compose, render, segment
 from data.world.scenes import sample_scenes
 
 
@@ -44,6 +44,19 @@ def test_a_window_is_that_part_of_a_larger_picture():
     expected = [whole[0, :, 64:128, 128:192], whole[1, :, 128:192, 64:128], whole[2, :, 64:128, 64:128]]
     assert torch.allclose(parts, torch.stack(expected), atol=2e-3)
     assert torch.equal(render(scenes, 64, windows=torch.tensor([[0.0, 0.0, 1.0]] * 3)), render(scenes, 64))
+
+
+def test_segments_say_what_each_pixel_is():
+    scenes = replace(sample_scenes(6, 3), texture=torch.zeros(6, dtype=torch.long))
+    windows = torch.tensor([[0.2, 0.3, 0.5]]).expand(6, 3)
+    for part, pixels in ((None, render(scenes, 64)), (windows, render(scenes, 64, windows=windows))):
+        sky, ground, covered = segment(scenes, 64, part).unbind(1)
+        torch.testing.assert_close(sky + ground + covered, torch.ones(6, 64, 64))
+        chroma = pixels.amax(1) - pixels.amin(1)
+        assert bool((chroma[covered == 1] > 0.5).all())
+        assert bool((chroma[covered == 0] < 0.4).all())
+        value = pixels.amax(1)
+        assert float(value[sky == 1].min()) > float(value[ground == 1].max())
 
 
 def test_wide_pictures_keep_the_proportions():

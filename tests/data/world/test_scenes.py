@@ -10,6 +10,7 @@ from data.world.scenes import (
     LAYOUT,
     SHAPES,
     TEXTURES,
+    joined,
     move_scenes,
     sample_scenes,
     sample_windows,
@@ -56,6 +57,12 @@ def test_selection_and_description():
     assert torch.equal(scenes[-1].shape, scenes.shape[3:])
     assert scenes[torch.tensor([2, 0])].describe(0) == scenes.describe(2)
     assert [len(part) for part in scenes.split(3)] == [3, 1]
+
+
+def test_joined_scenes_are_those_of_the_parts_in_order():
+    scenes = sample_scenes(5, 0)
+    both = joined([scenes[:2], scenes[2:]])
+    assert all(torch.equal(value, vars(scenes)[name]) for name, value in vars(both).items())
 
 
 def test_windows_lie_within_the_frame_and_have_all_sizes():

@@ -19,7 +19,21 @@ def test_a_batch_has_the_posterior_of_its_scenes_pictures(base):
     assert torch.allclose(batch["mean"].float(), mean, atol=2e-3)
     assert torch.allclose(batch["std"].float(), std, atol=2e-3)
     assert torch.equal(batch["scenes"]["hue"], data.scenes.hue[[3, 0]])
-    assert data.held_out_mean.shape == (2, 4, 8, 8)
+    assert data.mean.shape == (5 + 2, 4, 8, 8)
+
+
+def test_held_out_batches_are_of_whole_frames_or_of_windows_of_the_same(base):
+    options = {"pool_size": 5, "held_out": 2, "image_size": 32, "crop_probability": 0.5}
+    data = WorldLatents(batch_size=2, vae=str(base / "vae"), **options)
+    data.setup("fit")
+    keys = torch.tensor([[-1, 1], [-1, 0]])
+    whole, crops = (data.held_out_latents(keys, torch.device("cpu"), crops) for crops in (False, True))
+    assert torch.equal(whole["keys"], keys)
+    assert torch.equal(whole["mean"], data.mean[[6, 5]])
+    assert torch.equal(crops["mean"], data.mean[[8, 7]])
+    assert torch.equal(whole["scenes"]["radius"], data.held_out_scenes.radius[[1, 0]])
+    assert whole["size_ids"].tolist() == [[32, 32, 0, 0, 32, 32]] * 2
+    assert bool((crops["size_ids"][:, 0] > 32).all())
 
 
 def test_a_folder_without_an_autoencoder_is_refused(tmp_path):

@@ -1,12 +1,21 @@
 import json
+from functools import partial
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel, VQModel
+from diffusers import (
+    StableDiffusionInpaintPipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+    VQModel,
+)
 
 from data.world.pretrained import load_conditioner
-from data.world.scenes import sample_scenes
+from data.world.scenes import Scenes, sample_scenes
 from seecoder import SeeCoderPipeline, SeeCoderXLPipeline
+from train.conditioners.channels import Channels
+from train.conditioners.label_tokens import LabelTokens
 from train.settings import OptimizerSettings
 from train.sources.world_latents import encode_in_half
 from train.stages.diffusion import WorldDiffusionStage, kept_tokens
@@ -78,6 +87,66 @@ def test_gradients_reach_unet_and_conditioner_and_not_dropped_tokens(base):
     blind = stage(base, drop_all=0.999999)
     blind.loss(batch_of()).backward()
     assert all(float(weight.grad.abs().max()) == 0 for weight in blind.conditioner.parameters())
+
+
+def test_without_other_conditioners_the_scene_is_all_that_is_told(base):
+    trained, batch = stage(base).requires_grad_(False), batch_of()
+    noisy, times = torch.randn(4, 4, 8, 8), torch.tensor([1, 300, 600, 999])
+    context = trained.conditioner(Scenes(**batch["scenes"]))
+    assert torch.equal(trained.predictor(batch)(noisy, times), trained.unet(noisy, times, context).sample)
+    assert {name.partition(".")[0] for name in trained.state_dict()} == {"unet", "conditioner"}
+
+
+def told_batch() -> dict:
+    labels = {"labels": torch.tensor([[3], [4], [3], [-1]]), "boxes": torch.rand(4, 1, 4)}
+    return batch_of() | labels | {"masked": torch.randn(4, 5, 8, 8)}
+
+
+def test_several_conditions_reach_the_unet_and_each_is_dropped_on_its_own(base):
+    parts = [partial(LabelTokens, num_labels=6, octaves=3), partial(Channels, columns={"masked": 5})]
+    trained, batch = stage(base, conditioners=parts, drop_token=0.0, drop_all=0.0), told_batch()
+    assert trained.unet.config["in_channels"] == 9
+    assert trained.num_told == 7
+    trained.loss(batch).backward()
+    assert trained.conditioners[0].place[0].weight.grad.any()
+    assert trained.conditioner.layout[0].weight.grad.any()
+    assert trained.unet.conv_in.weight.grad[:, 4:].any()
+    trained.requires_grad_(False)
+    noisy, times = torch.randn(4, 4, 8, 8), torch.full((4,), 500)
+    everything = torch.ones(4, 7, dtype=torch.bool)
+    told = trained.predictor(batch, everything)(noisy, times)
+    assert torch.equal(told, trained.predictor(batch)(noisy, times))
+    for number in range(6):  # the last is dense, and never dropped
+        keep = everything.clone()
+        keep[0, number] = False
+        output = trained.predictor(batch, keep)(noisy, times)
+        assert not torch.equal(output[0], told[0])
+        torch.testing.assert_close(output[1:], told[1:])
+    without_mask = trained.predictor(batch | {"masked": torch.zeros(4, 5, 8, 8)})(noisy, times)
+    assert not torch.equal(without_mask, told)
+
+
+def test_a_base_may_be_told_by_channels_alone(base):
+    trained = stage(base, conditioners=[partial(Channels, columns={"masked": 5})], tells_scene=False)
+    trained.loss(told_batch()).backward()
+    assert trained.conditioner is None
+    assert trained.unet.conv_in.weight.grad[:, 4:].any()
+
+
+def test_the_target_of_velocity_prediction_is_the_velocity(base, monkeypatch):
+    trained, batch = stage(base, prediction_type="v_prediction").requires_grad_(False), batch_of()
+    batch["std"] = torch.zeros_like(batch["std"])
+
+    def velocity(batch, keep):
+        def predict(noisy, times):
+            alpha = trained.schedule.alphas_cumprod[times].view(-1, 1, 1, 1)
+            noise = (noisy - alpha.sqrt() * batch["mean"]) / (1 - alpha).sqrt()
+            return alpha.sqrt() * noise - (1 - alpha).sqrt() * batch["mean"]
+
+        return predict
+
+    monkeypatch.setattr(trained, "predictor", velocity)
+    assert float(trained.loss(batch)) < 1e-5
 
 
 def test_a_base_like_sdxl_reads_a_pooled_vector_and_the_sizes_of_crops(base):
@@ -154,6 +223,48 @@ def test_export_is_a_base_that_diffusers_loads(config, fit, load, tmp_path):
         output_type="pt",
     ).images
     assert pictures.shape == (2, 3, 32, 32)
+
+
+def conditioned(config, columns, *conditioners, **changes):
+    """The configuration of a training that is told more."""
+    named = [{"class_path": f"train.conditioners.{name}", "init_args": args} for name, args in conditioners]
+    config["stage"]["init_args"] |= {"conditioners": named, **changes}
+    config["data"]["class_path"] = "train.sources.WorldConditions"
+    config["data"]["init_args"] |= {"columns": columns}
+    return config
+
+
+@pytest.mark.heavy
+def test_an_inpainting_base_is_one_for_diffusers_and_for_ours(config, fit, tmp_path):
+    hole = ("channels.Channels", {"columns": {"masked": 5}})
+    assert fit(conditioned(config, ["masked"], hole)) == 0
+    folder = tmp_path / "run" / "base"
+    context = load_conditioner(folder)(sample_scenes(1, 0)).detach()
+    pixels, mask = torch.rand(1, 3, 32, 32), torch.zeros(1, 1, 32, 32)
+    mask[..., 8:24, 8:24] = 1
+    ours = SeeCoderPipeline.from_base(folder, encoder=None, dtype=torch.float32)
+    absent = ("text_encoder", "tokenizer", "safety_checker", "feature_extractor", "image_encoder")
+    stock = StableDiffusionInpaintPipeline.from_pretrained(folder, torch_dtype=torch.float32, **dict.fromkeys(absent))
+    for pipe in (ours, stock):
+        pipe.set_progress_bar_config(disable=True)
+    common = {"num_inference_steps": 2, "guidance_scale": 1.0, "output_type": "pt"}
+    one = ours(context=context, start_image=pixels[0], mask_image=mask[0, 0], mask_feather=0, **common).images
+    other = stock(prompt_embeds=context, image=pixels, mask_image=mask, height=32, width=32, **common).images
+    assert one.shape == other.shape == (1, 3, 32, 32)
+    assert torch.equal(one[mask.expand_as(one) == 0], pixels[mask.expand_as(one) == 0])
+
+
+@pytest.mark.heavy
+def test_a_base_with_a_text_encoder_is_whole(config, fit, text_parts, tmp_path):
+    for name, part in text_parts.items():
+        part.save_pretrained(tmp_path / "text" / name)
+    told = ("text_tokens.TextTokens", {"encoder": str(tmp_path / "text"), "from_scratch": True})
+    assert fit(conditioned(config, ["caption"], told, tells_scene=False)) == 0
+    pipe = StableDiffusionPipeline.from_pretrained(
+        tmp_path / "run" / "base", torch_dtype=torch.float32, safety_checker=None, feature_extractor=None
+    )
+    pipe.set_progress_bar_config(disable=True)
+    assert pipe("a red disc on sand", num_inference_steps=2, output_type="pt").images.shape == (1, 3, 32, 32)
 
 
 @pytest.mark.heavy

@@ -1,0 +1,1 @@
+"""What a base can be told beside noisy latents; a configuration names the class of each condition."""

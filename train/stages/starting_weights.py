@@ -1,0 +1,43 @@
+"""Where a second stage's weights come from when it begins from a base, also from one that reads less."""
+
+from pathlib import Path
+
+from torch import nn
+from torch.nn.functional import pad
+
+from data.world.conditioner import WorldConditioner
+from seecoder.base_model.loading import load_model, load_part
+from seecoder.weights.strict_loading import load_strict
+from train.stages.stage import read_stage_weights
+
+
+def load_widened(stage: nn.Module, source: Path) -> None:
+    """Start from weights of a base that may read fewer channels and have other conditioners.
+
+    Input channels that the source lacks begin at zero, as in the published inpainting models, so the first step sees
+    exactly the source's network. Conditioners that the source lacks keep their initial weights, and a scene's that the
+    stage lacks is left out. Everything else has to be there and to fit.
+
+    Args:
+        stage: Has a `unet`, perhaps a `conditioner`, and `conditioners`.
+        source: A base's folder, a run's folder, or a checkpoint.
+
+    Raises:
+        FileNotFoundError: There is no such base and no complete checkpoint.
+        WeightsError: Names or shapes differ in anything else.
+    """
+    own, first = stage.state_dict(), "unet.conv_in.weight"
+    if (source / "unet").is_dir():
+        parts = {"unet": load_part(source, "unet")}
+        if (source / "conditioner").is_dir():
+            parts["conditioner"] = load_model(WorldConditioner, source, "conditioner")
+        tensors = {f"{part}.{name}": value for part in parts for name, value in parts[part].state_dict().items()}
+    else:
+        tensors = read_stage_weights(source)
+    if not any(name.startswith("conditioners.") for name in tensors):
+        tensors |= {name: value for name, value in own.items() if name.startswith("conditioners.")}
+    if not any(name.startswith("conditioner.") for name in own):
+        tensors = {name: value for name, value in tensors.items() if not name.startswith("conditioner.")}
+    if (lacking := own[first].shape[1] - tensors[first].shape[1]) > 0:
+        tensors[first] = pad(tensors[first], (0, 0, 0, 0, 0, lacking))
+    load_strict(stage, tensors, source=str(source))
