@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from data.world.pretrained import BASE
+from data.world.scenes import sample_scenes
+from seecoder.base_model.added_conditions import size_conditions
 from seecoder.weights.safetensors_files import WeightsError
 from train.conditioners.channels import Channels
 from train.conditioners.label_tokens import LabelTokens
@@ -57,13 +59,30 @@ def test_a_run_may_start_from_a_run_with_fewer_channels(tmp_path):
     [
         ({"context_dim": 64}, "do not fit"),
         ({"block_out_channels": (64, 96, 160)}, "do not fit"),
-        ({"lowest_octave": -2}, "does not fit"),
-        ({"pooled_dim": 64}, "are missing"),
     ],
 )
 def test_nothing_else_may_differ(changes, said):
     with pytest.raises(WeightsError, match=said):
         stage(init_from=str(BASE), **changes)
+
+
+def test_lower_octaves_and_sdxls_sizes_change_nothing_at_first(tmp_path):
+    scenes, noisy = sample_scenes(2, seed=0), torch.randn(2, 4, 16, 16)
+    source = stage(lowest_octave=-1)
+    torch.save({"state_dict": source.state_dict()}, tmp_path / "source.ckpt")
+    wide = stage(lowest_octave=-3, pooled_dim=64)
+    load_widened(wide, tmp_path / "source.ckpt")
+    with torch.no_grad():
+        context, given = wide.conditioner(scenes), source.conditioner(scenes)
+        torch.testing.assert_close(context, given)
+        sizes = torch.tensor([[64.0, 64, 0, 0, 64, 64], [128.0, 128, 32, 8, 64, 64]])
+        extra = size_conditions(wide.conditioner.pool(context), sizes)
+        one = wide.unet(noisy, 500, encoder_hidden_states=context, **extra).sample
+        torch.testing.assert_close(one, source.unet(noisy, 500, encoder_hidden_states=given).sample)
+    assert wide.unet.add_embedding.linear_1.weight.any()  # else nothing of it would ever be learned
+    narrower = stage(lowest_octave=0)
+    with pytest.raises(WeightsError, match="layout"):
+        load_widened(narrower, tmp_path / "source.ckpt")
 
 
 def test_a_narrower_base_than_its_source_is_refused(tmp_path):
