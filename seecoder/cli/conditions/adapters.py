@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from seecoder.call_rules import one_or_all
+from seecoder.checks import number, require
 
 if TYPE_CHECKING:
     import torch
@@ -91,12 +92,15 @@ def check_guides(arguments: argparse.Namespace) -> None:
 
 
 def check_adapters(arguments: argparse.Namespace) -> None:
-    """Refuse files that are not there.
+    """Refuse files that are not there, and weights that are no numbers.
 
     Raises:
         ImportError: The package peft is not installed.
         FileNotFoundError: An IP-Adapter, or its image encoder, is missing.
+        ValueError: A weight is not finite.
     """
+    for source, weight in filter(None, [*arguments.lora, arguments.ip_adapter]):
+        require(f"{source}=WEIGHT", weight, number())
     if arguments.lora and importlib.util.find_spec("peft") is None:
         raise ImportError("`--lora` needs peft. Install the extra: pip install 'seecoder[lora]'.")
     if arguments.ip_adapter is not None:

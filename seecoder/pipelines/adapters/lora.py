@@ -3,6 +3,7 @@
 import logging
 import warnings
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +14,8 @@ from diffusers.utils.state_dict_utils import (
     convert_unet_state_dict_to_peft,
 )
 
-from seecoder.weights.safetensors_files import WeightsError
+from seecoder.lookup import check_source, is_local
+from seecoder.weights.safetensors_files import WeightsError, read_header
 
 logger = logging.getLogger(__name__)
 
@@ -30,11 +32,28 @@ class UnetLora(LoraBaseMixin):
     unet: Any
 
     @classmethod
-    def lora_state_dict(cls, *args: Any, **kwargs: Any) -> Any:
-        """Read a LoRA's file: safetensors only, and errors in one line."""
+    def lora_state_dict(cls, source: Any, *args: Any, **kwargs: Any) -> Any:
+        """Read a LoRA's file: safetensors only, and errors in one line.
+
+        Names that say nothing of a network (of peft, and of diffusers before 0.17) are those of the UNet.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            WeightsError: It is damaged, a pickle, or something else than a LoRA.
+        """
         loader: Any = super()
+        name = kwargs.get("weight_name")
+        if not isinstance(source, Mapping):
+            check_source("lora", source, **kwargs)
+            if is_local(source) and (name or Path(source).is_file()):
+                read_header(Path(source) / (name or ""))
         try:
-            return loader.lora_state_dict(*args, **{"use_safetensors": True, **kwargs})
+            tensors, *others = loader.lora_state_dict(source, *args, **{"use_safetensors": True, **kwargs})
+            if not any(name.startswith(("unet.", "text_encoder")) for name in tensors):
+                tensors = {f"unet.{name.removeprefix('base_model.model.')}": tensors[name] for name in tensors}
+            if strange := [name for name in tensors if "lora" not in name]:
+                raise KeyError(strange[0])
+            return tensors, *others
         except (ValueError, KeyError) as error:
             names = " ".join(str(error).split())[:200]
             raise WeightsError(
@@ -54,7 +73,7 @@ class UnetLora(LoraBaseMixin):
         loader: Any = super()
         with warnings.catch_warnings():  # several LoRAs in one UNet are meant
             warnings.filterwarnings("ignore", "Already found a `peft_config` attribute")
-            loader.load_lora_into_unet(state_dict, network_alphas, unet, *args, **kwargs)
+            loader.load_lora_into_unet(_with_alphas(state_dict, network_alphas), None, unet, *args, **kwargs)
 
     @classmethod
     def load_lora_into_text_encoder(
@@ -124,6 +143,18 @@ class UnetLora(LoraBaseMixin):
     def _fused(self) -> set[str]:
         """The names of the LoRAs that are fused and not unloaded."""
         return {name for layer in self.unet.modules() for name in getattr(layer, "merged_adapters", ())}
+
+
+def _with_alphas(tensors: Mapping[str, torch.Tensor], alphas: Mapping[str, float] | None) -> dict[str, torch.Tensor]:
+    """Multiply every layer of a LoRA by its own alpha / rank; diffusers has one for all attention layers."""
+    scaled = dict(tensors)
+    for name in tensors:
+        keys = (f"{name}.alpha", f"{name.partition('.lora.')[0]}.alpha")
+        alpha = next((alphas[key] for key in keys if key in alphas), None) if alphas else None
+        if alpha is not None and ".down." in name:
+            up = name.replace(".down.", ".up.")
+            scaled[up] = scaled[up] * (alpha / len(tensors[name]))
+    return scaled
 
 
 def _width(layer: Any, *names: str) -> int | None:

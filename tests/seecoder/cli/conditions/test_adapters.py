@@ -104,6 +104,7 @@ def test_an_ip_adapter_brings_its_image_encoder(made, pictures, tmp_path) -> Non
         ),
         (["--adapter-image", "x.png"], "`--adapter` and `--adapter-image` work only together"),
         (["--ip-adapter", "x"], "`--ip-adapter` and `--ip-adapter-image` work only together"),
+        (["--lora", f"{__file__}=nan"], "test_adapters.py=WEIGHT`=nan must be a number"),
         (["--offload", "model", "--device", "cpu"], "`--offload`=model has no effect on the CPU"),
     ],
 )

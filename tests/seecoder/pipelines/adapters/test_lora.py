@@ -268,3 +268,57 @@ def test_the_scale_of_a_call_is_that_of_the_text_encoders_lora_too(with_text) ->
     torch.testing.assert_close(none, latents(pipeline(), text=plain, negative_text=empty, text_weight=1.0))
     pipe.set_adapters(pipe.get_active_adapters(), [0.5])
     torch.testing.assert_close(encode_text(pipe, "abc", [])[0], half)
+
+
+def merged_by_hand(tensors):
+    """A UNet with a kohya LoRA added by its definition: weight + up @ down * alpha / rank, alpha = rank without one."""
+    unet = build_unet()
+    for name, layer in unet.named_modules():
+        key = f"lora_unet_{name.replace('.', '_')}"
+        if f"{key}.lora_down.weight" in tensors:
+            down, up = (tensors[f"{key}.lora_{half}.weight"].flatten(1) for half in ("down", "up"))
+            alpha = float(tensors.get(f"{key}.alpha", len(down)))
+            layer.weight.data += (up @ down).reshape(layer.weight.shape) * alpha / len(down)
+    return unet
+
+
+def test_every_layer_has_its_own_rank_and_alpha() -> None:
+    """As LoRAs that were resized have; one of them has no alpha in a part of its layers."""
+    tensors = build_lora(build_unet(), ("attn1.to_q", "attn2.to_k", "proj_in", *CONVOLUTIONS))
+    alphas = sorted(name for name in tensors if name.endswith(".alpha"))
+    for place, name in enumerate(alphas):
+        tensors[name] = torch.tensor(float(place % 5))
+    for name in alphas[::3]:
+        del tensors[name]
+    pipe = pipeline()
+    pipe.load_lora_weights(tensors)
+    torch.testing.assert_close(latents(pipe), latents(pipeline(unet=merged_by_hand(tensors))), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("prefix", ["", "base_model.model."])
+def test_names_that_tell_no_network_are_those_of_the_unet(prefix) -> None:
+    kohya = build_lora(build_unet(), ("attn2.to_k",))
+    expected, pipe, renamed = latents(pipeline(unet=merged_by_hand(kohya))), pipeline(), {}
+    for name in (name for name, _ in pipe.unet.named_modules() if name.endswith("attn2.to_k")):
+        key = f"lora_unet_{name.replace('.', '_')}"
+        factor = float(kohya[f"{key}.alpha"]) / len(kohya[f"{key}.lora_down.weight"])
+        for half, value in (("A", kohya[f"{key}.lora_down.weight"] * factor), ("B", kohya[f"{key}.lora_up.weight"])):
+            renamed[f"{prefix}{name}.lora_{half}.weight"] = value
+    pipe.load_lora_weights(renamed)
+    torch.testing.assert_close(latents(pipe), expected, atol=1e-3, rtol=0)
+
+
+def test_files_that_are_missing_or_damaged_or_something_else_are_named(tmp_path) -> None:
+    pipe = pipeline()
+    with pytest.raises(FileNotFoundError, match=r"`lora`=.*nothere.safetensors does not exist"):
+        pipe.load_lora_weights(str(tmp_path / "nothere.safetensors"))
+    with pytest.raises(FileNotFoundError, match=r"x\.safetensors does not exist"):
+        pipe.load_lora_weights(str(tmp_path), weight_name="x.safetensors")
+    save_file(build_lora(pipe.unet), tmp_path / "a.safetensors")
+    (tmp_path / "a.safetensors").write_bytes((tmp_path / "a.safetensors").read_bytes()[:-9])
+    torch.save(build_lora(pipe.unet), tmp_path / "b.bin")
+    save_file({"emb_params": torch.zeros(2, 768)}, tmp_path / "c.safetensors")
+    reasons = (("a.safetensors", "is truncated"), ("b.bin", "is a pickle"), ("c.safetensors", "unet.emb_params"))
+    for name, reason in reasons:
+        with pytest.raises(WeightsError, match=reason):
+            pipe.load_lora_weights(str(tmp_path / name))
