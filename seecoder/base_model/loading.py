@@ -17,7 +17,7 @@ from diffusers import ConfigMixin, ModelMixin
 from seecoder.base_model.schedulers import scheduler_from_config
 from seecoder.base_model.single_file import FILE_PARTS, SingleFile, say_once
 from seecoder.lookup import check_source, is_local
-from seecoder.weights.safetensors_files import PICKLE_SUFFIXES, WeightsError
+from seecoder.weights.safetensors_files import PICKLE_SUFFIXES, WeightsError, read_header
 from seecoder.weights.strict_loading import refuse_report
 
 Model = TypeVar("Model", bound=ModelMixin)
@@ -63,13 +63,14 @@ def load_config(base: str | os.PathLike, part: str, *, at_top: bool = False, **h
     name = _CONFIG_NAMES.get(part, "config.json")
     folder = None if at_top or part == "pipeline" else part
     if Path(base).is_dir() and not (Path(base) / (folder or "")).is_dir():
-        raise FileNotFoundError(
-            f"`base`={base} has no `{folder}/`; give a diffusers folder with unet/, vae/ and scheduler/."
-        )
+        # An archive often holds a folder of its own; in the Hub's cache the files lie below snapshots/.
+        inner = [path.parent for way in ("*", "snapshots/*") for path in Path(base).glob(f"{way}/model_index.json")]
+        which = f"give {inner[0]}" if inner else "give a diffusers folder with unet/, vae/ and scheduler/"
+        raise FileNotFoundError(f"`base`={base} has no `{folder}/`; {which}.")
     reader: Any = type("_Reader", (ConfigMixin,), {"config_name": name})
     try:
         config = dict(reader.load_config(os.fspath(base), subfolder=folder, **hub))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError) as error:
         where = f"{folder}/{name}" if folder else name
         raise FileNotFoundError(f"`base`={base} has no readable {where}; {_first_line(error)}") from error
     predicted = options.get("prediction_type")
@@ -98,6 +99,7 @@ def load_model(
     check_pickles(base, part)
     if is_local(base):
         hub["variant"] = existing_variant(Path(base) / (part or ""), hub.get("variant"))
+        _check_headers(Path(base) / (part or ""), hub["variant"])
     source = f"{base}/{part}" if part else os.fspath(base)
     try:
         loaded: Any = cls.from_pretrained(
@@ -114,6 +116,8 @@ def load_model(
             f"`{source}`: {_first_line(error)} Only safetensors files are read; if they are of a variant, name it "
             "(`variant`, such as fp16)."
         ) from error
+    except ImportError as error:  # of a package that reads quantised weights
+        raise ImportError(f"`{source}` needs a package that is not installed: {_first_line(error)}") from error
     except (ValueError, RuntimeError, KeyError) as error:
         raise WeightsError(f"`{source}` does not fit {cls.__name__}: {_first_line(error)}") from error
     refuse_report(report, source=source, target=cls.__name__)
@@ -163,6 +167,14 @@ def existing_variant(folder: Path, wanted: str | None) -> str | None:
     chosen = None if None in found else found.pop()
     say_once(f"{folder.parent}: weights of `variant`={chosen} are read; there are none of `variant`={wanted}.")
     return chosen
+
+
+def _check_headers(folder: Path, variant: str | None) -> None:
+    """Say what is wrong with a file that was not fetched to its end, of which diffusers only says that it fails."""
+    for path in folder.glob("*.safetensors"):
+        match = _WEIGHTS.fullmatch(path.name)
+        if match and (match[1] or match[2]) == variant:
+            read_header(path)
 
 
 def load_part(

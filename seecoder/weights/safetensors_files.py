@@ -44,6 +44,7 @@ _DTYPES = {
     torch.int64: "I64",
     torch.uint64: "U64",
 }
+_FOREIGN = {b"GGUF": "a GGUF file", b"<": "a web page", b"{\n": "a JSON file", b'{"': "a JSON file"}  # by first bytes
 _ORDER = {dtype: place for place, dtype in enumerate(_DTYPES)}
 
 
@@ -110,8 +111,11 @@ def _opened(path: Path, device: str) -> Iterator[Any]:
             yield file
     except safetensors.SafetensorError as error:
         with path.open("rb") as damaged:
-            if damaged.read(8) == b"version ":
-                raise WeightsError(f"`{path}` is a Git LFS pointer, not the weights. Run `git lfs pull`.") from None
+            first = damaged.read(8)
+        if first == b"version ":
+            raise WeightsError(f"`{path}` is a Git LFS pointer, not the weights. Run `git lfs pull`.") from None
+        if kind := next((kind for sign, kind in _FOREIGN.items() if first.startswith(sign)), None):
+            raise WeightsError(f"`{path}` is {kind}, and only safetensors are read. Get the weights as such.") from None
         reason = str(error).removeprefix("Error while deserializing header: ")[:150]
         raise WeightsError(f"`{path}` is truncated, or no safetensors file ({reason}). Get it again.") from None
 

@@ -202,3 +202,51 @@ def test_a_base_in_one_file_is_a_base_for_sampling_and_training(parts, tmp_path)
     pipe.set_progress_bar_config(disable=True)
     images = pipe(context=torch.zeros(1, 6, 32), height=16, width=16, num_inference_steps=1, output_type="pt").images
     assert images.shape == (1, 3, 16, 16)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (None, "does not exist"),  # a link of the Hub's cache into nothing
+        (b"", "truncated, or no safetensors file"),
+        (b"\x10\x02\0\0\0\0\0\0{", "truncated, or no safetensors file"),
+        (b"<!DOCTYPE html><html>", "is a web page"),
+        (b"version https://git-lfs.github.com/spec/v1", "Git LFS pointer"),
+    ],
+)
+def test_files_that_were_not_fetched_whole_are_named_with_the_reason(base, content, reason):
+    file = weights_of(base, "unet")
+    file.unlink()
+    file.symlink_to("nothing") if content is None else file.write_bytes(content)
+    with pytest.raises((WeightsError, FileNotFoundError), match=reason) as caught:
+        SeeCoderPipeline.from_base(base)
+    assert str(file) in str(caught.value)
+
+
+def test_a_file_that_is_not_asked_for_may_be_damaged(base):
+    weights_of(base, "unet").with_suffix(".fp16.safetensors").write_bytes(b"")
+    assert SeeCoderPipeline.from_base(base).unet is not None
+
+
+def test_a_base_in_a_folder_of_its_own_is_found_and_named(base, tmp_path):
+    for inner in ("outer/sd", "models--a--b/snapshots/0123"):
+        shutil.copytree(base, tmp_path / inner)
+        (tmp_path / inner / "model_index.json").write_text("{}")
+        outer = tmp_path / inner.partition("/")[0]
+        with pytest.raises(FileNotFoundError, match=f"has no `scheduler/`; give {tmp_path / inner}"):
+            SeeCoderPipeline.from_base(outer)
+
+
+def test_a_configuration_that_holds_nothing_is_named(base):
+    (base / "unet" / "config.json").write_text("null")
+    with pytest.raises(FileNotFoundError, match=r"has no readable unet/config\.json"):
+        load_config(base, "unet")
+
+
+def test_a_package_that_reads_quantised_weights_is_asked_for_in_one_line(base, monkeypatch):
+    def fail(*args, **kwargs):
+        raise ImportError("bitsandbytes is missing")
+
+    monkeypatch.setattr("diffusers.UNet2DConditionModel.from_pretrained", fail)
+    with pytest.raises(ImportError, match="unet` needs a package that is not installed: bitsandbytes is missing"):
+        load_part(base, "unet")

@@ -286,3 +286,13 @@ def test_errors_are_the_public_ones_and_survive_pickling():
     assert isinstance(again, RuntimeError)
     assert str(again) == "gone"
     assert seecoder.WeightsError is WeightsError
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [(b"GGUF\x03\0\0\0", "a GGUF file"), (b"<html>Not found", "a web page"), (b'{\n "_class_name"', "a JSON file")],
+)
+def test_files_of_other_kinds_are_called_what_they_are(tmp_path, content, kind):
+    (tmp_path / "w.safetensors").write_bytes(content)
+    with pytest.raises(WeightsError, match=f"is {kind}, and only safetensors are read"):
+        read_safetensors(tmp_path / "w.safetensors")
