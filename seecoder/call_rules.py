@@ -49,8 +49,12 @@ _RULES = {
     "eta": _SHARE,
     "strength": optional(STRENGTH),
     "mask_feather": whole(0),
-    "timesteps": optional(some_of(number(0.0), "a list of timesteps from 0 up, the noisiest first", minimum=1)),
-    "sigmas": optional(some_of(number(0.0), "a list of noise levels from 0 up, the noisiest first", minimum=2)),
+    "timesteps": optional(
+        some_of(number(0.0), "a list of timesteps from 0 up, the noisiest first", minimum=1, falling=True)
+    ),
+    "sigmas": optional(
+        some_of(number(0.0), "a list of noise levels from 0 up, the noisiest first", minimum=2, falling=True)
+    ),
     "adapter_conditioning_scale": _one_or_several(number()),
     "control_guidance_start": _one_or_several(_SHARE),
     "control_guidance_end": _one_or_several(_SHARE),

@@ -12,6 +12,7 @@ a word.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from numbers import Integral, Real
 from typing import Any
 
@@ -98,7 +99,7 @@ def instance(kind: type) -> Rule:
     return Rule(lambda value: isinstance(value, kind), f"a {kind.__name__}")
 
 
-def some_of(rule: Rule, accepted: str, *, minimum: int = 0, maximum: float = math.inf) -> Rule:
+def some_of(rule: Rule, accepted: str, *, minimum: int = 0, maximum: float = math.inf, falling: bool = False) -> Rule:
     """A list or tuple of values that a rule accepts.
 
     Args:
@@ -106,11 +107,13 @@ def some_of(rule: Rule, accepted: str, *, minimum: int = 0, maximum: float = mat
         accepted: The lists in words.
         minimum: Fewest entries.
         maximum: Most entries.
+        falling: Whether every entry has to be smaller than the one before.
     """
 
     def accepts(value: Any) -> bool:
         is_list = isinstance(value, list | tuple)
-        return is_list and minimum <= len(value) <= maximum and all(map(rule.accepts, value))
+        are_good = is_list and minimum <= len(value) <= maximum and all(map(rule.accepts, value))
+        return are_good and not (falling and any(first <= second for first, second in pairwise(value)))
 
     return Rule(accepts, accepted)
 

@@ -8,6 +8,8 @@ import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from seecoder.checks import either, require, some_of, whole
+
 _OUTDATED = r"0\.[0-8]\."  # diffusers that wrote the side of UNets as 32 where they were trained at 64
 _SIDES = {768: 64, 2048: 128}  # of SD 1.x and of SDXL; SD 2.x, which reads 1024, was trained at 64 and at 96
 _NUM_TIME_IDS = 6  # what SDXL's UNet is told of sizes: those of the picture, the crop's corner and the target
@@ -112,7 +114,8 @@ def native_size(unet: Any, default: tuple[int, int] | None = None) -> tuple[int,
         default: What to give where nothing tells; None for an error.
 
     Raises:
-        ValueError: There is no side, bases of this width were trained at several, and there is no default.
+        ValueError: The side is no positive whole number, or there is none, bases of this width were trained at several,
+            and there is no default.
     """
     config = config_of(unet)
     width = config.get("cross_attention_dim")
@@ -122,6 +125,8 @@ def native_size(unet: Any, default: tuple[int, int] | None = None) -> tuple[int,
             "`sample_size`=None of the base's UNet must be the height and width in latent cells that it was trained "
             "at. Set it in unet/config.json (64 is 512 pixels), or give `height` and `width` and no method."
         )
+    rule = either(whole(1), some_of(whole(1), "two of them", minimum=2, maximum=2))
+    require("sample_size", side, rule, owner="the base's UNet")
     if has_outdated_size(unet):
         side = 64
     return (side, side) if isinstance(side, int) else (int(side[0]), int(side[1]))

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from seecoder.checks import number, require
+
 
 def check_scaling(config: Mapping[str, Any]) -> None:
     """Refuse an autoencoder whose configuration does not say one way how its latents are scaled.
@@ -24,8 +26,10 @@ def check_scaling(config: Mapping[str, Any]) -> None:
         config: Its configuration.
 
     Raises:
-        ValueError: It has both `shift_factor` and `latents_mean`, or not one mean and one deviation a channel.
+        ValueError: It has no factor above 0, both `shift_factor` and `latents_mean`, or not one mean and one deviation
+            a channel.
     """
+    require("scaling_factor", config.get("scaling_factor", 1.0), number(0.0, above_minimum=True), owner="the VAE")
     mean, std = config.get("latents_mean"), config.get("latents_std")
     if mean is None or std is None:  # one alone says nothing, as in diffusers
         return

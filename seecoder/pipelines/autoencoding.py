@@ -45,7 +45,7 @@ def decode_latents(
             "float32, or lower `guidance_scale`."
         )
     latents, notes = unscale_latents(vae, latents), []
-    dtype = next(vae.parameters()).dtype
+    dtype = vae.dtype  # in which it works, which may be another than that of its parameters (layerwise casting)
     pixels = decode_in_parts(vae, latents.to(dtype), wrap=wrap, memory=memory, notes=notes)
     is_good = torch.isfinite(pixels).flatten(1).all(dim=1)
     if is_good.all():

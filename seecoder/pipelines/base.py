@@ -24,7 +24,9 @@ from seecoder.base_model.fit import check_parts
 from seecoder.base_model.loading import load_beside, load_config, load_part
 from seecoder.base_model.schedulers import check_scheduler, repaired
 from seecoder.call_rules import CALLBACK_TENSORS
+from seecoder.checks import instance, require
 from seecoder.encoder.model import SeeCoder
+from seecoder.lookup import check_source
 from seecoder.pipelines.adapters.control import check_adapter
 from seecoder.pipelines.adapters.image_prompt import ImagePrompts
 from seecoder.pipelines.adapters.lora import UnetLora
@@ -175,6 +177,10 @@ class ContextPipeline(DiffusionPipeline, StableDiffusionMixin, UnetLora, ImagePr
         parts: dict[str, Any] = {"vae": vae, "encoder": encoder, "controlnet": controlnet, "adapter": adapter}
         own = load_text_parts(base, cls._text_parts, dtype, **hub) if text else {}
         given = {name: part for name, part in parts.items() if part is not None}
+        for name, part in given.items():  # before the base's own are read, which takes long
+            for member in part if isinstance(part, (list, tuple)) else [part]:
+                if isinstance(member, _PATH):
+                    check_source(name, member)
         own |= {
             name: load_part(base, name, dtype, prediction_type=prediction_type, **hub)
             for name in _PARTS
@@ -377,8 +383,10 @@ def _one_dtype(dtype: torch.dtype | None, torch_dtype: torch.dtype | None) -> to
     """The data type under either of its names.
 
     Raises:
-        ValueError: The two names contradict each other.
+        ValueError: It is none, or the two names contradict each other.
     """
+    for given in filter(None, (dtype, torch_dtype)):  # diffusers takes "float16" for float32
+        require("dtype", given, instance(torch.dtype))
     if None not in (dtype, torch_dtype) and dtype != torch_dtype:
         raise ValueError(f"`torch_dtype`={torch_dtype} contradicts `dtype`={dtype}; give one of them.")
     return torch_dtype if dtype is None else dtype

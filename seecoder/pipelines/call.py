@@ -107,6 +107,11 @@ class Call:
         self._strengths = layer_strengths(pipe.unet, request.context_scale)
         restarts = request.start_image is not None or self._recipe.restarts(cells, self._native)
         self._scheduler, self._notes = fitting_scheduler(pipe.scheduler, restarts=restarts)
+        if self._recipe.editor is not None and next(pipe.vae.parameters()).is_inference():
+            raise ValueError(
+                "`vae` was made in `torch.inference_mode()`, where nothing has the gradients that SyncDiffusion needs. "
+                "Load the pipeline outside of it; it may be called inside."
+            )
 
     @torch.inference_mode(False)  # SyncDiffusion needs gradients, whatever mode the caller is in
     @torch.no_grad()

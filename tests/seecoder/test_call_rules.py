@@ -25,3 +25,11 @@ def test_sizes_are_whole_cells():
 def test_no_torch_is_needed():
     code = "import sys, seecoder.call_rules; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("name", ["timesteps", "sigmas"])
+def test_a_schedule_begins_with_the_most_noise_and_falls(name):
+    check_arguments({name: [14.6, 3.0, 0.0], "num_inference_steps": 2})
+    for wrong in ([0.0, 14.6], [14.6, 14.6, 0.0], [float("nan"), 0.0], []):
+        with pytest.raises(ValueError, match=f"`{name}`=.* must be a list of .*, the noisiest first"):
+            check_arguments({name: wrong})

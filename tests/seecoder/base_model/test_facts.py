@@ -95,3 +95,9 @@ def test_a_side_that_nothing_tells_is_asked_for() -> None:
         with pytest.raises(ValueError, match="`sample_size`=None of the base's UNet must be the height and width"):
             native_size(config)
         assert native_size(config, (8, 16)) == (8, 16)
+
+
+@pytest.mark.parametrize("side", [8.5, "64", -8, [64], [64, 64, 64], [64, 0]])
+def test_a_side_that_is_no_number_of_cells_is_refused(side) -> None:
+    with pytest.raises(ValueError, match=r"`sample_size`=.* must be a whole number from 1 up or two"):
+        native_size({"sample_size": side})

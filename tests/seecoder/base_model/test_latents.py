@@ -105,3 +105,9 @@ def test_statistics_that_are_not_those_of_the_channels_are_refused(changes):
     check_scaling(config)
     with pytest.raises(ValueError, match="must be 4 numbers each"):
         check_scaling({**config, **changes})
+
+
+@pytest.mark.parametrize("factor", [None, 0.0, float("nan"), "0.18"])
+def test_a_factor_that_no_latents_can_have_is_refused(factor):
+    with pytest.raises(ValueError, match=r"`scaling_factor`=.* must be a number above 0"):
+        check_scaling({"scaling_factor": factor})

@@ -155,3 +155,12 @@ def test_layers_that_are_offloaded_one_by_one_cannot_be_held_in_float32(build):
     vae.enable_group_offload(torch.device("cpu"), torch.device("cpu"), offload_type="leaf_level")
     with pytest.raises(RuntimeError, match="AutoencoderKL is offloaded layer by layer and has to work in float32"):
         in_float32(vae).__enter__()
+
+
+def test_weights_that_are_stored_in_another_precision_decode_as_they_work(build, latents):
+    vae = fresh(build)
+    whole, _ = decode_latents(vae, latents)
+    vae.enable_layerwise_casting(storage_dtype=torch.float16, compute_dtype=torch.float32)
+    found, notes = decode_latents(vae, latents)
+    assert not notes
+    torch.testing.assert_close(found, whole, atol=0.02, rtol=0)

@@ -189,3 +189,16 @@ def test_several_networks_are_saved_and_loaded_again(parts, tmp_path):
 def test_an_adapter_for_another_unet_is_refused(parts):
     with pytest.raises(ValueError, match=r"`channels`=\[8, 32\] of the T2I-Adapter must begin with \[8, 16\]"):
         SeeCoderPipeline(**parts, adapter=build_t2i_adapter(channels=[8, 32]))
+
+
+def test_a_data_type_that_is_a_text_is_not_taken_for_float32(base):
+    for given in ({"dtype": "float16"}, {"torch_dtype": "auto"}):
+        with pytest.raises(ValueError, match=r"`dtype`=.* must be a dtype"):
+            SeeCoderPipeline.from_base(base, **given)
+
+
+@pytest.mark.parametrize("part", ["vae", "controlnet", "adapter"])
+def test_what_lies_beside_the_base_is_looked_for_before_the_base_is_read(part, tmp_path):
+    for given in ("nothere", ["nothere"]):
+        with pytest.raises(FileNotFoundError, match=f"`{part}`=nothere does not exist"):
+            SeeCoderPipeline.from_base(tmp_path, **{part: given})

@@ -220,3 +220,10 @@ def test_a_callback_that_changes_and_stops_shows_what_it_changed(make):
 
     found = make(num_inference_steps=4, output_type="latent", callback_on_step_end=callback)
     assert torch.equal(found, torch.ones_like(found))
+
+
+def test_networks_without_gradients_are_refused_where_a_method_takes_them(build):
+    with torch.inference_mode():
+        pipe = SeeCoderPipeline(build["vae"](), build["unet"](), build["scheduler"]())
+    with pytest.raises(ValueError, match=r"`vae` was made in `torch.inference_mode\(\)`"):
+        pipe(context=torch.zeros(1, 6, 32), method="syncdiffusion")
