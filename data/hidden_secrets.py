@@ -2,15 +2,16 @@
 
 import ctypes
 import io
+import os
 import re
 import sys
 from contextlib import suppress
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
-from data.shards.remote.addresses import redacted
+from data.shards.remote.addresses import ADDRESS, redacted
 
-_ADDRESS = re.compile(r"\w+://[^\s'\"`<>]+")
+_SECRET = re.compile(r"(?i)token|secret|passw|credential|(?:api|access)_?key")  # names of variables
 _known: set[str] = set()  # errors of libraries quote parts of addresses that look like nothing
 
 
@@ -24,21 +25,21 @@ def scrubbed(text: str) -> str:
 
 def learn_secrets(text: str) -> bool:
     """Note passwords and tokens of the addresses in a text; whether any are known now."""
-    for address in _ADDRESS.findall(text):
-        with suppress(ValueError):
-            parts = urlsplit(address)
-            login = parts.netloc.rpartition("@")[0]
-            values = [word.partition("=")[2] for word in parts.query.split("&")]
-            # Short ones, words and numbers of a query stand in other texts, too.
-            secrets = [login.partition(":")[2] or login, *(value for value in values if not value.isalpha())]
-            forms = {form for word in secrets for form in (word, unquote(word))}
-            _known.update(form for form in forms if len(form) > 5 and not form.isdecimal())
+    for _, login, _, query in ADDRESS.findall(text):
+        password = login.removesuffix("@").partition(":")[2] or login.removesuffix("@")
+        values = [word.partition("=")[2] for word in re.split("[?&#]", query)]
+        # Short ones, words and numbers of a query stand in other texts, too.
+        secrets = [password, *re.split("[/?#]", password), *(value for value in values if not value.isalpha())]
+        forms = {form for word in secrets for form in (word, unquote(word))}
+        _known.update(form for form in forms if len(form) > 5 and not form.isdecimal())
     return bool(_known)
 
 
 def hide_secrets() -> None:
     """Hide the secrets of the command line in what this process prints from now on, and in what `ps` shows of it."""
     learn_secrets("\n".join(sys.argv))
+    values = [value for name, value in os.environ.items() if _SECRET.search(name) and not os.path.exists(value)]
+    _known.update(value for value in values if len(value) > 5 and not value.isalpha() and not value.isdecimal())
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         setattr(sys, name, _ScrubbedStream(stream.buffer, stream.encoding, stream.errors, line_buffering=True))

@@ -31,7 +31,8 @@ def _innermost(text: str) -> str:
     keys, classes = _KEY.findall(text), _CLASS.findall(text)
     if "\n" not in text and not keys:
         return text
-    reason = re.split(r"\n\s*(?:- |Given value type)", text.rpartition("Errors:")[2].strip().removeprefix("- "))[0]
+    reasons = re.split(r"\n\s*(?:- |Given value type)", text.rpartition("Errors:")[2].strip().removeprefix("- "))
+    reason = next(filter(_CLASS.match, reasons), reasons[0])  # what was meant for a class is no text
     reason = _CLASS.sub("", _KEY.sub("", reason)).strip()
     name = ".".join(keys)
     if refused := re.fullmatch(r"Option '([^']*)' is not accepted", reason):

@@ -9,16 +9,17 @@ import filecmp
 import json
 import os
 import re
-from collections.abc import Collection, Iterator
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 from tqdm import tqdm
 
-from data.shards.building.finding import files_below
+from data.shards.building.finding import IMAGE_SUFFIX, files_below
 from data.shards.index import MISSING, NO_PICTURE, SHORT, ShardIndex, load, read_headers, write_index
 from data.shards.manifest import IMAGE_MEMBERS, MANIFEST, SHARD_NAME, Manifest, Shard, read_manifest, write_manifest
-from data.shards.picture_sizes import measure_pictures
+from data.shards.picture_sizes import measure_pictures, picture_sizes
 from data.shards.reading.skips import Skip, check_passed
 from seecoder.weights.digests import file_sha256
 
@@ -26,15 +27,18 @@ NEW = "shard that is not in the manifest (`python -m data.build index` takes it 
 LIKE_A_SHARD = re.compile(r"\.(tar|tgz|txz|tar\.(gz|xz|zst|bz2|lz4|part|partial|tmp|crdownload))$", re.IGNORECASE)
 UNFINISHED = "build.json"  # lies in the folder of a build until its manifest is written
 OF_SHARDS = re.compile(rf"{LIKE_A_SHARD.pattern}|^({MANIFEST}|{UNFINISHED})$", re.IGNORECASE)
+OTHER_PICTURE = "no picture under a usual name (`image_member` takes other names)"
+UNOPENED = "picture that cannot be opened"
 HIDDEN, COPY, UNLISTED = "hidden file", "copy of another shard", "folder that cannot be listed"
 BELOW = "folder of shards inside of one that has shards of its own (name it, too, and it is read)"
 
+_Odd = tuple[str, str, int]  # the reason, particulars, lost samples
 _NOTES = "passed_over"  # in the settings of a manifest, where versions before leave it alone
 _NUMBERED = re.compile(r" ?\(\d+\)| - Copy| copy( \d+)?")  # what browsers and desktops put into the name of a copy
 
 
 def take_stock(
-    folder: Path, manifest: Manifest | None = None, only: Collection[str] = ()
+    folder: Path, manifest: Manifest | None = None, only: Collection[str] = (), images: Collection[str] = IMAGE_MEMBERS
 ) -> tuple[list[Shard], list[Skip]]:
     """Look at every file of a folder that is a shard, or has the name of one.
 
@@ -46,6 +50,7 @@ def take_stock(
         folder: The folder.
         manifest: What it should hold; None: all tar files that are there.
         only: Names of the files that are meant; none: all.
+        images: Kinds of member that are pictures.
 
     Returns:
         The shards, and what is passed over.
@@ -67,14 +72,15 @@ def take_stock(
         index = _look(folder / name, known.get(name), promised)
         found[name] = promised, len(index.samples) if index else promised or 0, index.fault if index else ""
         if name in known or manifest is None:
-            odd = _odd_members(index) if index else _noted(manifest, name)
-            path = folder / name
-            passed += [Skip(0, what, f"{path}: {what}", f"`{path}`: {detail}", lost) for what, detail, lost in odd]
+            if index is None and images != IMAGE_MEMBERS:  # what was noted is of the usual kinds
+                index = load(folder / name)
+            odd = _odd_members(index, images) if index else _noted(manifest, name)
+            passed += _skips(folder / name, odd)
     passed += [Skip(-1, what, str(path), f"`{path}`", 0) for path, what in folders_below(folder).items() if not only]
     most = max(here for _, here, _ in found.values())
     for name, (promised, here, reason) in found.items():
         path, is_extra = folder / name, reason in (HIDDEN, COPY)
-        if is_extra or (manifest and name not in known):
+        if is_extra or (manifest and name not in known and reason != MISSING):
             passed.append(Skip(-1, reason if is_extra else NEW, str(path), f"`{path}` ({here:,} samples)", 0))
             continue
         total = promised or (max(most, here + 1) if reason or not here else here)
@@ -114,17 +120,24 @@ def _look(path: Path, shard: Shard | None, promised: int | None) -> ShardIndex |
     return read_headers(path)
 
 
-def _odd_members(index: ShardIndex) -> Iterator[tuple[str, str, int]]:
-    """Samples without a picture, and members that belong to no sample: the reason, particulars, lost samples."""
-    here = len(index.samples)
-    without = [kinds for _, kinds in index.samples if not any(kind.endswith(IMAGE_MEMBERS) for kind in kinds)]
-    if without:
-        yield NO_PICTURE, f"{len(without)} of {here}, as with {', '.join(without[0])[:80]!a}", len(without)
+def _skips(path: Path, odd: Iterable[_Odd]) -> list[Skip]:
+    return [Skip(0, what, f"{path}: {what}", f"`{path}`: {what} ({detail})", lost) for what, detail, lost in odd]
+
+
+def _odd_members(index: ShardIndex, images: Collection[str] = IMAGE_MEMBERS) -> Iterator[_Odd]:
+    """Samples without a picture, and members that belong to no sample."""
+    here, lacking = len(index.samples), defaultdict[str, list[str]](list)
+    for _, kinds in index.samples:
+        if kinds.keys().isdisjoint(images):
+            has_other = any(IMAGE_SUFFIX.fullmatch(f".{kind.rpartition('.')[2]}") for kind in kinds)
+            lacking[OTHER_PICTURE if has_other else NO_PICTURE].append(", ".join(kinds))
+    for what, members in lacking.items():
+        yield what, f"{len(members)} of {here}, as with {members[0][:80]!a}", len(members)
     for what, count in index.passed.items():
         yield what, f"{count:,} members", 0
 
 
-def _noted(manifest: Manifest | None, name: str) -> list[tuple[str, str, int]]:
+def _noted(manifest: Manifest | None, name: str) -> list[_Odd]:
     """What `make_manifest` wrote of a shard's `_odd_members`; nothing where the manifest is of another kind."""
     try:
         rows = manifest.settings[_NOTES][name] if manifest else ()
@@ -166,9 +179,15 @@ def make_manifest(folder: Path, ceiling: float = 0.01) -> tuple[Manifest, list[S
     found, passed = take_stock(folder, None if is_index else before)
     gone = [(folder / row.name, row.samples) for row in before.shards if not os.path.lexists(folder / row.name)]
     passed += [Skip(-1, MISSING, str(path), f"`{path}`: {MISSING}", lost) for path, lost in gone if is_index]
-    check_passed(passed, sum(shard.samples for shard in found), ceiling)
-    known, faulty = {shard.name for shard in before.shards}, {skip.name for skip in passed}
-    new = [shard for shard in found if shard.name not in known and str(folder / shard.name) not in faulty]
+    passed = [skip._replace(samples=0) if skip.reason == OTHER_PICTURE else skip for skip in passed]
+    known = {shard.name for shard in before.shards}
+    counts = {str(folder / shard.name): shard.samples for shard in found}
+    for row, skip in enumerate(passed):
+        if skip.name in counts and Path(skip.name).name not in known:  # with all that could be read of it
+            lost = counts.pop(skip.name) + skip.samples * (skip.sample_id < 0)
+            passed[row] = skip._replace(sample_id=-1, detail=f"{skip.detail}, and is left out", samples=lost)
+    check_passed(passed, sum(counts.values()), ceiling)
+    new = [shard for shard in found if shard.name not in known and str(folder / shard.name) in counts]
     lacks_sizes = any(shard.sizes is None for shard in before.shards)
     if before.shards and not (new or lacks_sizes or (is_index and _NOTES not in before.settings)):
         raise FileExistsError(f"`{folder / MANIFEST}` exists already. Remove it first if the shards have changed.")
@@ -184,10 +203,16 @@ def make_manifest(folder: Path, ceiling: float = 0.01) -> tuple[Manifest, list[S
                 raise ValueError(f"`{path}` has lost samples. Run `python -m data.build verify {folder}`.")
             shard = replace(shard, sizes=measure_pictures(path, index))
         shards.append(shard)
-    settings = dict(before.settings)
+    settings, unopened = dict(before.settings), list[Skip]()
     if is_index:
-        odd = ((shard.name, list(_odd_members(read_headers(folder / shard.name)))) for shard in shards)
-        settings[_NOTES] = {name: rows for name, rows in odd if rows}
+        odd = {shard.name: list(_odd_members(read_headers(folder / shard.name))) for shard in shards}
+        for shard in shards:
+            count = int((picture_sizes(shard) == 0).all(1).sum()) - sum(lost for *_, lost in odd[shard.name])
+            odd[shard.name] += [(UNOPENED, f"{count} of {shard.samples}", count)] * (count > 0)
+            unopened += [skip for skip in _skips(folder / shard.name, odd[shard.name]) if skip.reason == UNOPENED]
+        settings[_NOTES] = {name: rows for name, rows in odd.items() if rows}
     manifest = replace(before, shards=tuple(shards), settings=settings)
+    check_passed(unopened, manifest.samples, 1.0)  # only says it
+    check_passed([*passed, *unopened], manifest.samples, ceiling, log=False)
     write_manifest(folder, manifest)
-    return manifest, passed
+    return manifest, [*passed, *unopened]

@@ -173,14 +173,16 @@ def _split_dotted(samples: list[Sample]) -> list[Sample]:
 
     webdataset ends the key at the first dot and takes `seg.png` of `0001.seg.png` for a kind of member. So do we, as
     long as the sample has a plain picture (`0001.jpg`), or if several samples share that kind and it begins with a
-    letter. Else the dots belong to the name: `photo_v1.5_0001.jpg` and `photo_v1.5_0002.jpg` are two samples.
+    letter. Else the dots belong to the name: `photo_v1.5_0001.jpg` and `photo_v1.5_0002.jpg` are two samples, and so
+    are `a.jpg.jpg` and `b.jpg.jpg`.
     """
     uses = Counter(kind for _, members in samples for kind in members)
     parts: list[Sample] = []
     for key, members in samples:
         dotted = [kind for kind in members if kind.rpartition(".")[1] and kind.rpartition(".")[2] in IMAGE_MEMBERS]
         is_plain = not dotted or not members.keys().isdisjoint(IMAGE_MEMBERS)
-        if is_plain or any(uses[kind] > 1 and kind[0].isalpha() for kind in dotted):
+        named = [kind for kind in dotted if kind[0].isalpha() and kind.rpartition(".")[0] not in IMAGE_MEMBERS]
+        if is_plain or any(uses[kind] > 1 for kind in named):
             parts.append((key, members))
             continue
         for kind, place in members.items():

@@ -18,7 +18,7 @@ FORMAT, VERSION = "seecoder.shards", 1
 MAX_SAMPLES = 10_000_000  # of a shard: 5 GB of tar headers alone; more is a typing error, or an attack on memory
 IMAGE_MEMBERS = ("png", "jpg", "jpeg", "webp")  # in order of preference, should a sample hold several
 
-SHARD_NAME = re.compile(r"\w[\w. ()+=@,-]*\.tar")
+SHARD_NAME = re.compile(r"[\w~][\w. ()\[\]{}~!&'+=@,-]*\.(?i:tar)")
 _KIND = re.compile(r"[A-Za-z0-9_.-]{1,80}")
 
 

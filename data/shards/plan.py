@@ -70,6 +70,7 @@ class Plan:
         window: Shards whose samples are mixed with each other.
         shuffle: False keeps the manifest's order in every epoch (evaluation).
         buckets: (samples of all shards,) the bucket of each, from 0; None: all are alike.
+        shapes: (buckets, 2) height and width of each bucket; None: nobody looks whether samples have them.
         group: Consecutive samples of one bucket: position p belongs to group p // `group`.
 
     Raises:
@@ -84,9 +85,11 @@ class Plan:
         window: int = 8,
         shuffle: bool = True,
         buckets: NDArray[np.int64] | None = None,
+        shapes: NDArray[np.int64] | None = None,
         group: int = 1,
     ) -> None:
-        self.seed, self.window, self.shuffle, self.buckets, self.group = seed, window, shuffle, buckets, group
+        self.seed, self.window, self.shuffle = seed, window, shuffle
+        self.buckets, self.shapes, self.group = buckets, shapes, group
         check(self, window=whole(1), group=whole(1))
         require("samples", list(samples), some_of(whole(0), "a list of counts from 0 up"))
         self.counts = np.asarray(samples, dtype=np.int64)

@@ -91,7 +91,7 @@ def open_shards(
     if isinstance(places, str | Path):
         places = [places]
     expanded = [row for place in places for row in expand_place(place)]
-    parts = [_open_place(check_location(folder), names, fetcher) for folder, names in expanded]
+    parts = [_open_place(check_location(folder), names, fetcher, images) for folder, names in expanded]
     passed = tuple(skip for part in parts for skip in part.passed)
     if not any(sum(part.counts) for part in parts):
         lost = "".join(f" {skip.detail}." for skip in passed)
@@ -101,16 +101,24 @@ def open_shards(
 
 def expand_place(place: str | Path) -> list[tuple[str | Path, list[str]]]:
     """Folders or addresses that a place stands for, each with the names of the shards that are meant; none: all."""
-    parts = [glob.escape(str(place))]
+    parts = [str(place)]
     if not os.path.exists(place):
         parts = [one for part in _JOINT.split(str(place)) for one in braceexpand(part, escape=False)]
-    pairs = [(folder, MANIFEST) for part in parts for folder in _unlisted(part) if not os.path.exists(place)]
-    for path in (path for part in parts for path in sorted(glob.glob(part, recursive=True)) or [part]):
+    pairs = [(folder, MANIFEST) for part in parts for folder in _unlisted(_pattern(part)) if not os.path.exists(place)]
+    for path in (path for part in parts for path in sorted(glob.glob(_pattern(part), recursive=True)) or [part]):
         folder, name = os.path.split(path)
-        is_file = (name == MANIFEST or name.endswith(".tar")) and not os.path.isdir(path)
+        is_file = (name == MANIFEST or name.lower().endswith(".tar")) and not os.path.isdir(path)
         pairs += [(folder, name)] if is_file else [(below, MANIFEST) for below in _folders_with_shards(path)]
     groups = groupby(pairs, key=lambda pair: (pair[0], pair[1] == MANIFEST))
     return [(type(place)(folder), [] if is_all else [name for _, name in rows]) for (folder, is_all), rows in groups]
+
+
+def _pattern(part: str) -> str:
+    """A notation for `glob`, with what is there of its path as it stands: folders may be called `a [1]`."""
+    there = part
+    while there and not os.path.exists(there):
+        there = there.rpartition(os.sep)[0]
+    return glob.escape(there) + part[len(there) :]
 
 
 def _folders_with_shards(place: str) -> list[str]:
@@ -133,7 +141,7 @@ def is_there(place: str) -> bool:
     return all(os.path.exists(folder) for folder, _ in expand_place(place))
 
 
-def _open_place(place: Path | str, names: Collection[str], fetcher: Fetcher | None) -> ShardSet:
+def _open_place(place: Path | str, only: Collection[str], fetcher: Fetcher | None, images: Collection[str]) -> ShardSet:
     """Find the shards of a folder or address: those of these names, or all."""
     passed: list[Skip] = []
     if isinstance(place, Path) and not os.access(place, _LIST):
@@ -142,20 +150,20 @@ def _open_place(place: Path | str, names: Collection[str], fetcher: Fetcher | No
         if fetcher is None:
             raise ValueError(f"`{redacted(place)}` is a URL: give a `cache` folder into which its shards are fetched.")
         manifest = fetcher.manifest(place)
-        unknown = sorted(set(names) - {shard.name for shard in manifest.shards})
+        unknown = sorted(set(only) - {shard.name for shard in manifest.shards})
         passed = [Skip(-1, NEW, name, f"`{redacted(file_address(place, name))}`") for name in unknown]
     elif (place / MANIFEST).exists():
         manifest = read_manifest(place)
-        _, passed = take_stock(place, manifest, names)
+        _, passed = take_stock(place, manifest, only, images)
     elif (place / UNFINISHED).exists():
         raise ValueError(f"`{place}` is an unfinished build. Run its `python -m data.build` command again.")
     else:
-        shards, passed = take_stock(place, only=names)
+        shards, passed = take_stock(place, None, only, images)
         manifest = Manifest(tuple(shards))
     located = []
     for shard in manifest.shards:
         location = place / shard.name if isinstance(place, Path) else file_address(place, shard.name)
-        if not names or shard.name in names:
+        if not only or shard.name in only:
             located.append(LocatedShard(shard, location, manifest.members, manifest.settings))
     return ShardSet(tuple(located), tuple(passed))
 

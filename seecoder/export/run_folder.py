@@ -35,7 +35,7 @@ def is_complete(checkpoint: Path) -> bool:
     """Whether a checkpoint was written to its end and has not changed since."""
     marker = marker_path(checkpoint)
     if marker.is_file():
-        return checkpoint.is_file() and marker.read_text().strip() == file_sha256(checkpoint)
+        return checkpoint.is_file() and marker.read_bytes().strip() == file_sha256(checkpoint).encode()
     try:  # no kill leaves one without its marker, but a copy may; torch writes a checksum of every part
         with zipfile.ZipFile(checkpoint) as parts:
             return parts.testzip() is None

@@ -10,7 +10,6 @@ A training run saves neither the frozen backbone nor the UNet. Its checkpoint is
 Tensors are named as in `SeeCoder.state_dict()`; names that begin with `backbone.` are the frozen part and never there.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,7 +58,10 @@ def read_trained(path: str | Path) -> TrainedEncoder:
         WeightsError: The file is damaged or something else, or holds objects that are neither tensors nor plain values.
     """
     file = find_checkpoint(Path(path))
-    entries = _read_entries(file)
+    loaded = read_checkpoint(file)
+    entries = loaded.get("seecoder") if isinstance(loaded, dict) else None
+    if not isinstance(entries, dict) or _TRAINABLE not in entries or "encoder_config" not in entries:
+        raise WeightsError(f"`{file}` has no `encoder_config`, `{_TRAINABLE}`; it is not a checkpoint of an encoder.")
     trainable, ema = dict(entries[_TRAINABLE]), dict(entries.get(_EMA) or {})
     if not trainable:
         raise WeightsError(f"`{file}` holds no trained tensors.")
@@ -110,18 +112,17 @@ class _Unread(torch.Tensor):
     __torch_dispatch__: Any = None
 
 
-def _read_entries(file: Path) -> Mapping[str, Any]:
+def read_checkpoint(file: Path) -> Any:
+    """Read what training saved: tensors and plain values, whatever package keeps its optimizer's state.
+
+    Raises:
+        WeightsError: The file is damaged, or holds objects of classes that are not known here.
+    """
     try:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(file)
         with torch.serialization.safe_globals([(_Unread, name) for name in names if name.startswith("torchao.")]):
-            loaded = torch.load(file, map_location="cpu", weights_only=True)
+            return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
         # torch raises half a dozen types here (unpickling, zip, key errors); all mean the same to the user.
         reason = unpickling_reason(error)
         raise WeightsError(f"`{file}` cannot be read as a checkpoint of tensors and plain values: {reason}") from error
-    entries = loaded.get("seecoder") if isinstance(loaded, dict) else None
-    if not isinstance(entries, dict) or _TRAINABLE not in entries or "encoder_config" not in entries:
-        raise WeightsError(
-            f"`{file}` has no `encoder_config` and `{_TRAINABLE}`; it is not a checkpoint of an encoder."
-        )
-    return entries

@@ -20,12 +20,13 @@ def load_mask(
     *,
     max_pixels: int = MAX_PIXELS,
     may_be_black: bool = False,
+    may_be_white: bool = False,
 ) -> torch.Tensor:
     """Load a mask: how much each pixel counts.
 
     A picture whose transparency varies is read by it: paint counts, whatever its colour, and what is transparent does
     not. Any other picture is read by its luminance: white counts, black does not, grey in part. A mask that counts
-    everywhere is logged as a warning, because it is seldom meant.
+    everywhere is seldom meant: a warning says so.
 
     Args:
         source: A picture of any kind that `load_image` takes, or an array or tensor of bool.
@@ -33,6 +34,7 @@ def load_mask(
         max_pixels: As for `load_image`.
         may_be_black: Whether a mask of which nothing counts (black, or nothing painted) means something; it is refused
             otherwise.
+        may_be_white: Whether a mask that counts everywhere is nothing to warn of.
 
     Returns:
         (H, W) float32 in [0, 1], on the CPU.
@@ -57,7 +59,7 @@ def load_mask(
         mask = values[0] if len(values) < 3 else torch.tensordot(torch.tensor(_LUMINANCE), values[:3], dims=1)
         if float(mask.max()) < NOISE and not may_be_black:
             raise ImageError(describe(source), "it is black everywhere; what shall count must be white")
-    if float(mask.min()) > 1 - NOISE:
+    if float(mask.min()) > 1 - NOISE and not may_be_white:
         _log.warning("`%s`: this mask is white everywhere, so that the whole picture counts", describe(source))
     if size is None:
         return mask.clamp(0.0, 1.0)

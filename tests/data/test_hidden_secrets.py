@@ -1,5 +1,6 @@
 """Nothing that leaves a program holds a login or a token, however it leaves."""
 
+import io
 import subprocess
 import sys
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from data import hidden_secrets
-from data.hidden_secrets import learn_secrets, scrubbed
+from data.hidden_secrets import hide_secrets, learn_secrets, scrubbed
 
 ADDRESS = "https://me:pass%20word@host/a?X-Sig=abcdef123&size=1024#fragment"
 
@@ -55,3 +56,31 @@ def test_prints_logs_tracebacks_and_the_title_of_a_process_hide_them():
     assert "cannot read https://host/a" in done.stderr
     assert "Traceback" in done.stderr
     assert not any(word in done.stdout + done.stderr for word in ("pass%20word", "pass word", "abcdef123"))
+
+
+@pytest.mark.parametrize("password", ["pa#ss-word", "pa?ss-word", "se/cret-word", "p@ss:w0rd-1"])
+def test_a_password_that_nobody_escaped_is_hidden_as_a_whole_and_in_parts(password: str):
+    address = f"https://me:{password}@host:8443/a@b/0.tar"
+    assert scrubbed(f"cannot read {address}") == "cannot read https://host:8443/a@b/0.tar"
+    learn_secrets(address)
+    assert password not in scrubbed(f"port could not be cast: {password!r}")
+    longest = max(password.replace("?", "#").replace("/", "#").split("#"), key=len)
+    assert longest not in scrubbed(f"nonnumeric port: '{longest}'")
+
+
+def test_secrets_of_the_environment_are_hidden_and_switches_are_not(monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "argv", ["train"])
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), "utf-8"))
+    monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(io.BytesIO(), "utf-8"))
+    shown = {
+        "TOKENIZERS_PARALLELISM": "disabled",
+        "GOOGLE_APPLICATION_CREDENTIALS": str(tmp_path),
+        "MAX_TOKENS": "100000",
+    }
+    kept = {"AWS_SECRET_ACCESS_KEY": "/abc+def/1", "WANDB_API_KEY": "0123abc", "HF_TOKEN": "tok-1234"}
+    for name, value in {**shown, **kept}.items():
+        monkeypatch.setenv(name, value)
+    hide_secrets()
+    print(*shown.values(), *kept.values())
+    sys.stdout.flush()
+    assert sys.stdout.buffer.getvalue().decode().split() == [*shown.values(), "...", "...", "..."]

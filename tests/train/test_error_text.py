@@ -12,6 +12,8 @@ UNION = """{head}Does not validate against any of the Union subtypes
   Given value type: <class 'jsonargparse._namespace.Namespace'>
   Given value: Namespace(shards='https://me:secret@host/shards?token=abcd', image_size=64)"""
 PROBLEM = "Problem with given class_path 'train.sources.ShardPictures':\n        "
+SET = "Problem with given class_path 'train.sources.data_sets.DataSet':\n        "
+REPEATS = "Parser key \"repeats\":\n          Expected a <class 'int'>. Got value: 0.5"
 KEY = 'Parser key "data":\n  '
 
 
@@ -39,6 +41,17 @@ KEY = 'Parser key "data":\n  '
         (
             UNION.format(head=KEY, error="Problem with given class_path 'train.sources.X':\n        no attribute 'X'"),
             "`data`=train.sources.X: no attribute 'X'",
+        ),
+        (
+            UNION.format(
+                head='Parser key "shards":\n  ',
+                error=f"Expected a <class 'str'>\n    - {SET}Option 'weight' is not accepted",
+            ),
+            "`train.sources.data_sets.DataSet` has no option `weight`; it has shards, repeats, crop, flip.",
+        ),
+        (
+            UNION.format(head=KEY, error=f"Expected a <class 'str'>\n    - {SET}{REPEATS}"),
+            "`data.repeats`=0.5 must be int.",
         ),
         (
             "Parser key \"run.callbacks\":\n  Problem with given class_path 'mine.Every':\n    No module named 'mine'",

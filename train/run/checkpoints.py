@@ -17,6 +17,7 @@ from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import Trainer
 
 from seecoder.export.run_folder import BEST, is_complete, list_checkpoints, marker_path, newest_checkpoint
+from seecoder.export.trained_part import read_checkpoint
 from seecoder.weights.atomic import atomic_path, remove_left_behind
 from train.run.callbacks import CheckpointSteps, StepCallback
 from train.run.metrics_file import best_of, read_metrics
@@ -76,7 +77,7 @@ class AtomicCheckpointIO(CheckpointIO):
         self, path: str | os.PathLike, map_location: Any = None, weights_only: bool | None = True
     ) -> dict[str, Any]:
         """Read one checkpoint; pickled code is never run."""
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return read_checkpoint(Path(path))
 
     def remove_checkpoint(self, path: str | os.PathLike) -> None:
         """Remove the checkpoint, and last the file that vouches for it."""

@@ -60,6 +60,8 @@ class MetricsFile:
         """Forget lines of later steps, and start the file if there is none."""
         found = [row for row, _ in _read_rows(self.path)] if self.path.exists() else []
         rows = [row for row in found if int(row[0]) <= step]
+        if len(rows) < len(found):
+            print(f"note: {len(found) - len(rows):,} lines of {self.path} after step {step} are cut", flush=True)
         try:
             with atomic_path(self.path) as temporary, temporary.open("w", newline="") as file:
                 csv.writer(file, lineterminator="\n").writerows([_HEADER, *rows])

@@ -81,8 +81,9 @@ def make_order(shards: ShardSet, buckets: Buckets | None, batch_size: int, seed:
     whole_batches = Rule(lambda group: group % batch_size == 0, f"a multiple of `batch_size`={batch_size}")
     require("buckets.group", buckets.group, whole_batches)
     sizes = all_sizes(row.shard for row in shards.shards)
-    _, labels = np.unique(buckets.choose(sizes), axis=0, return_inverse=True)
-    return Plan(shards.counts, seed=seed, window=window, buckets=labels.reshape(-1), group=buckets.group)
+    shapes, labels = np.unique(buckets.choose(sizes), axis=0, return_inverse=True)
+    labels = labels.reshape(-1)
+    return Plan(shards.counts, seed=seed, window=window, buckets=labels, shapes=shapes, group=buckets.group)
 
 
 def describe_shapes(shards: ShardSet, buckets: Buckets | None, image_size: int) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from data.shards.buckets import Buckets
+from data.shards.manifest import IMAGE_MEMBERS
 from data.shards.reading.shard_loader import check_readers
 from data.shards.reading.skips import check_passed
 from data.shards.remote.addresses import redacted
@@ -22,7 +23,8 @@ def open_if_there(source: Mapping[str, Any]) -> ShardSet | None:
     given = data_sets(source.get("shards"))
     if not given or not all(is_there(one.shards) for one in given):
         return None
-    return open_sets(given)[0]
+    images = (source["image_member"].lower(),) if source.get("image_member") else IMAGE_MEMBERS
+    return open_sets(given, images=images)[0]
 
 
 def held_out_lines(class_path: str, source: Mapping[str, Any]) -> Iterator[str]:

@@ -11,7 +11,8 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from data.shards.plan import derive_seed
-from seecoder.export.run_folder import newest_checkpoint
+from seecoder.export.trained_part import find_checkpoint, read_checkpoint
+from seecoder.weights.digests import tensors_sha256
 from seecoder.weights.safetensors_files import WeightsError
 from seecoder.weights.strict_loading import check_fit
 from train.optimizers import COMMON, build_optimizer
@@ -50,6 +51,7 @@ class Stage(LightningModule):
         self.guard = GradientGuard(guard or GuardSettings())
         self.ema: Ema | None = None
         self.strict_loading = False  # checkpoints lack frozen weights; `on_load_checkpoint` compares the others itself
+        self.frozen_digests: dict[str, str] = {}  # of some values of each tensor: others are other weights
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
 
@@ -73,7 +75,9 @@ class Stage(LightningModule):
     def freeze_parts(self) -> None:
         """Freeze the modules named in `frozen_names`."""
         for name in self.frozen_names:
-            self.get_submodule(name).eval().requires_grad_(False)
+            module = self.get_submodule(name).eval().requires_grad_(False)
+            some = {key: value.flatten()[:: max(1, value.numel() // 64)] for key, value in module.state_dict().items()}
+            self.frozen_digests[name] = tensors_sha256(some)[:12]
 
     def train(self, mode: bool = True) -> "Stage":
         """Switch modes; frozen parts stay in eval mode, or their drop-path and BatchNorm would wake up."""
@@ -150,6 +154,7 @@ class Stage(LightningModule):
         state = checkpoint.get("state_dict", {})
         checkpoint["state_dict"] = {key: value for key, value in state.items() if not self._is_frozen(key)}
         checkpoint["guard"] = self.guard.state_dict()
+        checkpoint["frozen"] = self.frozen_digests
         checkpoint["optimizer"] = self.optimizer_settings.name
         if self.ema is not None:
             checkpoint["ema"] = self.ema.state_dict()
@@ -170,6 +175,9 @@ class Stage(LightningModule):
             raise WeightsError(f"`optimizer.name`={name} must be {begun}, as in the checkpoint. Or use `init_from`.")
         own = {key: value for key, value in self.state_dict().items() if not self._is_frozen(key)}
         check_fit(checkpoint["state_dict"], own, source="checkpoint", target=type(self).__name__)
+        for name, was in checkpoint.get("frozen", {}).items():
+            if (now := self.frozen_digests.get(name)) != was and self.trainer.is_global_zero:
+                print(f"note: `{name}` has other weights than at the checkpoint ({was} there, {now} now)", flush=True)
         self.guard.load_state_dict(checkpoint["guard"])
         if self.ema_settings is not None and "ema" in checkpoint:
             self.ema = self.ema or Ema(self.trained_parameters(), self.ema_settings)
@@ -201,13 +209,12 @@ def read_stage_weights(source: Path) -> dict[str, Tensor]:
 
     Raises:
         FileNotFoundError: There is none.
+        WeightsError: It is no whole checkpoint.
     """
-    path = newest_checkpoint(source) if source.is_dir() else source
-    if path is None or not path.is_file():
-        raise FileNotFoundError(
-            f"`init_from`={source} has no complete checkpoint; give a checkpoint, or the folder of a run that has one."
-        )
-    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    path = find_checkpoint(source)
+    checkpoint = read_checkpoint(path)
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+        raise WeightsError(f"`init_from`={path} has no `state_dict`; give a checkpoint of `python -m train fit`.")
     return {**checkpoint["state_dict"], **checkpoint.get("ema", {}).get("averages", {})}
 
 

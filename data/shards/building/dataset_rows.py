@@ -29,6 +29,8 @@ class ImageRow(NamedTuple):
         """The picture's file, from the row or from the path that stands there; nothing where there is neither."""
         value = open_rows(self._replace(number=0))[self.number][self.column] or {}
         path = Path(value.get("path") or "")
+        if value.get("path") and not value.get("bytes") and not path.is_file():
+            raise FileNotFoundError("its path is that of no file here")  # addresses have secrets: it is not shown
         return value.get("bytes") or (path.read_bytes() if path.is_file() else b"")
 
 
@@ -60,4 +62,8 @@ def open_rows(row: ImageRow) -> Any:
     else:
         found = datasets.load_dataset(row.name, split=row.split)
     require("image_column", row.column, choice(*found.column_names))
-    return found.select_columns([row.column]).cast_column(row.column, datasets.Image(decode=False))
+    try:
+        return found.select_columns([row.column]).cast_column(row.column, datasets.Image(decode=False))
+    except (TypeError, ValueError, NotImplementedError) as error:  # pyarrow's
+        kind = " ".join(str(found.features[row.column]).split())
+        raise ValueError(f"`image_column`={row.column} must be a column of pictures; it is {kind:.99}.") from error

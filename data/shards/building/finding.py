@@ -12,9 +12,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from data.shards.building.dataset_rows import ImageRow
-from seecoder.checks import require, whole
+from seecoder.checks import Rule, require, whole
 
-_SUFFIX = re.compile(r"\.(jpe?g|jpe|jfif|mpo|a?png|webp|tiff?|bmp|dib|gif|avif|hei[cf]|hif)", re.IGNORECASE)
+IMAGE_SUFFIX = re.compile(r"\.(jpe?g|jpe|jfif|mpo|a?png|webp|tiff?|bmp|dib|gif|avif|hei[cf]|hif)", re.IGNORECASE)
 _LINE_ENDS = re.compile(r"\r\n|\n|\r")  # `splitlines` would also cut names that hold U+2028 and its like
 # Told by content where the name does not: no TIFF, which raw files of cameras are, too, and no videos.
 _IMAGE = re.compile(
@@ -40,7 +40,7 @@ def find_image_files(folder: Path) -> tuple[list[Path], list[str]]:
     failed: list[OSError] = []
     for path in files_below(folder, notes, failed):
         is_mac = path.name.startswith("._")  # what a Mac notes about `x.jpg` on foreign disks is called `._x.jpg`
-        is_named = bool(_SUFFIX.fullmatch(path.suffix)) and not is_mac
+        is_named = bool(IMAGE_SUFFIX.fullmatch(path.suffix)) and not is_mac
         if is_named or _holds_image(path):
             images.append(path)
             unnamed += [] if is_named else [printable_name(path)]
@@ -144,10 +144,12 @@ def split_held_out(paths: Sequence[Path | ImageRow], count: int) -> tuple[list[i
         Numbers of the files to train on, and of those to hold out: `count`, and their copies under other names.
 
     Raises:
-        ValueError: There are not more files than `count`.
+        ValueError: There are not more different files than `count`.
     """
-    require("held_out", count, whole(0, max(0, len(paths) - 1)))
+    require("held_out", count, whole(0))
     digests = [_digest(path) if count else "" for path in paths]
+    different = len(set(digests))
+    require("held_out", count, Rule(lambda n: n < max(1, different), f"below {different}, the different pictures here"))
     chosen = set(sorted(set(digests))[:count])
     numbers = range(len(paths))
     return [n for n in numbers if digests[n] not in chosen], [n for n in numbers if digests[n] in chosen]

@@ -74,6 +74,7 @@ class ShardBatches(Dataset[dict[str, Any]]):
             try:
                 sample = self.reader.read(shard, number)
                 example = self.transform(sample, epoch, sample_id)
+                self._check_shape(example, sample_id)
             except (BadSample, ImageError, UnusableSample) as error:
                 if attempt == 0:  # substitutes are counted at their own positions
                     skips.append(self._skip(error, shard, number, sample_id))
@@ -87,6 +88,13 @@ class ShardBatches(Dataset[dict[str, Any]]):
             f"No readable sample in {_MOST_SUBSTITUTES} attempts at position {position} ({first}). Check that the "
             "shards are where the manifest says."
         )
+
+    def _check_shape(self, example: dict[str, Any], sample_id: int) -> None:
+        """Refuse a picture that has not the size by which the plan has put it into a batch."""
+        if self.plan.shapes is None or self.plan.buckets is None:
+            return
+        if tuple(example["pixels"].shape[1:]) != tuple(self.plan.shapes[self.plan.buckets[sample_id]]):
+            raise UnusableSample("size that is not the manifest's", "measure it anew (`python -m data.build index`)")
 
     def _skip(self, error: Exception, shard: int, number: int, sample_id: int) -> Skip:
         if isinstance(error, BadSample):

@@ -159,17 +159,15 @@ def _data_loader(
     batches: ShardBatches, starts: _Starts, num_workers: int, start_method: str | None, pin_memory: bool
 ) -> DataLoader[dict[str, Any]]:
     """Let torch's loader ask for batches by their positions, in order, from workers that live as long as the loader."""
-    workers: dict[str, Any] = {}
-    if num_workers:
-        workers = {"multiprocessing_context": start_method, "persistent_workers": True}
-        workers["worker_init_fn"] = obey_parent_alone
     return DataLoader(
         batches,
         batch_size=None,
         sampler=starts,
         num_workers=num_workers,
         pin_memory=pin_memory,
-        **workers,
+        multiprocessing_context=start_method if num_workers else None,
+        persistent_workers=num_workers > 0,
+        worker_init_fn=obey_parent_alone,
     )
 
 

@@ -1,6 +1,6 @@
 """From the bytes of a sample to what a training step takes: a uint8 picture, cut the same way on every run."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -15,6 +15,7 @@ from data.shards.manifest import IMAGE_MEMBERS
 from data.shards.plan import derive_seed
 from seecoder.checks import check, choice, whole
 from seecoder.images.gate import load_levels
+from seecoder.images.masks import load_mask
 
 
 class UnusableSample(ValueError):
@@ -64,7 +65,8 @@ class SquareImage:
         max_pixels: Larger pictures are refused before they are decoded.
         buckets: Shapes to choose from, in place of the square.
         reference: Name of the member that the encoder sees, such as "reference" (`000.reference.jpg`).
-        mask: Name of the member, as large as the picture, that is white where the loss counts.
+        mask: Name of the member, as large as the picture, that is white, or painted on transparency, where the loss
+            counts.
 
     Raises:
         ValueError: `size` or `crop` is not accepted.
@@ -117,17 +119,19 @@ class SquareImage:
             seen = self._member(sample, self.reference) if self.reference else picture
             example["frames"] = self.cut(seen, (0, 0, seen.shape[1], seen.shape[2]), shape, is_flipped)
         if self.mask:
-            mask = self._member(sample, self.mask)
-            if mask.shape != picture.shape or not (cut := self.cut(mask, window, shape, is_flipped)[:1]).any():
+            mask = self._member(sample, self.mask, load_mask, may_be_black=True, may_be_white=True)[None]
+            if mask.shape[1:] != picture.shape[1:] or not (cut := self.cut(mask, window, shape, is_flipped)).any():
                 raise UnusableSample("bad mask", "its mask is black where the picture is, or of another size")
             example["mask"] = cut
         return example
 
-    def _member(self, sample: Mapping[str, bytes], name: str) -> Tensor:
+    def _member(
+        self, sample: Mapping[str, bytes], name: str, load: Callable[..., Tensor] = load_levels, **options: bool
+    ) -> Tensor:
         kind = next((f"{name}.{kind}" for kind in IMAGE_MEMBERS if f"{name}.{kind}" in sample), None)
         if kind is None:
             raise UnusableSample("missing member", f"it has no `{name}.{IMAGE_MEMBERS[0]}`, nor of another kind")
-        return load_levels(sample[kind], max_pixels=self.max_pixels)
+        return load(sample[kind], max_pixels=self.max_pixels, **options)
 
     def window(self, pixels: Tensor, shape: tuple[int, int], epoch: int, sample_id: int) -> tuple[int, int, int, int]:
         """Top, left, height and width of the largest part of a picture that has the proportions of `shape`."""

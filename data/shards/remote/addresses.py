@@ -13,10 +13,12 @@ import fsspec
 
 SCHEME = "https"
 STORES = {"s3": "s3fs", "gs": "gcsfs", "hf": "huggingface_hub"}  # by scheme, the package that fsspec opens it with
-# Scheme (a `Path` keeps one slash); left out before the host; shown; left out behind it. Ends where the next begins.
-_SECRETS = re.compile(
-    r"(?i)([a-z][a-z0-9+.-]*://|\b(?:https?|s3|gs|hf):/)(?:[^/?#\s'\"<>]*@)?"
-    r"((?:(?![a-z][a-z0-9+.-]*://)[^?#\s'\"`<>])*)(?:[?#][^\s'\"`<>]*)?"
+# Scheme (a `Path` keeps one slash); left out before the host (a password may hold what ends a host); shown; left out
+# behind it. Ends where the next begins.
+ADDRESS = re.compile(
+    r"(?i)([a-z][a-z0-9+.-]*://|\b(?:https?|s3|gs|hf):/)"
+    r"([^/\s'\"<>]*@|[^/\s'\"<>@:]+:(?!//|\d+[/?#])[^\s'\"<>@]*@)?"
+    r"((?:(?![a-z][a-z0-9+.-]*://)[^?#\s'\"`<>])*)((?:[?#][^\s'\"`<>]*)?)"
 )
 _TOKENS = re.compile(  # outside of addresses: of a header, of a query by itself, and Hugging Face's
     r"(?i)(\b(?:bearer|basic) +(?=\S*\d)|[?&][\w.-]*(?:token|sig|key|secret|credential|password)[\w.-]*=)"
@@ -79,4 +81,4 @@ def folder_address(address: str, name: str) -> str:
 
 def redacted(text: str | Path) -> str:
     """A location, or a text that holds some, for messages: without user, password, query, fragment and known tokens."""
-    return _TOKENS.sub(r"\1...", _SECRETS.sub(r"\1\2", str(text)))
+    return _TOKENS.sub(r"\1...", ADDRESS.sub(r"\1\3", str(text)))

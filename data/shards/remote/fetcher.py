@@ -124,7 +124,7 @@ class Fetcher:
     def _is_fresh(self, mark: Path) -> bool:
         """Whether something was marked as failed no longer ago than `patience`."""
         try:
-            return time.time() - mark.stat().st_mtime < self.patience
+            return abs(time.time() - mark.stat().st_mtime) < self.patience  # a server's clock may be ahead
         except FileNotFoundError:  # also where another reader removes it just now
             return False
 

@@ -9,13 +9,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from data.shards.img2dataset import make_manifest, take_stock
+from data.shards.img2dataset import OTHER_PICTURE, make_manifest, take_stock
 from data.shards.index import index_path, read_headers
 from data.shards.manifest import read_manifest
 from data.shards.reading.shard_loader import ShardLoader
+from data.shards.reading.skips import TooManySkipped, check_passed
 from data.shards.reading.square_image import SquareImage
 from data.shards.shard_set import open_shards
+from tests.fixtures.images import encode
 from tests.fixtures.shards import AttributedSquare
 
 
@@ -106,13 +109,16 @@ def test_a_manifest_does_not_bless_damage(folder: Path):
     assert not (folder / "manifest.json").exists()
 
 
-def tar_bytes(keys: range) -> bytes:
+PIXEL = encode(Image.new("L", (1, 1)), "PNG")  # content decides, not the name
+
+
+def tar_bytes(keys: range, kind: str = "jpg", content: bytes = PIXEL) -> bytes:
     with io.BytesIO() as stream:
         with tarfile.open(fileobj=stream, mode="w") as tar:
             for key in keys:
-                info = tarfile.TarInfo(f"{key:05d}.jpg")
-                info.size = 4
-                tar.addfile(info, io.BytesIO(b"jpeg"))
+                info = tarfile.TarInfo(f"{key:05d}.{kind}")
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
         return stream.getvalue()
 
 
@@ -304,3 +310,49 @@ def test_damaged_notes_are_left_aside(plain: Path, notes: object):
     content["settings"]["passed_over"] = notes
     (plain / "manifest.json").write_text(json.dumps(content))
     assert not open_shards(plain).passed
+
+
+@pytest.mark.parametrize("kind", ["input.jpg", "gif", "bmp"])
+def test_pictures_under_other_names_are_said_by_index_and_lost_unless_they_are_chosen(plain: Path, kind: str):
+    for path in plain.glob("*.tar"):
+        path.write_bytes(tar_bytes(range(5), kind))
+    for has_manifest in (False, True):
+        found = open_shards(plain).passed
+        assert [(skip.reason, skip.samples) for skip in found] == [(OTHER_PICTURE, 5)] * 3
+        with pytest.raises(
+            TooManySkipped, match=rf"15 of 15 .*00000\.tar`: no picture under .*`image_member`.*'{kind}'"
+        ):
+            check_passed(found, 15, 0.01)
+        assert not open_shards(plain, images=(kind,)).passed
+        assert [skip.samples for skip in open_shards(plain, images=("webp",)).passed] == [5, 5, 5]
+        if not has_manifest:
+            assert [(skip.reason, skip.samples) for skip in make_manifest(plain)[1]] == [(OTHER_PICTURE, 0)] * 3
+
+
+def test_pictures_that_cannot_be_opened_are_counted_by_index_and_by_all_who_read_its_manifest(plain: Path):
+    (plain / "00001.tar").write_bytes(tar_bytes(range(5, 10), content=b"<html>not found</html>"))
+    with pytest.raises(TooManySkipped, match=r"5 of 15 .*00001\.tar`: picture that cannot be opened \(5 of 5\)"):
+        make_manifest(plain)
+    assert not (plain / "manifest.json").exists()
+    manifest, passed = make_manifest(plain, ceiling=0.5)
+    assert manifest.samples == 15
+    expected = [("picture that cannot be opened", 5)]
+    assert [(skip.reason, skip.samples) for skip in passed] == expected
+    assert [(skip.reason, skip.samples) for skip in open_shards(plain).passed] == expected
+
+
+def test_what_index_leaves_out_counts_as_lost_with_all_that_could_be_read_of_it(plain: Path):
+    with (plain / "00001.tar").open("ab") as file:
+        file.write(b"rubbish" * 200)
+    assert lost(plain) == {"00001.tar": ("damaged shard", 1)}, "a training reads the five before it"
+    with pytest.raises(TooManySkipped, match=r"6 of 16 .*and is left out"):
+        make_manifest(plain, ceiling=0.3)
+    assert make_manifest(plain, ceiling=0.4)[0].samples == 10
+
+
+def test_brackets_and_capitals_in_names_of_shards_are_no_reason_to_leave_them_out(plain: Path):
+    for name in ("part[0].tar", "a & b.tar", "~c'.TAR"):
+        (plain / name).write_bytes(tar_bytes(range(2)))
+    assert not lost(plain)
+    assert make_manifest(plain)[0].samples == 21
+    assert open_shards(plain / "part[0].tar").counts == open_shards(plain / "~c'.TAR").counts == [2]

@@ -306,3 +306,10 @@ def test_spoiled_index_is_not_used(tmp_path: Path, spoil: Callable[[dict], objec
     index_path(path).write_text(json.dumps(spoil(json.loads(index_path(path).read_text()))))
     assert read_index(path) is None
     assert load(path) == read_headers(path)
+
+
+@pytest.mark.parametrize("kinds", [("jpg.jpg",), ("png.webp", "png.json"), ("JPEG.jpg", "JPEG.txt")])
+def test_a_second_extension_of_a_picture_belongs_to_its_name(tmp_path: Path, kinds: tuple[str, ...]):
+    members = [(f"{number}.{kind}", b"x") for number in range(3) for kind in kinds]
+    found = read_headers(tar_of(tmp_path / "a.tar", members)).samples
+    assert [sorted(places) for _, places in found] == [sorted(kind.partition(".")[2] for kind in kinds)] * 3

@@ -250,3 +250,13 @@ def test_nothing_but_files_that_cannot_be_read_is_told_by_name(tmp_path: Path):
     (tmp_path / "a.tar").write_bytes(b"\x1f\x8b")
     with pytest.raises(ValueError, match=r"No shards were found.*a\.tar`: not a tar file"):
         open_shards(tmp_path)
+
+
+def test_a_folder_may_be_called_like_a_notation(make_shards, tmp_path: Path):
+    folder = make_shards([2, 3], "a [1]* {b} é")
+    for pattern in ("*.tar", "0000?.tar", "{00000..00001}.tar"):
+        assert open_shards(f"{folder}/{pattern}").counts == [2, 3]
+    found = open_shards(f"{folder}/{{00001..00002}}.tar")
+    assert [(Path(skip.name).name, skip.reason, skip.samples) for skip in found.passed] == [
+        ("00002.tar", "missing shard", 3)
+    ]

@@ -13,6 +13,7 @@ from seecoder.export.run_folder import marker_path
 from seecoder.export.trained_part import TrainedEncoder, read_trained
 from seecoder.weights.digests import file_sha256
 from seecoder.weights.safetensors_files import WeightsError, write_safetensors
+from tests.fixtures.pickles import State
 
 
 @pytest.fixture
@@ -51,20 +52,6 @@ def test_the_trained_part_is_read(trained, tmp_path):
 
 def test_no_average_is_none(trained, tmp_path):
     assert read_trained(write(tmp_path / "a.ckpt", trained, ema={})).ema is None
-
-
-class State(torch.Tensor):
-    """A tensor of another package, as torchao keeps an optimizer's state in."""
-
-    @staticmethod
-    def __new__(cls, inner: torch.Tensor) -> "State":
-        made = torch.Tensor._make_wrapper_subclass(cls, inner.shape)
-        made.inner = inner
-        return made
-
-    @classmethod
-    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
-        return func(*(value.inner if isinstance(value, State) else value for value in args), **(kwargs or {}))
 
 
 @pytest.mark.parametrize("package", ["torchao", "elsewhere"])

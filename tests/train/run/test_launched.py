@@ -52,6 +52,14 @@ def test_the_runs_own_number_passes(launch, variables, devices, nodes):
     check_launcher(RunSettings("run", 1, devices=devices, num_nodes=nodes))
 
 
+def test_tasks_of_slurm_that_srun_did_not_start_are_refused_where_lightning_would_wait_for_them(launch):
+    launch({"SLURM_NTASKS": "4", "SLURM_JOB_NAME": "train"})
+    with pytest.raises(ValueError, match="`SLURM_NTASKS`=4 must be left out without srun"):
+        check_launcher(RunSettings("run", 1))
+    launch({"SLURM_JOB_NAME": "interactive"})
+    check_launcher(RunSettings("run", 1))
+
+
 def test_the_same_processes_on_other_nodes_are_refused(launch):
     launch(TORCHRUN)
     with pytest.raises(ValueError, match="2 on this node"):

@@ -11,7 +11,7 @@ def rows(path):
         return list(csv.reader(file))
 
 
-def test_a_continued_run_cuts_what_came_after_its_checkpoint(tmp_path):
+def test_a_continued_run_cuts_what_came_after_its_checkpoint(tmp_path, capsys):
     file = MetricsFile(tmp_path / "metrics.csv")
     file.cut_after(0)
     for step in (1, 2, 3):
@@ -19,6 +19,7 @@ def test_a_continued_run_cuts_what_came_after_its_checkpoint(tmp_path):
     with file.path.open("a") as torn:
         torn.write("4,lo")
     file.cut_after(2)
+    assert capsys.readouterr().out == f"note: 2 lines of {file.path} after step 2 are cut\n"
     file.append(3, {"loss": 0.25})
     assert rows(file.path) == [
         ["step", "metric", "value"],

@@ -1,10 +1,14 @@
+import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from seecoder.weights.safetensors_files import WeightsError
+from tests.fixtures.pickles import State
 from train.settings import EmaSettings, OptimizerSettings
 from train.stages.stage import Stage, read_stage_weights
 
@@ -70,5 +74,33 @@ def test_another_runs_weights_are_read_and_its_averages_before_them(tmp_path):
 
 
 def test_a_run_without_a_checkpoint_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"`init_from`=.* has no complete checkpoint"):
+    with pytest.raises(FileNotFoundError, match=r"holds no whole checkpoint"):
         read_stage_weights(tmp_path)
+    torch.save({"model": {}}, tmp_path / "c.ckpt")
+    with pytest.raises(WeightsError, match=r"c\.ckpt has no `state_dict`"):
+        read_stage_weights(tmp_path / "c.ckpt")
+
+
+def test_state_of_an_optimizer_that_is_not_installed_does_not_keep_weights_from_loading(tmp_path, monkeypatch):
+    """As torchao keeps it; nobody has imported torchao where a run only takes the weights."""
+    with monkeypatch.context() as context:
+        module = ModuleType("torchao.not_installed")
+        module.State = State
+        context.setitem(sys.modules, module.__name__, module)
+        context.setattr(State, "__module__", module.__name__)
+        path = write_checkpoint(tmp_path / "a.ckpt", optimizer_states=[{"state": {0: State(torch.ones(2))}}])
+    assert set(read_stage_weights(path)) == set(Tiny().state_dict())
+
+
+def test_other_frozen_weights_are_said_when_a_run_goes_on(monkeypatch, capsys):
+    saved, same = Tiny(), Tiny()
+    same.load_state_dict(saved.state_dict())
+    same.freeze_parts()
+    checkpoint: Any = {"state_dict": saved.state_dict(), "loops": {"fit_loop": {}}}
+    saved.on_save_checkpoint(checkpoint)
+    trainer = SimpleNamespace(is_global_zero=True, fit_loop=SimpleNamespace(state_dict=dict))
+    monkeypatch.setattr(Tiny, "trainer", trainer)
+    same.on_load_checkpoint(checkpoint)
+    assert capsys.readouterr().out == ""
+    Tiny().on_load_checkpoint(checkpoint)  # which has a frozen layer of its own
+    assert "`frozen` has other weights than at the checkpoint" in capsys.readouterr().out

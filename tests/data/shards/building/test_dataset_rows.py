@@ -80,3 +80,18 @@ def test_without_the_package_its_extra_is_named(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(dataset_rows, "find_spec", lambda _: None)
     with pytest.raises(ValueError, match=r"pip install 'seecoder\[datasets\]'"):
         open_rows(ImageRow(str(tmp_path)))
+
+
+@pytest.mark.parametrize("column", [[1, 2], [[{"bytes": b"x", "path": None}]] * 2])
+def test_a_column_of_something_else_is_refused_in_one_line(tmp_path: Path, column: list[Any]):
+    datasets.Dataset.from_dict({"image": column}).save_to_disk(tmp_path / "place")
+    with pytest.raises(ValueError, match=r"`image_column`=image must be a column of pictures; it is .+\.$") as caught:
+        open_rows(ImageRow(str(tmp_path / "place")))
+    assert "\n" not in str(caught.value)
+
+
+def test_addresses_in_place_of_pictures_are_named_as_what_they_are_and_not_shown(tmp_path: Path):
+    datasets.Dataset.from_dict({"image": ["https://me:secret@host/0.jpg"]}).save_to_disk(tmp_path / "place")
+    row = ImageRow(str(tmp_path / "place"))
+    files = ImageFiles.from_paths([row], ["a"], size=None, encode="jpeg", quality=95, max_pixels=10**6)
+    assert [item.reason for item in files.samples(0, 1)] == ["FileNotFoundError: its path is that of no file here"]

@@ -187,3 +187,9 @@ def test_what_cannot_be_read_is_held_out_last(tmp_path: Path):
     for count in (-1, 3):
         with pytest.raises(ValueError, match=f"`held_out`={count}"):
             split_held_out(paths, count)
+
+
+def test_pictures_that_are_all_one_leave_nothing_to_hold_out(tmp_path: Path):
+    paths = [save_image(tmp_path / f"{number}.png", seed=0) for number in range(12)]
+    with pytest.raises(ValueError, match=r"`held_out`=1 must be below 1, the different pictures here\."):
+        split_held_out(paths, 1)

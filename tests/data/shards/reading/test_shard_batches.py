@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -52,3 +53,15 @@ def test_shards_that_are_all_gone_are_an_error(make_shards: Callable[..., Path])
     (folder / "00000.tar").unlink()
     with pytest.raises(NoReadableSample, match="position 0"):
         batches(folder)[0]
+
+
+def test_a_picture_of_another_size_than_the_manifest_says_is_counted_and_no_batch_of_two_shapes(make_shards):
+    shards = open_shards(make_shards([4, 4]))
+    labels, shapes = np.array([0, 1] * 4), np.array([[8, 8], [8, 16]])  # all of them are squares
+    plan = Plan(shards.counts, seed=1, buckets=labels, shapes=shapes, group=2)
+    own = ShardBatches(shards, plan, SquareImage(8), 2)
+    group = next(start for start in range(0, 8, 2) if plan.place(start).sample_id % 2 == 0)
+    assert own[group][SKIPS] == ()
+    wrong = next(start for start in range(0, 8, 2) if plan.place(start).sample_id % 2)
+    with pytest.raises(NoReadableSample, match=r"measure it anew"):
+        own[wrong]

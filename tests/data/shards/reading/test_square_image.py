@@ -186,3 +186,14 @@ def test_pictures_that_need_no_scaling_are_the_levels_of_load_image(mode: str):
     expected = (load_image(content) * 255).round().to(torch.uint8)
     found = SquareImage(16)({"jpg": content}, 0, 0)["pixels"]
     assert torch.equal(found, expected)
+
+
+def test_a_mask_is_what_is_painted_on_transparency_or_light():
+    painted = np.zeros((16, 16, 4), np.uint8)
+    painted[:, :8] = (0, 0, 0, 255)
+    blue = np.zeros((16, 16, 3), np.uint8)
+    blue[:, :8, 2] = 255
+    for mask, level in ((painted, 255), (blue, 29)):
+        example = SquareImage(16, mask="mask")({"png": encoded(noise(16, 16)), "mask.png": encoded(mask)}, 0, 0)
+        assert (example["mask"][0, :, :8] == level).all()
+        assert (example["mask"][0, :, 8:] == 0).all()
