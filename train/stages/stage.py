@@ -211,10 +211,9 @@ def read_stage_weights(source: Path) -> dict[str, Tensor]:
         FileNotFoundError: There is none.
         WeightsError: It is no whole checkpoint.
     """
-    path = find_checkpoint(source)
-    checkpoint = read_checkpoint(path)
+    checkpoint = read_checkpoint(find_checkpoint(source))
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
-        raise WeightsError(f"`init_from`={path} has no `state_dict`; give a checkpoint of `python -m train fit`.")
+        raise WeightsError(f"`init_from`={source} has no `state_dict`; give a checkpoint of `python -m train fit`.")
     return {**checkpoint["state_dict"], **checkpoint.get("ema", {}).get("averages", {})}
 
 
