@@ -195,8 +195,7 @@ def _verify(options: Namespace) -> None:
         raise ValueError(
             f"{len(faults)} of {len(manifest.shards)} shards are not as they were: {'; '.join(faults[:10])}{more}"
         )
-    is_whole = not any(skip.samples for skip in passed)
-    print(f"{'done' if is_whole else 'with what was passed over'}: all shards are as the manifest says")
+    print(f"{'but for what was passed over' if passed else 'done'}: all shards are as the manifest says")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ _LAUNCHERS = {
     "mpirun": ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"),
     "mpiexec": ("PMI_SIZE", "PMI_RANK", "MPI_LOCALNRANKS"),
 }
-_SHELLS = ("bash", "interactive")  # jobs of SLURM in which nobody starts processes
 _PATIENCE = 5.0  # seconds for what a killed run leaves: its readers hold the lock until they notice
 
 
@@ -25,7 +24,7 @@ def _launcher() -> tuple[str, int, int, int] | None:
     """Name, all processes, rank and processes of this node (0: unknown) of who started this process, if anybody did."""
     for name, variables in _LAUNCHERS.items():
         world, rank, local = (os.environ.get(variable, "") for variable in variables)
-        is_shell = name == "SLURM" and os.environ.get("SLURM_JOB_NAME") in _SHELLS
+        is_shell = name == "SLURM" and os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive")
         if world.isdecimal() and rank.isdecimal() and not is_shell:
             return name, int(world), int(rank), int(local) if local.isdecimal() else 0
     return None
@@ -44,9 +43,8 @@ def check_launcher(run: RunSettings) -> None:
     Raises:
         ValueError: With both numbers.
     """
-    found = _launcher()
-    tasks, is_shell = os.environ.get("SLURM_NTASKS", "1"), os.environ.get("SLURM_JOB_NAME") in _SHELLS
-    if found is None and tasks != "1" and not is_shell and "SLURM_PROCID" not in os.environ:
+    found, tasks = _launcher(), os.environ.get("SLURM_NTASKS", "1")
+    if found is None and tasks != "1" and os.environ.get("SLURM_JOB_NAME") not in ("bash", "interactive"):
         raise ValueError(f"`SLURM_NTASKS`={tasks} must be left out without srun. Unset it, or begin with srun.")
     if found is None:
         return

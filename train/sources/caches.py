@@ -48,6 +48,8 @@ def find_caches(options: Mapping[str, Any], source: Mapping[str, Any], shards: S
     found = {}
     for kind in (MomentsSource, MapsSource):
         aside = "" if source.get(f"cached_{kind.kind}", False) else f"`cached_{kind.kind}` is false"
+        if source.get("image_member"):
+            aside = aside or "`image_member` is set, and they are of the usual picture"
         if kind is MapsSource and options.get("encoder_size") is not None:
             aside = aside or "`encoder_size` is set"
         if kind is MapsSource and source.get("reference"):

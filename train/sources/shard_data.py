@@ -206,7 +206,8 @@ class ShardPictures(StageData):
 
     def _cache_sources(self, shards: ShardSet, images: Sequence[SquareImage]) -> tuple[CacheSource, ...]:
         """What caches must be of, for those that the stage takes in place of computing it."""
-        stage: Any = None if self.trainer is None else self.trainer.lightning_module
+        # Caches are of the usual picture.
+        stage: Any = None if self.trainer is None or self.images != IMAGE_MEMBERS else self.trainer.lightning_module
         found = []
         if self.cached_moments and hasattr(stage, "moments_source"):
             found.append(stage.moments_source(self.transform.unit))

@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from data.shards.building.dataset_rows import ImageRow
-from seecoder.checks import Rule, require, whole
+from seecoder.checks import Rule, require
 
 IMAGE_SUFFIX = re.compile(r"\.(jpe?g|jpe|jfif|mpo|a?png|webp|tiff?|bmp|dib|gif|avif|hei[cf]|hif)", re.IGNORECASE)
 _LINE_ENDS = re.compile(r"\r\n|\n|\r")  # `splitlines` would also cut names that hold U+2028 and its like
@@ -146,10 +146,10 @@ def split_held_out(paths: Sequence[Path | ImageRow], count: int) -> tuple[list[i
     Raises:
         ValueError: There are not more different files than `count`.
     """
-    require("held_out", count, whole(0))
     digests = [_digest(path) if count else "" for path in paths]
     different = len(set(digests))
-    require("held_out", count, Rule(lambda n: n < max(1, different), f"below {different}, the different pictures here"))
+    below = Rule(lambda n: 0 <= n < max(1, different), f"from 0 up and below {different}, the different pictures here")
+    require("held_out", count, below)
     chosen = set(sorted(set(digests))[:count])
     numbers = range(len(paths))
     return [n for n in numbers if digests[n] not in chosen], [n for n in numbers if digests[n] in chosen]

@@ -191,5 +191,5 @@ def test_what_cannot_be_read_is_held_out_last(tmp_path: Path):
 
 def test_pictures_that_are_all_one_leave_nothing_to_hold_out(tmp_path: Path):
     paths = [save_image(tmp_path / f"{number}.png", seed=0) for number in range(12)]
-    with pytest.raises(ValueError, match=r"`held_out`=1 must be below 1, the different pictures here\."):
+    with pytest.raises(ValueError, match=r"`held_out`=1 must be from 0 up and below 1, the different pictures here\."):
         split_held_out(paths, 1)
