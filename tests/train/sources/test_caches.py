@@ -61,6 +61,7 @@ def flops(text: str) -> dict[str, float]:
 NO_LATENTS, NO_MAPS = {"data.init_args.cached_moments": False}, {"data.init_args.cached_maps": False}
 IN_BUCKETS = {"data.init_args.buckets": BUCKETS}
 SMALL = {"stage.init_args.encoder_size": 64}
+OTHER = {"data.init_args.image_member": "png"}
 CASES = {
     "raw": (["shards"], {}, (0, 0), "beside 0% of the pictures, backbone maps beside 0%"),
     "latents": (["cached"], {}, (1, 0), "beside 100% of the pictures, backbone maps beside 0%"),
@@ -68,6 +69,7 @@ CASES = {
     "mixed": (["with_maps", "shards"], {}, (0.5, 0.5), "beside 50% of the pictures, backbone maps beside 50%"),
     "no latents": (["cached"], NO_LATENTS, (0, 0), "100% (left aside: `cached_moments` is false) of the pictures"),
     "no maps": (["with_maps"], NO_MAPS, (1, 0), "maps beside 100% (left aside: `cached_maps` is false)"),
+    "another member": (["with_maps"], OTHER, (0, 0), "100% (left aside: `image_member` is set, and they are of the"),
     "another size": (["with_maps"], SMALL, (1, 0), "maps beside 100% (left aside: `encoder_size` is set)"),
 }
 
