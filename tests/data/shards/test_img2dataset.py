@@ -285,8 +285,9 @@ def with_a_link(folder: Path) -> None:
     with tarfile.open(folder / "00003.tar", "w") as tar:
         for name in ("README", *(f"{number}.jpg" for number in range(11))):
             info = tarfile.TarInfo(name)
+            info.size = len(PIXEL) * (name != "3.jpg")
             info.type, info.linkname = (tarfile.SYMTYPE, "/x/3.jpg") if name == "3.jpg" else (tarfile.REGTYPE, "")
-            tar.addfile(info)
+            tar.addfile(info, io.BytesIO(PIXEL))
 
 
 def test_what_is_lost_inside_indexed_shards_is_told_from_the_manifest(plain: Path):

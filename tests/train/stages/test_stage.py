@@ -86,6 +86,7 @@ def test_state_of_an_optimizer_that_is_not_installed_does_not_keep_weights_from_
     with monkeypatch.context() as context:
         module = ModuleType("torchao.not_installed")
         module.State = State
+        context.setitem(sys.modules, "torchao", ModuleType("torchao"))
         context.setitem(sys.modules, module.__name__, module)
         context.setattr(State, "__module__", module.__name__)
         path = write_checkpoint(tmp_path / "a.ckpt", optimizer_states=[{"state": {0: State(torch.ones(2))}}])
