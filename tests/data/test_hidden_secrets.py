@@ -70,8 +70,9 @@ def test_a_password_that_nobody_escaped_is_hidden_as_a_whole_and_in_parts(passwo
 
 def test_secrets_of_the_environment_are_hidden_and_switches_are_not(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "argv", ["train"])
-    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), "utf-8"))
-    monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(io.BytesIO(), "utf-8"))
+    streams = [io.TextIOWrapper(io.BytesIO(), "utf-8") for _ in range(2)]  # one that nobody keeps closes what it wraps
+    for name, stream in zip(("stdout", "stderr"), streams, strict=True):
+        monkeypatch.setattr(sys, name, stream)
     shown = {
         "TOKENIZERS_PARALLELISM": "disabled",
         "GOOGLE_APPLICATION_CREDENTIALS": str(tmp_path),
@@ -83,4 +84,4 @@ def test_secrets_of_the_environment_are_hidden_and_switches_are_not(monkeypatch,
     hide_secrets()
     print(*shown.values(), *kept.values())
     sys.stdout.flush()
-    assert sys.stdout.buffer.getvalue().decode().split() == [*shown.values(), "...", "...", "..."]
+    assert streams[0].buffer.getvalue().decode().split() == [*shown.values(), "...", "...", "..."]
