@@ -18,15 +18,19 @@ Memory stays below 35 bytes a pixel plus three times the file. All of it may be 
 
 import os
 import stat
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from PIL import Image, ImageFile
 
-from seecoder.images.decoding import decode, open_image, rasterise
+from seecoder.checks import require, whole
+from seecoder.images.colours import rasterise
+from seecoder.images.decoding import open_image
 from seecoder.images.header import BadImage, check_size, orientation_from_exif
 
 Source = str | os.PathLike | bytes | bytearray | memoryview | Image.Image | np.ndarray | torch.Tensor
+Decoder = Callable[[Image.Image, bytes], np.ndarray]  # an opened file and its bytes -> what `rasterise` makes of it
 
 MAX_PIXELS = 64_000_000  # of a file, unless the caller says otherwise
 ROUNDING = 1e-3  # how far floats may leave [0, 1] before it is an error rather than rounding
@@ -78,29 +82,16 @@ def load_image(
     """
     if len(background) != 3 or not all(0 <= level <= 255 for level in background):
         raise ValueError(f"`background`={background} must be three levels (red, green, blue) in 0-255.")
-    return _to_tensor(read_pixels(source, max_pixels), background)
+    return to_tensor(read_pixels(source, max_pixels), background)
 
 
-def load_levels(source: Source, *, max_pixels: int = MAX_PIXELS) -> torch.Tensor:
-    """Load one picture as `load_image` does, but leave 8 bits 8 bits.
-
-    Returns:
-        (3, H, W) on the CPU: uint8, where the picture has 8 bits a channel and nothing shows through it; float32 in
-        [0, 1] otherwise.
-    """
-    values = read_pixels(source, max_pixels)
-    if values.dtype != np.uint8 or values.shape[2] in (2, 4):
-        return _to_tensor(values, (255, 255, 255))
-    levels = values.copy() if min(values.strides) < 0 else values  # turned pictures go backwards through memory
-    return torch.from_numpy(levels).movedim(2, 0).expand(3, -1, -1)
-
-
-def read_pixels(source: Source, max_pixels: int) -> np.ndarray:
+def read_pixels(source: Source, max_pixels: int, decoder: Decoder | None = None) -> np.ndarray:
     """Read one picture as it is, with its transparency.
 
     Args:
         source: As for `load_image`.
         max_pixels: As for `load_image`.
+        decoder: Takes the place of `rasterise` for a file.
 
     Returns:
         (H, W, C) upright pixels, uint8 or float32 in [0, 1]: grey or RGB, and if C is 2 or 4, alpha behind.
@@ -110,11 +101,10 @@ def read_pixels(source: Source, max_pixels: int) -> np.ndarray:
         TypeError: If `source` is of none of the types.
         ValueError: If `max_pixels` is out of range.
     """
-    if max_pixels < 1:
-        raise ValueError(f"`max_pixels`={max_pixels} must be a positive number of pixels.")
+    require("max_pixels", max_pixels, whole(1))
     name = describe(source)
     try:
-        return _read(source, max_pixels)
+        return _read(source, max_pixels, decoder)
     except BadImage as error:
         raise ImageError(name, str(error)) from None
     except MemoryError:
@@ -141,7 +131,7 @@ def describe(source: Source) -> str:
     return f"{type(source).__name__} of {source.size if isinstance(source, Image.Image) else tuple(source.shape)}"
 
 
-def _read(source: Source, max_pixels: int) -> np.ndarray:
+def _read(source: Source, max_pixels: int, decoder: Decoder | None) -> np.ndarray:
     """Upright pixels, (H, W, 1 to 4), uint8 or float32 in [0, 1]."""
     if isinstance(source, torch.Tensor):
         tensor = source.detach().cpu()
@@ -154,13 +144,12 @@ def _read(source: Source, max_pixels: int) -> np.ndarray:
         if isinstance(source, ImageFile.ImageFile) and unloaded and source.format not in _ALLOWED_UNLOADED:
             raise BadImage(f"{source.format} files are not decoded; load it yourself if you trust the source")
         check_size(*source.size, max_pixels if unloaded else source.width * source.height)
-        source.load()
         return _upright(source, rasterise(source))
     limit = _MAX_BYTES_PER_PIXEL * max_pixels + _MAX_METADATA_BYTES
     data = _read_file(source, limit) if isinstance(source, str | os.PathLike) else bytes(source)
     _check_bytes(len(data), limit)
     image = open_image(data, max_pixels)
-    return _upright(image, decode(image, data))
+    return _upright(image, rasterise(image) if decoder is None else decoder(image, data))
 
 
 def _read_file(path: str | os.PathLike[str], limit: int) -> bytes:
@@ -215,8 +204,8 @@ def _upright(image: Image.Image, values: np.ndarray) -> np.ndarray:
     return values[:, ::-1] if orientation in (2, 3, 6, 7) else values
 
 
-def _to_tensor(values: np.ndarray, background: tuple[int, int, int]) -> torch.Tensor:
-    """(3, H, W) float32; alpha blends linearly in the stored (sRGB) values, as browsers and image editors do."""
+def to_tensor(values: np.ndarray, background: tuple[int, int, int]) -> torch.Tensor:
+    """Pixels of `read_pixels` as (3, H, W) float32; alpha blends in the stored (sRGB) values, as in browsers."""
     planes = torch.from_numpy(np.moveaxis(values, 2, 0).astype(np.float32, order="C"))
     planes = planes.div_(255) if values.dtype == np.uint8 else planes
     colour = planes[:3] if len(planes) > 2 else planes[:1]

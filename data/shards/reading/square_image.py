@@ -1,7 +1,6 @@
 """From the bytes of a sample to what a training step takes: a uint8 picture, cut the same way on every run."""
 
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -13,8 +12,8 @@ from torch.nn import functional
 from data.shards.buckets import Buckets
 from data.shards.manifest import IMAGE_MEMBERS
 from data.shards.plan import derive_seed
+from data.shards.reading.levels import load_levels
 from seecoder.checks import check, choice, whole
-from seecoder.images.gate import load_levels
 from seecoder.images.masks import load_mask
 
 
@@ -101,8 +100,6 @@ class SquareImage:
 
     def __call__(self, sample: Mapping[str, bytes], epoch: int, sample_id: int) -> dict[str, Any]:
         """Make an example."""
-        with suppress(ImportError):
-            import torchvision.io  # noqa: F401  # the gate then decodes plain JPEG by it
         picture = load_levels(next(iter(sample.values())), max_pixels=self.max_pixels)
         is_flipped, shape = self.is_flipped(epoch, sample_id), (self.size, self.size)
         if self.buckets is not None:

@@ -17,7 +17,7 @@ import torch
 from PIL import Image, ImageFile
 
 from seecoder.images import header
-from seecoder.images.gate import ImageError, load_image, load_levels
+from seecoder.images.gate import ImageError, load_image
 from tests.fixtures.images import UPRIGHT, assert_levels, bounded, encode, stored
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -359,7 +359,7 @@ def test_this_is_the_only_door():
         for path in (ROOT / folder).rglob("*"):
             if not path.is_file() or path.suffix not in ("", ".py") or path.name.startswith("."):
                 continue
-            if path == ROOT / "seecoder" / "images" / "decoding.py":  # the door, where what was checked is decoded
+            if path == ROOT / "data/shards/reading/levels.py":  # decodes what the door has opened and checked
                 continue
             for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
                 if OPENING.search(line.split("#")[0]):
@@ -378,16 +378,3 @@ def test_this_is_the_only_door():
 )
 def test_the_search_for_other_doors_finds_them(line):
     assert OPENING.search(line)
-
-
-@pytest.mark.parametrize("mode", ["L", "RGB"])
-def test_eight_bits_stay_eight_bits_and_all_else_is_as_load_image_has_it(mode: str):
-    levels = np.random.default_rng(0).integers(0, 256, (12, 9, 3), dtype=np.uint8)
-    content = encode(np.asarray(Image.fromarray(levels).convert(mode)), "PNG")
-    found = load_levels(content)
-    assert (found.dtype, found.shape) == (torch.uint8, (3, 12, 9))
-    assert torch.equal(found.float().div(255), load_image(content))
-    transparent = encode(np.dstack([levels, levels[..., :1]]), "PNG")
-    assert torch.equal(load_levels(transparent), load_image(transparent))
-    with pytest.raises(ImageError, match="limit"):
-        load_levels(content, max_pixels=50)

@@ -13,7 +13,7 @@ from PIL import Image
 from seecoder.images.formats import isobmff
 from seecoder.images.gate import ImageError, load_image
 from tests.fixtures.images import NOISE, assert_levels, bounded, encode, refuse, stored
-from tests.seecoder.images.test_decoding import swapped_rgb_profile
+from tests.seecoder.images.test_colours import swapped_rgb_profile
 
 FORMATS = ["AVIF", "HEIF"]
 FINE = {
