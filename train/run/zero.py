@@ -21,7 +21,7 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
-from lightning.pytorch.plugins.precision import DeepSpeedPrecision
+from lightning.pytorch.plugins.precision import DeepSpeedPrecision, Precision
 from lightning.pytorch.strategies import DeepSpeedStrategy
 from lightning.pytorch.strategies.strategy import Strategy
 from torch import Tensor, distributed, nn
@@ -84,6 +84,10 @@ class ZeroPrecision(DeepSpeedPrecision):
         device: Type of the device.
     """
 
+    # Frozen parts stay in the dtype that the stage holds them in, and batches as they come.
+    convert_module = Precision.convert_module
+    convert_input = Precision.convert_input
+
     def __init__(self, device: str) -> None:
         super().__init__("32-true")
         self.device = device
@@ -91,14 +95,6 @@ class ZeroPrecision(DeepSpeedPrecision):
     def forward_context(self) -> Any:
         """Let DeepSpeed's autocast keep no casts, like Lightning's: gradients of weights used twice add in float32."""
         return torch.autocast(self.device, enabled=False, cache_enabled=False)
-
-    def convert_module(self, module: nn.Module) -> nn.Module:
-        """Leave frozen parts in the dtype that the stage holds them in."""
-        return module
-
-    def convert_input(self, data: Any) -> Any:
-        """Leave a batch alone: the stage knows what is to be which dtype."""
-        return data
 
     def backward(self, tensor: Tensor, model: Any, optimizer: Any, *args: Any, **kwargs: Any) -> None:
         """Exchange gradients after the last micro-batch of a step (in stage 2 after each)."""
@@ -114,21 +110,10 @@ class ZeroStrategy(DeepSpeedStrategy):
     save_checkpoint = Strategy.save_checkpoint
     load_checkpoint = Strategy.load_checkpoint
     load_model_state_dict = Strategy.load_model_state_dict
-
-    @property
-    def restore_checkpoint_after_setup(self) -> bool:
-        """No: weights are loaded before DeepSpeed takes its parts."""
-        return False
-
-    @property
-    def lightning_restore_optimizer(self) -> bool:
-        """Yes, by `load_optimizer_state_dict`."""
-        return True
-
-    @property
-    def handles_gradient_accumulation(self) -> bool:
-        """No: the stage's `optimizer_step` is for whole steps."""
-        return False
+    restore_checkpoint_after_setup: Any = Strategy.restore_checkpoint_after_setup
+    lightning_restore_optimizer: Any = Strategy.lightning_restore_optimizer  # by `load_optimizer_state_dict`
+    handles_gradient_accumulation: Any = Strategy.handles_gradient_accumulation  # the stage's steps are whole ones
+    block_backward_sync: Any = nullcontext  # `ZeroPrecision.backward` exchanges; stage 2 knows no other way
 
     def _format_batch_size_and_grad_accum_config(self) -> None:
         super()._format_batch_size_and_grad_accum_config()
@@ -141,10 +126,6 @@ class ZeroStrategy(DeepSpeedStrategy):
             weight.data = weight.data.flatten().view(weight.shape)
         with _hidden(model, model.frozen_names):
             return super()._setup_model_and_optimizer(model, optimizer, lr_scheduler)
-
-    def block_backward_sync(self) -> Any:
-        """Nothing: `ZeroPrecision.backward` says when gradients are exchanged, and stage 2 knows no other way."""
-        return nullcontext()
 
     def gradients(self) -> ZeroGradients:
         """This process's part of the gradients, between the backward pass and the optimizer's step."""
