@@ -11,7 +11,7 @@ from typing import Any
 
 PRESETS = ("auto", "fast", "balanced", "best")
 
-_ABOVE_NATIVE = 1.05  # as `seecoder.sampling.sizes` has it
+ABOVE_NATIVE = 1.05  # from this scale on a view is larger than what the network knows
 _WIDE = 1.5  # times the native aspect ratio: from here on a native-sized stage is too flat for the object
 _FAR = 2.5  # native sides: from here on only a trajectory that begins at the native size keeps one object
 _SWITCHES = (0.85, 0.95)
@@ -32,8 +32,8 @@ def preset_settings(preset: str, size: Size, native_size: Size, steps: int) -> t
     Returns:
         Names with commas, empty for plain sampling, and their settings.
     """
-    scale = _scale(size, native_size)
-    if scale <= _ABOVE_NATIVE:
+    scale = scale_over(size, native_size)
+    if scale <= ABOVE_NATIVE:
         return "", {}
     aspect = (size[0] / size[1]) / (native_size[0] / native_size[1])
     is_wide = max(aspect, 1 / aspect) > _WIDE
@@ -42,7 +42,7 @@ def preset_settings(preset: str, size: Size, native_size: Size, steps: int) -> t
     if is_wide or (preset == "balanced" and scale <= _FAR):
         return "scalecrafter", {}
     # Each stage needs a step at least, however few there are.
-    count = _switches(scale)
+    count = num_switches(scale)
     switches = tuple(min(at, 1 - (count - place) / steps) for place, at in enumerate(_SWITCHES[:count]))
     return ("scalecrafter,rectifiedhr", {"switch_at": switches}) if switches[0] > 0 else ("scalecrafter", {})
 
@@ -87,10 +87,10 @@ def count_windows(
         branches: 2 with guidance, 1 without.
         settings: What is set of `switch_at`, `use_windows` and `windows_see_context`; others are not looked at.
     """
-    scale = max(1.0, _scale(size, native_size))
+    scale = max(1.0, scale_over(size, native_size))
     area = scale**2
     if "rectifiedhr" in names and scale > 1.0:
-        count = _switches(scale)
+        count = num_switches(scale)
         ends = [0, *(round(at * steps) for at in settings.get("switch_at", (0.8, 0.9))[:count]), steps]
         parts = [(end - start) * area ** (place / count) for place, (start, end) in enumerate(pairwise(ends))]
         return round(branches * sum(parts))
@@ -101,20 +101,21 @@ def count_windows(
         count = 0.0
         for phase in range(2, phases + 1):
             part = (round(size[0] * phase / phases), round(size[1] * phase / phases))
-            count += local * _windows(part, native_size, 2) + branches * _scale(part, native_size) ** 2
+            count += local * _windows(part, native_size, 2) + branches * scale_over(part, native_size) ** 2
         return round(branches * steps + live * count)
     if "multidiffusion" in names or "syncdiffusion" in names:
         return branches * steps * _windows(size, native_size, 4)
     return round(branches * steps * area)
 
 
-def _scale(size: Size, native_size: Size) -> float:
+def scale_over(size: Size, native_size: Size) -> float:
+    """How many times larger than native `size` is along one side, by area; 2.0 is four times the cells."""
     return ((size[0] * size[1]) / (native_size[0] * native_size[1])) ** 0.5
 
 
-def _switches(scale: float) -> int:
-    """Changes of resolution of RectifiedHR, which at most doubles the sides in each, up to two."""
-    return min(max(1, math.ceil(math.log2(scale) - 0.05)), 2)
+def num_switches(scale: float, most: int = 2) -> int:
+    """Changes of resolution of RectifiedHR, which at most doubles the sides in each while there are some left."""
+    return min(max(1, math.ceil(math.log2(scale) - 0.05)), most)
 
 
 def _windows(size: Size, native_size: Size, overlap: int) -> int:

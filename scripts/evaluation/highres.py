@@ -22,8 +22,8 @@ from scripts.evaluation.counts import Sampling, sample_pictures
 from scripts.evaluation.panoramas import judged_panoramas
 from seecoder.base_model.latents import decode_pixels, encode_posterior
 from seecoder.evaluation.detail import spectrum_distance
-from seecoder.sampling.methods.enlargement import resized
 from seecoder.sampling.recipe import NetworkMethod
+from seecoder.sampling.sizes import resized
 
 Factor = tuple[int, int]  # (rows, columns) in native sides
 
@@ -115,7 +115,8 @@ def pictures_of(row: Row, pipeline: Any, scenes: Scenes, context: Tensor, sampli
         # The baseline that has one object and no detail.
         native, cell = replace(sampling, height=None, width=None), pipeline.vae_scale_factor
         latents = sample_pictures(pipeline, context, native, output_type="latent").float()
-        large = resized(latents, (sampling.height // cell, sampling.width // cell))
+        size = (sampling.height // cell, sampling.width // cell)
+        large = resized(latents, size, mode="bicubic", align_corners=False)
         return torch.cat([decode_pixels(pipeline.vae, part) for part in large.split(sampling.batch_size)])
     if row.source not in ("rendered", "reconstructed"):
         raise ValueError(f"`source`={row.source!r} is unknown; choose sampled, enlarged, rendered or reconstructed.")

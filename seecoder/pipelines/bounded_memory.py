@@ -11,10 +11,11 @@ from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
 
 import torch
+from accelerate.utils.memory import clear_device_cache
 from torch import Tensor
 
 from seecoder.base_model.facts import pixels_per_cell
-from seecoder.pipelines.networks import is_out_of_memory, release_cached_memory
+from seecoder.pipelines.networks import is_out_of_memory
 from seecoder.sampling.tiles.tile_statistics import normalised_like, shrunken
 from seecoder.sampling.tiles.tiling import in_tiles
 
@@ -162,7 +163,7 @@ def _in_parts(
                 notes.append(note)
             return joined
         # Outside the handler, which would keep the failed attempt's tensors alive through the traceback.
-        release_cached_memory()
+        clear_device_cache()
     raise RuntimeError(
         f"no memory left to {way} latents of {size[0]}x{size[1]} cells, in tiles too. Ask for a smaller picture."
     )

@@ -6,12 +6,12 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch.nn import functional
 
 from seecoder.encoder.context import ImageSet, normalise_weights
 from seecoder.images.gate import Source as Picture
 from seecoder.images.gate import load_image
 from seecoder.images.masks import load_control_image
+from seecoder.sampling.sizes import resized
 from seecoder.sampling.views import Size
 
 # One picture, several, or several contexts of which each is made of one or more pictures.
@@ -131,9 +131,7 @@ def start_pixels(image: Picture, size: Size, cell: int) -> torch.Tensor:
     height, width = pixels.shape[-2:]
     scale = min(1.0, max(height / size[0], width / size[1]))
     target = [max(cell, round(side * scale / cell) * cell) for side in size]
-    if list(pixels.shape[-2:]) == target:
-        return pixels
-    return functional.interpolate(pixels, size=target, mode="bicubic", antialias=True).clamp(0.0, 1.0)
+    return resized(pixels, target, mode="bicubic", antialias=True).clamp(0.0, 1.0)
 
 
 def check_aspect(name: str, found: Size, size: Size) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import concatenate, slice_tensors
+from accelerate.utils.memory import clear_device_cache
 from torch import nn
 
 logger = logging.getLogger(__name__)
@@ -75,7 +76,7 @@ class HalvedOnDemand:
                 return joined[0] if isinstance(joined, (list, tuple)) and len(joined) == 1 else joined
             # Outside the handler, whose traceback would keep the failed attempt's tensors alive.
             del parts
-            release_cached_memory()
+            clear_device_cache()
             self._max_rows = half = size // 2
             note = f"the {self._name} ran out of memory at {size} rows; it gets {half} at a time, which takes longer."
             logger.warning(note)
@@ -98,12 +99,3 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     return isinstance(error, RuntimeError) and _WORDS.search(str(error)) is not None
-
-
-def release_cached_memory() -> None:
-    """Give back what the accelerator's allocator keeps for later, so that smaller parts find room."""
-    torch.cuda.empty_cache()
-    if torch.backends.mps.is_available():
-        torch.mps.empty_cache()
-    if torch.xpu.is_available():
-        torch.xpu.empty_cache()

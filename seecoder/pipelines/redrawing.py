@@ -13,6 +13,7 @@ from seecoder.images.masks import NOISE, load_mask
 from seecoder.pipelines.inputs import check_aspect, start_pixels
 from seecoder.pipelines.request import Request
 from seecoder.sampling.image_to_image import StartImage, masks_by_size
+from seecoder.sampling.sizes import resized
 from seecoder.sampling.views import Size
 
 _DEFAULT_STRENGTH = 0.8  # of diffusers' image to image; 1 with a mask, as in its inpainting
@@ -128,6 +129,4 @@ def feathered(mask: Tensor, radius: int) -> Tensor:
 
 
 def _resized(pixels: Tensor, size: Size) -> Tensor:
-    if tuple(pixels.shape[-2:]) == tuple(size):
-        return pixels
-    return functional.interpolate(pixels, size=size, mode="bicubic", antialias=True).clamp(0.0, 1.0)
+    return resized(pixels, size, mode="bicubic", antialias=True).clamp(0.0, 1.0)

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from seecoder.sampling.guidance import Branch
 from seecoder.sampling.path import Path
+from seecoder.sampling.sizes import resized
 from seecoder.sampling.step import Step
 from seecoder.sampling.views import Size, View
 
@@ -90,9 +91,7 @@ class Control:
         """The pictures at a stage's size, kept until another stage asks: every window of every step cuts from them."""
         kept = self._kept.get(size)
         if kept is None:
-            kept = self.image
-            if tuple(kept.shape[-2:]) != size:
-                kept = functional.interpolate(kept, size=size, mode="bicubic", antialias=True, align_corners=False)
+            kept = resized(self.image, size, mode="bicubic", antialias=True, align_corners=False)
             self._kept.clear()
             self._kept[size] = kept
         return kept

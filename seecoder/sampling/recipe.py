@@ -14,11 +14,12 @@ from typing import Any, ClassVar
 import torch
 
 from seecoder.base_model.facts import is_sdxl
+from seecoder.presets import scale_over
 from seecoder.sampling.guidance import ClassifierFree
 from seecoder.sampling.methods.multidiffusion import MultiDiffusion
 from seecoder.sampling.methods.syncdiffusion import SyncDiffusion
 from seecoder.sampling.path import Patches, Path
-from seecoder.sampling.sizes import exceeds_area, exceeds_side, scale_over
+from seecoder.sampling.sizes import exceeds_area, exceeds_side
 from seecoder.sampling.stages import Outcome, Run, Stage, StageStart
 from seecoder.sampling.views import Size, full_view
 

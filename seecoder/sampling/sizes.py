@@ -3,14 +3,14 @@
 All sizes are (height, width) in latent cells; native is the size that the network was trained at.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from seecoder.presets import ABOVE_NATIVE, scale_over
 from seecoder.sampling.views import Size
-
-ABOVE_NATIVE = 1.05  # from this scale on a view is larger than what the network knows
-
-
-def scale_over(size: Size, native_size: Size) -> float:
-    """How many times larger than native `size` is along one side, by area; 2.0 is four times the cells."""
-    return ((size[0] * size[1]) / (native_size[0] * native_size[1])) ** 0.5
 
 
 def exceeds_area(size: Size, native_size: Size) -> bool:
@@ -54,6 +54,13 @@ def cell_multiple(native_size: Size) -> int:
     while multiple > 1 and multiple * 4 > min(native_size):
         multiple //= 2
     return multiple
+
+
+def resized(values: torch.Tensor, size: Sequence[int], **options: Any) -> torch.Tensor:
+    """Bring (B, C, H, W) to a size by `interpolate` with these options; what has that size is given back."""
+    if tuple(values.shape[-2:]) == tuple(size):
+        return values
+    return functional.interpolate(values, size=tuple(size), **options)
 
 
 def _multiples(lengths: list[float], size: Size, native_size: Size) -> Size:

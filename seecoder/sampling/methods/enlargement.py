@@ -6,6 +6,7 @@ import torch
 from torch.nn import functional
 
 from seecoder.checks import choice
+from seecoder.sampling.sizes import resized
 from seecoder.sampling.stages import Run
 from seecoder.sampling.views import Size
 
@@ -33,20 +34,13 @@ def enlarged(run: Run, latents: torch.Tensor, size: Size, space: Space) -> torch
         ValueError: Pixels without a decoder and an encoder (`check_enlargement` says so before the first step).
     """
     if space == "latents":
-        return resized(latents, size)
+        return resized(latents, size, mode="bicubic", align_corners=False)
     if run.decoder is None or run.encoder is None:
         raise ValueError('resize_in="pixels" needs `decoder` and `encoder`.')
     pixels = run.decoder(latents)
     cell = pixels.shape[-1] // latents.shape[-1]
     large = functional.interpolate(pixels, size=(size[0] * cell, size[1] * cell), mode="bilinear", align_corners=False)
     return run.encoder(large).to(latents.dtype)
-
-
-def resized(latents: torch.Tensor, size: Size) -> torch.Tensor:
-    """Bicubic resize of clean latents (B, C, H, W) to `size`."""
-    if tuple(latents.shape[-2:]) == size:
-        return latents
-    return functional.interpolate(latents, size=size, mode="bicubic", align_corners=False)
 
 
 def check_enlargement(name: str, run: Run, space: Space) -> None:

@@ -18,9 +18,9 @@ import torch
 from torch.nn import functional
 
 from seecoder.checks import FLAG, check, choice, instance, optional, some_of, whole
+from seecoder.presets import ABOVE_NATIVE
 from seecoder.sampling.methods.setting_rules import LENGTHS, TRAJECTORY_FRACTION
 from seecoder.sampling.path import Patches, Path, Planner, Prefilter, Weight
-from seecoder.sampling.sizes import ABOVE_NATIVE
 from seecoder.sampling.stages import Run
 from seecoder.sampling.step import Step
 from seecoder.sampling.views import Size, View, jitter, windows

@@ -9,17 +9,17 @@ With a method that lets the network see the whole of a larger sample (ScaleCraft
 and the steps that are left draw real detail, so that no energy is lost: the default of such a composition is no boost.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import ClassVar
 
 from seecoder.checks import check, number, optional, some_of
+from seecoder.presets import num_switches, scale_over
 from seecoder.sampling.methods.enlargement import SPACE, Space, check_enlargement, enlarged
 from seecoder.sampling.methods.setting_rules import TRAJECTORY_FRACTION
 from seecoder.sampling.recipe import Recipe, StagesMethod
-from seecoder.sampling.sizes import base_size, scale_over, scaled_size
+from seecoder.sampling.sizes import base_size, scaled_size
 from seecoder.sampling.stages import Outcome, Run, Stage, StageStart
 from seecoder.sampling.views import Size
 
@@ -65,8 +65,8 @@ class RectifiedHR(StagesMethod):
         scale = scale_over(size, native_size)
         if scale <= 1.0:
             return [size]
-        switches = min(max(1, math.ceil(math.log2(scale) - 0.05)), len(self.switch_at))
-        factors = [scale ** (place / switches) / scale for place in range(1, switches)]
+        count = num_switches(scale, len(self.switch_at))
+        factors = [scale ** (place / count) / scale for place in range(1, count)]
         return [base_size(size, native_size), *(scaled_size(size, factor, native_size) for factor in factors), size]
 
     def plan(self, run: Run, recipe: Recipe) -> list[Stage]:

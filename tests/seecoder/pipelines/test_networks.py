@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from seecoder import SeeCoderPipeline
-from seecoder.pipelines.networks import HalvedOnDemand, bring_to_device, is_out_of_memory, release_cached_memory
+from seecoder.pipelines.networks import HalvedOnDemand, bring_to_device, is_out_of_memory
 
 
 class Greedy:
@@ -138,7 +138,3 @@ def test_classes_say_it_without_words() -> None:
     assert is_out_of_memory(torch.OutOfMemoryError())
     assert is_out_of_memory(MemoryError())
     assert not is_out_of_memory(ValueError("out of memory"))
-
-
-def test_releasing_is_harmless_without_an_accelerator() -> None:
-    release_cached_memory()

@@ -8,6 +8,7 @@ import torch
 
 from seecoder.sampling import DemoFusion, RectifiedHR, sample
 from seecoder.sampling.recipe import StagesMethod
+from seecoder.sampling.sizes import resized
 
 SIZES = [(height, width) for height in range(8, 41, 3) for width in range(8, 49, 5)]
 CASCADES = [
@@ -55,3 +56,9 @@ def test_a_method_that_ends_at_another_size_is_refused(make_scheduler, make_deno
             method=Forgetful(),
         )
     assert not denoiser.calls
+
+
+def test_what_has_the_size_is_not_touched() -> None:
+    latents = torch.randn((1, 4, 3, 5))
+    assert resized(latents, (3, 5), mode="bicubic") is latents
+    assert resized(latents, [6, 10], mode="bicubic").shape == (1, 4, 6, 10)

@@ -26,6 +26,7 @@ from typing import ClassVar, Literal
 import torch
 
 from seecoder.checks import FLAG, Rule, check, choice, either, number, optional, whole
+from seecoder.presets import scale_over
 from seecoder.sampling.methods.demofusion.dilated_sampling import (
     blur_std,
     dilated_path,
@@ -39,7 +40,7 @@ from seecoder.sampling.methods.multidiffusion import MultiDiffusion, weight_prod
 from seecoder.sampling.methods.setting_rules import LENGTHS
 from seecoder.sampling.path import Path
 from seecoder.sampling.recipe import Recipe, StagesMethod
-from seecoder.sampling.sizes import base_size, panorama_base, scale_over, scaled_size
+from seecoder.sampling.sizes import base_size, panorama_base, scaled_size
 from seecoder.sampling.stages import Outcome, Run, Stage, StageStart
 from seecoder.sampling.step import Step
 from seecoder.sampling.stepper import Stepper
@@ -213,11 +214,9 @@ class DemoFusion(StagesMethod):
 
 def _source(run: Run, before: Outcome | None) -> torch.Tensor:
     """What a phase enlarges: the result of the phase before, or the given picture."""
-    if before is not None:
-        return before.latents
-    if run.image_latents is None:
-        raise ValueError("A phase after the first needs the result of the one before, or `image_latents`.")
-    return run.image_latents
+    found = run.image_latents if before is None else before.latents
+    assert found is not None  # the first phase begins with noise
+    return found
 
 
 class _Anchors:

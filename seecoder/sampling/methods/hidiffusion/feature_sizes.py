@@ -9,10 +9,10 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch.nn import functional
 
 from seecoder.sampling.methods.convolutions import convolutions_in, convolved, convolving
 from seecoder.sampling.path import Patch, uncompiled
+from seecoder.sampling.sizes import resized
 from seecoder.sampling.step import Step
 from seecoder.sampling.views import Size
 
@@ -20,6 +20,7 @@ Frames = dict[torch.nn.Module, Size]
 
 _RESIDUALS = ("down_block_additional_residuals", "mid_block_additional_residual")
 _FEATURES = "down_intrablock_additional_residuals"
+_averaged = partial(resized, mode="area")
 
 
 class Shrink(Patch):
@@ -120,12 +121,6 @@ def levels_of_features(unet: Any) -> Sequence[int]:
         level + (not getattr(block, "has_cross_attention", False) and bool(block.downsamplers))
         for level, block in enumerate(unet.down_blocks)
     ]
-
-
-def _averaged(values: torch.Tensor, size: Size) -> torch.Tensor:
-    if tuple(values.shape[-2:]) == size:
-        return values
-    return functional.interpolate(values, size=size, mode="area")
 
 
 def size_recorder(frames: Frames) -> Callable[..., None]:

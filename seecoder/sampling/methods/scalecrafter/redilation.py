@@ -14,12 +14,12 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch.nn import functional
 
 from seecoder.sampling.methods.convolutions import convolved, convolving, unpacked
 from seecoder.sampling.methods.scalecrafter.dispersion import DISPERSED, KERNEL, dispersed
 from seecoder.sampling.methods.unet_levels import select
 from seecoder.sampling.path import Patch, uncompiled
+from seecoder.sampling.sizes import resized
 from seecoder.sampling.step import Step
 from seecoder.sampling.views import Size
 
@@ -74,17 +74,12 @@ def _redilated(
     dilation = (conv.dilation[0] * rows, conv.dilation[1] * columns)
     padding = (dilation[0] * (kernel.shape[-2] - 1) // 2, dilation[1] * (kernel.shape[-1] - 1) // 2)
     height, width = inputs.shape[-2:]
-    enlarged = _bilinear(inputs, (round(height * up_rows), round(width * up_columns)))
+    bilinear = partial(resized, mode="bilinear", align_corners=False)
+    enlarged = bilinear(inputs, (round(height * up_rows), round(width * up_columns)))
     stride = (conv.stride[0], conv.stride[1])
     outputs = convolved(conv, enlarged, kernel, bias, stride=stride, padding=padding, dilation=dilation)
     is_resized = (up_rows, up_columns) != (1.0, 1.0)
-    return _bilinear(outputs, (-(-height // stride[0]), -(-width // stride[1]))) if is_resized else outputs
-
-
-def _bilinear(values: torch.Tensor, size: Size) -> torch.Tensor:
-    if tuple(values.shape[-2:]) == size:
-        return values
-    return functional.interpolate(values, size=size, mode="bilinear", align_corners=False)
+    return bilinear(outputs, (-(-height // stride[0]), -(-width // stride[1]))) if is_resized else outputs
 
 
 class ReDilation(Patch):

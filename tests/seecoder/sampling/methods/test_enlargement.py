@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from seecoder.sampling.methods.enlargement import check_enlargement, enlarged, resized
+from seecoder.sampling.methods.enlargement import check_enlargement, enlarged
 
 CELL = 2  # pixels
 
@@ -35,12 +35,6 @@ def test_pixels_are_enlarged_bilinearly_at_the_cell_of_the_autoencoder() -> None
     latents = torch.randn((1, 4, 3, 5), generator=torch.Generator().manual_seed(0))
     pixels = functional.interpolate(decode(latents), size=(12, 20), mode="bilinear", align_corners=False)
     assert torch.equal(enlarged(RUN, latents, (6, 10), "pixels"), encode(pixels))
-
-
-def test_latents_of_the_size_itself_are_not_touched() -> None:
-    latents = torch.randn((1, 4, 3, 5))
-    assert resized(latents, (3, 5)) is latents
-    assert resized(latents, (6, 10)).shape == (1, 4, 6, 10)
 
 
 def test_pixels_need_an_autoencoder() -> None:
