@@ -41,11 +41,8 @@ def counted_windows(unet: torch.nn.Module, native_size: tuple[int, int]) -> Iter
         latents = inputs[0] if inputs else keywords["sample"]
         windows.append(latents.shape[0] * latents.shape[2] * latents.shape[3] / native)
 
-    handle = unet.register_forward_pre_hook(hook, with_kwargs=True)
-    try:
+    with unet.register_forward_pre_hook(hook, with_kwargs=True):
         yield windows
-    finally:
-        handle.remove()
 
 
 @contextmanager

@@ -6,9 +6,9 @@ be free. Only where memory runs out all the same is it tried again in smaller pa
 
 import logging
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
+from unittest.mock import patch
 
 import torch
 from accelerate.utils.memory import clear_device_cache
@@ -150,7 +150,7 @@ def _in_parts(
     """Run in the largest parts that the limit allows, and in smaller ones where memory runs out."""
     for place, plan in enumerate(_plans(vae, way, len(values), size, memory)):
         try:
-            with _without_own_tiling(vae):
+            with patch.object(vae, "use_tiling", False, create=True):  # diffusers' tiles have tones of their own
                 parts = [run(part, plan.tiles) for part in values.split(plan.pictures)]
                 joined = parts[0] if len(parts) == 1 else torch.cat(parts)
         except (RuntimeError, MemoryError) as error:
@@ -196,16 +196,3 @@ def _note(way: Way, plan: _Plan, ran_out: bool, gib: float, memory: float) -> st
     if ran_out:
         return f"the {way} ran out of memory; it was {how}."
     return f"the {way} was {how}: as a whole it takes {gib:.1f} GiB (limit: {memory:g}, `autoencoder_memory`)."
-
-
-@contextmanager
-def _without_own_tiling(vae: Any) -> Iterator[None]:
-    """Switch diffusers' tiling off for a while: its tiles have tones of their own."""
-    if not getattr(vae, "use_tiling", False):
-        yield
-        return
-    vae.use_tiling = False
-    try:
-        yield
-    finally:
-        vae.use_tiling = True

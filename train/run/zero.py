@@ -17,8 +17,9 @@ What DeepSpeed and Lightning would do by themselves, and what happens here:
 """
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from lightning.pytorch.plugins.precision import DeepSpeedPrecision, Precision
@@ -179,12 +180,8 @@ class ZeroStrategy(DeepSpeedStrategy):
 @contextmanager
 def _hidden(model: nn.Module, names: tuple[str, ...]) -> Iterator[None]:
     """Take submodules out for a while; they come back to the same places."""
-    places = [(model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]) for name in names]
-    taken = [parent._modules[child] for parent, child in places]
-    try:
-        for parent, child in places:
-            parent._modules[child] = nn.Module()
+    with ExitStack() as stack:
+        for name in names:
+            parent, _, child = name.rpartition(".")
+            stack.enter_context(patch.dict(model.get_submodule(parent)._modules, {child: nn.Module()}))
         yield
-    finally:
-        for (parent, child), module in zip(places, taken, strict=True):
-            parent._modules[child] = module

@@ -190,15 +190,14 @@ class Stage(LightningModule):
     def evaluating(self) -> Iterator[None]:
         """Averaged weights, eval mode, no gradients; everything comes back afterwards, random state included."""
         modes = {module: module.training for module in self.modules()}
-        random_state = torch.get_rng_state()
         self.eval()
         try:
-            with torch.no_grad(), self.ema.applied() if self.ema is not None else nullcontext():
+            averaged = self.ema.applied() if self.ema is not None else nullcontext()
+            with torch.random.fork_rng(devices=[]), torch.no_grad(), averaged:
                 yield
         finally:
             for module, mode in modes.items():
                 module.training = mode
-            torch.set_rng_state(random_state)
 
 
 def read_stage_weights(source: Path) -> dict[str, Tensor]:

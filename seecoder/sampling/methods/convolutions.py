@@ -6,9 +6,10 @@ Under a LoRA the first of its two layers is changed like the layer that it belon
 and both are linear, so that the sum is what the merged layer gives.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch.nn import functional
@@ -37,19 +38,9 @@ def convolutions_in(layer: torch.nn.Module, address: str) -> list[torch.nn.Conv2
     return found
 
 
-@contextmanager
-def convolving(conv: torch.nn.Conv2d, convolution: Convolution) -> Iterator[None]:
+def convolving(conv: torch.nn.Conv2d, convolution: Convolution) -> AbstractContextManager[Any]:
     """A layer that computes another function for the duration of the block, and then comes back as it was."""
-    layer: Any = conv
-    before = vars(layer).get("_conv_forward")
-    layer._conv_forward = convolution
-    try:
-        yield
-    finally:
-        if before is None:
-            del layer._conv_forward
-        else:
-            layer._conv_forward = before
+    return patch.object(conv, "_conv_forward", convolution)
 
 
 def convolved(

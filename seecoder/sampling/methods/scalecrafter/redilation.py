@@ -9,7 +9,7 @@ that adapters, offloading and bit-identity survive (`convolutions`).
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -40,8 +40,7 @@ def progressive_factor(factor: float, index: int, until: int) -> float:
     return min(factor, max(math.ceil(factor * (until - index) / until), 2))
 
 
-@contextmanager
-def redilated(conv: torch.nn.Conv2d, factor: Factor, disperse: Disperser | None = None) -> Iterator[None]:
+def redilated(conv: torch.nn.Conv2d, factor: Factor, disperse: Disperser | None = None) -> AbstractContextManager[None]:
     """One convolution with its reach multiplied by `factor` (rows, columns), optionally with another kernel.
 
     Its output has the size of the plain layer's, ceil(H / stride), also on odd maps.
@@ -56,8 +55,7 @@ def redilated(conv: torch.nn.Conv2d, factor: Factor, disperse: Disperser | None 
     """
     if conv.padding != tuple(d * (k - 1) // 2 for d, k in zip(conv.dilation, conv.kernel_size, strict=True)):
         raise ValueError(f"A convolution with padding={conv.padding} cannot be re-dilated: it must keep the size.")
-    with convolving(conv, partial(_redilated, conv, factor, disperse)):
-        yield
+    return convolving(conv, partial(_redilated, conv, factor, disperse))
 
 
 def _redilated(
