@@ -21,21 +21,17 @@ class ConditionPart(ModelMixin, ConfigMixin):
     Attributes:
         num_channels: How many channels it gives; 0 for one that gives tokens.
         trained: Whether it is trained with the UNet; otherwise it stays in evaluation mode.
-        folder_name: Where an exported base has its weights; None for one without.
     """
 
     num_channels = 0
     trained = True
-    folder_name: str | None = None
 
     def train(self, mode: bool = True) -> "ConditionPart":
         """Switch modes, unless it is frozen."""
         return super().train(mode and self.trained)
 
     def export(self, base: Path) -> dict[str, list[str]]:
-        """Write its weights into a base's folder; give its entries in `model_index.json`."""
-        if self.folder_name is not None:
-            self.save_pretrained(base / self.folder_name)
+        """Write its weights, if it has any, into a base's folder; give its entries in `model_index.json`."""
         return {}
 
 

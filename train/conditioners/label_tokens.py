@@ -1,6 +1,7 @@
-"""Classes, and layouts of labelled boxes, as tokens (Rombach et al. 2022, sections 4.3.1 and 4.3.2)."""
+"""Classes, and layouts of labelled boxes, as tokens (Rombach et al. 2022, section 4.3.1)."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,8 +23,6 @@ class LabelTokens(ConditionPart):
         octaves: How many octaves encode each side of a label's box; 0 for classes, which have no place.
     """
 
-    folder_name = "label_tokens"
-
     @register_to_config
     def __init__(self, context_dim: int, num_labels: int, octaves: int = 0) -> None:
         super().__init__()
@@ -35,10 +34,9 @@ class LabelTokens(ConditionPart):
             self.place = nn.Sequential(first, nn.SiLU(), last)
 
     def forward(self, batch: dict[str, Any], keep: Tensor) -> Tensor:
-        """Encode `labels` (N, L), -1 for none, and `boxes` (N, L, 4), top, left, bottom, right in fractions.
+        """Encode `labels` (N, L), -1 for none, as (N, L, context_dim), which are zero where `keep` (N,) is False.
 
-        Returns:
-            (N, L, context_dim); zeros where `keep` (N,) is False.
+        `boxes` (N, L, 4) are top, left, bottom, right in fractions of the picture.
         """
         labels = batch["labels"]
         tokens = self.labels(labels.clamp(min=0))
@@ -48,3 +46,8 @@ class LabelTokens(ConditionPart):
             tokens = tokens + self.place(torch.cat([phases.sin(), phases.cos()], dim=2))
         is_told = (labels >= 0) & keep.to(labels.device).unsqueeze(1)
         return self.norm(tokens) * is_told.unsqueeze(2)
+
+    def export(self, base: Path) -> dict[str, list[str]]:
+        """Write `label_tokens/`."""
+        self.save_pretrained(base / "label_tokens")
+        return {}

@@ -13,7 +13,7 @@ from seecoder.base_model.latents import encode_posterior
 from train.sources.world_data import to_model_range
 from train.sources.world_latents import WorldLatents
 
-Column = Literal["labels", "caption", "pixels", "masked", "low_resolution", "semantic_map"]
+Column = Literal["labels", "caption", "masked", "low_resolution", "semantic_map"]
 
 
 class WorldConditions(WorldLatents):
@@ -24,10 +24,10 @@ class WorldConditions(WorldLatents):
         vae: Folder of the trained autoencoder.
         columns: What a batch has beside that of `WorldLatents`. "labels": `labels` (N, 1), the object's shape and hue
             as one of 48 classes, -1 where none is seen, and `boxes` (N, 1, 4), top, left, bottom, right of what is seen
-            in fractions of the picture. "caption": N sentences. "pixels": (N, 3, S, S) bytes. "masked": `masked`
-            (N, 1 + C, h, w), the mask of a hole in cells and the latents of the picture with a grey hole, as inpainting
-            models read them, and `hole` (N, 1, S, S). "low_resolution": (N, 3, S / 4, S / 4) in [-1, 1].
-            "semantic_map": (N, 8, S, S), fractions of sky, of ground, and of the object in a channel for each shape.
+            in fractions of the picture. "caption": N sentences. "masked": `masked` (N, 1 + C, h, w), the mask of a hole
+            in cells and the latents of the picture with a grey hole, as inpainting models read them, and `hole`
+            (N, 1, S, S). "low_resolution": (N, 3, S / 4, S / 4) in [-1, 1]. "semantic_map": (N, 8, S, S), fractions of
+            sky, of ground, and of the object in a channel for each shape.
         **options: Those of `WorldLatents`.
     """
 
@@ -37,9 +37,8 @@ class WorldConditions(WorldLatents):
 
     def batch(self, keys: Tensor) -> dict[str, Any]:
         """Take samples by their keys."""
-        assert self.pixels is not None
-        rows = keys[:, 1]
-        return super().batch(keys) | self.told(keys, self.pixels[rows], self.frames[rows], self.windows[rows])
+        batch, rows = super().batch(keys), keys[:, 1]
+        return batch | self.told(keys, batch["pixels"], self.frames[rows], self.windows[rows])
 
     def told(self, keys: Tensor, pixels: Tensor, frames: Scenes, windows: Tensor) -> dict[str, Any]:
         """Make the columns of pictures of any size.
@@ -52,7 +51,7 @@ class WorldConditions(WorldLatents):
         """
         fractions = segment(frames, pixels.shape[-1], windows)
         boxes = bounding_boxes(fractions[:, 2] > 0.5)
-        columns: dict[str, Any] = {"pixels": pixels}
+        columns: dict[str, Any] = {}
         if "labels" in self.columns:
             labels = torch.where(boxes.any(1), frames.shape * len(HUES) + frames.hue, -1)
             columns |= {"labels": labels.unsqueeze(1), "boxes": boxes.unsqueeze(1)}
@@ -86,13 +85,8 @@ def bounding_boxes(covered: Tensor) -> Tensor:
 def holes(boxes: Tensor, draws: Tensor, side: int) -> Tensor:
     """Rectangles to fill: one half of them hides the whole object, the other lies anywhere.
 
-    Args:
-        boxes: (N, 4) of the objects, zeros where there is none.
-        draws: (N, 5) uniform numbers in [0, 1).
-        side: Height and width in pixels.
-
-    Returns:
-        (N, 1, side, side) float32, 1 in the hole.
+    Drawn by `draws` (N, 5), uniform in [0, 1), for objects in `boxes` (N, 4), zeros where there is none. The result is
+    (N, 1, side, side) float32, 1 in the hole.
     """
     size, margin = 0.25 + 0.5 * draws[:, :2], 0.06 + 0.08 * draws[:, :2]
     corner = draws[:, 2:4] * (1 - size)

@@ -87,9 +87,8 @@ class WorldPictures(StageData):
         """Take samples by their keys."""
         if self.pixels is None:
             raise RuntimeError("`setup` was not called.")
-        samples = keys[:, 1]
-        described = {"scenes": vars(self.scenes[samples]), "size_ids": self.size_ids[samples]}
-        return {"pixels": self.pixels[samples], "keys": keys, **described}
+        at = keys[:, 1]
+        return {"keys": keys, "pixels": self.pixels[at], "scenes": vars(self.scenes[at]), "size_ids": self.size_ids[at]}
 
 
 def draw_bytes(scenes: Scenes, size: int, windows: Tensor | None = None, style: Style = "shaded") -> Tensor:

@@ -15,7 +15,7 @@ from train.sources.world_data import WorldPictures, chunks, to_model_range
 class WorldLatents(WorldPictures):
     """The world's pictures as latent posteriors.
 
-    A batch is a dict: `mean` and `std` (N, C, h, w) of the scaled latent, half precision; `keys`; `scenes`; `size_ids`.
+    A batch is that of `WorldPictures` with `mean` and `std` (N, C, h, w) of the scaled latent, half precision.
 
     Args:
         batch_size: Samples of one micro-batch of one process.
@@ -44,14 +44,7 @@ class WorldLatents(WorldPictures):
 
     def batch(self, keys: Tensor) -> dict[str, Any]:
         """Take samples by their keys."""
-        samples = keys[:, 1]
-        return {
-            "mean": self.mean[samples],
-            "std": self.std[samples],
-            "keys": keys,
-            "scenes": vars(self.scenes[samples]),
-            "size_ids": self.size_ids[samples],
-        }
+        return {**super().batch(keys), "mean": self.mean[keys[:, 1]], "std": self.std[keys[:, 1]]}
 
     def held_out_latents(self, keys: Tensor, device: torch.device, crops: bool = False) -> dict[str, Any]:
         """Take held-out samples by their keys, (N, 2): a batch of whole frames, or of windows of the same scenes."""

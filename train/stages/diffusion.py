@@ -107,14 +107,12 @@ class WorldDiffusionStage(DenoisingStage):
             )
             octaves = 4 - lowest_octave  # up to the same highest one
             scene = WorldConditioner(context_dim, octaves, lowest_octave, pooled_dim)
-        self.conditioner = scene if tells_scene else None
+        self.conditioner = scene.requires_grad_(train_conditioner) if tells_scene else None
         self.conditioners: Any = nn.ModuleList(made)
         self.num_told = len(TOKENS) + len(made)
         self.unet = unet.to(memory_format=torch.channels_last)
         if init_from is not None:
             load_widened(self, Path(init_from))
-        if self.conditioner is not None:
-            self.conditioner.requires_grad_(train_conditioner)
         self.scheduler_config = {**STABLE_DIFFUSION_SCHEDULE, "prediction_type": prediction_type}
         self.schedule = NoiseSchedule(self.scheduler_config)
         self.vae_folder = Path(vae)
@@ -164,13 +162,9 @@ class WorldDiffusionStage(DenoisingStage):
 
     def evaluate(self) -> dict[str, float]:
         """Loss on held-out scenes with always the same noise: told all, without any token, and on windows of them."""
-        figures = {
-            "held_out_loss": self._held_out_loss(),
-            "held_out_loss_no_context": self._held_out_loss(with_context=False),
-        }
-        if self.data.crop_probability:
-            figures["held_out_loss_crops"] = self._held_out_loss(crops=True)
-        return figures
+        cases = {"held_out_loss": {}, "held_out_loss_no_context": {"with_context": False}}
+        cases |= {"held_out_loss_crops": {"crops": True}} if self.data.crop_probability else {}
+        return {name: self._held_out_loss(**options) for name, options in cases.items()}
 
     def _held_out_loss(self, with_context: bool = True, crops: bool = False) -> float:
         total, count = 0.0, self.data.num_held_out

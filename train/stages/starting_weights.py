@@ -41,8 +41,7 @@ def load_widened(stage: nn.Module, source: Path) -> None:
         tensors = read_stage_weights(source)
     if not any(name.startswith("conditioners.") for name in tensors):
         tensors |= {name: value for name, value in own.items() if name.startswith("conditioners.")}
-    if not any(name.startswith("conditioner.") for name in own):
-        tensors = {name: value for name, value in tensors.items() if not name.startswith("conditioner.")}
+    tensors = {name: value for name, value in tensors.items() if name in own or not name.startswith("conditioner.")}
     if (lacking := own[first].shape[1] - tensors[first].shape[1]) > 0:
         tensors[first] = pad(tensors[first], (0, 0, 0, 0, 0, lacking))
     if layout in own and (lacking := (own[layout].shape[1] - tensors[layout].shape[1]) // 6) > 0:
