@@ -46,6 +46,7 @@ def test_small_pictures_are_enlarged_beside_bicubic_and_the_best_that_latents_ca
     assert 0.8 < rows["autoencoder"]["seam"] < 1.25
 
 
+@pytest.mark.heavy
 def test_sampling_is_guided_away_from_what_is_told_nothing():
     stage, data = made({})
     scenes = sample_scenes(4, 0)
@@ -73,6 +74,7 @@ def test_a_seam_is_a_step_beyond_the_steps_beside_it(height, expected):
     assert seam(pixels, side[:, None] * 16 + side) == pytest.approx(expected, rel=1e-3)
 
 
+@pytest.mark.heavy
 def test_a_run_is_opened_by_what_lies_in_its_folder(base, fit, load, tmp_path):
     stage = {
         "class_path": "train.stages.WorldDiffusionStage",

@@ -42,6 +42,7 @@ def test_new_conditioners_keep_their_weights_and_missing_ones_are_left_out():
     assert not torch.equal(begun.unet.conv_out.weight, fresh.unet.conv_out.weight)
 
 
+@pytest.mark.heavy
 def test_a_run_may_start_from_a_run_with_fewer_channels(tmp_path):
     narrow = stage(init_from=str(BASE))
     torch.save({"state_dict": narrow.state_dict()}, tmp_path / "narrow.ckpt")
