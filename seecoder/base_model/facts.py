@@ -114,8 +114,7 @@ def native_size(unet: Any, default: tuple[int, int] | None = None) -> tuple[int,
         default: What to give where nothing tells; None for an error.
 
     Raises:
-        ValueError: The side is no positive whole number, or there is none, bases of this width were trained at several,
-            and there is no default.
+        ValueError: The side is no whole number from 1 up, or there is none, no default, and no family that tells it.
     """
     config = config_of(unet)
     width = config.get("cross_attention_dim")

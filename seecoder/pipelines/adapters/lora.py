@@ -42,11 +42,12 @@ class UnetLora(LoraBaseMixin):
             WeightsError: It is damaged, a pickle, or something else than a LoRA.
         """
         loader: Any = super()
-        name = kwargs.get("weight_name")
         if not isinstance(source, Mapping):
             check_source("lora", source, **kwargs)
-            if is_local(source) and (name or Path(source).is_file()):
-                read_header(Path(source) / (name or ""))
+            inner = (kwargs.get(name) or "" for name in ("subfolder", "weight_name"))
+            path = Path(source) if Path(source).is_file() else Path(source, *inner)
+            if is_local(source) and not path.is_dir():
+                read_header(path)
         try:
             tensors, *others = loader.lora_state_dict(source, *args, **{"use_safetensors": True, **kwargs})
             if not any(name.startswith(("unet.", "text_encoder")) for name in tensors):

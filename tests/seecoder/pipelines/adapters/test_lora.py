@@ -322,3 +322,19 @@ def test_files_that_are_missing_or_damaged_or_something_else_are_named(tmp_path)
     for name, reason in reasons:
         with pytest.raises(WeightsError, match=reason):
             pipe.load_lora_weights(str(tmp_path / name))
+
+
+def test_a_file_is_found_by_its_path_and_by_its_folder_and_name(tmp_path) -> None:
+    (tmp_path / "inner").mkdir()
+    file = tmp_path / "inner" / "a.safetensors"
+    save_file(build_lora(build_unet()), file)
+    places = (
+        (file, {}),
+        (file, {"weight_name": "a.safetensors"}),
+        (file.parent, {"weight_name": "a.safetensors"}),
+        (tmp_path, {"subfolder": "inner", "weight_name": "a.safetensors"}),
+    )
+    for source, options in places:
+        pipe = pipeline()
+        pipe.load_lora_weights(str(source), **options)
+        assert pipe.get_active_adapters() == ["default_0"], options
