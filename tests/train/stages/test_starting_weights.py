@@ -18,7 +18,7 @@ CLASS = partial(LabelTokens, num_labels=48)
 
 
 def stage(**changes) -> WorldDiffusionStage:
-    return WorldDiffusionStage(OptimizerSettings(), vae=str(BASE / "vae"), **changes)
+    return WorldDiffusionStage(OptimizerSettings(), vae=str(BASE / "vae"), **{"lowest_octave": -2, **changes})
 
 
 def test_the_first_step_of_a_wider_base_is_exactly_the_narrower_one():
