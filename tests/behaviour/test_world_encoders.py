@@ -28,6 +28,8 @@ def test_variations_keep_what_the_pictures_show(name):
     assert min(kept["hue"], kept["background"], kept["texture"]) >= 0.9
     assert kept["shape"] >= 0.75
     assert kept["count"] >= 0.8
+    if name == "position_aware":
+        assert min(kept["corr_center_y"], kept["corr_center_x"]) >= 0.75
     shuffled = read_rates(pictures, scenes[torch.arange(16).roll(5)])
     assert max(shuffled["hue"], shuffled["background"], shuffled["shape"]) < 0.6
 
