@@ -80,9 +80,11 @@ def layout_agreement(readings: Sequence[Reading], scenes: Scenes) -> dict[str, f
     """Pearson correlation, over pictures with an object, of its box with the scene's place and size.
 
     Returns:
-        "center_y", "center_x" and "size", each in [-1, 1].
+        "center_y", "center_x" and "size", each in [-1, 1]; NaN where there are too few objects to tell.
     """
     rows = [index for index, reading in enumerate(readings) if reading.main is not None]
+    if len(rows) < 2:
+        return dict.fromkeys(("center_y", "center_x", "size"), float("nan"))
     boxes = np.array([reading.main.box for reading in readings if reading.main is not None])
     reads = {
         "center_y": (boxes[:, 0] + boxes[:, 2]) / 2,
@@ -90,7 +92,8 @@ def layout_agreement(readings: Sequence[Reading], scenes: Scenes) -> dict[str, f
         "size": np.maximum(boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]),
     }
     true = {"center_y": scenes.center_y, "center_x": scenes.center_x, "size": scenes.radius}
-    return {name: float(np.corrcoef(values, true[name].numpy()[rows])[0, 1]) for name, values in reads.items()}
+    with np.errstate(invalid="ignore", divide="ignore"):  # all alike
+        return {name: float(np.corrcoef(values, true[name].numpy()[rows])[0, 1]) for name, values in reads.items()}
 
 
 def read_rates(pictures: Tensor, scenes: Scenes) -> dict[str, float]:

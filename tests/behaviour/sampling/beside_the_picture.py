@@ -25,10 +25,10 @@ Rows = dict[str, dict[str, float]]
 class World:
     """Pictures of scenes, the same number of other scenes, and what samples all of them."""
 
-    def __init__(self) -> None:
+    def __init__(self, encoder_name: str = "position_aware") -> None:
         self.scenes = sample_scenes(COUNT, SEED)
         self.others = self.scenes[torch.arange(COUNT).roll(7)]
-        encoder = SeeCoder.from_pretrained(ENCODERS / "plain").float().eval()
+        encoder = SeeCoder.from_pretrained(ENCODERS / encoder_name).float().eval()
         self.pipe = SeeCoderPipeline.from_base(BASE, encoder=encoder, dtype=torch.float32)
         self.pipe.set_progress_bar_config(disable=True)
         self.pixels = render(self.scenes, 64)

@@ -1,5 +1,7 @@
 """Rates and losses on scenes whose truth is known."""
 
+import math
+
 import pytest
 import torch
 
@@ -28,6 +30,13 @@ def test_boxes_of_true_renderings_follow_the_layout():
     assert min(found["center_y"], found["center_x"]) > 0.98
     assert found["size"] > 0.6  # a box is not a radius: a cross and a ring of one radius differ
     assert read_rates(render(scenes, 64), scenes)["corr_size"] == found["size"]
+
+
+def test_too_few_objects_tell_nothing_of_places():
+    scenes = sample_scenes(2, seed=2)
+    for pictures in (torch.zeros(2, 3, 64, 64), render(scenes[torch.tensor([0, 0])], 64)):
+        found = layout_agreement(read(pictures), scenes)
+        assert all(math.isnan(value) for value in found.values())
 
 
 def test_pictures_of_the_outlined_style_are_told_from_others():

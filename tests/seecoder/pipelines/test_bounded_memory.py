@@ -132,6 +132,10 @@ class ShortSighted(torch.nn.Module):
         )
         self.encoder = torch.nn.Conv2d(3, 4, 4, 2, padding=1)
 
+    @property
+    def dtype(self):
+        return self.encoder.weight.dtype
+
     def decode(self, latents, return_dict):
         return (self.decoder(latents),)
 
