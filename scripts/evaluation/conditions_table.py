@@ -133,7 +133,10 @@ def main() -> None:
     parser.add_argument("--guidance", type=float, default=3.0, help="guidance scale (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=5_000_000, help="seed of scenes and noise (default: %(default)s)")
     settings = vars(parser.parse_args())
-    out, rows = settings.pop("out"), table(*open_run(settings.pop("run")), **settings)
+    out, run = settings.pop("out"), settings.pop("run")
+    if not (run / "config.yaml").is_file():
+        parser.error(f"`run`={run} has no config.yaml; give the folder of a run of `python -m train fit`.")
+    rows = table(*open_run(run), **settings)
     write_json(out, {"settings": settings, "versions": versions("torch", "diffusers"), "rows": rows})
     print(markdown(rows))
 
