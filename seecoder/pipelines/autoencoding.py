@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from seecoder.base_model.latents import scale_latents, unscale_latents
 from seecoder.pipelines.bounded_memory import AUTOENCODER_MEMORY, decode_in_parts, encode_in_parts
+from seecoder.pipelines.networks import working_dtype
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +46,7 @@ def decode_latents(
             "float32, or lower `guidance_scale`."
         )
     latents, notes = unscale_latents(vae, latents), []
-    dtype = vae.dtype  # in which it works, which may be another than that of its parameters (layerwise casting)
+    dtype = working_dtype(vae)  # another than that of its parameters with layerwise casting
     pixels = decode_in_parts(vae, latents.to(dtype), wrap=wrap, memory=memory, notes=notes)
     is_good = torch.isfinite(pixels).flatten(1).all(dim=1)
     if is_good.all():

@@ -34,6 +34,7 @@ from seecoder.pipelines.conditioning import encode_pictures
 from seecoder.pipelines.context.contexts import Contexts
 from seecoder.pipelines.context.text import TEXT_PARTS, load_text_parts
 from seecoder.pipelines.inputs import ImageSize, Pictures
+from seecoder.pipelines.networks import module_attributes
 from seecoder.pipelines.request import Request
 from seecoder.sampling.conditions import AddedConditions
 from seecoder.sampling.views import Size
@@ -309,7 +310,7 @@ class ContextPipeline(DiffusionPipeline, StableDiffusionMixin, UnetLora, ImagePr
     @property
     def _execution_device(self) -> torch.device:
         """Where the networks work, by the UNet's hooks of offloading; diffusers asks all parts, which takes longer."""
-        hooks = [vars(module) for module in self.unet.modules()]
+        hooks = list(module_attributes(self.unet))
         if any("_diffusers_hook" in own for own in hooks):
             return super()._execution_device
         devices = [getattr(own.get("_hf_hook"), "execution_device", None) for own in hooks]

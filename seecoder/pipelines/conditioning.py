@@ -13,7 +13,7 @@ from seecoder.images.masks import load_mask
 from seecoder.images.scaling import encodable
 from seecoder.pipelines.context.contexts import Contexts, pad_tokens
 from seecoder.pipelines.inputs import ImageSize, Picture, Pictures, as_image_sets
-from seecoder.pipelines.networks import bring_to_device
+from seecoder.pipelines.networks import bring_to_device, working_dtype
 from seecoder.pipelines.request import Request
 
 
@@ -115,7 +115,7 @@ def condition(
             raise ValueError(f"`{name}` has shape {tuple(tokens.shape)}; this base reads (N, T, {width}).")
         if tokens is not None and not torch.isfinite(tokens).all():
             raise ValueError(f"`{name}` contains NaN or infinity; encode the picture in float32 or bfloat16.")
-    context = context.to(device, unet.dtype)
+    context = context.to(device, working_dtype(unet))
     if negative is None and encoder is not None:
         negative = encoder.negative_context
     if negative is None:

@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -81,6 +81,22 @@ class HalvedOnDemand:
             note = f"the {self._name} ran out of memory at {size} rows; it gets {half} at a time, which takes longer."
             logger.warning(note)
             self._notes.append(note)
+
+
+def module_attributes(network: nn.Module) -> Iterator[dict[str, Any]]:
+    """The attributes of every module of a network, hooks among them; `modules` takes several times as long."""
+    waiting = [network]
+    while waiting:
+        own = vars(waiting.pop())
+        yield own
+        waiting += [module for module in own["_modules"].values() if module is not None]
+
+
+def working_dtype(network: Any) -> torch.dtype:
+    """The data type that a network of diffusers' works in; its own `dtype` is asked only where a hook may change it."""
+    first = next(network.parameters()).dtype
+    is_hooked = any("_diffusers_hook" in own for own in module_attributes(network))
+    return first if first.is_floating_point and not is_hooked else network.dtype
 
 
 def bring_to_device(module: nn.Module) -> None:

@@ -27,7 +27,7 @@ NEGATIVE = Branch("negative")
 
 def classifier_free(negative: torch.Tensor, positive: torch.Tensor, scale: float) -> torch.Tensor:
     """Guided = negative + scale * (positive - negative) (Ho and Salimans, arXiv 2207.12598, Eq. 6)."""
-    return negative + scale * (positive - negative)
+    return (positive - negative).mul_(scale).add_(negative)  # in place: two tensors of the sample's size less
 
 
 def rescaled(guided: torch.Tensor, positive: torch.Tensor, fraction: float) -> torch.Tensor:

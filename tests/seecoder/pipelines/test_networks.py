@@ -6,7 +6,14 @@ import pytest
 import torch
 
 from seecoder import SeeCoderPipeline
-from seecoder.pipelines.networks import HalvedOnDemand, bring_to_device, is_out_of_memory
+from seecoder.pipelines.networks import (
+    HalvedOnDemand,
+    bring_to_device,
+    is_out_of_memory,
+    module_attributes,
+    working_dtype,
+)
+from tests.fixtures.pipelines import build_vae
 
 
 class Greedy:
@@ -138,3 +145,20 @@ def test_classes_say_it_without_words() -> None:
     assert is_out_of_memory(torch.OutOfMemoryError())
     assert is_out_of_memory(MemoryError())
     assert not is_out_of_memory(ValueError("out of memory"))
+
+
+def test_the_attributes_are_those_of_all_modules_once():
+    vae = build_vae()
+    found = [id(own) for own in module_attributes(vae)]
+    assert sorted(found) == sorted(id(vars(module)) for module in vae.modules())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_the_working_data_type_is_that_of_diffusers(dtype):
+    assert working_dtype(build_vae().to(dtype)) == dtype
+
+
+def test_weights_kept_narrower_than_the_computation_do_not_say_how_the_network_works():
+    vae = build_vae()
+    vae.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.bfloat16)
+    assert working_dtype(vae) == vae.dtype == torch.bfloat16
