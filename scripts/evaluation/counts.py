@@ -4,8 +4,9 @@ Every comparison is paired: the same scenes and the same start noise for an enco
 tokens (the ceiling) and for no condition at all, so differences are those of the context.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,14 @@ from data.world.reader.readings import Reading, read
 from data.world.reader.scores import rates
 from data.world.scenes import Scenes
 from scripts.results import markdown
+from seecoder import SeeCoder, SeeCoderPipeline, SeeCoderXLPipeline
+from seecoder.base_model.added_conditions import added_conditions
+from seecoder.base_model.facts import is_sdxl
 from seecoder.base_model.latents import encode_posterior
+from seecoder.base_model.loading import load_config
 from train.stages.noise_schedule import NoiseSchedule
+
+Told = Tensor | Mapping[str, Tensor]  # a context (N, tokens, width), or what a call gets by name (`told`)
 
 
 @dataclass(frozen=True)
@@ -41,14 +48,27 @@ class Sampling:
     width: int | None = None
 
 
+def open_world(base: Path, encoder: SeeCoder | None = None) -> SeeCoderPipeline | SeeCoderXLPipeline:
+    """Open a base of the world in float32, with the pipeline of its family and no progress bar."""
+    family = SeeCoderXLPipeline if is_sdxl(load_config(base, "unet")) else SeeCoderPipeline
+    pipeline = family.from_base(base, encoder=encoder, dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def told(context: Tensor, pooled: Tensor | None) -> dict[str, Tensor]:
+    """What a call of a pipeline is given: a context (N, tokens, width), and for SDXL's family pooled vectors (N, P)."""
+    return {"context": context} | ({} if pooled is None else {"pooled_context": pooled})
+
+
 def sample_pictures(
-    pipeline: Any, context: Tensor, sampling: Sampling, progress: Callable[[int], object] | None = None, **options: Any
+    pipeline: Any, context: Told, sampling: Sampling, progress: Callable[[int], object] | None = None, **options: Any
 ) -> Tensor:
-    """Sample one picture per context with a `SeeCoderPipeline`.
+    """Sample one picture per context with a pipeline of ours.
 
     Args:
         pipeline: The pipeline; its own progress bar should be switched off.
-        context: (N, tokens, width).
+        context: (N, tokens, width), or what `told` makes of it.
         sampling: Steps, guidance, seeds, size.
         progress: Called with the number of new pictures after each batch.
         **options: Handed to the pipeline, for instance `method=`.
@@ -56,13 +76,14 @@ def sample_pictures(
     Returns:
         (N, 3, H, W) in [0, 1].
     """
-    pictures = []
-    for start in range(0, len(context), sampling.batch_size):
-        part = context[start : start + sampling.batch_size]
-        generators = [torch.Generator().manual_seed(sampling.seed + start + index) for index in range(len(part))]
+    given = context if isinstance(context, Mapping) else {"context": context}
+    count, pictures = len(given["context"]), []
+    for start in range(0, count, sampling.batch_size):
+        end = min(start + sampling.batch_size, count)
+        generators = [torch.Generator().manual_seed(sampling.seed + index) for index in range(start, end)]
         pictures.append(
             pipeline(
-                context=part,
+                **{name: values[start:end] for name, values in given.items()},
                 height=sampling.height,
                 width=sampling.width,
                 num_inference_steps=sampling.steps,
@@ -72,7 +93,7 @@ def sample_pictures(
             ).images
         )
         if progress is not None:
-            progress(len(part))
+            progress(end - start)
     return torch.cat(pictures)
 
 
@@ -109,7 +130,7 @@ def read_rates(pictures: Tensor, scenes: Scenes) -> dict[str, float]:
 
 @torch.no_grad()
 def denoising_losses(
-    pipeline: Any, latents: Tensor, contexts: dict[str, Tensor], seed: int = 0, batch_size: int = 64
+    pipeline: Any, latents: Tensor, contexts: Mapping[str, Mapping[str, Tensor]], seed: int = 0, batch_size: int = 64
 ) -> dict[str, Tensor]:
     """Noise-prediction losses of several contexts on the same (latent, timestep, noise) triples.
 
@@ -119,7 +140,7 @@ def denoising_losses(
     Args:
         pipeline: A pipeline whose `unet` and `scheduler` are used.
         latents: (N, C, h, w) scaled latents of the pictures.
-        contexts: Per name, (N, tokens, width).
+        contexts: Per name, what `told` makes of (N, tokens, width); of whole pictures for SDXL's family.
         seed: Seed of timesteps and noise; timesteps are spread evenly over the schedule.
         batch_size: Samples at once.
 
@@ -133,14 +154,14 @@ def denoising_losses(
     timesteps = even[torch.randperm(len(latents), generator=generator)]
     noisy = schedule.add_noise(latents, noise, timesteps)
     target = schedule.target(latents, noise, timesteps)
-    dtype = pipeline.unet.dtype
+    dtype, size = pipeline.unet.dtype, tuple(side * pipeline.vae_scale_factor for side in latents.shape[-2:])
     losses: dict[str, list[Tensor]] = {name: [] for name in contexts}
     for start in range(0, len(latents), batch_size):
         part = slice(start, start + batch_size)
-        for name, context in contexts.items():
-            output = pipeline.unet(
-                noisy[part].to(dtype), timesteps[part], encoder_hidden_states=context[part].to(dtype)
-            ).sample.float()
+        for name, given in contexts.items():
+            context, pooled = given["context"][part].to(dtype), given.get("pooled_context")
+            added = {} if pooled is None else added_conditions(pooled[part].to(dtype), size, (0, 0), size)
+            output = pipeline.unet(noisy[part].to(dtype), timesteps[part], context, **added).sample.float()
             losses[name].append((output - target[part]).square().flatten(1).mean(1))
     return {name: torch.cat(parts) for name, parts in losses.items()}
 

@@ -30,11 +30,13 @@ from scripts.evaluation.counts import (
     denoising_losses,
     encode_latents,
     markdown_table,
+    open_world,
     read_rates,
     sample_pictures,
+    told,
 )
 from scripts.results import write_json
-from seecoder import SeeCoder, SeeCoderPipeline
+from seecoder import SeeCoder
 from seecoder.weights.atomic import atomic_path
 
 LAYOUT = ("corr_center_y", "corr_center_x", "corr_size")
@@ -42,7 +44,7 @@ COLUMNS = ("count", *ATTRIBUTES, "all", "outlined", *LAYOUT, "excess loss (x1e-3
 
 
 def evaluate(
-    pipeline: Any, scenes: Scenes, contexts: dict[str, torch.Tensor], sampling: Sampling
+    pipeline: Any, scenes: Scenes, contexts: dict[str, dict[str, torch.Tensor]], sampling: Sampling
 ) -> dict[str, dict[str, float]]:
     """Rates of every context, and of the first one against shuffled scenes."""
     side = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
@@ -52,12 +54,19 @@ def evaluate(
     rows: dict[str, dict[str, float]] = {}
     rolled, by_chance = scenes[torch.arange(len(scenes)).roll(len(scenes) // 2)], {}
     for name, context in contexts.items():
-        with tqdm(total=len(context), desc=name, unit="picture", disable=None) as bar:
+        with tqdm(total=len(scenes), desc=name, unit="picture", disable=None) as bar:
             pictures = sample_pictures(pipeline, context, sampling, progress=bar.update)
         rows[name] = read_rates(pictures, scenes)
         rows[name]["excess loss (x1e-3)"] = float((losses[name] - baseline).mean()) * 1e3
         by_chance = by_chance or {f"{name}, against other inputs (chance)": read_rates(pictures, rolled)}
     return rows | by_chance
+
+
+def encoded(encoder: SeeCoder, pictures: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What an encoder tells a pipeline of pictures (N, 3, H, W)."""
+    outputs = [encoder.encode(part) for part in pictures.split(64)]
+    pooled = [output.pooled for output in outputs if output.pooled is not None]
+    return told(torch.cat([output.context for output in outputs]), torch.cat(pooled) if pooled else None)
 
 
 def main() -> None:
@@ -72,18 +81,14 @@ def main() -> None:
     options = parser.parse_args()
     scenes = sample_scenes(options.count, options.seed)
     encoders = {folder.name: SeeCoder.from_pretrained(folder).float().eval() for folder in options.encoder}
-    pipeline = SeeCoderPipeline.from_base(options.base, encoder=next(iter(encoders.values())), dtype=torch.float32)
-    pipeline.set_progress_bar_config(disable=True)
+    pipeline = open_world(options.base, next(iter(encoders.values())))
     inputs = render(scenes, pipeline.unet.config.sample_size * pipeline.vae_scale_factor)
     with torch.no_grad():
-        contexts = {
-            f"variation by {name}": torch.cat([encoder(part) for part in inputs.split(64)])
-            for name, encoder in encoders.items()
-        }
+        contexts = {f"variation by {name}": encoded(encoder, inputs) for name, encoder in encoders.items()}
         conditioner = load_conditioner(options.base)
         tokens, without_layout = conditioner(scenes), conditioner(scenes, without(["layout"], len(scenes)))
-    contexts["true attribute tokens (ceiling)"] = tokens
-    contexts["the same without the layout token"] = without_layout
+        contexts["true attribute tokens (ceiling)"] = told(tokens, conditioner.pool(tokens))
+        contexts["the same without the layout token"] = told(without_layout, conditioner.pool(without_layout))
     sampling = Sampling(steps=options.steps, guidance_scale=options.guidance, seed=options.seed)
     rows = evaluate(pipeline, scenes, contexts, sampling)
     options.out.mkdir(parents=True, exist_ok=True)

@@ -23,9 +23,8 @@ from data.world.conditioner import without
 from data.world.pretrained import BASE, load_conditioner
 from data.world.render import render
 from data.world.scenes import ATTRIBUTES, Scenes, sample_scenes
-from scripts.evaluation.counts import Sampling, markdown_table, read_rates, sample_pictures
+from scripts.evaluation.counts import Sampling, markdown_table, open_world, read_rates, sample_pictures, told
 from scripts.results import versions, write_json
-from seecoder import SeeCoderPipeline
 from seecoder.base_model.latents import decode_pixels, encode_posterior
 
 COLUMNS = ("count", *ATTRIBUTES, "all", "objects", "specks", "horizons", "corr_center_y", "corr_center_x", "corr_size")
@@ -54,13 +53,13 @@ def main() -> None:
     parser.add_argument("--guidance", type=float, default=4.0, help="guidance scale (default: %(default)s)")
     parser.add_argument("--native-only", action="store_true", help="leave out the row of twice the size, the slowest")
     options = parser.parse_args()
-    pipeline = SeeCoderPipeline.from_base(options.base, encoder=None, dtype=torch.float32)
-    pipeline.set_progress_bar_config(disable=True)
+    pipeline = open_world(options.base)
     side = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
     scenes = sample_scenes(options.count, options.seed)
     with torch.no_grad():
         conditioner = load_conditioner(options.base)
-        tokens, unplaced = conditioner(scenes), conditioner(scenes, without(["layout"], len(scenes)))
+        contexts = conditioner(scenes), conditioner(scenes, without(["layout"], len(scenes)))
+        tokens, unplaced = (told(context, conditioner.pool(context)) for context in contexts)
     sampling = Sampling(options.steps, options.guidance, options.seed)
     double = Sampling(options.steps, options.guidance, options.seed, height=2 * side, width=2 * side)
     rows = {

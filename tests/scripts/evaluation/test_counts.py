@@ -1,6 +1,7 @@
 """Rates and losses on scenes whose truth is known."""
 
 import math
+import shutil
 
 import pytest
 import torch
@@ -10,13 +11,19 @@ from data.world.reader.readings import read
 from data.world.render import render
 from data.world.scenes import sample_scenes
 from scripts.evaluation.counts import (
+    Sampling,
     denoising_losses,
     encode_latents,
     layout_agreement,
     markdown_table,
+    open_world,
     read_rates,
+    sample_pictures,
+    told,
 )
-from seecoder import SeeCoderPipeline
+from seecoder import SeeCoderPipeline, SeeCoderXLPipeline
+from train.settings import OptimizerSettings
+from train.stages import WorldDiffusionStage
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +57,7 @@ def test_the_right_context_has_the_smaller_loss_and_equal_contexts_equal_losses(
     scenes = sample_scenes(16, seed=3)
     context = load_conditioner(BASE)(scenes)
     latents = encode_latents(pipeline, render(scenes, 64))
-    contexts = {"true": context, "again": context, "other": context.roll(1, 0)}
+    contexts = {"true": told(context, None), "again": told(context, None), "other": told(context.roll(1, 0), None)}
     losses = denoising_losses(pipeline, latents, contexts)
     assert torch.equal(losses["true"], losses["again"])
     assert losses["true"].mean() < losses["other"].mean()
@@ -59,3 +66,24 @@ def test_the_right_context_has_the_smaller_loss_and_equal_contexts_equal_losses(
 def test_shares_are_percentages_and_other_numbers_are_not():
     table = markdown_table({"row": {"count": 0.985, "objects": 1.02}}, ("count", "objects", "all"))
     assert table.splitlines()[-1] == "| row | 98.5 | 1.02 |  |"
+
+
+@torch.no_grad()
+def test_a_base_of_sdxls_family_that_hears_nothing_new_is_counted_as_its_source(pipeline, tmp_path):
+    settings = {"init_from": str(BASE), "lowest_octave": -2, "pooled_dim": 16}
+    stage = WorldDiffusionStage(OptimizerSettings(), vae=str(BASE / "vae"), **settings)
+    for part, module in {"unet": stage.unet, "conditioner": stage.conditioner}.items():
+        module.save_pretrained(tmp_path / part)
+    for part in ("vae", "scheduler"):
+        shutil.copytree(BASE / part, tmp_path / part)
+    wide, scenes = open_world(tmp_path), sample_scenes(4, seed=3)
+    assert isinstance(wide, SeeCoderXLPipeline)
+    conditioner, sampling = load_conditioner(tmp_path), Sampling(steps=3)
+    context = conditioner(scenes)
+    given, plain = told(context, conditioner.pool(context)), told(context, None)
+    assert set(given) == {"context", "pooled_context"}
+    pictures = sample_pictures(wide, given, sampling)
+    torch.testing.assert_close(pictures, sample_pictures(pipeline, plain, sampling))
+    latents = encode_latents(pipeline, render(scenes, 64))
+    losses = denoising_losses(wide, latents, {"scene": given})["scene"]
+    torch.testing.assert_close(losses, denoising_losses(pipeline, latents, {"scene": plain})["scene"])
