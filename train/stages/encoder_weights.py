@@ -13,14 +13,15 @@ from seecoder.export.trained_part import BACKBONE_PREFIX, read_trained
 from seecoder.weights.strict_loading import load_strict
 
 ENCODER_SIZE = optional(whole(32))  # pixels: smaller pictures have nothing for the last of a backbone's four levels
-POSITION_KEY = "position_encoding"  # part of the names of what a position-aware encoder has and a plain one lacks
+_ADDED = ("position_encoding", "pooled_projection.")  # in the names of what a plain encoder lacks
 
 
 def load_trained(encoder: SeeCoder, source: str) -> None:
     """Start a new stage from weights, with a fresh optimizer.
 
     A plain encoder's weights may start a position-aware one: without `position_gain` its positional encoding begins
-    with a last layer of zeros, so that the first step sees exactly the plain encoder.
+    with a last layer of zeros, so that the first step sees exactly the plain encoder. Likewise one without a pooled
+    vector may start one for SDXL's family, whose projection keeps its initial weights.
 
     Args:
         encoder: Whose trained weights are replaced. The backbone is, too, if the source holds one.
@@ -33,7 +34,7 @@ def load_trained(encoder: SeeCoder, source: str) -> None:
     tensors = _read(encoder, source)
     own = encoder.state_dict()
     absent = sorted(set(own) - set(tensors))
-    allowed = [key for key in absent if POSITION_KEY in key or key.startswith(BACKBONE_PREFIX)]
+    allowed = [key for key in absent if any(part in key for part in (*_ADDED, BACKBONE_PREFIX))]
     if not any(key.startswith(BACKBONE_PREFIX) for key in tensors) or len(allowed) == len(absent):
         tensors = {**{key: own[key] for key in allowed}, **tensors}
     load_strict(encoder, tensors, source=source)

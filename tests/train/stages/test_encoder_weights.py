@@ -73,3 +73,16 @@ def test_pictures_that_are_too_small_for_the_backbone_are_refused():
     assert ENCODER_SIZE.accepts(32)
     with pytest.raises(ValueError, match="`encoder_size`=31 must be a whole number from 32 up"):
         require("encoder_size", 31, ENCODER_SIZE)
+
+
+def test_an_encoder_for_sdxl_starts_from_one_without_a_pooled_vector(tmp_path):
+    plain, fresh = seeded_encoder(SIZES, seed=1), seeded_encoder({**SIZES, "pooled_dim": 8}, seed=2)
+    plain.save_pretrained(tmp_path)
+    before = fresh.pooled_projection.weight.clone()
+    load_trained(fresh, str(tmp_path))
+    state = fresh.state_dict()
+    assert all(torch.equal(state[name], value) for name, value in plain.state_dict().items())
+    assert torch.equal(fresh.pooled_projection.weight, before)
+    fresh.save_pretrained(tmp_path)
+    with pytest.raises(RuntimeError, match="unexpected"):
+        load_trained(plain, str(tmp_path))
