@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -28,6 +27,7 @@ from scripts.benchmarks.goals import OVERHEAD_FRACTION
 from scripts.benchmarks.random_networks import autoencoder, small_unet, stable_diffusion_scheduler
 from scripts.results import markdown, versions, write_json
 from seecoder import SeeCoderPipeline
+from seecoder.replacing import replaced
 from seecoder.sampling import DemoFusion, HiDiffusion, MultiDiffusion, RectifiedHR, ScaleCrafter, SyncDiffusion, sample
 from seecoder.sampling.methods.perceptual import pyramid_distance
 from seecoder.sampling.methods.scalecrafter.layer_settings import PUBLISHED
@@ -131,7 +131,7 @@ class Clock:
                 if self._depth == 0:
                     self.seconds += time.perf_counter() - started
 
-        return patch.object(owner, name, timed)
+        return replaced(owner, **{name: timed})
 
 
 def overhead(steps: int) -> list[dict[str, Any]]:

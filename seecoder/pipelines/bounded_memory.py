@@ -8,7 +8,6 @@ import logging
 import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
-from unittest.mock import patch
 
 import torch
 from accelerate.utils.memory import clear_device_cache
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from seecoder.base_model.facts import pixels_per_cell
 from seecoder.pipelines.networks import is_out_of_memory
+from seecoder.replacing import replaced
 from seecoder.sampling.tiles.tile_statistics import normalised_like, shrunken
 from seecoder.sampling.tiles.tiling import in_tiles
 
@@ -150,7 +150,7 @@ def _in_parts(
     """Run in the largest parts that the limit allows, and in smaller ones where memory runs out."""
     for place, plan in enumerate(_plans(vae, way, len(values), size, memory)):
         try:
-            with patch.object(vae, "use_tiling", False, create=True):  # diffusers' tiles have tones of their own
+            with replaced(vae, use_tiling=False):  # diffusers' tiles have tones of their own
                 parts = [run(part, plan.tiles) for part in values.split(plan.pictures)]
                 joined = parts[0] if len(parts) == 1 else torch.cat(parts)
         except (RuntimeError, MemoryError) as error:

@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
-from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +27,7 @@ from seecoder.base_model.facts import pixels_per_cell
 from seecoder.base_model.known_bases import BaseSizes
 from seecoder.base_model.loading import DTYPES
 from seecoder.encoder.model import SeeCoder
+from seecoder.replacing import replaced
 from train.frozen.held_weights import held_bytes, hold_weights
 from train.optimizers import is_matrix
 
@@ -112,7 +112,7 @@ class _Counter(TorchDispatchMode):
         changed: dict[str, Any] = {"scaled_dot_product_attention": self._attend}
         if self._mixed:
             changed |= {name: partial(self._in_dtype, getattr(F, name), dtype) for name, dtype in _AUTOCAST.items()}
-        with patch.multiple(F, **changed), self:
+        with replaced(F, **changed), self:
             yield
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Any:

@@ -9,12 +9,12 @@ query transformer is made of such.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from seecoder.replacing import replaced
 from train.settings import RunSettings
 
 _HALF = (torch.bfloat16, torch.float16)
@@ -54,5 +54,5 @@ def float32_attention() -> Iterator[None]:
         with torch.autocast("cpu", enabled=False):
             return fused(query.float(), key.float(), value.float(), attn_mask, *more, **options).to(dtype)
 
-    with patch.object(functional, "scaled_dot_product_attention", attend):
+    with replaced(functional, scaled_dot_product_attention=attend):
         yield

@@ -19,7 +19,6 @@ What DeepSpeed and Lightning would do by themselves, and what happens here:
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from lightning.pytorch.plugins.precision import DeepSpeedPrecision, Precision
@@ -183,5 +182,7 @@ def _hidden(model: nn.Module, names: tuple[str, ...]) -> Iterator[None]:
     with ExitStack() as stack:
         for name in names:
             parent, _, child = name.rpartition(".")
-            stack.enter_context(patch.dict(model.get_submodule(parent)._modules, {child: nn.Module()}))
+            modules = model.get_submodule(parent)._modules
+            stack.callback(modules.update, {child: modules[child]})
+            modules[child] = nn.Module()
         yield

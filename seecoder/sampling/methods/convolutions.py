@@ -8,11 +8,11 @@ and both are linear, so that the sum is what the merged layer gives.
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any
-from unittest.mock import patch
 
 import torch
 from torch.nn import functional
+
+from seecoder.replacing import replaced
 
 Pair = tuple[int, int]
 Convolution = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]  # (inputs, weight, bias)
@@ -38,9 +38,9 @@ def convolutions_in(layer: torch.nn.Module, address: str) -> list[torch.nn.Conv2
     return found
 
 
-def convolving(conv: torch.nn.Conv2d, convolution: Convolution) -> AbstractContextManager[Any]:
+def convolving(conv: torch.nn.Conv2d, convolution: Convolution) -> AbstractContextManager[None]:
     """A layer that computes another function for the duration of the block, and then comes back as it was."""
-    return patch.object(conv, "_conv_forward", convolution)
+    return replaced(conv, _conv_forward=convolution)
 
 
 def convolved(
