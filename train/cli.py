@@ -198,8 +198,7 @@ def choose_checkpointing(config: Namespace) -> None:
     if options.get("gradient_checkpointing") != "auto":
         return
     from seecoder.base_model.known_bases import base_sizes
-    from train.estimate.hardware import Hardware
-    from train.estimate.memory import count_run
+    from train.estimate.hardware import Hardware, count_run
     from train.sources.planned_data import open_if_there
 
     sizes = base_sizes(options.base)

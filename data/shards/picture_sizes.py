@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 
 from data.shards.index import ShardIndex
 from data.shards.manifest import IMAGE_MEMBERS, Shard
-from seecoder.images.decoding import open_image
-from seecoder.images.gate import MAX_PIXELS
+from seecoder.images.gate import MAX_PIXELS, open_image
 from seecoder.images.header import orientation_from_exif
 
 

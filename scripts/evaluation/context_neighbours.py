@@ -25,8 +25,7 @@ from torch.nn.functional import interpolate, normalize
 from data.world.render import render
 from data.world.scenes import sample_scenes
 from seecoder import SeeCoder
-from seecoder.images.decoding import is_image_file
-from seecoder.images.gate import load_image
+from seecoder.images.gate import is_image_file, load_image
 from seecoder.images.saving import save_image, to_pil
 from seecoder.images.sheet import contact_sheet
 

@@ -49,7 +49,7 @@ def files_of(pictures: list[str]) -> list[str]:
     Raises:
         ValueError: A folder without pictures.
     """
-    from seecoder.images.decoding import is_image_file
+    from seecoder.images.gate import is_image_file
 
     found = []
     for given in pictures:

@@ -5,7 +5,7 @@ import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from seecoder.images.decoding import is_image_file
+from seecoder.images.gate import is_image_file
 from seecoder.images.saving import safe_name
 
 _VARIATION = re.compile(r"\d+-(.+)-seed\d+")  # how `seecoder vary` names its results

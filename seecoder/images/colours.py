@@ -45,8 +45,7 @@ def _deep_grey(image: Image.Image) -> np.ndarray:
     if not np.isfinite(values).all():
         raise BadImage("it contains NaN or infinite values")
     low, high = float(values.min()), float(values.max())
-    # 12 bits stay 12 bits in 16.
-    top = 1.0 if image.mode == "F" else 4095.0 if tags.get(258) == (12,) else 65535.0
+    top = 1.0 if image.mode == "F" else 4095.0 if tags.get(258) == (12,) else 65535.0  # 12 bits stay 12 bits in 16
     if low == high or (low >= 0 and high <= top):
         grey = np.clip(values / np.float32(top), 0, 1)
     else:

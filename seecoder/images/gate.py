@@ -17,8 +17,10 @@ Memory stays below 35 bytes a pixel plus three times the file. All of it may be 
 """
 
 import os
+import re
 import stat
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -26,16 +28,18 @@ from PIL import Image, ImageFile
 
 from seecoder.checks import require, whole
 from seecoder.images.colours import rasterise
-from seecoder.images.decoding import open_image
-from seecoder.images.header import BadImage, check_size, orientation_from_exif
+from seecoder.images.formats.isobmff import open_isobmff
+from seecoder.images.formats.png import open_png
+from seecoder.images.formats.streams import open_bmp, open_gif, open_jpeg, open_webp
+from seecoder.images.formats.tiff import open_tiff
+from seecoder.images.header import BadImage, check_size, orientation_from_exif, warn_of_frames
 
 Source = str | os.PathLike | bytes | bytearray | memoryview | Image.Image | np.ndarray | torch.Tensor
 Decoder = Callable[[Image.Image, bytes], np.ndarray]  # an opened file and its bytes -> what `rasterise` makes of it
 
 MAX_PIXELS = 64_000_000  # of a file, unless the caller says otherwise
 ROUNDING = 1e-3  # how far floats may leave [0, 1] before it is an error rather than rounding
-# No honest file of one picture is larger than this many bytes a pixel, plus some for metadata.
-_MAX_BYTES_PER_PIXEL = 16
+_MAX_BYTES_PER_PIXEL = 16  # no honest file of one picture is larger, but for its metadata
 _MAX_METADATA_BYTES = 64 * 1024 * 1024
 _ALLOWED_UNLOADED = {"JPEG", "MPO", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "HEIF"}  # MPO: a JPEG and one more
 
@@ -51,8 +55,7 @@ class ImageError(ValueError):
     def __init__(self, source: str, reason: str = "") -> None:
         # Both go into args: that is what pickle rebuilds the exception from, in worker processes for instance.
         super().__init__(source, reason)
-        self.source = source
-        self.reason = reason
+        self.source, self.reason = source, reason
 
     def __str__(self) -> str:
         return f"`{self.source}`: {self.reason}" if self.reason else self.source
@@ -86,20 +89,12 @@ def load_image(
 
 
 def read_pixels(source: Source, max_pixels: int, decoder: Decoder | None = None) -> np.ndarray:
-    """Read one picture as it is, with its transparency.
+    """Read one picture as it is, with its transparency; arguments and errors are those of `load_image`.
 
-    Args:
-        source: As for `load_image`.
-        max_pixels: As for `load_image`.
-        decoder: Takes the place of `rasterise` for a file.
+    `decoder` takes the place of `rasterise` for a file.
 
     Returns:
         (H, W, C) upright pixels, uint8 or float32 in [0, 1]: grey or RGB, and if C is 2 or 4, alpha behind.
-
-    Raises:
-        ImageError: If there is no usable picture.
-        TypeError: If `source` is of none of the types.
-        ValueError: If `max_pixels` is out of range.
     """
     require("max_pixels", max_pixels, whole(1))
     name = describe(source)
@@ -125,14 +120,11 @@ def describe(source: Source) -> str:
     if isinstance(source, bytes | bytearray | memoryview):
         return f"{len(source):,} bytes"
     if not isinstance(source, Source):
-        raise TypeError(
-            f"`source` is a {type(source).__name__}; a path, bytes, Pillow image, array or tensor is needed"
-        )
+        raise TypeError(f"`source` is a {type(source).__name__}; needed: a path, bytes, Pillow image, array or tensor")
     return f"{type(source).__name__} of {source.size if isinstance(source, Image.Image) else tuple(source.shape)}"
 
 
 def _read(source: Source, max_pixels: int, decoder: Decoder | None) -> np.ndarray:
-    """Upright pixels, (H, W, 1 to 4), uint8 or float32 in [0, 1]."""
     if isinstance(source, torch.Tensor):
         tensor = source.detach().cpu()
         tensor = tensor.float() if tensor.is_floating_point() else tensor
@@ -182,10 +174,10 @@ def _from_array(values: np.ndarray) -> np.ndarray:
     check_size(values.shape[1], values.shape[0], values.size)
     if values.dtype.kind == "u" and values.dtype.itemsize == 2:  # of either byte order
         return values.astype(np.float32) / np.float32(65535)
-    if not np.issubdtype(values.dtype, np.floating):
-        if values.dtype != np.uint8:
-            raise BadImage(f"{values.dtype} is not understood; uint8, uint16 (arrays) or float in [0, 1] is needed")
+    if values.dtype == np.uint8:
         return values
+    if not np.issubdtype(values.dtype, np.floating):
+        raise BadImage(f"{values.dtype} is not understood; uint8, uint16 (arrays) or float in [0, 1] is needed")
     low, high = float(values.min()), float(values.max())
     if not np.isfinite(values).all():
         raise BadImage("it contains NaN or infinite values")
@@ -213,3 +205,50 @@ def to_tensor(values: np.ndarray, background: tuple[int, int, int]) -> torch.Ten
         ground = torch.tensor(background).div(255)[:, None, None]
         colour = torch.lerp(ground.expand(3, *colour.shape[1:]), colour.expand(3, -1, -1), planes[-1:]).clamp_(0, 1)
     return colour.expand(3, -1, -1).contiguous()
+
+
+# The class of each format is used directly: unlike `Image.open` it knows no pixel limit of its own, so that a larger
+# `max_pixels` needs no change of the process-wide `Image.MAX_IMAGE_PIXELS` (which other threads may rely on), and none
+# of Pillow's other formats (more than thirty, one of which starts Ghostscript) can be reached.
+_OPENERS: list[tuple[re.Pattern[bytes], Callable[[bytes, int], Image.Image]]] = [
+    (re.compile(rb"\xff\xd8\xff"), open_jpeg),
+    (re.compile(rb"\x89PNG\r\n\x1a\n"), open_png),
+    (re.compile(rb"RIFF....WEBP", re.DOTALL), open_webp),
+    (re.compile(rb"II\x2a\0|MM\0\x2a"), open_tiff),
+    (re.compile(rb"GIF8[79]a"), open_gif),
+    (re.compile(rb"....ftyp", re.DOTALL), open_isobmff),
+    (re.compile(rb"BM"), open_bmp),
+]
+
+
+def open_image(data: bytes, max_pixels: int) -> Image.Image:
+    """Open the first image of a file after the checks of its format, each bounded by the length of the file.
+
+    Raises:
+        BadImage: If the format is not one of the eight, or the file is truncated, damaged, larger than `max_pixels` or
+            made to cost more than it is worth. On damage Pillow raises exceptions of its own, too.
+    """
+    for signature, opener in _OPENERS:
+        if signature.match(data):
+            image = opener(data, max_pixels)
+            check_size(*image.size, max_pixels)
+            if getattr(image, "is_animated", False):
+                warn_of_frames()
+            return image
+    if not data:
+        raise BadImage("the file is empty")
+    what = f"a file that begins with {data[:8]!r}"
+    if data.startswith(b"version https://git-lfs"):
+        what = "a Git LFS pointer (run `git lfs pull`)"
+    elif data.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<"):
+        what = "a web page or another text with tags (HTML, XML, SVG)"
+    raise BadImage(f"this is {what}; JPEG, PNG, WEBP, TIFF, BMP, GIF, AVIF and HEIC are read")
+
+
+def is_image_file(path: Path) -> bool:
+    """Whether a path is a file of a format that is read, by how it begins."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        head = file.read(64)
+    return any(signature.match(head) for signature, _ in _OPENERS)

@@ -35,11 +35,7 @@ def warn_of_frames() -> None:
 
 
 def unpack(layout: str, data: bytes, position: int) -> tuple[int, ...]:
-    """Integers at `position`, in the layout of the `struct` module.
-
-    Raises:
-        BadImage: If the file ends before them.
-    """
+    """Integers at `position`, in the layout of the `struct` module; a file that ends before them is a `BadImage`."""
     if position < 0 or position + struct.calcsize(layout) > len(data):
         raise BadImage("the file is truncated: it ends inside a header")
     return struct.unpack_from(layout, data, position)
@@ -50,9 +46,6 @@ def read_directory(data: bytes) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.
 
     Returns:
         Tags, types, counts and values (or where these lie) of its entries, and where it ends.
-
-    Raises:
-        BadImage: If the file ends before it does.
     """
     order = "<" if data.startswith(b"II") else ">"
     (start,) = unpack(order + "I", data, 4)

@@ -27,7 +27,7 @@ those on 8 (mosaicml/diffusion), between nothing hidden and all of the backward 
 
 import math
 
-from train.estimate.memory import CountedRun
+from train.estimate.hardware import CountedRun
 
 TOLERATED = 0.1  # fraction of the time that one cause may cost
 BUCKET = 25 * 2**20  # bytes that DDP exchanges at a time (torch's `bucket_cap_mb`)

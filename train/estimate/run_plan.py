@@ -9,9 +9,8 @@ from typing import Any
 from seecoder.base_model.fit import check_parts, check_picture_size
 from seecoder.base_model.known_bases import BaseSizes, base_sizes
 from seecoder.checks import require, some_of, whole
-from train.estimate.hardware import GIB, Hardware
+from train.estimate.hardware import GIB, RESERVE, CountedRun, Hardware, count_run, device_bytes
 from train.estimate.laws import predict, split_batch
-from train.estimate.memory import RESERVE, CountedRun, count_run, device_bytes
 from train.settings import OptimizerSettings, RunSettings
 from train.sources.caches import check_caches
 from train.sources.planned_data import data_lines, held_out_lines, open_if_there

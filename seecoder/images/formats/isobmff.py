@@ -41,9 +41,13 @@ def open_isobmff(data: bytes, max_pixels: int) -> ImageFile.ImageFile:
         without_metadata[start:end] = _METADATA.sub(rb"\1none", data[start:end])
     if not width:
         raise BadImage("the file is truncated or damaged: no box says how large the picture is")
-    image = (AvifImageFile if brands[1] else _heif_class())(BytesIO(without_metadata))
-    check_size(*image.size, max_pixels)
-    return image
+    if brands[1]:
+        return AvifImageFile(BytesIO(without_metadata))
+    try:
+        from pillow_heif.as_plugin import HeifImageFile
+    except ImportError:
+        raise BadImage("this is an HEIC picture, which needs one more package: pip install 'seecoder[heif]'") from None
+    return HeifImageFile(BytesIO(without_metadata))
 
 
 def _tables(data: bytes) -> Iterator[tuple[int, int]]:
@@ -62,11 +66,3 @@ def _tables(data: bytes) -> Iterator[tuple[int, int]]:
             yield start, end
         position = end
     raise BadImage(f"the file is damaged: more than {_MAX_BOXES:,} boxes")
-
-
-def _heif_class() -> type[ImageFile.ImageFile]:
-    try:
-        from pillow_heif.as_plugin import HeifImageFile
-    except ImportError:
-        raise BadImage("this is an HEIC picture, which needs one more package: pip install 'seecoder[heif]'") from None
-    return HeifImageFile

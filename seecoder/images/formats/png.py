@@ -22,7 +22,6 @@ def open_png(data: bytes, max_pixels: int) -> PngImageFile:
         elif kind in others:
             others[kind] = chunk[8:-4]
     image = PngImageFile(BytesIO(b"".join(kept)))
-    check_size(*image.size, max_pixels)  # of the last header, if the file has two
     image.info |= {"exif": others[b"eXIf"], "icc_profile": _profile(others[b"iCCP"])}
     _correct_transparency(image, depth)
     if others[b"acTL"][:4] > b"\0\0\0\1":

@@ -1,6 +1,7 @@
 """JPEG (ITU-T T.81), GIF89a and BMP, which Pillow reads piece by piece: from a file that has an end, and not for ever.
 
-EXIF is not parsed, and of several frames the first is taken.
+EXIF is not parsed, and of several frames the first is taken. The size of a WebP (RFC 9649) is read before it is opened:
+Pillow allocates the whole canvas as soon as that happens.
 """
 
 import re
@@ -10,8 +11,9 @@ from PIL import Image
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.GifImagePlugin import GifImageFile
 from PIL.JpegImagePlugin import JpegImageFile
+from PIL.WebPImagePlugin import WebPImageFile
 
-from seecoder.images.header import BadImage, check_size, warn_of_frames
+from seecoder.images.header import BadImage, check_size, unpack, warn_of_frames
 
 _MAX_READS = 1_000_000  # Pillow reads files of tiny pieces in Python, a microsecond each
 _MAX_SCANS = 100  # a scan of a progressive JPEG is a pass over the whole image; encoders write about ten
@@ -28,11 +30,7 @@ class BoundedFile(BytesIO):
     reads, max_reads = 0, _MAX_READS
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """Read as `BytesIO` does.
-
-        Raises:
-            BadImage: At the end of the file, and when it is read in more pieces than an honest file has.
-        """
+        """Read as `BytesIO` does; past the end, or in more pieces than an honest file has, the file is a `BadImage`."""
         self.reads += 1
         if self.reads > self.max_reads:
             raise BadImage("the file is damaged: it has more parts than a picture")
@@ -99,3 +97,25 @@ def open_bmp(data: bytes, max_pixels: int) -> BmpImageFile:
     if image.tile[0].codec_name == "bmp_rle" and image.width > _MAX_RLE_WIDTH:
         raise BadImage(f"a run-length coded BMP of {image.width:,} pixels a row takes too long; save it as PNG")
     return image
+
+
+def open_webp(data: bytes, max_pixels: int) -> WebPImageFile:
+    """Open a WebP file, or the first frame of an animated one."""
+    end = 8 + unpack("<I", data, 4)[0]
+    if end > len(data):
+        raise BadImage(f"the file is truncated: {len(data):,} of {end:,} bytes are there")
+    check_size(*_webp_size(data), max_pixels)
+    return WebPImageFile(BytesIO(data))
+
+
+def _webp_size(data: bytes) -> tuple[int, int]:
+    """Width and height from the first chunk: an extended, a lossy or a lossless file."""
+    if data.startswith(b"VP8X", 12):
+        return 1 + int.from_bytes(data[24:27], "little"), 1 + int.from_bytes(data[27:30], "little")
+    if data.startswith(b"VP8 ", 12) and data.startswith(b"\x9d\x01\x2a", 23):
+        width, height = unpack("<HH", data, 26)
+        return width & 0x3FFF, height & 0x3FFF
+    if data.startswith(b"VP8L", 12) and data.startswith(b"\x2f", 20):
+        (bits,) = unpack("<I", data, 21)
+        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    raise BadImage("the file is damaged: no WebP picture where it should begin")

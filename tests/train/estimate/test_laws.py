@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from train.estimate.costs import Costs
-from train.estimate.hardware import Hardware
+from train.estimate.hardware import CountedRun, Hardware
 from train.estimate.laws import (
     BUCKET,
     CHECKPOINT_SPEED,
@@ -23,7 +23,6 @@ from train.estimate.laws import (
     rank_zero_seconds,
     split_batch,
 )
-from train.estimate.memory import CountedRun
 from train.settings import RunSettings
 
 FLOPS = {

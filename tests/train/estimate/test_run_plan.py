@@ -7,12 +7,11 @@ from typing import Any
 
 import pytest
 
-import train.estimate.memory
+import train.estimate.hardware
 from seecoder.base_model.known_bases import BaseSizes
 from train.cli import build_parser, main
 from train.estimate.costs import Costs
-from train.estimate.hardware import GIB, Hardware
-from train.estimate.memory import count_run
+from train.estimate.hardware import GIB, Hardware, count_run
 from train.estimate.run_plan import explain_fit
 from train.settings import RunSettings
 
@@ -44,7 +43,7 @@ def plan(tmp_path):
 @pytest.fixture
 def counted(monkeypatch):
     """Round costs in place of those that take seconds to count."""
-    monkeypatch.setattr(train.estimate.memory, "count_costs", lambda *_, **__: COSTS)
+    monkeypatch.setattr(train.estimate.hardware, "count_costs", lambda *_, **__: COSTS)
 
 
 def rows(text: str) -> list[list[str]]:
@@ -258,7 +257,7 @@ def test_without_gpus_there_is_no_table_and_fit_knows_nothing_of_it(counted, cap
 
 def test_cached_parts_are_left_out_of_the_operations(settings, plan, monkeypatch, capsys):
     monkeypatch.setattr(
-        train.estimate.memory,
+        train.estimate.hardware,
         "count_costs",
         lambda *_, **__: Costs(COSTS.trained, COSTS.frozen, 100, FLOPS, 10**6, {"autoencoder": 1.0, "backbone": 0.5}),
     )
@@ -277,7 +276,7 @@ def gibibytes(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
         one = 1 - 0.25 * (cached.get("autoencoder") == 1) - 0.25 * len(options["gradient_checkpointing"])
         return Costs(GIB // 16, {}, round(frozen * GIB), {}, round(one * GIB / 1.1), cached)
 
-    monkeypatch.setattr(train.estimate.memory, "count_costs", count)
+    monkeypatch.setattr(train.estimate.hardware, "count_costs", count)
 
     run, sizes = RunSettings("run", 1, accelerator="cpu"), BaseSizes("nowhere", {}, {})
 

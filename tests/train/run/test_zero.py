@@ -14,7 +14,8 @@ import train.settings
 from seecoder.cli import main as seecoder
 from tests.behaviour.training.same_training import KEPT, flat
 from train.cli import main
-from train.estimate.memory import trained_bytes
+from train.estimate.costs import Costs
+from train.estimate.hardware import CountedRun, Hardware, trained_bytes
 from train.settings import RunSettings
 
 ROOT = Path(__file__).parents[3]
@@ -172,7 +173,8 @@ def test_the_plan_says_what_is_shared_out(settings, tmp_path, capsys):
 
 def test_shares_shrink_with_the_number_of_processes():
     def memory(strategy: str, devices: int) -> float:
-        return trained_bytes(98_913_792, RunSettings("run", 1, strategy=strategy, devices=devices), True)
+        run, costs = RunSettings("run", 1, strategy=strategy, devices=devices), Costs(98_913_792, {}, 0, {}, 0)
+        return trained_bytes(CountedRun(run, {"ema": {}}, {}, None, Hardware(), costs))
 
     assert memory("deepspeed_stage_2", 8) < memory("deepspeed_stage_1", 8) < memory("ddp", 8)
     assert memory("deepspeed_stage_1", 8) < memory("deepspeed_stage_1", 2)

@@ -7,8 +7,7 @@ from PIL import Image, ImageCms
 
 from data.shards.reading import levels
 from seecoder.images.colours import rasterise
-from seecoder.images.decoding import open_image
-from seecoder.images.gate import ImageError, load_image
+from seecoder.images.gate import ImageError, load_image, open_image
 from tests.fixtures.images import encode, png
 
 

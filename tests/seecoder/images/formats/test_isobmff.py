@@ -45,7 +45,7 @@ def test_orientation_is_applied_once_and_from_the_boxes(format, orientation):
 def test_the_limit_holds_for_sizes_in_boxes_before_a_decoder_opens_the_file(format, monkeypatch):
     data = encode(SMOOTH, format)
     monkeypatch.setattr(isobmff, "AvifImageFile", None)
-    monkeypatch.setattr(isobmff, "_heif_class", None)
+    monkeypatch.setitem(sys.modules, "pillow_heif.as_plugin", None)
     larger = data.replace(struct.pack(">II", 96, 64), struct.pack(">II", 9000, 9000))
     refuse(larger, r"81,000,000 pixels \(9,000 x 9,000\); the limit is 64,000,000")
 

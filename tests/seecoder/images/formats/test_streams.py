@@ -1,4 +1,4 @@
-"""JPEG, GIF and BMP: metadata, blocks and run lengths are never worth more than the picture."""
+"""JPEG, GIF, BMP and WebP: metadata, blocks and run lengths are never worth more than the picture."""
 
 import contextlib
 import struct
@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from seecoder.images.formats import streams
 from seecoder.images.formats.streams import BoundedFile
 from seecoder.images.gate import ImageError, load_image
 from seecoder.images.header import BadImage
@@ -173,3 +174,21 @@ def test_a_bounded_file_has_an_end_and_only_so_many_parts(monkeypatch):
     assert many.read(1) + many.read(1) == b"ab"
     with pytest.raises(BadImage, match="more parts than a picture"):
         many.read(1)
+
+
+def test_webp_chunks_past_the_end():
+    data = bytearray(encode(NOISE, "WEBP"))
+    struct.pack_into("<I", data, 16, 2**31)
+    refuse(bytes(data), "cannot be decoded")
+
+
+@pytest.mark.parametrize("options", [{}, {"lossless": True}, {"save_all": True, "append_images": [NOISE.rotate(90)]}])
+def test_the_size_of_every_kind_of_file_is_known_before_it_is_opened(options, monkeypatch):
+    data = encode(NOISE, "WEBP", **options)
+    monkeypatch.setattr(streams, "WebPImageFile", None)
+    with pytest.raises(ImageError, match=r"768 pixels \(32 x 24\); the limit is 767"):
+        load_image(data, max_pixels=767)
+
+
+def test_webp_without_a_picture_is_refused():
+    refuse(b"RIFF\x16\0\0\0WEBPJUNK\x0a\0\0\0" + bytes(10), "no WebP picture")
