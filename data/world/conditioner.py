@@ -6,6 +6,7 @@ conditions and, with all five dropped, the zero context that classifier-free gui
 
 import math
 from collections.abc import Collection
+from pathlib import Path
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
@@ -13,8 +14,11 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
 from data.world.scenes import ATTRIBUTES, Scenes
+from seecoder.base_model.loading import load_model
 
 TOKENS = (*ATTRIBUTES, "layout")
+BASE = Path(__file__).resolve().parent / "base"
+ENCODERS = Path(__file__).resolve().parent / "encoders"
 
 
 class WorldConditioner(ModelMixin, ConfigMixin):
@@ -74,3 +78,11 @@ class WorldConditioner(ModelMixin, ConfigMixin):
 def without(names: Collection[str], count: int) -> Tensor:
     """The `keep` of a conditioner that drops the named tokens, (count, 5) bool."""
     return torch.tensor([name not in names for name in TOKENS]).expand(count, -1)
+
+
+def load_conditioner(base: str | Path = BASE) -> WorldConditioner:
+    """Load the conditioner of a base in float32, in evaluation mode."""
+    folder = Path(base) / "conditioner"
+    if not folder.is_dir():
+        raise FileNotFoundError(f"`base`={base} has no folder conditioner/: it is not a base of the world.")
+    return load_model(WorldConditioner, base, "conditioner")

@@ -2,6 +2,9 @@
 
 There are two styles of rendering: "shaded", with gradients and grain, and "outlined", with flat colours and a dark line
 around the object. They share scenes, as fine-tunes of Stable Diffusion share its prompts.
+
+An outline is a signed distance to a shape in the object's own frame: centre at the origin, radius 1, y down; negative
+inside, positive outside, in radii. All shapes stay within 1.13 radii of the centre and cover 1.6 to 3.1 squared radii.
 """
 
 import math
@@ -11,7 +14,6 @@ import torch
 from torch import Tensor
 
 from data.world.scenes import SHAPES, TEXTURES, Scenes
-from data.world.shapes import SIGNED_DISTANCES
 
 EDGE_PIXELS = 1.2  # width of anti-aliased edges, in pixels of the picture that is drawn
 TEXTURE_PERIOD = 0.8  # radii; 10 pixels for the smallest object at 64 pixels, so that a 4x autoencoder keeps it
@@ -198,3 +200,52 @@ def _tint(hue_degrees: Tensor, saturation: Tensor) -> Tensor:
     sector = torch.tensor([5.0, 3.0, 1.0])
     ramp = torch.remainder(sector + hue_degrees.unsqueeze(1) / 60, 6)
     return 1 - saturation.unsqueeze(1) * torch.minimum(ramp, 4 - ramp).clamp(0, 1)
+
+
+def disc(y: Tensor, x: Tensor) -> Tensor:
+    """Disc of radius 1."""
+    return torch.hypot(y, x) - 1
+
+
+def square(y: Tensor, x: Tensor, half_side: float = 0.8) -> Tensor:
+    """Square with `half_side`; its corners lie at 1.13."""
+    return _box(y, x, half_side, half_side)
+
+
+def triangle(y: Tensor, x: Tensor, circumradius: float = 1.12) -> Tensor:
+    """Equilateral triangle on its base: the largest of the distances to its three sides' lines."""
+    inradius = circumradius / 2
+    lean = math.sqrt(3) / 2
+    return torch.maximum(y, lean * x.abs() - 0.5 * y) - inradius
+
+
+def star(y: Tensor, x: Tensor, outer: float = 1.13, inner: float = 0.52) -> Tensor:
+    """Five-pointed star with a tip at the top: fold into one tenth, then the line from tip to notch."""
+    tenth = math.pi / 5
+    angle = torch.atan2(x, -y)  # 0 at the top tip
+    folded = (torch.remainder(angle + tenth, 2 * tenth) - tenth).abs()
+    radius = torch.hypot(y, x)
+    along, across = radius * folded.cos(), radius * folded.sin()
+    notch_along, notch_across = inner * math.cos(tenth), inner * math.sin(tenth)
+    edge_along, edge_across = notch_along - outer, notch_across
+    length = math.hypot(edge_along, edge_across)
+    return ((along - outer) * edge_across - across * edge_along) / length
+
+
+def ring(y: Tensor, x: Tensor, inner: float = 0.5) -> Tensor:
+    """Annulus between `inner` and 1."""
+    middle, half_width = (1 + inner) / 2, (1 - inner) / 2
+    return (torch.hypot(y, x) - middle).abs() - half_width
+
+
+def cross(y: Tensor, x: Tensor, half_length: float = 1.05, half_width: float = 0.36) -> Tensor:
+    """Upright plus sign: union of two boxes."""
+    return torch.minimum(_box(y, x, half_length, half_width), _box(y, x, half_width, half_length))
+
+
+def _box(y: Tensor, x: Tensor, half_height: float, half_width: float) -> Tensor:
+    """Axis-aligned box; exact along the sides, which is where anti-aliasing happens."""
+    return torch.maximum(y.abs() - half_height, x.abs() - half_width)
+
+
+SIGNED_DISTANCES = {"disc": disc, "square": square, "triangle": triangle, "star": star, "ring": ring, "cross": cross}

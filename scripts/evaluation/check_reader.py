@@ -22,8 +22,7 @@ wait_passively()  # before torch is imported
 import numpy as np
 import torch
 
-from data.world.reader.readings import read
-from data.world.reader.scores import rates
+from data.world.reader.readings import rates, read
 from data.world.render import compose, render
 from data.world.scenes import ATTRIBUTES, Scenes, sample_scenes
 

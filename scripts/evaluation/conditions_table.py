@@ -29,8 +29,7 @@ from torch.nn.functional import interpolate
 from torchvision.ops import box_iou
 
 from data.world.conditioner import TOKENS
-from data.world.reader.readings import read
-from data.world.reader.scores import rates
+from data.world.reader.readings import rates, read
 from data.world.reader.segmentation import saturated_mask
 from data.world.render import segment
 from data.world.scenes import sample_scenes

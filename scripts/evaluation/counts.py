@@ -13,8 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.world.reader.readings import Reading, read
-from data.world.reader.scores import rates
+from data.world.reader.readings import Reading, rates, read
 from data.world.scenes import Scenes
 from scripts.results import markdown
 from seecoder import SeeCoder, SeeCoderPipeline, SeeCoderXLPipeline

@@ -24,8 +24,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from data.world.reader.readings import read
-from data.world.reader.scores import rates
+from data.world.reader.readings import rates, read
 from data.world.render import render
 from data.world.scenes import sample_scenes
 from scripts.results import markdown, versions, write_json

@@ -28,8 +28,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from data.world.conditioner import without
-from data.world.pretrained import BASE, load_conditioner
+from data.world.conditioner import BASE, load_conditioner, without
 from data.world.render import render
 from data.world.scenes import Scenes, sample_scenes
 from scripts.evaluation.counts import Sampling

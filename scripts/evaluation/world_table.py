@@ -19,8 +19,7 @@ wait_passively()  # before torch is imported
 
 import torch
 
-from data.world.conditioner import without
-from data.world.pretrained import BASE, load_conditioner
+from data.world.conditioner import BASE, load_conditioner, without
 from data.world.render import render
 from data.world.scenes import ATTRIBUTES, Scenes, sample_scenes
 from scripts.evaluation.counts import Sampling, markdown_table, open_world, read_rates, sample_pictures, told

@@ -88,7 +88,7 @@ def _reader(is_world: bool) -> Callable[[Any, Any], dict[str, float]] | None:
     if not is_world:
         return None
     sys.path.append(str(_CHECKOUT))
-    return import_module("data.world.reader.scores").score
+    return import_module("data.world.reader.readings").score
 
 
 def table(scores: list[dict[str, Any]]) -> str:

@@ -28,7 +28,7 @@ from seecoder.pipelines.request import Request
 from seecoder.sampling.composition import compose
 from seecoder.sampling.engine import sample
 from seecoder.sampling.methods.registry import named_methods
-from seecoder.sampling.progress import Changes, Progress, StageEnd
+from seecoder.sampling.stages import Changes, Progress, StageEnd
 
 _Arguments = ParamSpec("_Arguments")
 _SDXL_ALONE = ("pooled_context", "negative_pooled_context", "original_size", "crops_coords_top_left", "target_size")

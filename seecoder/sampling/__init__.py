@@ -67,8 +67,8 @@ from seecoder.sampling.methods.multidiffusion import MultiDiffusion, Region
 from seecoder.sampling.methods.rectifiedhr import RectifiedHR
 from seecoder.sampling.methods.scalecrafter.scalecrafter import ScaleCrafter
 from seecoder.sampling.methods.syncdiffusion import SyncDiffusion
-from seecoder.sampling.progress import Changes, Progress, StageEnd
 from seecoder.sampling.recipe import Method
+from seecoder.sampling.stages import Changes, Progress, StageEnd
 from seecoder.sampling.tiles.tile_statistics import normalised_like, shrunken
 from seecoder.sampling.tiles.tiling import in_tiles
 from seecoder.sampling.views import View

@@ -13,10 +13,9 @@ from seecoder.sampling.conditions import AddedConditions, Conditions, Control, E
 from seecoder.sampling.fields import Denoiser, EditedSample, Editor, Evaluator
 from seecoder.sampling.image_to_image import StartImage
 from seecoder.sampling.methods.registry import named_methods
-from seecoder.sampling.progress import Changes, Progress, StageEnd
 from seecoder.sampling.randomness import Generators, Randomness
 from seecoder.sampling.recipe import Method, Recipe
-from seecoder.sampling.stages import Codec, Outcome, Run, Stage
+from seecoder.sampling.stages import Changes, Codec, Outcome, Progress, Run, Stage, StageEnd
 from seecoder.sampling.step import Step
 from seecoder.sampling.stepper import Stepper
 from seecoder.sampling.views import Size

@@ -22,7 +22,7 @@ from data.shards.shard_set import open_shards
 from scripts.evaluation.counts import encode_latents
 from seecoder import SeeCoderPipeline
 from seecoder.pipelines.autoencoding import vae_encoder
-from train.sources.world_latents import encode_in_half
+from train.sources.world_data import encode_in_half
 from train.stages.seecoder import SeeCoderStage
 
 SIZE = 32

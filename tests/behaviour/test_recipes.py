@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from data.world.pretrained import BASE, ENCODERS
+from data.world.conditioner import BASE, ENCODERS
 from data.world.reader.readings import read
 from data.world.reader.segmentation import saturated_mask
 from data.world.render import render

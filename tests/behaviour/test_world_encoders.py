@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from data.world.pretrained import BASE
+from data.world.conditioner import BASE
 from data.world.render import render
 from data.world.scenes import sample_scenes
 from scripts.evaluation.counts import Sampling, read_rates, sample_pictures

@@ -19,7 +19,7 @@ def timed_calls() -> None:
     """Print the median milliseconds of a call with 2 and with 16 rows, on two threads."""
     import torch
 
-    from data.world.pretrained import BASE
+    from data.world.conditioner import BASE
     from seecoder.base_model.loading import load_part
 
     torch.set_num_threads(2)

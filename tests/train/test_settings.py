@@ -2,8 +2,8 @@ import math
 
 import pytest
 
+from train.optimizers import learning_rate
 from train.settings import GuardSettings, OptimizerSettings, RunSettings
-from train.stages.learning_rate import learning_rate
 
 IMPOSSIBLE = [
     {"lr": -1.0},

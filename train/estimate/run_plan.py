@@ -11,11 +11,11 @@ from seecoder.base_model.known_bases import BaseSizes, base_sizes
 from seecoder.checks import require, some_of, whole
 from train.estimate.hardware import GIB, RESERVE, CountedRun, Hardware, count_run, device_bytes
 from train.estimate.laws import predict, split_batch
+from train.optimizers import turning_points
 from train.settings import OptimizerSettings, RunSettings
 from train.sources.caches import check_caches
 from train.sources.planned_data import data_lines, held_out_lines, open_if_there
 from train.stages.encoder_weights import ENCODER_SIZE
-from train.stages.learning_rate import turning_points
 from train.stages.noise_schedule import MIN_SNR_GAMMA, NoiseSchedule
 
 _OPTIMIZER, _BATCH = "optimizer.name=adamw8bit_torchao", "a smaller batch"

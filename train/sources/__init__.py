@@ -3,7 +3,6 @@
 from train.sources.shard_data import ShardPictures
 from train.sources.stage_data import StageData
 from train.sources.world_conditions import WorldConditions
-from train.sources.world_data import WorldPictures
-from train.sources.world_latents import WorldLatents
+from train.sources.world_data import WorldLatents, WorldPictures
 
 __all__ = ["ShardPictures", "StageData", "WorldConditions", "WorldLatents", "WorldPictures"]

@@ -10,8 +10,7 @@ from data.shards.plan import derive_seed
 from data.world.render import segment
 from data.world.scenes import HUES, SHAPES, Scenes, uniform
 from seecoder.base_model.latents import encode_posterior
-from train.sources.world_data import to_model_range
-from train.sources.world_latents import WorldLatents
+from train.sources.world_data import WorldLatents, to_model_range
 
 Column = Literal["labels", "caption", "masked", "low_resolution", "semantic_map"]
 

@@ -26,10 +26,10 @@ from train.conditioners.channels import ConditionPart
 from train.settings import OptimizerSettings
 from train.sources.world_data import chunks
 from train.stages.denoising import DenoisingStage
+from train.stages.encoder_weights import load_widened
 from train.stages.noise import held_out_keys, uniform
 from train.stages.noise_schedule import NoiseSchedule
 from train.stages.stage import save_half
-from train.stages.starting_weights import load_widened
 
 
 class WorldDiffusionStage(DenoisingStage):

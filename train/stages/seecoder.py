@@ -254,7 +254,7 @@ class SeeCoderStage(DenoisingStage):
         """The world's conditioner, if the base has one; no submodule: it is neither trained nor saved."""
         if not (Path(self.base_source) / "conditioner").is_dir():
             return None
-        from data.world.pretrained import load_conditioner
+        from data.world.conditioner import load_conditioner
 
         loaded: Any = load_conditioner(self.base_source)
         return loaded.requires_grad_(False).to(self.device)

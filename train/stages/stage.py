@@ -15,11 +15,10 @@ from seecoder.export.trained_part import find_checkpoint, read_checkpoint
 from seecoder.weights.digests import tensors_sha256
 from seecoder.weights.safetensors_files import WeightsError
 from seecoder.weights.strict_loading import check_fit
-from train.optimizers import COMMON, build_optimizer
+from train.optimizers import COMMON, build_optimizer, learning_rate
 from train.run.guards import GradientGuard, Gradients
 from train.settings import EmaSettings, GuardSettings, OptimizerSettings
 from train.stages.ema import Ema, OptimizerAverage
-from train.stages.learning_rate import learning_rate
 
 
 class Stage(LightningModule):

@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from data.world.reader.segmentation import Image, Mask, Region, chroma, hue_degrees
+from data.world.render import SIGNED_DISTANCES
 from data.world.scenes import BACKGROUND_OFFSET, BACKGROUND_STEP, BACKGROUNDS, HUE_STEP, HUES, SHAPES
-from data.world.shapes import SIGNED_DISTANCES
 
 _TEMPLATE_SIDE = 40
 _TEMPLATE_ROTATIONS = np.linspace(-0.36, 0.36, 13)

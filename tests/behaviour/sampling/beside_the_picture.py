@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from data.world.pretrained import BASE, ENCODERS, load_conditioner
+from data.world.conditioner import BASE, ENCODERS, load_conditioner
 from data.world.reader.segmentation import saturated_mask
 from data.world.render import render
 from data.world.scenes import ATTRIBUTES, Scenes, sample_scenes

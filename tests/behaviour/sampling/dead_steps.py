@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from data.world.pretrained import BASE, load_conditioner
+from data.world.conditioner import BASE, load_conditioner
 from data.world.scenes import sample_scenes
 from scripts.evaluation.highres import counted_windows
 from seecoder import SeeCoderPipeline

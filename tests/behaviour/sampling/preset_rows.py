@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from data.world.pretrained import BASE, ENCODERS
+from data.world.conditioner import BASE, ENCODERS
 from data.world.render import render
 from data.world.scenes import ATTRIBUTES, sample_scenes
 from scripts.evaluation.counts import Sampling, markdown_table, read_rates, sample_pictures

@@ -10,7 +10,7 @@ from unittest.mock import patch
 
 import torch
 
-from data.world.pretrained import BASE
+from data.world.conditioner import BASE
 from data.world.render import render
 from data.world.scenes import sample_scenes
 from seecoder.base_model.loading import load_part

@@ -15,7 +15,7 @@ import torch
 import yaml
 from torch.nn import functional
 
-from data.world.pretrained import BASE
+from data.world.conditioner import BASE
 from seecoder.encoder.query_transformer import INITIAL_BRANCH
 from train.run.cpu_attention import float32_attention
 from train.settings import OptimizerSettings

@@ -1,8 +1,10 @@
 from dataclasses import replace
+from pathlib import Path
 
+import pytest
 import torch
 
-from data.world.conditioner import TOKENS, WorldConditioner
+from data.world.conditioner import BASE, ENCODERS, TOKENS, WorldConditioner, load_conditioner
 from data.world.scenes import sample_scenes
 
 
@@ -44,3 +46,20 @@ def test_lower_octaves_tell_places_outside_the_frame_from_those_inside():
     assert torch.allclose(plain(near), plain(far), atol=1e-4)
     assert float((wide(near) - wide(far)).detach().abs().max()) > 0.05
     assert torch.allclose(torch.as_tensor(wide.octaves)[2:], torch.as_tensor(plain.octaves))
+
+
+def test_the_conditioner_is_ready_to_use():
+    conditioner = load_conditioner()
+    assert not conditioner.training
+    assert {weight.dtype for weight in conditioner.parameters()} == {torch.float32}
+    assert conditioner(sample_scenes(2, 0)).shape == (2, 5, conditioner.config["context_dim"])
+
+
+def test_the_weights_are_where_they_are_said_to_be():
+    assert (BASE / "model_index.json").is_file()
+    assert {"plain", "position_aware"} <= {path.name for path in ENCODERS.iterdir()}
+
+
+def test_another_base_is_refused(tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match="not a base of the world"):
+        load_conditioner(tmp_path)

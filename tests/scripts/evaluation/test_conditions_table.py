@@ -4,7 +4,7 @@ import pytest
 import torch
 import yaml
 
-from data.world.pretrained import BASE
+from data.world.conditioner import BASE
 from data.world.render import render, segment
 from data.world.scenes import sample_scenes
 from scripts.evaluation.conditions_table import kinds, open_run, sample, seam, table

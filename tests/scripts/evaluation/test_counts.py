@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 
-from data.world.pretrained import BASE, load_conditioner
+from data.world.conditioner import BASE, load_conditioner
 from data.world.reader.readings import read
 from data.world.render import render
 from data.world.scenes import sample_scenes

@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from data.world.pretrained import ENCODERS
+from data.world.conditioner import ENCODERS
 from scripts.evaluation import evaluate_encoder
 
 

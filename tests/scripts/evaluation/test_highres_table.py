@@ -4,7 +4,7 @@ import sys
 import pytest
 import torch
 
-from data.world.pretrained import ENCODERS
+from data.world.conditioner import ENCODERS
 from scripts.evaluation import highres_table
 
 

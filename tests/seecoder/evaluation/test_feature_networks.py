@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch.nn.functional import cosine_similarity, interpolate
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection, Dinov2Config, Dinov2Model
 
-from data.world.pretrained import BASE
+from data.world.conditioner import BASE
 from data.world.render import render
 from data.world.scenes import sample_scenes
 from seecoder.evaluation.feature_networks import intra_scores, map_network, open_network

@@ -7,7 +7,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 
-from data.world.pretrained import BASE
+from data.world.conditioner import BASE
 from seecoder.base_model.facts import STABLE_DIFFUSION_SCHEDULE
 from seecoder.cli import main
 from seecoder.images.gate import load_image

@@ -11,13 +11,13 @@ from diffusers import (
     VQModel,
 )
 
-from data.world.pretrained import load_conditioner
+from data.world.conditioner import load_conditioner
 from data.world.scenes import Scenes, sample_scenes
 from seecoder import SeeCoderPipeline, SeeCoderXLPipeline
 from train.conditioners.channels import Channels
 from train.conditioners.label_tokens import LabelTokens
 from train.settings import OptimizerSettings
-from train.sources.world_latents import encode_in_half
+from train.sources.world_data import encode_in_half
 from train.stages.diffusion import WorldDiffusionStage, kept_tokens
 
 SIZES = {
@@ -45,7 +45,7 @@ def config(base, tmp_path) -> dict:
             "init_args": {"optimizer": {"lr": 1e-3}, "ema": {"decay": 0.9}, "vae": vae, **SIZES},
         },
         "data": {
-            "class_path": "train.sources.world_latents.WorldLatents",
+            "class_path": "train.sources.world_data.WorldLatents",
             "init_args": {"vae": vae, "batch_size": 4, "pool_size": 16, "held_out": 4, "image_size": 32},
         },
     }

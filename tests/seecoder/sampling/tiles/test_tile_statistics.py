@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 
-from data.world.pretrained import BASE
+from data.world.conditioner import BASE
 from data.world.render import render
 from data.world.scenes import sample_scenes
 from seecoder.pipelines import bounded_memory
