@@ -1,7 +1,7 @@
 """What is known about a base model from the configurations of its parts.
 
 Every function takes a part (a diffusers UNet, autoencoder or scheduler) or the mapping that its configuration file
-holds, so that a plan can ask before any weights are there.
+holds, so that a plan can ask before any weights are there: `unet` is a UNet or its configuration.
 """
 
 import re
@@ -45,9 +45,6 @@ def is_sdxl(unet: Any) -> bool:
 def family(unet: Any) -> Literal["sd", "sdxl"]:
     """Give the family of a UNet.
 
-    Args:
-        unet: A UNet or its configuration.
-
     Returns:
         "sdxl", or "sd" for Stable Diffusion 1.x and 2.x, which differ in the width of the context alone.
 
@@ -66,9 +63,6 @@ def family(unet: Any) -> Literal["sd", "sdxl"]:
 def context_width(unet: Any) -> int:
     """Give the width of the context that a UNet reads: 768 for SD 1.x, 1024 for SD 2.x, 2048 for SDXL.
 
-    Args:
-        unet: A UNet or its configuration.
-
     Raises:
         ValueError: Its blocks read different widths, or none.
     """
@@ -83,9 +77,6 @@ def pooled_width(unet: Any) -> int | None:
     """Give the width of the pooled vector that a UNet reads beside the context: 1280 for SDXL, None for SD 1.x and 2.x.
 
     SDXL's UNet embeds each of the six time ids in `addition_time_embed_dim` numbers and joins these to the vector.
-
-    Args:
-        unet: A UNet or its configuration.
     """
     if not is_sdxl(unet):
         return None
@@ -94,11 +85,7 @@ def pooled_width(unet: Any) -> int | None:
 
 
 def reads_mask(unet: Any) -> bool:
-    """Say whether a UNet is an inpainting one: beside the latents it reads a mask and the latents of what is kept.
-
-    Args:
-        unet: A UNet or its configuration.
-    """
+    """Say whether a UNet is an inpainting one: beside the latents it reads a mask and the latents of what is kept."""
     config = config_of(unet)
     return config.get("in_channels", 4) == 2 * config.get("out_channels", 4) + 1
 
@@ -132,11 +119,7 @@ def native_size(unet: Any, default: tuple[int, int] | None = None) -> tuple[int,
 
 
 def has_outdated_size(unet: Any) -> bool:
-    """Say whether diffusers takes the side in a UNet's configuration for 64: below that, from before version 0.9.
-
-    Args:
-        unet: A UNet or its configuration.
-    """
+    """Say whether diffusers takes the side in a UNet's configuration for 64: below that, from before version 0.9."""
     config = config_of(unet)
     side, version = config.get("sample_size"), str(config.get("_diffusers_version", ""))
     return isinstance(side, int) and side < 64 and re.match(_OUTDATED, version) is not None

@@ -7,7 +7,8 @@ and they are all here:
     z = scaling_factor * (x - shift_factor)                          Stable Diffusion 3
     z = scaling_factor * (x - latents_mean) / latents_std            StableDiffusionXLPipeline, one number a channel
 
-Nothing else in this project scales latents.
+Nothing else in this project scales latents. Whatever does is a `ValueError` for a configuration that has both
+`shift_factor` and `latents_mean`.
 """
 
 from collections.abc import Mapping
@@ -66,9 +67,6 @@ def scale_latents(vae: Any, latents: Tensor) -> Tensor:
 
     Returns:
         (N, C, h, w) in the same dtype: z as the UNet reads them.
-
-    Raises:
-        ValueError: The configuration has both `shift_factor` and `latents_mean`.
     """
     shift, factor, std = _scale_of(vae, latents)
     return (latents - shift) * factor / std
@@ -83,9 +81,6 @@ def unscale_latents(vae: Any, latents: Tensor) -> Tensor:
 
     Returns:
         (N, C, h, w) in the same dtype: x as the decoder reads them.
-
-    Raises:
-        ValueError: The configuration has both `shift_factor` and `latents_mean`.
     """
     shift, factor, std = _scale_of(vae, latents)
     return latents * std / factor + shift
@@ -120,9 +115,6 @@ def encode_posterior(vae: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
 
     Returns:
         Two (N, C, h, w) float32 tensors.
-
-    Raises:
-        ValueError: The configuration has both `shift_factor` and `latents_mean`.
     """
     mean, std = (values.float() for values in encode_moments(vae, pixels.to(vae.dtype)))
     _, factor, divisor = _scale_of(vae, std)
@@ -139,9 +131,6 @@ def decode_pixels(vae: Any, latents: Tensor) -> Tensor:
 
     Returns:
         (N, 3, H, W) float32 in [0, 1].
-
-    Raises:
-        ValueError: The configuration has both `shift_factor` and `latents_mean`.
     """
     pixels = vae.decode(unscale_latents(vae, latents).to(vae.dtype), return_dict=False)[0]
     return pixels.float().add(1).div(2).clamp(0, 1)
