@@ -200,7 +200,7 @@ def test_deepspeed_shares_out_adamw_alone(
     assert "must be auto or ddp with `optimizer.name`=adafactor" in capsys.readouterr().err
 
 
-CONFIGS = Path(__file__).parents[3] / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 def published(name: str) -> tuple[OptimizerSettings, int]:
