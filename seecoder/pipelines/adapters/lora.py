@@ -68,13 +68,18 @@ class UnetLora(LoraBaseMixin):
         """Load a LoRA's layers into the UNet; diffusers calls it.
 
         Raises:
+            ValueError: Another one is fused, beside which it would change nothing.
             WeightsError: No layer of the LoRA is one of the UNet, or one has another size.
         """
+        _check_unfused(unet, "load_lora_weights")
         check_lora(unet, {name: value for name, value in state_dict.items() if not name.startswith("text_encoder")})
         loader: Any = super()
         with warnings.catch_warnings():  # several LoRAs in one UNet are meant
             warnings.filterwarnings("ignore", "Already found a `peft_config` attribute")
-            loader.load_lora_into_unet(_with_alphas(state_dict, network_alphas), None, unet, *args, **kwargs)
+            try:
+                loader.load_lora_into_unet(_with_alphas(state_dict, network_alphas), None, unet, *args, **kwargs)
+            except RuntimeError as error:
+                raise WeightsError(f"the LoRA does not fit this base: {' '.join(str(error).split())[:200]}") from error
 
     @classmethod
     def load_lora_into_text_encoder(
@@ -97,29 +102,37 @@ class UnetLora(LoraBaseMixin):
                     "the LoRA's part for the text encoder does not fit the base's. Use a LoRA of this base's family."
                 ) from error
             return
-        count = sum(name.startswith(f"{prefix or 'text_encoder'}.") for name in state_dict)
-        if count:
+        if count := sum(name.startswith(f"{prefix or 'text_encoder'}.") for name in state_dict):
             logger.warning("%d weights of the LoRA are for a text encoder and left out: there is none here.", count)
 
-    def fuse_lora(self, *args: Any, **kwargs: Any) -> None:
-        """Add the active LoRAs to the networks' own weights.
+    def fuse_lora(self, *args: Any, adapter_names: list[str] | None = None, **kwargs: Any) -> None:
+        """Add LoRAs, the active ones or those of `adapter_names`, to the networks' own weights.
 
         Raises:
-            ValueError: No LoRA is loaded.
+            ValueError: No LoRA is loaded and on, or one is fused already.
         """
-        if not self.get_list_adapters():
-            raise ValueError("`fuse_lora` has no effect: no LoRA is loaded. Call `load_lora_weights` first.")
-        super().fuse_lora(*args, **kwargs)
+        _check_unfused(self.unet, "fuse_lora")
+        networks = filter(None, [getattr(self, name, None) for name in self._lora_loadable_modules])
+        layers = [layer for network in networks for layer in network.modules() if hasattr(layer, "merged_adapters")]
+        if not self.get_list_adapters() or any(layer.disable_adapters for layer in layers):
+            raise ValueError("`fuse_lora` has no effect: no LoRA is loaded and on. Load one, or call `enable_lora`.")
+        if left := sorted(set(self.get_active_adapters()).difference(adapter_names or self.get_active_adapters())):
+            logger.warning("%s: active, but not seen while other LoRAs are fused, as `adapter_names` says.", left)
+        self._scales = {layer: dict(layer.scaling) for layer in layers}
+        super().fuse_lora(*args, adapter_names=adapter_names, **kwargs)
 
     def unfuse_lora(self, *args: Any, **kwargs: Any) -> None:
-        """Take fused LoRAs out of the networks' weights again.
+        """Take fused LoRAs out of the networks' weights again; their own are those before `fuse_lora`.
 
         Raises:
             ValueError: No LoRA is fused, or it was unloaded since, and its weights cannot be told apart any more.
         """
-        if not self._fused():
+        if not _fused(self.unet):
             raise ValueError("`unfuse_lora` has no effect: no LoRA is fused, or it was unloaded since.")
         super().unfuse_lora(*args, **kwargs)
+        for layer, scales in getattr(self, "_scales", {}).items():  # which `lora_scale` has multiplied
+            if not layer.merged:
+                layer.scaling.update(scales)
 
     def set_adapters(self, adapter_names: list[str] | str, adapter_weights: Any = None) -> None:
         """Choose the active LoRAs and their weights, as diffusers' `set_adapters`.
@@ -127,23 +140,38 @@ class UnetLora(LoraBaseMixin):
         Raises:
             ValueError: A LoRA is fused, so that this would change nothing.
         """
-        if self._fused():
-            names = ", ".join(sorted(self._fused()))
-            raise ValueError(f"`set_adapters` has no effect while {names} is fused; call `unfuse_lora()` first.")
+        _check_unfused(self.unet, "set_adapters")
         super().set_adapters(adapter_names, adapter_weights)
+
+    def delete_adapters(self, adapter_names: list[str] | str) -> None:
+        """Delete LoRAs, as diffusers' `delete_adapters`.
+
+        Raises:
+            ValueError: A LoRA is fused, and would stay in the weights.
+        """
+        _check_unfused(self.unet, "delete_adapters")
+        super().delete_adapters(adapter_names)
 
     def check_lora_scale(self, cross_attention_kwargs: Mapping[str, Any] | None) -> None:
         """Refuse a call's `scale` of LoRAs where none is loaded, or where they are fused: it would change nothing."""
         scale = (cross_attention_kwargs or {}).get("scale", 1.0)
-        if scale != 1.0 and (self._fused() or not self.get_list_adapters()):
+        if scale != 1.0 and (_fused(self.unet) or not self.get_list_adapters()):
             raise ValueError(
                 f"`cross_attention_kwargs`: its scale={scale} has no effect, since no LoRA is loaded, or it is fused. "
                 "Leave it out, or give `lora_scale` to `fuse_lora`."
             )
 
-    def _fused(self) -> set[str]:
-        """The names of the LoRAs that are fused and not unloaded."""
-        return {name for layer in self.unet.modules() for name in getattr(layer, "merged_adapters", ())}
+
+def _fused(unet: Any) -> set[str]:
+    """The names of the LoRAs that are fused into a UNet and not unloaded."""
+    return {name for layer in unet.modules() for name in getattr(layer, "merged_adapters", ())}
+
+
+def _check_unfused(unet: Any, action: str) -> None:
+    """Refuse what fused layers would pass over, as they look at their own weights alone."""
+    if fused := ", ".join(sorted(_fused(unet))):
+        way = "call `unfuse_lora()` first, or `unload_lora_weights()`, which keeps it in the weights"
+        raise ValueError(f"`{action}` has no effect while {fused} is fused; {way}.")
 
 
 def _with_alphas(tensors: Mapping[str, torch.Tensor], alphas: Mapping[str, float] | None) -> dict[str, torch.Tensor]:

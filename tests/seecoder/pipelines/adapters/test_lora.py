@@ -41,8 +41,6 @@ def test_a_fused_lora_is_the_loaded_one_and_can_be_taken_out_again(xl) -> None:
     assert (loaded - plain).abs().max() > 1e-2
     pipe.fuse_lora()
     torch.testing.assert_close(latents(pipe), loaded, atol=1e-4, rtol=0)
-    with pytest.raises(ValueError, match=r"`set_adapters` has no effect while default_0 is fused"):
-        pipe.set_adapters(["default_0"], [0.5])
     pipe.unfuse_lora(components=["unet", "text_encoder"])
     torch.testing.assert_close(latents(pipe), loaded, atol=1e-4, rtol=0)
     pipe.unload_lora_weights()
@@ -55,6 +53,69 @@ def test_what_would_change_nothing_is_refused() -> None:
         pipe.fuse_lora()
     with pytest.raises(ValueError, match="`unfuse_lora` has no effect: no LoRA is fused"):
         pipe.unfuse_lora()
+
+
+@pytest.fixture
+def two():
+    """A pipeline with two LoRAs, of which the first is active."""
+    pipe = pipeline()
+    for name, seed in (("one", 1), ("two", 2)):
+        pipe.load_lora_weights(build_lora(build_unet(), ("attn2.to_k", *CONVOLUTIONS), seed=seed), adapter_name=name)
+    pipe.set_adapters("one")
+    return pipe
+
+
+def test_what_a_fused_lora_would_pass_over_is_refused(two) -> None:
+    alone = latents(two)
+    two.fuse_lora()
+    for action, given in (
+        ("load_lora_weights", (build_lora(build_unet()),)),
+        ("fuse_lora", ()),
+        ("set_adapters", ("two",)),
+        ("delete_adapters", ("one",)),
+    ):
+        with pytest.raises(ValueError, match=f"`{action}` has no effect while one is fused; call `unfuse_lora"):
+            getattr(two, action)(*given)
+    two.unfuse_lora()
+    two.delete_adapters("two")
+    torch.testing.assert_close(latents(two), alone, atol=1e-4, rtol=0)
+    two.delete_adapters("one")
+    torch.testing.assert_close(latents(two), latents(pipeline()), atol=1e-4, rtol=0)
+
+
+def test_only_loras_that_are_on_are_fused_and_of_active_ones_that_are_not_it_is_said(two, caplog) -> None:
+    two.disable_lora()
+    with pytest.raises(ValueError, match=r"no LoRA is loaded and on\. Load one, or call `enable_lora`"):
+        two.fuse_lora()
+    two.enable_lora()
+    two.set_adapters("two")
+    second = latents(two)
+    two.set_adapters("one")
+    two.fuse_lora(adapter_names=["two"])
+    assert "['one']: active, but not seen while other LoRAs are fused" in caplog.text
+    torch.testing.assert_close(latents(two), second, atol=1e-4, rtol=0)
+    two.unload_lora_weights()
+    torch.testing.assert_close(latents(two), second, atol=1e-4, rtol=0)
+
+
+def test_loras_that_are_not_active_are_fused_beside_the_others_if_they_are_named(two, caplog) -> None:
+    two.set_adapters(["one", "two"])
+    both = latents(two)
+    two.set_adapters("one")
+    two.fuse_lora(adapter_names=["one", "two"])
+    torch.testing.assert_close(latents(two), both, atol=1e-4, rtol=0)
+    assert "not seen" not in caplog.text
+
+
+@pytest.mark.parametrize("scale", [0.5, 0.0])
+def test_a_lora_that_is_taken_out_again_weighs_what_it_did_before(two, scale) -> None:
+    two.set_adapters(["one", "two"], [0.5, 0.25])
+    before = latents(two)
+    two.fuse_lora(lora_scale=scale)
+    assert (latents(two) - before).abs().max() > 1e-2
+    two.unfuse_lora(components=["text_encoder"])  # there is none
+    two.unfuse_lora()
+    torch.testing.assert_close(latents(two), before, atol=1e-4, rtol=0)
 
 
 def test_several_loras_have_weights_of_their_own() -> None:
@@ -166,6 +227,16 @@ def test_a_lora_of_another_family_is_refused_with_names() -> None:
     )
     with pytest.raises(WeightsError, match=r"no layer of this base's UNet \(first: down_blocks.2.resnets.0.conv1\)"):
         pipe.load_lora_weights(deep)
+
+
+def test_convolutions_for_linear_layers_are_refused_in_one_line() -> None:
+    tensors = build_lora(build_unet(), ("conv1",))
+    flat = {name: value.flatten(1)[:, : value.shape[1]] if value.ndim > 1 else value for name, value in tensors.items()}
+    pipe = pipeline()
+    with pytest.raises(WeightsError, match=r"the LoRA does not fit this base: .*size mismatch") as error:
+        pipe.load_lora_weights(flat)
+    assert "\n" not in str(error.value)
+    torch.testing.assert_close(latents(pipe), latents(pipeline()))
 
 
 def test_layers_that_are_not_there_are_left_out_and_named(caplog) -> None:
