@@ -40,6 +40,7 @@ class Control:
             on the latents, and is made once for each part as long as there is room.
         span: Fractions of the steps that the run makes, in [0, 1], between which control acts. Step i of n lies inside
             where i / n >= start and (i + 1) / n <= end, as in diffusers' pipelines.
+        positive_only: Whether the unconditional branch is left alone.
     """
 
     image: torch.Tensor
@@ -47,6 +48,7 @@ class Control:
     pixels_per_cell: int = 8
     span: tuple[float, float] = (0.0, 1.0)
     prepare: Callable[[torch.Tensor], Any] | None = None
+    positive_only: bool = False
     _kept: dict[Any, torch.Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
     _cut: dict[Any, tuple[int, Any]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
@@ -189,6 +191,7 @@ class Conditions:
         inputs: torch.Tensor,
         context: torch.Tensor,
         items: Sequence[Item],
+        branches: Sequence[Branch],
         step: Step,
         added: Mapping[str, Any],
     ) -> Mapping[str, Any]:
@@ -197,7 +200,11 @@ class Conditions:
         for control in self.control:
             if control.acts_at(step):
                 image = control.cuts(items, step.latent_size, inputs)
-                for name, value in control.residuals(inputs, step.timestep, context, image, **added).items():
+                given: Any = control.residuals(inputs, step.timestep, context, image, **added)
+                if control.positive_only:
+                    counts = inputs.new_tensor([branch.context == "positive" for branch in branches])
+                    given = recursively_apply(counts.repeat_interleave(len(items)).view(-1, 1, 1, 1).mul, given)
+                for name, value in given.items():
                     total[name] = _sum(total[name], value) if name in total else value
         return total
 

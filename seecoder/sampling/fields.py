@@ -175,7 +175,7 @@ class Evaluator:
         with ExitStack() as stack:
             for patch in path.patches.get(network, ()):
                 stack.enter_context(patch.active(step, size))
-            keywords |= self.conditions.residuals(batch, context, items, step, keywords)
+            keywords |= self.conditions.residuals(batch, context, items, branches, step, keywords)
             told = self.conditions.with_channels(batch, items, step)
             output = self.denoiser(told, step.timestep, context, **keywords)
         return list(output.chunk(len(branches)))

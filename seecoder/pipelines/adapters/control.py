@@ -12,6 +12,7 @@ from seecoder.pipelines.inputs import Picture, control_pixels, one_each
 from seecoder.pipelines.networks import HalvedOnDemand, bring_to_device
 from seecoder.pipelines.request import Request
 from seecoder.sampling.conditions import Control
+from seecoder.sampling.methods.hidiffusion.feature_sizes import levels_of_features
 
 # What makes the control of a number of results, for cells of so many pixels a side: (count, device, cell, notes).
 Controller = Callable[[int, torch.device, int, list[str]], Control]
@@ -33,10 +34,11 @@ def controllers(controlnet: Any, adapter: Any, request: Request) -> list[Control
         one_each(name, getattr(request, name), len(nets))
         for name in ("controlnet_conditioning_scale", "control_guidance_start", "control_guidance_end")
     ]
-    found = [
-        partial(_control, "ControlNet", partial(_control_residuals, net, controlnet, scale), image, (start, end))
-        for (net, image), scale, start, end in zip(nets, *numbers, strict=True)
-    ]
+    found: list[Controller] = []
+    for (net, image), scale, start, end in zip(nets, *numbers, strict=True):
+        # As in diffusers: a net that says nothing of places (shuffle) is for the conditional branch alone.
+        acts = {"span": (start, end), "positive_only": bool(net.config.get("global_pool_conditions"))}
+        found.append(partial(_control, "ControlNet", partial(_control_residuals, net, controlnet, scale), image, acts))
     adapters = _members("adapter_image", request.adapter_image, "adapter", adapter)
     scales = one_each("adapter_conditioning_scale", request.adapter_conditioning_scale, len(adapters))
     return found + [
@@ -49,16 +51,16 @@ def _control(
     name: str,
     network: Callable[..., Any],
     image: Picture | Sequence[Picture],
-    span: tuple[float, float] | None,
+    acts: dict[str, Any] | None,
     count: int,
     device: torch.device,
     cell: int,
     notes: list[str],
 ) -> Control:
-    """Read what a network sees, one picture or one for every result; without a span it looks at nothing else."""
+    """Read what a network sees, one picture or one for every result; without `acts` it looks at nothing else."""
     pixels, halved = control_pixels(image, count).to(device), HalvedOnDemand(network, name, notes)
-    if span is not None:
-        return Control(pixels, halved, cell, span)
+    if acts is not None:
+        return Control(pixels, halved, cell, **acts)
     return Control(pixels, _adapter_residuals, cell, prepare=lambda part: halved(part, torch.empty(0)))
 
 
@@ -99,17 +101,21 @@ def _adapter_residuals(*inputs: Any, **conditions: Any) -> dict[str, Any]:
     return {name: list(values) for name, values in inputs[-1].items()}
 
 
-def check_adapter(unet: Any, adapter: Any) -> None:
-    """Refuse a T2I-Adapter, or several in a `MultiAdapter`, whose features have other widths than a UNet's levels.
+def check_adapter(unet: Any, cell: int, adapter: Any) -> None:
+    """Refuse a T2I-Adapter, or several, whose features differ from a UNet's levels in width, or in size.
+
+    A latent cell is `cell` pixels wide.
 
     Raises:
         ValueError: One has.
     """
     networks: list[Any] = list(adapter.adapters) if isinstance(adapter, MultiAdapter) else [adapter]
-    for network in networks:
-        widths = list(unet.config.block_out_channels)
-        if list(network.config.channels)[: len(widths)] != widths:
+    widths, cells = list(unet.config.block_out_channels), [cell * 2**level for level in levels_of_features(unet)]
+    for config in (network.config for network in networks):
+        scales = (1, 1, 2, 2) if config.adapter_type == "full_adapter_xl" else (1, 2, 4, 8)
+        found = [*config.channels][: len(widths)], [config.downscale_factor * scale for scale in scales][: len(widths)]
+        if found != (widths, cells):
             raise ValueError(
-                f"`channels`={list(network.config.channels)} of the T2I-Adapter must begin with {widths}, as this "
-                "base's UNet has. Use an adapter of this base's family."
+                f"`adapter` gives {found[0]} channels at {found[1]} pixels a cell; this base's UNet wants {widths} at "
+                f"{cells}. Use a T2I-Adapter of this base's family."
             )

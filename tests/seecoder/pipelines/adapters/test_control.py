@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from seecoder import SeeCoderPipeline, SeeCoderXLPipeline
+from seecoder.pipelines.adapters.control import check_adapter
 from seecoder.sampling import HiDiffusion, MultiDiffusion
 from tests.fixtures.pipelines import (
     build_controlnet,
@@ -71,6 +72,22 @@ def test_the_latents_are_those_of_the_stock_pipeline(xl, count) -> None:
         **common(),
     ).images
     assert (got - without).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("xl", [False, True])
+def test_a_net_that_pools_its_picture_leaves_the_unconditional_branch_alone_as_in_stock(xl) -> None:
+    """As ControlNet 1.1's shuffle is published."""
+    ours, stock = pair(xl=xl, count=1)
+    for net in ours.controlnet.nets:
+        net.register_to_config(global_pool_conditions=True)
+    pooled = {"pooled_context": POOLED} if xl else {}
+    got = ours(context=CONTEXT, control_image=PICTURES[:1], **pooled, **common()).images
+    pooled = {"pooled_prompt_embeds": POOLED, "negative_pooled_prompt_embeds": POOLED * 0} if xl else {}
+    images = [PICTURES[0][None]]
+    want = stock(prompt_embeds=CONTEXT, negative_prompt_embeds=CONTEXT * 0, image=images, **pooled, **common()).images
+    torch.testing.assert_close(got, want, atol=1e-4, rtol=0)
+    large = {**common(), "height": 32, "width": 32, "method": HiDiffusion()}
+    assert ours(context=CONTEXT, control_image=PICTURES[:1], **({"pooled_context": POOLED} if xl else {}), **large)
 
 
 @pytest.mark.parametrize("method", [MultiDiffusion(), HiDiffusion()], ids=repr)
@@ -163,3 +180,29 @@ def test_a_t2i_adapter_runs_once_for_a_window_in_however_many_micro_batches() ->
     together = pipe(**options).images
     assert len(runs) == 25 + 2
     torch.testing.assert_close(one_by_one, together, atol=1e-4, rtol=0)
+
+
+def test_adapters_of_the_published_families_go_with_their_own_base_alone() -> None:
+    """What T2I-Adapters and UNets are published with, at a fortieth of the widths."""
+    sd = {
+        "block_out_channels": (8, 16, 32, 32),
+        "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+        "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+    }
+    sdxl = {
+        "block_out_channels": (8, 16, 32),
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    }
+    channels = [8, 16, 32, 32]
+    adapters = {
+        "sd": build_t2i_adapter(channels=channels, downscale_factor=8),
+        "sdxl": build_t2i_adapter(channels=channels, downscale_factor=16, adapter_type="full_adapter_xl"),
+    }
+    for family, unet in (("sd", build_unet(**sd)), ("sdxl", build_unet(**sdxl))):
+        for other, adapter in adapters.items():
+            if family == other:
+                check_adapter(unet, 8, adapter)
+            else:
+                with pytest.raises(ValueError, match="Use a T2I-Adapter of this base's family"):
+                    check_adapter(unet, 8, adapter)
