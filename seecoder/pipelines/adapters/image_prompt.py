@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from diffusers import StableDiffusionPipeline
 from diffusers.loaders import IPAdapterMixin
-from diffusers.models.embeddings import ImageProjection
+from safetensors import SafetensorError
 
 from seecoder.images.gate import load_image
 from seecoder.images.saving import to_pil
 from seecoder.pipelines.request import Request
 from seecoder.sampling.conditions import AddedConditions
 from seecoder.sampling.views import Size, View
+from seecoder.weights.safetensors_files import WeightsError
 
 Embeddings = list[tuple[torch.Tensor, torch.Tensor]]  # one (negative, positive) for every adapter
 
@@ -28,19 +29,37 @@ class ImagePrompts(IPAdapterMixin):
     prepare_ip_adapter_image_embeds = StableDiffusionPipeline.prepare_ip_adapter_image_embeds
 
     def load_ip_adapter(
-        self, source: Any, subfolder: Any = "", weight_name: Any = None, *args: Any, **kwargs: Any
+        self: Any, source: Any, subfolder: Any = "", weight_name: Any = None, *args: Any, **kwargs: Any
     ) -> None:
         """Load IP-Adapters into the UNet, as diffusers does.
 
         With `image_encoder_folder=None` no image encoder is loaded, and calls bring `ip_adapter_image_embeds`.
 
         Raises:
+            FileNotFoundError: There is no such file, or no image encoder.
             ValueError: A pickle.
+            WeightsError: It is damaged, something else, or made for another base; none is then loaded.
         """
         for name in weight_name if isinstance(weight_name, list) else [weight_name]:
             if not isinstance(source, dict) and not str(name).endswith(".safetensors"):
                 raise ValueError(f"`weight_name`={name} must be a safetensors file; pickles are not read.")
-        super().load_ip_adapter(source, subfolder, weight_name, *args, **kwargs)
+        try:
+            super().load_ip_adapter(source, subfolder, weight_name, *args, **kwargs)
+        except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
+            reason = " ".join(str(error).split()).partition(". ")[0]
+            if isinstance(error, OSError):
+                raise FileNotFoundError(f"`weight_name`={weight_name}: {reason}.") from error
+            if any(".to_k_ip" in name for name, _ in self.unet.named_parameters()):  # half of it is in already
+                self.unload_ip_adapter()
+            raise WeightsError(
+                f"`weight_name`={weight_name} is no IP-Adapter for this base's UNet ({reason}). Use one of its family."
+            ) from error
+
+    def unload_ip_adapter(self: Any) -> None:
+        """Take IP-Adapters out of the UNet, and the LoRAs that came with them (FaceID)."""
+        super().unload_ip_adapter()
+        if names := [name for name in getattr(self.unet, "peft_config", ()) if name.startswith("faceid_")]:
+            self.delete_adapters(names)
 
 
 def check_image_prompts(pipe: Any, request: Request) -> None:
@@ -92,23 +111,28 @@ def embeddings(pipe: Any, request: Request, count: int, device: torch.device, *,
     entries: list[Any] = list(given) if isinstance(given, (list, tuple)) else [given]
     if len(entries) != len(layers):
         raise ValueError(f"`ip_adapter_image` has {len(entries)} entries for {len(layers)} IP-Adapters; give one each.")
-    if request.ip_adapter_image_embeds is None:
-        pairs = [_encoded(pipe, entry, layer, device) for entry, layer in zip(entries, layers, strict=True)]
-    else:
-        pairs = [_halves(entry, guided) for entry in entries]
+    if request.ip_adapter_image_embeds is None:  # the negative rows first, whatever the guidance
+        pictures = [
+            [to_pil(load_image(picture)) for picture in (entry if isinstance(entry, list) else [entry])]
+            for entry in entries
+        ]
+        entries, guided = pipe.prepare_ip_adapter_image_embeds(pictures, None, device, 1, True), True
+    pairs = [_halves(entry, guided) for entry in entries]
     for negative, positive in pairs:
         if {len(negative), len(positive)} - {1, count}:
             raise ValueError(f"`ip_adapter_image_embeds` has {len(positive)} rows; give 1, or {count} as results.")
-    return [
+    found = [
         (negative.to(device, pipe.unet.dtype), positive.to(device, pipe.unet.dtype)) for negative, positive in pairs
     ]
-
-
-def _encoded(pipe: Any, entry: Any, layer: Any, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Negative and positive embeddings of the pictures of one adapter, as diffusers' pipelines make them."""
-    pictures = [to_pil(load_image(picture)) for picture in (entry if isinstance(entry, list) else [entry])]
-    positive, negative = pipe.encode_image(pictures, device, 1, not isinstance(layer, ImageProjection))
-    return negative[None], positive[None]
+    try:  # once without the UNet, whose first step would stop with less to say
+        pipe.unet.encoder_hid_proj([positive for _, positive in found])
+    except (RuntimeError, AttributeError) as error:
+        shapes, kinds = [tuple(positive.shape) for _, positive in found], [type(layer).__name__ for layer in layers]
+        raise ValueError(
+            f"`ip_adapter_image_embeds` of shapes {shapes} do not fit {kinds} ({error}). Use the image encoder that "
+            "the IP-Adapter was trained with; FaceID reads embeddings of faces, and no pictures."
+        ) from error
+    return found
 
 
 def _halves(entry: torch.Tensor, guided: bool) -> tuple[torch.Tensor, torch.Tensor]:

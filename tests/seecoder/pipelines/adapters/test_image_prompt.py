@@ -3,11 +3,13 @@
 import diffusers
 import pytest
 import torch
+from safetensors.torch import save_file
 from transformers import CLIPImageProcessor
 
 from seecoder import SeeCoderPipeline
 from seecoder.images.saving import to_pil
 from seecoder.sampling import HiDiffusion
+from seecoder.weights.safetensors_files import WeightsError
 from tests.fixtures.pipelines import (
     build_image_encoder,
     build_ip_adapter,
@@ -101,6 +103,70 @@ def test_without_its_adapter_the_network_is_the_plain_one() -> None:
 def test_image_prompts_that_do_not_go_with_the_pipeline_are_refused(loaded, options, message) -> None:
     with pytest.raises(ValueError, match=message):
         latents(pipeline(loaded=loaded), **options)
+
+
+def without(adapter, key):
+    return {part: {name: value for name, value in named.items() if name != key} for part, named in adapter.items()}
+
+
+@pytest.mark.parametrize("lost", ["1.to_k_ip.weight", "norm.bias", "proj.weight"])
+def test_an_adapter_that_does_not_fit_leaves_the_pipeline_as_it_was(lost) -> None:
+    pipe = pipeline(loaded=False)
+    with pytest.raises(WeightsError, match=r"is no IP-Adapter for this base's UNet .*Use one of its family"):
+        pipe.load_ip_adapter(without(build_ip_adapter(pipe.unet), lost), weight_name="x", image_encoder_folder=None)
+    torch.testing.assert_close(latents(pipe), latents(pipeline(loaded=False)))
+
+
+def test_files_that_are_not_there_or_something_else_are_told_in_one_line(tmp_path) -> None:
+    pipe = pipeline(loaded=False)
+    (tmp_path / "page.safetensors").write_text("<html>")
+    save_file({"x": torch.zeros(1)}, tmp_path / "other.safetensors")
+    for name, error, reason in (
+        ("nothere", FileNotFoundError, "no file named nothere.safetensors"),
+        ("page", WeightsError, "header"),
+        ("other", WeightsError, "is no IP-Adapter for this base's UNet"),
+    ):
+        with pytest.raises(error, match=reason) as raised:
+            pipe.load_ip_adapter(tmp_path, weight_name=f"{name}.safetensors", image_encoder_folder=None)
+        assert "\n" not in str(raised.value)
+
+
+def test_embeddings_that_the_adapter_does_not_read_are_refused_before_the_first_step() -> None:
+    pipe = pipeline()
+    pipe.unet.forward = None  # nothing may be computed
+    for shape in ((2, 1, 20), (2, 24)):
+        with pytest.raises(ValueError, match=r"of shapes \[\(.*\)\] do not fit \['ImageProjection'\]"):
+            latents(pipe, ip_adapter_image_embeds=[torch.zeros(shape)])
+    pipe = pipeline(encoder=build_image_encoder(), loaded=False)
+    pipe.load_ip_adapter(build_face_adapter(pipe.unet))
+    with pytest.raises(ValueError, match="FaceID reads embeddings of faces, and no pictures"):
+        latents(pipe, ip_adapter_image=PICTURE)
+
+
+def build_face_adapter(unet):
+    """An adapter that reads embeddings of faces, 16 numbers each, with a LoRA, in the layout of the released files."""
+    adapter, generator = build_ip_adapter(unet), torch.Generator().manual_seed(8)
+    sizes = {"proj.0.weight": (32, 16), "proj.0.bias": (32,), "proj.2.weight": (128, 32), "proj.2.bias": (128,)}
+    sizes |= {"norm.weight": (32,), "norm.bias": (32,)}
+    adapter["image_proj"] = {name: torch.randn(size, generator=generator) for name, size in sizes.items()}
+    for place, name in enumerate(unet.attn_processors):
+        layer = unet.get_submodule(name.removesuffix(".processor"))
+        for part, linear in (("q", layer.to_q), ("k", layer.to_k), ("v", layer.to_v), ("out", layer.to_out[0])):
+            shapes = {"down": (4, linear.in_features), "up": (linear.out_features, 4)}
+            for half, shape in shapes.items():
+                adapter["ip_adapter"][f"{place}.to_{part}_lora.{half}.weight"] = torch.randn(shape, generator=generator)
+    return adapter
+
+
+def test_a_face_adapter_reads_embeddings_and_takes_its_lora_with_it_when_it_goes() -> None:
+    pytest.importorskip("peft")
+    pipe = pipeline(loaded=False)
+    pipe.load_ip_adapter(build_face_adapter(pipe.unet), image_encoder_folder=None)
+    assert pipe.get_active_adapters() == ["faceid_0"]
+    assert latents(pipe, ip_adapter_image_embeds=[torch.ones(2, 1, 16)]).isfinite().all()
+    pipe.unload_ip_adapter()
+    assert pipe.get_list_adapters() == {}
+    torch.testing.assert_close(latents(pipe), latents(pipeline(loaded=False)))
 
 
 def test_pickles_are_refused() -> None:
