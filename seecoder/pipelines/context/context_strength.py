@@ -43,8 +43,7 @@ def layer_strengths(unet: Any, scale: ContextScale) -> dict[nn.Module, float]:
         return {}
     layers: dict[nn.Module, list[str]] = {}
     for name, module in unet.named_modules():
-        match = _LAYER.search(name)
-        if match:
+        if match := _LAYER.search(name):
             block = "mid" if match[3] else f"{match[1]}.block_{match[2]}"
             layers[module] = [block.partition(".")[0], block, f"{block}.{match[4]}"]
     blocks = {addresses[1] for addresses in layers.values()}

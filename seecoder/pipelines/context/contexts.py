@@ -29,13 +29,15 @@ class Contexts:
             text: As many rows as here, or one for all; another number of tokens as it may be.
             weight: None puts the tokens side by side, so that attention chooses among pictures and text at every place;
                 a number in [0, 1] is the text's part of the mean, token by token, where the shorter one is filled up
-                with zeros. Pooled vectors are always mixed, half and half without a weight.
+                with zeros; 0 and 1 leave one of them alone. Pooled vectors are mixed, half and half without a weight.
         """
 
         def tokens(own: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
             other = other.to(own).expand(len(own), -1, -1)
             if weight is None:
                 return torch.cat([own, other], dim=1)
+            if weight in (0.0, 1.0):  # nothing is mixed, and zeros would take their part of the attention
+                return other if weight else own
             length = max(own.shape[1], other.shape[1])
             return torch.lerp(pad_tokens(own, length), pad_tokens(other, length), weight)
 

@@ -79,6 +79,11 @@ def test_all_of_the_weight_is_the_text_alone_and_none_of_it_the_picture(pipe, st
     text, negative = stock.encode_prompt("abc", "cpu", 1, True, "")
     only = pipe(context=text, negative_context=negative, generator=seeded(), **COMMON).images
     torch.testing.assert_close(make(1.0), only, atol=1e-5, rtol=0)
+    # A text of fewer tokens than the picture's, as in Stable Diffusion's 77 beside 148: no zeros behind it.
+    short = {"text": text[:, :3], "negative_text": negative[:, :3], **COMMON}
+    alone = pipe(context=text[:, :3], negative_context=negative[:, :3], generator=seeded(), **COMMON).images
+    torch.testing.assert_close(pipe(picture, text_weight=1.0, generator=seeded(), **short).images, alone)
+    assert torch.equal(make(0.0), pipe(picture, generator=seeded(), **COMMON).images)
     assert not torch.equal(make(0.5), make(1.0))
     assert not torch.equal(make(0.5), make(0.0))
 
