@@ -27,6 +27,7 @@ from seecoder.base_model.single_file import say_once
 _UNSUPPORTED = {
     "class_embed_type": "class labels or noise levels, as those of unCLIP and of upscalers do",
     "num_class_embeds": "class labels, as upscalers do",
+    "class_embeddings_concat": "class labels beside the timestep",
     "encoder_hid_dim": "a context that it projects first, as those of Kolors, Kandinsky and DeepFloyd do",
     "time_cond_proj_dim": "the guidance scale, as distilled models (LCM) do",
     "dual_cross_attention": "two contexts, as that of Versatile Diffusion does",
@@ -116,7 +117,7 @@ def _check_conditions(unet: Any, training: bool) -> None:
     family(unet)
     for name, meaning in _UNSUPPORTED.items():
         value = config.get(name) if training or name != "time_cond_proj_dim" else None
-        if value not in (None, False):
+        if value is not None and value is not False:  # an embedding of 0 classes wants labels, too
             raise ValueError(
                 f"`{name}`={value!r} of the base's UNet must be null: it reads {meaning}. "
                 "Use a text-to-image base of SD 1.x, 2.x or SDXL."

@@ -17,6 +17,8 @@ HINT = {"conditioning_embedding_out_channels": (8, 16)}  # two levels, as the ti
 UNETS = {
     "unCLIP": ({"class_embed_type": "projection", "projection_class_embeddings_input_dim": 48}, "class_embed_type"),
     "upscaler by class": ({"num_class_embeds": 10}, "num_class_embeds"),
+    "no classes": ({"num_class_embeds": 0}, "`num_class_embeds`=0 of the base's UNet must be null"),
+    "labels by the timestep": ({"class_embeddings_concat": True}, "`class_embeddings_concat`=True .* must be null"),
     "Kolors": ({"encoder_hid_dim": 48, "encoder_hid_dim_type": "text_proj"}, "encoder_hid_dim"),
     "editing": ({"in_channels": 8}, "a picture to edit"),
     "depth": ({"in_channels": 5}, "a depth map"),

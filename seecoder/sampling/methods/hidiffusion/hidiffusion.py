@@ -24,6 +24,7 @@ from seecoder.sampling.stages import Run
 from seecoder.sampling.views import Size
 
 _SDXL_LEVELS = 3
+_BLOCKS = {"DownBlock2D", "CrossAttnDownBlock2D", "UpBlock2D", "CrossAttnUpBlock2D"}
 
 
 @dataclass(frozen=True)
@@ -56,9 +57,11 @@ class HiDiffusion(NetworkMethod):
         )
 
     def check_layers(self, unet: Any) -> None:
-        """Refuse a given level that has no downsampler."""
+        """Refuse a given level that has no downsampler, and blocks of other kinds than Stable Diffusion's."""
         if self.level is not None:
             self._level(unet)
+        if strange := {type(block).__name__ for block in (*unet.down_blocks, *unet.up_blocks)} - _BLOCKS:
+            raise ValueError(f"`unet` has a {min(strange)}, which HiDiffusion cannot change. Use another method.")
 
     def patches(self, run: Run, view_size: Size) -> Patches:
         """Small deep features, and window attention where it is wanted."""

@@ -21,8 +21,8 @@ class WindowAttention(Patch):
     def __init__(self, unet: Any) -> None:
         blocks = [*unet.down_blocks, *list(unet.up_blocks)[::-1]]  # both lists by level
         levels = len(unet.down_blocks)
-        outermost = min(i % levels for i, block in enumerate(blocks) if getattr(block, "attentions", None))
-        chosen = [blocks[outermost], blocks[levels + outermost]]
+        attending = (i % levels for i, block in enumerate(blocks) if getattr(block, "attentions", None))
+        chosen = blocks[min(attending, default=len(blocks)) :: levels]  # on the way down and up
         self._transformers = [entry for block in chosen for entry in getattr(block, "attentions", None) or ()]
 
     @contextmanager

@@ -134,3 +134,31 @@ def test_the_defaults_are_those_published(width, levels, level, scale, factors, 
         convs = [block.downsamplers[0].conv for block in unet.down_blocks[:-1]]
         strides = [2 * getattr(vars(conv).get("_conv_forward"), "args", (conv, 1))[1] for conv in convs]
     assert strides == [2 * factors[0] if place == level else 2 for place in range(len(strides))]
+
+
+def build_blocks(down: str, up: str) -> UNet2DConditionModel:
+    return UNet2DConditionModel(
+        sample_size=16,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        down_block_types=(down, "DownBlock2D"),
+        up_block_types=("UpBlock2D", up),
+        mid_block_type=None,
+        cross_attention_dim=8,
+        attention_head_dim=4,
+        norm_num_groups=4,
+    )
+
+
+@pytest.mark.parametrize("blocks", [("AttnDownBlock2D", "AttnUpBlock2D"), ("ResnetDownsampleBlock2D", "UpBlock2D")])
+def test_blocks_that_cannot_be_changed_are_refused_by_name(blocks) -> None:
+    with pytest.raises(ValueError, match=f"`unet` has a {blocks[0]}, which HiDiffusion cannot change"):
+        HiDiffusion().check_layers(build_blocks(*blocks))
+
+
+def test_a_network_without_attention_has_no_windows(context) -> None:
+    unet, latents = build_blocks("DownBlock2D", "UpBlock2D"), torch.randn((1, 4, 32, 32))
+    HiDiffusion().check_layers(unet)
+    plain = call(unet, latents, context.float())
+    with WindowAttention(unet).active(step(), (32, 32)):
+        assert torch.equal(call(unet, latents, context.float()), plain)
