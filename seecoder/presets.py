@@ -67,7 +67,7 @@ def settled_preset(
     if not names:
         return names, settings, ""
     chosen = " ".join([names, *(f"{name}={value}" for name, value in settings.items())])
-    given: dict[str, Any] = {"steps": steps, "branches": 1 if guidance_scale == 1 else 2}
+    given: dict[str, Any] = {"steps": steps, "branches": 1 if guidance_scale <= 1 else 2}
     windows = count_windows(names, size, native_size, settings=settings, **given)
     plain = count_windows("", size, native_size, **given)
     about = f"{preset}: {chosen}, about {windows:,} native-sized windows a picture (plain sampling: {plain:,})"

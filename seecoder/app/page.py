@@ -281,8 +281,7 @@ def serve(vary: Variations, *, port: int = 7860, **options: Any) -> Any:
         ValueError: An option that would open the app to others.
     """
     require("port", port, whole(1, 65_535))
-    forbidden = sorted(set(options) & set(LAUNCH_OPTIONS))
-    if forbidden:
+    if forbidden := sorted(set(options) & set(LAUNCH_OPTIONS)):
         raise ValueError(f"`{forbidden[0]}` is not open to change: the app is for this machine only.")
     vary.pipe.set_progress_bar_config(disable=True)
     return build(vary).launch(server_port=port, **LAUNCH_OPTIONS, **options)

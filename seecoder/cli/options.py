@@ -169,7 +169,7 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--width", type=int, help="the same")
     group.add_argument("--steps", type=int, default=50, help="denoising steps")
     group.add_argument(
-        "--guidance", type=float, help="guidance scale; 1 switches it off; default: as the encoder records"
+        "--guidance", type=float, help="guidance scale; 1 or less switches it off; default: as the encoder records"
     )
     group.add_argument(
         "--guidance-rescale", type=float, default=0.0, help="fraction of the rescaled prediction, against over-exposure"

@@ -76,8 +76,7 @@ class SavedInFolders(ModelMixin, ConfigMixin):
             raise ValueError("`safe_serialization`=False would write a pickle, which no reader here accepts.")
         if Path(save_directory).is_file():
             raise NotADirectoryError(f"`save_directory`={str(save_directory)!r} is a file; give a folder.")
-        empty = [name for name, tensor in self.state_dict().items() if tensor.is_meta]
-        if empty:
+        if empty := [name for name, tensor in self.state_dict().items() if tensor.is_meta]:
             first = ", ".join(empty[:3])
             raise WeightsError(f"{len(empty)} weights have no values yet (first: {first}); load them first.")
         super().save_pretrained(save_directory, *args, **kwargs)

@@ -80,6 +80,5 @@ def onnx_encoder(folder: Path) -> Callable[[torch.Tensor], SeeCoderOutput]:
 def _require(*names: str) -> None:
     from importlib.util import find_spec
 
-    missing = [name for name in names if find_spec(name) is None]
-    if missing:
+    if missing := [name for name in names if find_spec(name) is None]:
         raise ImportError(f"{', '.join(missing)} is not installed; ONNX needs it: pip install 'seecoder[onnx]'.")

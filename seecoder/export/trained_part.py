@@ -65,13 +65,11 @@ def read_trained(path: str | Path) -> TrainedEncoder:
     trainable, ema = dict(entries[_TRAINABLE]), dict(entries.get(_EMA) or {})
     if not trainable:
         raise WeightsError(f"`{file}` holds no trained tensors.")
-    frozen = [key for key in trainable if key.startswith(BACKBONE_PREFIX)]
-    if frozen:
+    if frozen := [key for key in trainable if key.startswith(BACKBONE_PREFIX)]:
         raise WeightsError(
             f"`{file}` holds {len(frozen)} backbone tensors (first: {frozen[0]}); expected trained ones only."
         )
-    stray = sorted(set(ema) - set(trainable))
-    if stray:
+    if stray := sorted(set(ema) - set(trainable)):
         raise WeightsError(f"`{file}` averages {len(stray)} tensors that were not trained (first: {stray[0]}).")
     return TrainedEncoder(
         config={key: value for key, value in entries["encoder_config"].items() if not key.startswith("_")},

@@ -99,15 +99,24 @@ class ContextPipeline(DiffusionPipeline, StableDiffusionMixin, UnetLora, ImagePr
     ) -> None:
         super().__init__()
         if isinstance(controlnet, (list, tuple)):
-            controlnet = MultiControlNetModel(list(controlnet))
+            controlnet = MultiControlNetModel(list(controlnet)) if controlnet else None
         if isinstance(adapter, (list, tuple)):
-            adapter = MultiAdapter(list(adapter))
+            adapter = MultiAdapter(list(adapter)) if len(adapter) > 1 else next(iter(adapter), None)
         self.register_modules(vae=vae, unet=unet, scheduler=scheduler, encoder=encoder, controlnet=controlnet)
         self.register_modules(adapter=adapter, image_encoder=image_encoder, feature_extractor=feature_extractor)
         text = (text_encoder, tokenizer, text_encoder_2, tokenizer_2)
         self.register_modules(**dict(zip(TEXT_PARTS, text, strict=True)))
         self._interrupt = False
         self._num_timesteps = 0
+
+    def register_modules(self, **parts: Any) -> None:
+        """Set parts as diffusers' pipelines do; what every base has is there, and no path in the place of a part."""
+        for name, part in parts.items():
+            if (part is None and name in _PARTS) or isinstance(part, _PATH):
+                raise ValueError(
+                    f"`{name}`={part} must be a loaded part; all have {', '.join(_PARTS)}. Use `from_base`."
+                )
+        super().register_modules(**parts)
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Set a part only if it fits the others; outdated configurations are repaired as diffusers' pipelines do.
@@ -126,7 +135,7 @@ class ContextPipeline(DiffusionPipeline, StableDiffusionMixin, UnetLora, ImagePr
         if name in _CHECKED and None not in (parts["unet"], parts["vae"]):
             check_parts(**parts, expected=self.unet_family)
         if name == "adapter" and value is not None:
-            check_adapter(self.unet, value)
+            check_adapter(self.unet, self.vae_scale_factor, value)
         super().__setattr__(name, value)
         if name == "vae" and value is not None:
             self.vae_scale_factor: int = pixels_per_cell(value)
@@ -187,18 +196,17 @@ class ContextPipeline(DiffusionPipeline, StableDiffusionMixin, UnetLora, ImagePr
             for name in _PARTS
             if name not in given
         }
-        for name in {"vae", "controlnet", "adapter"} & set(given):
-            members = given[name] if isinstance(given[name], (list, tuple)) else [given[name]]
-            loaded = [
-                load_beside(member, name, dtype, sdxl=is_sdxl(own["unet"])) if isinstance(member, _PATH) else member
-                for member in members
-            ]
-            given[name] = loaded if isinstance(given[name], (list, tuple)) else loaded[0]
-        pipeline = cls(**given, **own)
+
+        def loaded(name: str, part: Any) -> Any:
+            if isinstance(part, (list, tuple)):
+                return [loaded(name, member) for member in part]
+            return load_beside(part, name, dtype, sdxl=is_sdxl(own["unet"])) if isinstance(part, _PATH) else part
+
+        pipeline = cls(**{name: loaded(name, part) for name, part in given.items()}, **own)
         pipeline.register_to_config(_name_or_path=os.fspath(base))
-        for module in given:
-            if dtype is not None and getattr(pipeline, module).dtype != dtype:
-                getattr(pipeline, module).to(dtype)
+        for part in filter(None, [getattr(pipeline, name) for name in given]):
+            if dtype is not None and part.dtype != dtype:
+                part.to(dtype)
         return pipeline
 
     @classmethod
@@ -221,15 +229,11 @@ class ContextPipeline(DiffusionPipeline, StableDiffusionMixin, UnetLora, ImagePr
             TypeError: A component that this pipeline does not have.
         """
         names = (*_PARTS, *_OPTIONAL_PARTS)
-        unknown = sorted(set(components) - set(names))
-        if unknown:
+        if unknown := sorted(set(components) - set(names)):
             raise TypeError(f"unknown component `{unknown[0]}`; a {cls.__name__} has {', '.join(names)}.")
         parts: dict[str, Any] = {name: components.get(name, getattr(pipeline, name, None)) for name in names}
-        missing = [name for name in _PARTS if parts[name] is None]
-        if missing:
-            raise ValueError(f"a {type(pipeline).__name__} has no `{missing[0]}`; pass one to `from_pipe`.")
         if encoder is not None:
-            parts["encoder"] = _opened(encoder, parts["unet"].dtype, {})
+            parts["encoder"] = _opened(encoder, getattr(parts["unet"], "dtype", None), {})
         return cls(**parts)
 
     @classmethod
@@ -271,7 +275,7 @@ class ContextPipeline(DiffusionPipeline, StableDiffusionMixin, UnetLora, ImagePr
                 parts |= load_text_parts(base, [name], dtype, **kwargs)
             else:
                 parts[name] = _load_all(base, name, str(index[name][1]), dtype, kwargs)
-        pipeline = cls(**parts)
+        pipeline = cls(**{**dict.fromkeys(_PARTS), **parts})
         pipeline.register_to_config(_name_or_path=os.fspath(base))
         return pipeline
 
@@ -322,6 +326,31 @@ class ContextPipeline(DiffusionPipeline, StableDiffusionMixin, UnetLora, ImagePr
         """The `guidance_scale` of a call that names none: what the encoder records, or 2.0."""
         return _GUIDANCE if self.encoder is None else float(self.encoder.config["guidance_scale"])
 
+    def encode_context(
+        self, image: Pictures, context_weights: Sequence[float] | None = None, image_size: ImageSize = "trained"
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        """Encode pictures once, to use them often: `pipe(context=...)`, `save_context`, or any diffusers pipeline.
+
+        Stock pipelines take contexts as `prompt_embeds`, with zeros of their shape as `negative_prompt_embeds`, and
+        pooled vectors as `pooled_prompt_embeds`.
+
+        Args:
+            image: One picture (path, bytes, PIL image, array or tensor); a list of pictures, each its own context; or,
+                in place of a picture, an inner list or an `ImageSet` of pictures that together make one context.
+            context_weights: One number >= 0 for every picture of an inner list.
+            image_size: Pictures of more pixels than a square of this side are reduced to as many; None keeps them.
+                "trained" is the side that the encoder was trained at.
+
+        Returns:
+            (N, T, D), one row an entry of `image`; for SDXL with pooled vectors (N, P).
+
+        Raises:
+            ImageError: A picture that cannot be read.
+            ValueError: Weights that do not fit.
+        """
+        context, pooled = encode_pictures(self.encoder, image, context_weights, self._execution_device, image_size)
+        return context if pooled is None or not is_sdxl(self.unet) else (context, pooled)
+
     def context_arguments(self, image: Pictures, image_size: ImageSize = "trained") -> dict[str, torch.Tensor]:
         """Encode pictures once, for many calls: `pipe(**pipe.context_arguments("cat.jpg"), generator=...)`.
 
@@ -334,11 +363,9 @@ class ContextPipeline(DiffusionPipeline, StableDiffusionMixin, UnetLora, ImagePr
         Returns:
             `context` (N, T, D), and for SDXL `pooled_context` (N, P).
         """
-        context, pooled = encode_pictures(self.encoder, image, None, self._execution_device, image_size)
-        given = {"context": context}
-        if pooled is not None and is_sdxl(self.unet):
-            given["pooled_context"] = pooled
-        return given
+        encoded = self.encode_context(image, image_size=image_size)
+        encoded = encoded if isinstance(encoded, tuple) else (encoded,)
+        return dict(zip(("context", "pooled_context"), encoded, strict=False))
 
     # ------------------------------------------------------------------------------ where the two pipelines differ
 
@@ -373,8 +400,7 @@ def _load_all(
 
 
 def _check_hub_options(options: dict[str, Any]) -> None:
-    unknown = sorted(set(options) - set(_HUB_OPTIONS))
-    if unknown:
+    if unknown := sorted(set(options) - set(_HUB_OPTIONS)):
         raise TypeError(
             f"unknown option `{unknown[0]}`; besides parts and `dtype` there are {', '.join(_HUB_OPTIONS)}."
         )

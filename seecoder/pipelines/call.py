@@ -76,6 +76,10 @@ class Call:
 
     def __init__(self, pipe: ContextPipeline, request: Request) -> None:
         self._pipe, self._request = pipe, request
+        decodes = request.output_type != "latent" or request.start_image is not None or request.method is not None
+        for name in ("scheduler", "unet", *(["vae"] if decodes else [])):
+            if vars(pipe).get(name) is None:  # taken out since, to make room
+                raise ValueError(f"`{name}`=None of the pipeline must be set for a call. Set `pipe.{name}` again.")
         self._cell = pipe.vae_scale_factor
         asked = None
         if request.height and request.width and not request.method:  # then nothing but memory depends on it
@@ -163,6 +167,7 @@ class Call:
         added = pipe.added_conditions(request, contexts, self._size)
         guidance_scale = pipe.default_guidance if request.guidance_scale is None else request.guidance_scale
         guided = guidance_embedding(pipe.unet, guidance_scale)
+        guidance_scale = max(guidance_scale, 1.0)  # as in stock pipelines: SDXL-Turbo is called with 0
         if guided is not None:  # a distilled model does by itself what guidance would
             guidance_scale, extra["timestep_cond"] = 1.0, guided.to(device)
         redrawn, tells_mask = self._redrawing, reads_mask(pipe.unet)

@@ -36,8 +36,8 @@ class Request:
         timesteps: The timesteps themselves, noisiest first, for schedulers that take them; then
             `num_inference_steps` is not used.
         sigmas: The noise levels themselves, noisiest first and 0 last, for schedulers that take them.
-        guidance_scale: None takes what the encoder records (2.0 where it records nothing); exactly 1 skips the
-            unconditional pass and halves the time.
+        guidance_scale: None takes what the encoder records (2.0 where it records nothing); 1 and all below, as in
+            diffusers, is none: it skips the unconditional pass and halves the time.
         guidance_rescale: Fraction in [0, 1] of the rescaled prediction (arXiv 2305.08891, Sec. 3.4).
         eta: DDIM's stochasticity in [0, 1].
         num_images_per_prompt: Results for every entry of `image`, next to each other.

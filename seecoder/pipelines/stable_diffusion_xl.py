@@ -11,7 +11,7 @@ from the encoder's `pooled_dim` head. The time ids are decided here once, for ev
 The unconditional branch gets a zero context, a zero pooled vector and the same time ids.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -20,10 +20,8 @@ from diffusers.loaders import StableDiffusionXLLoraLoaderMixin
 from seecoder.base_model.facts import pooled_width
 from seecoder.pipelines.base import ContextPipeline
 from seecoder.pipelines.call import called_with
-from seecoder.pipelines.conditioning import encode_pictures
 from seecoder.pipelines.context.contexts import Contexts
 from seecoder.pipelines.context.text import TEXT_PARTS
-from seecoder.pipelines.inputs import ImageSize, Pictures
 from seecoder.pipelines.request import Request
 from seecoder.sampling.conditions import AddedConditions
 from seecoder.sampling.views import Size, View
@@ -55,31 +53,6 @@ class SeeCoderXLPipeline(ContextPipeline, StableDiffusionXLLoraLoaderMixin):  # 
     _text_parts: ClassVar[tuple[str, ...]] = TEXT_PARTS
 
     __call__ = called_with(Request)
-
-    def encode_context(
-        self, image: Pictures, context_weights: Sequence[float] | None = None, image_size: ImageSize = "trained"
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Encode pictures once, to use them often.
-
-        Args:
-            image: One picture (path, bytes, PIL image, array or tensor); a list of pictures, each its own context; or,
-                in place of a picture, an inner list or an `ImageSet` of pictures that together make one context.
-            context_weights: One number >= 0 for every picture of an inner list.
-            image_size: Pictures of more pixels than a square of this side are reduced to as many; None keeps them.
-                "trained" is the side that the encoder was trained at.
-
-        Returns:
-            Context (N, T, 2048) and pooled vectors (N, 1280): what stock pipelines call `prompt_embeds` and
-            `pooled_prompt_embeds`.
-
-        Raises:
-            ImageError: A picture that cannot be read.
-            ValueError: Weights that do not fit, or an encoder without a pooled vector.
-        """
-        context, pooled = encode_pictures(self.encoder, image, context_weights, self._execution_device, image_size)
-        if pooled is None:
-            raise ValueError("the encoder has no pooled vector; SDXL needs one trained with `pooled_dim`.")
-        return context, pooled
 
     def upcasts_vae(self) -> bool:
         """SDXL's own VAE overflows in float16 and says so in its configuration."""

@@ -44,10 +44,10 @@ def check_options(arguments: argparse.Namespace) -> None:
     for name in ("weights", "concatenate"):
         if getattr(arguments, name) and not arguments.together:
             raise ValueError(f"`--{name}` has no effect without `--together`.")
-    if arguments.guidance == 1:
+    if arguments.guidance is not None and arguments.guidance <= 1:
         for name in ("negative", "negative_text"):
             if getattr(arguments, name):
-                raise ValueError(f"`--{name.replace('_', '-')}` has no effect with `--guidance 1`; use another.")
+                raise ValueError(f"`--{name.replace('_', '-')}` has no effect with `--guidance` 1 or less; use more.")
     if arguments.concatenate and arguments.weights:
         raise ValueError("`--weights` have no effect with `--concatenate`; leave one of them out.")
     if arguments.weights and not any(Path(path).is_dir() for path in pictures):

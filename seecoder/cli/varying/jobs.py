@@ -58,7 +58,7 @@ def seeds_of(first: list[int], count: int | None) -> list[int]:
     Raises:
         ValueError: A seed or a count out of range, or several seeds and a count that contradicts them.
     """
-    for number in first:
+    for number in (*first, first[0] + (count or 1) - 1):  # and the last that is counted up to
         require("--seed", number, whole(0, _SEEDS - 1))
     if count is None:
         return first

@@ -71,7 +71,7 @@ def describe_methods(arguments: argparse.Namespace) -> str:
     native = base_pixels(arguments.base)[:2]
     height = arguments.height or native[0]
     size, steps = (height, arguments.width or native[1]), arguments.steps
-    given: dict[str, Any] = {"steps": steps, "branches": 1 if arguments.guidance == 1 else 2}
+    given: dict[str, Any] = {"steps": steps, "branches": 1 + (arguments.guidance is None or arguments.guidance > 1)}
     guidance = "on" if arguments.guidance is None else f"{arguments.guidance:g}"
     lines = [
         f"At {size[0]}x{size[1]} pixels, native size {native[0]}x{native[1]}, {steps} steps, guidance {guidance}. "

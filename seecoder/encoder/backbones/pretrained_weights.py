@@ -118,8 +118,7 @@ def _unwrap(source: Mapping[str, object]) -> dict[str, torch.Tensor]:
         inner = source.get(key)
         if isinstance(inner, Mapping):
             source = inner
-    strange = [key for key, value in source.items() if not isinstance(value, torch.Tensor)]
-    if strange:
+    if strange := [key for key, value in source.items() if not isinstance(value, torch.Tensor)]:
         raise TypeError(f"`source` holds {len(strange)} entries that are no tensors (first: {strange[0]!r}).")
     return {key: value for key, value in source.items() if isinstance(value, torch.Tensor)}
 

@@ -74,8 +74,7 @@ class SwinBackbone(CheckpointedModule):
 
     def __init__(self, name: str, overrides: Mapping[str, Any]) -> None:
         super().__init__()
-        fixed = sorted(set(overrides) & set(_FIXED))
-        if fixed:
+        if fixed := sorted(set(overrides) & set(_FIXED)):
             raise ValueError(f"`backbone_args` sets {fixed}, which the Swin encoder fixes; leave it out.")
         model = timm.create_model(name, pretrained=False, **{"drop_path_rate": 0.0, **overrides, **_FIXED})
         if not isinstance(model, SwinTransformer):

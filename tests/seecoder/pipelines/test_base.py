@@ -153,6 +153,9 @@ def test_from_pipe_shares_networks_and_changes_nothing(parts):
     assert ours.unet is stock.unet
     assert ours.vae is stock.vae
     assert SeeCoderPipeline.from_pipe(ours).encoder is parts["encoder"]
+    stock.register_modules(scheduler=None)
+    with pytest.raises(ValueError, match="`scheduler`=None must be a loaded part"):
+        SeeCoderPipeline.from_pipe(stock)
     with pytest.raises(TypeError, match="unknown component `safety_checker`"):
         SeeCoderPipeline.from_pipe(stock, safety_checker=None)
 
@@ -186,9 +189,49 @@ def test_several_networks_are_saved_and_loaded_again(parts, tmp_path):
     assert [net.dtype for net in (*other.controlnet.nets, other.adapter)] == [torch.float64] * 3
 
 
-def test_an_adapter_for_another_unet_is_refused(parts):
-    with pytest.raises(ValueError, match=r"`channels`=\[8, 32\] of the T2I-Adapter must begin with \[8, 16\]"):
-        SeeCoderPipeline(**parts, adapter=build_t2i_adapter(channels=[8, 32]))
+@pytest.mark.parametrize(
+    ("changes", "gives"),
+    [
+        ({"channels": [8, 32]}, r"\[8, 32\] channels at \[2, 4\]"),
+        ({"downscale_factor": 4}, r"\[8, 16\] channels at \[4, 8\]"),
+        ({"adapter_type": "full_adapter_xl"}, r"\[8, 16\] channels at \[2, 2\]"),
+    ],
+)
+def test_an_adapter_for_another_unet_is_refused(parts, changes, gives):
+    with pytest.raises(
+        ValueError, match=rf"`adapter` gives {gives} pixels a cell; this base's UNet wants \[8, 16\] at \[2, 4\]"
+    ):
+        SeeCoderPipeline(**parts, adapter=build_t2i_adapter(**changes))
+
+
+@pytest.mark.parametrize("part", ["vae", "unet", "scheduler"])
+def test_what_every_base_has_is_asked_for_by_its_name(parts, part, tmp_path):
+    message = rf"`{part}`=None must be a loaded part; all have scheduler, vae, unet\. Use `from_base`"
+    with pytest.raises(ValueError, match=message):
+        SeeCoderPipeline(**{**parts, part: None})
+    SeeCoderPipeline(**parts).save_pretrained(tmp_path)
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    for entry in ([None, None], None):
+        index = {name: value for name, value in {**index, part: entry}.items() if value is not None}
+        (tmp_path / "model_index.json").write_text(json.dumps(index))
+        with pytest.raises(ValueError, match=message):
+            SeeCoderPipeline.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        SeeCoderPipeline.from_pretrained(tmp_path, **{part: None})
+
+
+def test_a_path_is_no_part(parts):
+    for part in ("encoder", "controlnet", "vae"):
+        with pytest.raises(ValueError, match=f"`{part}`=folder must be a loaded part"):
+            SeeCoderPipeline(**{**parts, part: "folder"})
+
+
+def test_lists_of_networks_may_be_empty_or_of_one(base, parts):
+    adapter = build_t2i_adapter()
+    pipe = SeeCoderPipeline.from_base(base, controlnet=[], adapter=[adapter], dtype=torch.float32)
+    assert pipe.controlnet is None
+    assert pipe.adapter is adapter
+    assert SeeCoderPipeline(**parts, adapter=()).adapter is None
 
 
 def test_a_data_type_that_is_a_text_is_not_taken_for_float32(base):

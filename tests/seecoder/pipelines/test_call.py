@@ -227,3 +227,15 @@ def test_networks_without_gradients_are_refused_where_a_method_takes_them(build)
         pipe = SeeCoderPipeline(build["vae"](), build["unet"](), build["scheduler"]())
     with pytest.raises(ValueError, match=r"`vae` was made in `torch.inference_mode\(\)`"):
         pipe(context=torch.zeros(1, 6, 32), method="syncdiffusion")
+
+
+def test_parts_that_were_taken_out_are_named_and_a_vae_only_where_one_is_needed(build: Any) -> None:
+    given = {"context": torch.zeros(1, 6, 32), "num_inference_steps": 1}
+    for part in ("scheduler", "unet", "vae"):
+        pipe = SeeCoderPipeline(build["vae"](), build["unet"](), build["scheduler"]())
+        setattr(pipe, part, None)
+        with pytest.raises(ValueError, match=f"`{part}`=None of the pipeline must be set for a call"):
+            pipe(**given)
+    assert pipe(**given, output_type="latent").images.shape == (1, 4, 8, 8)
+    with pytest.raises(ValueError, match="`vae`=None"):
+        pipe(**given, output_type="latent", method=MultiDiffusion())

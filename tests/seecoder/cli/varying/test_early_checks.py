@@ -55,7 +55,14 @@ MISTAKES = [
     ([*VARY, "--context-scale", "down=much"], "`--context-scale`='down=much' must be a number, 'style' or 'layout'"),
     ([*VARY, "--negative-text", "rain"], "`--negative-text` has no effect without `--text`; leave it out."),
     ([*VARY, "--negative-text", "rain", "--text", "sun", "--guidance", "1"], "`--negative-text` has no effect with"),
-    ([*VARY, "--negative", SCENE, "--guidance", "1"], "`--negative` has no effect with `--guidance 1`; use another."),
+    (
+        [*VARY, "--negative", SCENE, "--guidance", "1"],
+        "`--negative` has no effect with `--guidance` 1 or less; use more.",
+    ),
+    (
+        [*VARY, "--negative", SCENE, "--guidance", "0"],
+        "`--negative` has no effect with `--guidance` 1 or less; use more.",
+    ),
     ([*VARY, "--control-start", "0.5"], "`--control-start`=[0.5] must be one number for all 0 of `--controlnet`"),
     ([*VARY, "--adapter-scale", "1"], "`--adapter-scale`=[1.0] must be one number for all 0 of `--adapter`, or one"),
     (

@@ -28,6 +28,8 @@ def test_seeds_count_up_from_one():
     assert seeds_of([5, 1], 2) == [5, 1]
     with pytest.raises(ValueError, match="contradicts the 2 seeds"):
         seeds_of([5, 1], 3)
+    with pytest.raises(ValueError, match="`--seed`=9223372036854775808 must be a whole number from 0"):
+        seeds_of([2**63 - 2], 3)
 
 
 def test_every_picture_is_a_job():
