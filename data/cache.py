@@ -34,6 +34,7 @@ from data.shards.caching.moments import moments_beside
 from data.shards.reading.skips import check_passed
 from data.shards.reading.square_image import SquareImage
 from data.shards.shard_set import open_shards
+from data.unique_keys import load_unique
 from seecoder.base_model.loading import load_frozen
 from seecoder.encoder.model import SeeCoder
 
@@ -120,7 +121,7 @@ def load_backbone(config: Path, device: torch.device) -> Any:
         WeightsError: The weights are of another backbone.
     """
     try:
-        stage = yaml.safe_load(config.read_text(encoding="utf-8"))["stage"]["init_args"]
+        stage = load_unique(config.read_text(encoding="utf-8"))["stage"]["init_args"]
         arguments, weights = dict(stage["encoder"]), str(stage["backbone_weights"] or "")
         encoder: Any = SeeCoder(**arguments)
     except (yaml.YAMLError, KeyError, TypeError, UnicodeDecodeError) as error:

@@ -13,6 +13,7 @@ from data.shards.building.claim import claimed_folder
 from data.shards.building.shard_build import REPORT, Build, run_build
 from data.shards.manifest import Manifest
 from data.shards.picture_sizes import all_sizes
+from data.unique_keys import refuse_double_keys
 
 
 class _HelpFormatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
@@ -31,6 +32,7 @@ def make_parser(program: str | None = None, description: str | None = None) -> A
         program: How the command is called, such as "python -m data.build"; None for the parser of a subcommand.
         description: Text above the options, shown line by line.
     """
+    refuse_double_keys()
     parser = ArgumentParser(prog=program, description=description, formatter_class=_HelpFormatter, exit_on_error=False)
     parser.add_argument("--debug", action="store_true", help="Show the traceback of an error.")
     return parser

@@ -3,10 +3,11 @@
 import re
 from typing import Any
 
-from jsonargparse import get_loader, set_loader
+from jsonargparse import set_loader
 from yaml import YAMLError
 
 from data.hidden_secrets import learn_secrets
+from data.unique_keys import load_unique, refuse_double_keys
 
 _OLD_PATH = re.compile(
     r"(?<![\w.])train\.(?:(autoencoder|backbone|diffusion|seecoder)|latents|shard_data|world_data)\.(\w+)(?![\w.])"
@@ -20,13 +21,13 @@ def accept_old_class_paths() -> None:
 
     What was renamed is said once for each text that is read.
     """
-    load_yaml = get_loader("yaml")
+    refuse_double_keys()
 
     def load(text: str) -> Any:
         learn_secrets(text)
         for old, new in {found[0]: _new_path(found) for found in _OLD_PATH.finditer(text)}.items():
             print(f"note: the class {old} of the configuration is {new} now", flush=True)
-        return load_yaml(_OLD_PATH.sub(_new_path, text))
+        return load_unique(_OLD_PATH.sub(_new_path, text))
 
     set_loader(YAML_MODE, load, exceptions=(YAMLError,))
 

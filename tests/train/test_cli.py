@@ -107,6 +107,17 @@ def test_bad_input_is_one_line_and_exit_code_2(settings, fit, capsys, tmp_path, 
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("command", ["fit", "plan"])
+def test_a_key_that_stands_twice_is_refused_before_anything_is_read(settings, capsys, monkeypatch, tmp_path, command):
+    text = yaml.safe_dump(settings())
+    path, line = tmp_path / "config.yaml", text.splitlines().index("  max_steps: 6") + 1
+    path.write_text(text.replace("  max_steps: 6\n", "  max_steps: 6\n  max_steps: 60\n"))
+    monkeypatch.setattr("train.cli._add_classes", None)  # by which stages and data are imported
+    assert main([command, "--config", str(path)]) == 2
+    words = f"`run.max_steps` stands twice, in lines {line} and {line + 1}: one would be lost. Keep one."
+    assert capsys.readouterr() == ("", f"python -m train: {words}\n")
+
+
 PLANNED = ("global_batch", "accelerator", "strategy", "threads", "num_workers", "window", "ceiling", "image_size")
 PLANNED += ("held_out", "encoder_size", "min_snr_gamma")
 

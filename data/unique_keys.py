@@ -1,0 +1,42 @@
+"""YAML in which no key stands twice: its readers would take the last one without a word."""
+
+from typing import Any
+
+import yaml
+from jsonargparse import get_loader, set_loader
+
+_load_yaml = get_loader("yaml")
+_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # what jsonargparse takes, too
+
+
+def load_unique(text: str) -> Any:
+    """Read YAML as jsonargparse does, and refuse a key that stands twice.
+
+    Args:
+        text: YAML; a key may be several in one, such as `run.folder`.
+
+    Raises:
+        ValueError: A key stands twice; with its name and both lines.
+        YAMLError: It is no YAML.
+    """
+    lines: dict[str, int] = {}
+    waiting, seen = [("", yaml.compose(text, _Loader))], set[int]()
+    for place, node in waiting:  # which grows meanwhile
+        if id(node) in seen or not isinstance(node, yaml.CollectionNode):
+            continue
+        seen.add(id(node))  # anchors may let one node stand in many places
+        for number, part in enumerate(node.value):
+            key, value = part if isinstance(node, yaml.MappingNode) else (None, part)
+            name = f"{place}{number if key is None else key.value}"
+            waiting.append((f"{name}.", value))
+            line = (key or value).start_mark.line + 1
+            if name in lines:
+                first, last = sorted((lines[name], line))
+                raise ValueError(f"`{name}` stands twice, in lines {first} and {last}: one would be lost. Keep one.")
+            lines[name] = line
+    return _load_yaml(text)
+
+
+def refuse_double_keys() -> None:
+    """Let all parsers of this process read YAML by `load_unique`."""
+    set_loader("yaml", load_unique, exceptions=(yaml.YAMLError,))
