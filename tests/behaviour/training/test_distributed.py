@@ -1,8 +1,11 @@
 """Two processes on this machine are one process with twice the batch."""
 
+import multiprocessing
 import os
+import socket
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -11,41 +14,51 @@ import yaml
 
 from data.build import main as build
 from tests.fixtures.training import BUCKETS
-
-ROOT = Path(__file__).parents[3]
-
-
-# Starts processes as a launcher does, but forks them when all is imported, which would take each of them ten seconds.
-LAUNCHER = """
-import os, socket, sys
-import tests.behaviour.training.double_stage, train.run.trainer, train.sources
 from train.cli import main
 
-config, processes = sys.argv[1], int(sys.argv[2])
-with socket.socket() as free:
-    free.bind(("127.0.0.1", 0))
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
-os.environ |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes), "GROUP_RANK": "0"}
-os.environ["TORCHELASTIC_RUN_ID"] = "test"
-children = []
-for rank in range(processes):
-    children.append(os.fork())
-    if not children[-1]:
-        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-        code = main(["fit", "--config", config])
-        sys.stderr.flush()
-        os._exit(code)
-sys.exit(max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children))
-"""
+ROOT = Path(__file__).parents[3]
+FORKS = "ignore:This process.*use of fork:DeprecationWarning"
 
 
-def run(config: dict, folder: Path, forked: int = 0) -> None:
-    """Run the command, in processes that it starts itself or in as many that are forked."""
+def process(rank: int, processes: int, port: int, config: Path, log: Path) -> None:
+    """One of the processes that a launcher starts, up to its end."""
+    os.environ |= {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "GROUP_RANK": "0",
+        "TORCHELASTIC_RUN_ID": "test",
+    }
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "GLOO_SOCKET_IFNAME": "lo"}
+    os.environ |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
+    with log.open("w") as file, redirect_stdout(file), redirect_stderr(file):
+        code = main(["fit", "--config", str(config)])
+    os._exit(code)
+
+
+def launch(config: dict, folder: Path, processes: int) -> None:
+    """Train in processes of a launcher that are forks of this one, because imports take each ten seconds."""
+    path, context = folder / f"{Path(config['run']['folder']).name}.yaml", multiprocessing.get_context("fork")
+    path.write_text(yaml.safe_dump(config))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    logs = [path.with_suffix(f".{rank}.log") for rank in range(processes)]
+    children = [
+        context.Process(target=process, args=(rank, processes, port, path, log)) for rank, log in enumerate(logs)
+    ]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join()
+    assert [child.exitcode for child in children] == [0] * processes, [log.read_text()[-2000:] for log in logs]
+
+
+def run(config: dict, folder: Path) -> None:
+    """Run the command, which starts its other processes itself."""
     path = folder / f"{Path(config['run']['folder']).name}.yaml"
     path.write_text(yaml.safe_dump(config))
-    words = ["-c", LAUNCHER, str(path), str(forked)] if forked else ["-m", "train", "fit", "--config", str(path)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    command = [sys.executable, *words]
+    command = [sys.executable, "-m", "train", "fit", "--config", str(path)]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=280)
     assert done.returncode == 0, done.stderr[-2000:]
 
@@ -59,6 +72,7 @@ def moments(checkpoint: dict) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.heavy
+@pytest.mark.filterwarnings(FORKS)
 def test_processes_and_micro_batches_train_like_one_batch(settings, fit, load, tmp_path):
     """In float64: gradients differ by 2e-14 of the largest, weights by 3e-11. Float32 alone rounds by 2e-5."""
     shards = tmp_path / "shards"  # one for each of four processes
@@ -81,9 +95,8 @@ def test_processes_and_micro_batches_train_like_one_batch(settings, fit, load, t
 
     assert fit(config("one", **{"data.init_args.batch_size": 4})) == 0
     assert fit(config("accumulated", **{"data.init_args.batch_size": 1, "run.accumulate": 4})) == 0
-    for name, devices in (("two", 2), ("four", 4)):
-        own = {"data.init_args.batch_size": 4 // devices, "run.devices": devices, "run.strategy": "ddp"}
-        run(config(name, **own), tmp_path, forked=4 if name == "four" else 0)
+    run(config("two", **{"data.init_args.batch_size": 2, "run.devices": 2, "run.strategy": "ddp"}), tmp_path)
+    launch(config("four", **{"data.init_args.batch_size": 1, "run.devices": 4, "run.strategy": "ddp"}), tmp_path, 4)
     expected = moments(load(tmp_path / "one" / "step-00000002.ckpt"))
     assert expected["gradients"].dtype == torch.float64
     for name in ("accumulated", "two", "four"):
@@ -92,9 +105,10 @@ def test_processes_and_micro_batches_train_like_one_batch(settings, fit, load, t
             assert worst < {"gradients": 1e-12, "weights": 1e-9}[kind], (name, kind)
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
+@pytest.mark.filterwarnings(FORKS)
 @pytest.mark.parametrize(("kind", "buckets"), [("shards", None), ("mixed_shards", BUCKETS)])
-def test_world_size_may_change_on_resume(settings, load, tmp_path, request, kind, buckets):
+def test_world_size_may_change_on_resume(settings, fit, load, tmp_path, request, kind, buckets):
     shards = str(request.getfixturevalue(kind))
 
     def config(devices: int, steps: int, folder: str):
@@ -114,9 +128,10 @@ def test_world_size_may_change_on_resume(settings, load, tmp_path, request, kind
             }
         )
 
-    for devices, steps in ((2, 2), (1, 4), (2, 6)):
-        run(config(devices, steps, "changing"), tmp_path)
-    run(config(1, 6, "steady"), tmp_path)
+    launch(config(2, 2, "changing"), tmp_path, 2)
+    assert fit(config(1, 4, "changing")) == 0
+    launch(config(2, 6, "changing"), tmp_path, 2)
+    assert fit(config(1, 6, "steady")) == 0
     ours, theirs = (load(tmp_path / name / "step-00000006.ckpt")["state_dict"] for name in ("changing", "steady"))
     worst = max(float((ours[name] - value).abs().max()) for name, value in theirs.items() if value.is_floating_point())
     assert worst < 1e-9
