@@ -4,7 +4,7 @@ Podell et al., "SDXL: Improving Latent Diffusion Models for High-Resolution Imag
 """
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -42,6 +42,7 @@ class Buckets:
         least = -(-_MIN_SIDE // self.step) * self.step
         sides = some_of(whole(least), f"sides of squares in pixels, from {least} up (`step`={self.step})", minimum=1)
         check(self, resolutions=sides)
+        object.__setattr__(self, "resolutions", tuple(self.resolutions))  # a list of a configuration has no hash
 
     @property
     def name(self) -> str:
@@ -67,6 +68,13 @@ class Buckets:
         of_shape = np.searchsorted(sides**2, self.shapes.prod(1))
         proportions = np.log(own[:, :1] / own[:, 1:]) - np.log(self.shapes[:, 0] / self.shapes[:, 1])
         return self.shapes[(np.abs(proportions) + _OTHER_RESOLUTION * (resolution[:, None] != of_shape)).argmin(1)]
+
+
+@lru_cache(4096)
+def bucket_of(buckets: Buckets, height: int, width: int) -> tuple[int, int]:
+    """The shape for one picture; sizes repeat, so it is remembered."""
+    (shape,) = buckets.choose(np.array([[height, width]])).tolist()
+    return shape[0], shape[1]
 
 
 def describe_enlarged(sizes: NDArray[Any], shapes: NDArray[Any] | int) -> str:

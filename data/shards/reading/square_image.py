@@ -4,12 +4,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from data.shards.buckets import Buckets
+from data.shards.buckets import Buckets, bucket_of
 from data.shards.manifest import IMAGE_MEMBERS
 from data.shards.plan import derive_seed
 from data.shards.reading.levels import load_levels
@@ -103,8 +102,7 @@ class SquareImage:
         picture = load_levels(next(iter(sample.values())), max_pixels=self.max_pixels)
         is_flipped, shape = self.is_flipped(epoch, sample_id), (self.size, self.size)
         if self.buckets is not None:
-            height, width = self.buckets.choose(np.array([picture.shape[1:]]))[0].tolist()
-            shape = height, width
+            shape = bucket_of(self.buckets, *picture.shape[1:])
         window = self.window(picture, shape, epoch, sample_id)
         example = {"pixels": self.cut(picture, window, shape, is_flipped)}
         if self.buckets or self.reference or self.mask:
@@ -155,7 +153,7 @@ class SquareImage:
         levels = pixels[:, top : top + rows, left : left + columns]
         if (rows, columns) != shape:
             if self.buckets is not None:
-                levels = _as_bytes(levels)
+                levels = _as_bytes(levels)[None].contiguous(memory_format=torch.channels_last)[0]  # scaled fastest
             elif levels.dtype == torch.uint8:
                 levels = levels.float().div_(255)
             # Rows are scaled first, of which a thin picture has millions, all of them widened.

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from data.shards.buckets import Buckets, describe_enlarged, describe_waste
+from data.shards.buckets import Buckets, bucket_of, describe_enlarged, describe_waste
 
 
 def test_shapes_have_about_the_area_of_the_square_and_come_lying_and_standing() -> None:
@@ -27,6 +27,10 @@ def test_a_shape_depends_on_the_picture_alone() -> None:
     buckets, sizes = Buckets(resolutions=(256, 512)), np.random.default_rng(0).integers(1, 2000, (500, 2))
     together = buckets.choose(sizes)
     assert all(buckets.choose(sizes[row : row + 1])[0].tolist() == together[row].tolist() for row in range(500))
+    listed = Buckets(resolutions=[256, 512])  # type: ignore[arg-type]  # as a configuration has it
+    for _ in range(2):  # drawn and remembered
+        assert [bucket_of(listed, *size) for size in sizes.tolist()] == [tuple(shape) for shape in together.tolist()]
+    assert bucket_of(Buckets(resolutions=(512,)), 512, 512) != bucket_of(Buckets(resolutions=(256,)), 512, 512)
 
 
 def test_the_waste_is_counted() -> None:

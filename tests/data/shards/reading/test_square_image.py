@@ -114,6 +114,17 @@ def test_buckets_are_scaled_as_pillow_does_it_within_a_level(kind):
         assert (example[name].permute(1, 2, 0).int() - torch.from_numpy(np.array(scaled)).int()).abs().max() <= 1, name
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_how_a_picture_lies_in_memory_changes_no_byte_of_what_a_bucket_gets(channels):
+    draw = np.random.default_rng(0)
+    for height, width, top, left in [(64, 113, 0, 5), (300, 200, 7, 0), (31, 33, 1, 1), (128, 48, 64, 0)]:
+        picture = torch.from_numpy(draw.integers(0, 256, (height, width, channels), dtype=np.uint8)).movedim(2, 0)
+        window = top, left, height - top, width - left
+        found = SquareImage(48, buckets=Buckets(resolutions=(48,), step=16)).cut(picture, window, (48, 64), False)
+        plain = picture[None, :, top:, left:].contiguous()
+        assert torch.equal(found, functional.interpolate(plain, (48, 64), mode="bicubic", antialias=True)[0])
+
+
 def test_a_thin_picture_is_scaled_without_a_large_one_between(monkeypatch):
     scale, sides = functional.interpolate, []
     monkeypatch.setattr(
