@@ -4,8 +4,9 @@ import sys
 from argparse import SUPPRESS, Action, RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
 
-from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace
+from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace, set_loader
 from tqdm import tqdm
+from yaml import YAMLError
 
 from data.hidden_secrets import hide_secrets, learn_secrets, scrubbed
 from data.shards.buckets import describe_enlarged
@@ -13,7 +14,7 @@ from data.shards.building.claim import claimed_folder
 from data.shards.building.shard_build import REPORT, Build, run_build
 from data.shards.manifest import Manifest
 from data.shards.picture_sizes import all_sizes
-from data.unique_keys import refuse_double_keys
+from data.unique_keys import load_unique
 
 
 class _HelpFormatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
@@ -32,7 +33,7 @@ def make_parser(program: str | None = None, description: str | None = None) -> A
         program: How the command is called, such as "python -m data.build"; None for the parser of a subcommand.
         description: Text above the options, shown line by line.
     """
-    refuse_double_keys()
+    set_loader("yaml", load_unique, exceptions=(YAMLError,))
     parser = ArgumentParser(prog=program, description=description, formatter_class=_HelpFormatter, exit_on_error=False)
     parser.add_argument("--debug", action="store_true", help="Show the traceback of an error.")
     return parser

@@ -3,10 +3,9 @@
 from typing import Any
 
 import yaml
-from jsonargparse import get_loader, set_loader
+from jsonargparse import get_loader
 
 _load_yaml = get_loader("yaml")
-_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # what jsonargparse takes, too
 
 
 def load_unique(text: str) -> Any:
@@ -20,7 +19,7 @@ def load_unique(text: str) -> Any:
         YAMLError: It is no YAML.
     """
     lines: dict[str, int] = {}
-    waiting, seen = [("", yaml.compose(text, _Loader))], set[int]()
+    waiting, seen = [("", yaml.compose(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)))], set[int]()
     for place, node in waiting:  # which grows meanwhile
         if id(node) in seen or not isinstance(node, yaml.CollectionNode):
             continue
@@ -35,8 +34,3 @@ def load_unique(text: str) -> Any:
                 raise ValueError(f"`{name}` stands twice, in lines {first} and {last}: one would be lost. Keep one.")
             lines[name] = line
     return _load_yaml(text)
-
-
-def refuse_double_keys() -> None:
-    """Let all parsers of this process read YAML by `load_unique`."""
-    set_loader("yaml", load_unique, exceptions=(yaml.YAMLError,))

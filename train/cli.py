@@ -10,7 +10,7 @@ import yaml
 from jsonargparse import ActionYesNo, ArgumentError, ArgumentParser, Namespace
 
 from data.shards.remote.addresses import redacted
-from train.class_paths import YAML_MODE, accept_old_class_paths
+from train.class_paths import accept_old_class_paths
 from train.error_text import error_sentence
 from train.run.launched import check_launcher
 from train.settings import EmaSettings, GuardSettings, OptimizerSettings, RunSettings
@@ -35,12 +35,11 @@ def build_parser(complete: bool = True) -> ArgumentParser:
         complete: With stage, data and hardware; without, it is made at once and takes anything for them.
     """
     accept_old_class_paths()
-    mode = YAML_MODE if complete else "yaml"  # what is read twice is said once
     about = "Train an encoder, autoencoder, UNet, backbone; see configs/. `python -m train fit --help` lists settings."
-    parser = ArgumentParser(prog="python -m train", exit_on_error=False, description=about, parser_mode=mode)
+    parser = ArgumentParser(prog="python -m train", exit_on_error=False, description=about)
     commands = parser.add_subcommands(dest="command")
     for name, description in COMMANDS.items():
-        command = ArgumentParser(exit_on_error=False, description=description, parser_mode=mode)
+        command = ArgumentParser(exit_on_error=False, description=description)
         commands.add_subcommand(name, command, help=description)
         if name == "report":
             command.add_argument("folder", type=str, help="The run's folder.")
@@ -99,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 run.check_installed()
         parser = build_parser()
         config = parser.parse_args(arguments)
-    except (ArgumentError, ValueError, OSError) as error:
+    except (ArgumentError, ValueError, OSError, RecursionError) as error:
         return _print_error(error, BAD_INPUT)
     if config.command == "plan":
         return show_plan(config.plan)
