@@ -17,7 +17,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from data.shards.building.finding import IMAGE_SUFFIX, files_below
-from data.shards.index import MISSING, NO_PICTURE, SHORT, ShardIndex, load, read_headers, write_index
+from data.shards.index import MISSING, NO_PICTURE, SHORT, Kinds, ShardIndex, load, read_headers, write_index
 from data.shards.manifest import IMAGE_MEMBERS, MANIFEST, SHARD_NAME, Manifest, Shard, read_manifest, write_manifest
 from data.shards.picture_sizes import measure_pictures, picture_sizes
 from data.shards.reading.skips import Skip, check_passed
@@ -38,7 +38,7 @@ _NUMBERED = re.compile(r" ?\(\d+\)| - Copy| copy( \d+)?")  # what browsers and d
 
 
 def take_stock(
-    folder: Path, manifest: Manifest | None = None, only: Collection[str] = (), images: Collection[str] = IMAGE_MEMBERS
+    folder: Path, manifest: Manifest | None = None, only: Collection[str] = (), needed: Kinds = (IMAGE_MEMBERS,)
 ) -> tuple[list[Shard], list[Skip]]:
     """Look at every file of a folder that is a shard, or has the name of one.
 
@@ -50,7 +50,7 @@ def take_stock(
         folder: The folder.
         manifest: What it should hold; None: all tar files that are there.
         only: Names of the files that are meant; none: all.
-        images: Kinds of member that are pictures.
+        needed: Kinds of the picture and of the members that a training reads beside it.
 
     Returns:
         The shards, and what is passed over.
@@ -72,9 +72,10 @@ def take_stock(
         index = _look(folder / name, known.get(name), promised)
         found[name] = promised, len(index.samples) if index else promised or 0, index.fault if index else ""
         if name in known or manifest is None:
-            if index is None and images != IMAGE_MEMBERS:  # what was noted is of the usual kinds
-                index = load(folder / name)
-            odd = _odd_members(index, images) if index else _noted(manifest, name)
+            odd = [] if index else _noted(manifest, name)
+            if index or needed != (IMAGE_MEMBERS,):  # what is noted as lost is of the usual kinds
+                odd = [row for row in odd if (row[0] == UNOPENED and needed[0] == IMAGE_MEMBERS) or not row[2]]
+                odd += _odd_members(index or load(folder / name), needed)
             passed += _skips(folder / name, odd)
     passed += [Skip(-1, what, str(path), f"`{path}`", 0) for path, what in folders_below(folder).items() if not only]
     most = max(here for _, here, _ in found.values())
@@ -120,21 +121,42 @@ def _look(path: Path, shard: Shard | None, promised: int | None) -> ShardIndex |
     return read_headers(path)
 
 
-def _skips(path: Path, odd: Iterable[_Odd]) -> list[Skip]:
+def _skips(path: Path | str, odd: Iterable[_Odd]) -> list[Skip]:
     return [Skip(0, what, f"{path}: {what}", f"`{path}`: {what} ({detail})", lost) for what, detail, lost in odd]
 
 
-def _odd_members(index: ShardIndex, images: Collection[str] = IMAGE_MEMBERS) -> Iterator[_Odd]:
-    """Samples without a picture, and members that belong to no sample."""
+def _odd_members(index: ShardIndex, needed: Kinds = (IMAGE_MEMBERS,)) -> Iterator[_Odd]:
+    """Samples without a picture or what is needed beside it, and members that belong to no sample."""
     here, lacking = len(index.samples), defaultdict[str, list[str]](list)
-    for _, kinds in index.samples:
-        if kinds.keys().isdisjoint(images):
+    for key, kinds in index.samples:
+        absent = next((group for group in needed if kinds.keys().isdisjoint(group)), None)
+        if absent == needed[0]:
             has_other = any(IMAGE_SUFFIX.fullmatch(f".{kind.rpartition('.')[2]}") for kind in kinds)
             lacking[OTHER_PICTURE if has_other else NO_PICTURE].append(", ".join(kinds))
+        elif absent:
+            lacking[f"no `{absent[0].rpartition('.')[0]}`"].append(key)
     for what, members in lacking.items():
         yield what, f"{len(members)} of {here}, as with {members[0][:80]!a}", len(members)
     for what, count in index.passed.items():
         yield what, f"{count:,} members", 0
+
+
+def _odd_beside(path: Path, index: ShardIndex, shard: Shard) -> Iterator[_Odd]:
+    """Pictures beside the pictures, such as masks, that the others have; said here, lost to who trains on them."""
+    kinds = (kind.rpartition(".") for _, members in index.samples for kind in members)
+    for name in sorted({name for name, _, kind in kinds if name and kind in IMAGE_MEMBERS}):
+        pictures, beside = picture_sizes(shard), replace(shard, sizes=measure_pictures(path, index, f"{name}."))
+        sizes = picture_sizes(beside)
+        is_other = (sizes != pictures).any(1) & pictures.all(1)
+        is_odd = is_other if 2 * is_other.sum() <= shard.samples else (sizes == 0).all(1)  # references have any size
+        if 0 < 2 * is_odd.sum() <= shard.samples:
+            key = index.samples[is_odd.argmax()][0][:80]
+            yield f"no `{name}`, or of no use", f"{is_odd.sum()} of {shard.samples}, as with {key!a}", 0
+
+
+def noted_skips(manifest: Manifest, name: str, address: str) -> list[Skip]:
+    """What is passed over inside of a shard on a server, by its manifest alone."""
+    return _skips(address, _noted(manifest, name))
 
 
 def _noted(manifest: Manifest | None, name: str) -> list[_Odd]:
@@ -203,16 +225,19 @@ def make_manifest(folder: Path, ceiling: float = 0.01) -> tuple[Manifest, list[S
                 raise ValueError(f"`{path}` has lost samples. Run `python -m data.build verify {folder}`.")
             shard = replace(shard, sizes=measure_pictures(path, index))
         shards.append(shard)
-    settings, unopened = dict(before.settings), list[Skip]()
+    settings, inside = dict(before.settings), list[Skip]()
     if is_index:
-        odd = {shard.name: list(_odd_members(read_headers(folder / shard.name))) for shard in shards}
+        settings[_NOTES] = {}
         for shard in shards:
-            count = int((picture_sizes(shard) == 0).all(1).sum()) - sum(lost for *_, lost in odd[shard.name])
-            odd[shard.name] += [(UNOPENED, f"{count} of {shard.samples}", count)] * (count > 0)
-            unopened += [skip for skip in _skips(folder / shard.name, odd[shard.name]) if skip.reason == UNOPENED]
-        settings[_NOTES] = {name: rows for name, rows in odd.items() if rows}
+            path, index = folder / shard.name, read_headers(folder / shard.name)
+            odd = list(_odd_members(index))
+            count = int((picture_sizes(shard) == 0).all(1).sum()) - sum(lost for *_, lost in odd)
+            new = [(UNOPENED, f"{count} of {shard.samples}", count)] * (count > 0)
+            new += _odd_beside(path, index, shard)
+            settings[_NOTES] |= {shard.name: [*odd, *new]} if odd or new else {}
+            inside += _skips(path, new)
     manifest = replace(before, shards=tuple(shards), settings=settings)
-    check_passed(unopened, manifest.samples, 1.0)  # only says it
-    check_passed([*passed, *unopened], manifest.samples, ceiling, log=False)
+    check_passed(inside, manifest.samples, 1.0)  # only says it
+    check_passed([*passed, *inside], manifest.samples, ceiling, log=False)
     write_manifest(folder, manifest)
-    return manifest, [*passed, *unopened]
+    return manifest, [*passed, *inside]

@@ -32,6 +32,7 @@ _NOTES = re.compile(r"__[^/]*__/")  # folders that webdataset keeps for its own 
 _TICK = 0.02  # seconds; file systems round times so much that a change within them may not show
 _PASSING = (errno.ESTALE, errno.EIO, errno.EAGAIN, errno.ETIMEDOUT, errno.ENOTCONN, errno.ECONNRESET)  # of storage
 
+Kinds = tuple[tuple[str, ...], ...]  # of the members that a sample needs: one of the first, one of the second, ...
 Sample = tuple[str, dict[str, tuple[int, int]]]  # key, and (offset, size) of each member by its extension
 Result = TypeVar("Result")
 
@@ -50,6 +51,12 @@ class ShardIndex:
     samples: list[Sample]
     fault: str = ""
     passed: Counter[str] = field(default_factory=Counter, compare=False)
+
+
+def needed_kinds(image_member: str | None, *beside: str | None) -> Kinds:
+    """Kinds of the picture, and of the members of these names beside it, such as `mask` of `000.mask.png`."""
+    images = IMAGE_MEMBERS if image_member is None else (image_member.lower(),)
+    return (images, *(tuple(f"{name}.{kind}" for kind in IMAGE_MEMBERS) for name in beside if name))
 
 
 def retried(action: Callable[[], Result], repair: Callable[[], None] = lambda: None) -> Result:

@@ -18,13 +18,17 @@ from seecoder.images.gate import MAX_PIXELS, open_image
 from seecoder.images.header import orientation_from_exif
 
 
-def measure_pictures(path: Path, index: ShardIndex) -> str:
-    """Read the headers of all pictures of a tar file, whose samples lie where the index says: `Shard.sizes`."""
+def measure_pictures(path: Path, index: ShardIndex, prefix: str = "") -> str:
+    """Read the headers of all pictures of a tar file, whose samples lie where the index says: `Shard.sizes`.
+
+    With a prefix, such as "mask.", they are those of the pictures beside them, `000.mask.png`.
+    """
+    kinds = [prefix + kind for kind in IMAGE_MEMBERS]
     sizes = np.zeros((len(index.samples), 2), np.uint32)
     if len(sizes):
         with path.open("rb") as file:
             for row, (_, places) in enumerate(index.samples):
-                offset, length = next((places[kind] for kind in IMAGE_MEMBERS if kind in places), (0, 0))
+                offset, length = next((places[kind] for kind in kinds if kind in places), (0, 0))
                 file.seek(offset)
                 sizes[row] = _upright_size(file.read(length))
     return base64.b64encode(zlib.compress(sizes.astype("<u4").tobytes(), 9)).decode()

@@ -14,7 +14,8 @@ from urllib.parse import unquote, urlsplit
 
 from braceexpand import braceexpand
 
-from data.shards.img2dataset import BELOW, NEW, OF_SHARDS, UNFINISHED, UNLISTED, folders_below, take_stock
+from data.shards.img2dataset import BELOW, NEW, OF_SHARDS, UNFINISHED, UNLISTED, folders_below, noted_skips, take_stock
+from data.shards.index import Kinds
 from data.shards.manifest import IMAGE_MEMBERS, MANIFEST, Manifest, Shard, read_manifest
 from data.shards.reading.skips import Skip
 from data.shards.remote.addresses import SCHEME, STORES, file_address, redacted
@@ -71,7 +72,7 @@ class ShardSet:
 
 
 def open_shards(
-    places: str | Path | Sequence[str | Path], fetcher: Fetcher | None = None, images: tuple[str, ...] = IMAGE_MEMBERS
+    places: str | Path | Sequence[str | Path], fetcher: Fetcher | None = None, needed: Kinds = (IMAGE_MEMBERS,)
 ) -> ShardSet:
     """Find shards.
 
@@ -81,7 +82,7 @@ def open_shards(
             s3, gs, hf) of a folder with one. Several in one text as webdataset and shells write them:
             `{00000..00099}.tar`, `part-*/*.tar`, `a::b`.
         fetcher: Fetches https shards; needed if there are any.
-        images: Kinds of member that are pictures, in order of preference.
+        needed: Kinds of the picture, in order of preference, and of the members that are read beside it.
 
     Raises:
         FileNotFoundError: A place does not exist or holds no shards.
@@ -91,12 +92,12 @@ def open_shards(
     if isinstance(places, str | Path):
         places = [places]
     expanded = [row for place in places for row in expand_place(place)]
-    parts = [_open_place(check_location(folder), names, fetcher, images) for folder, names in expanded]
+    parts = [_open_place(check_location(folder), names, fetcher, needed) for folder, names in expanded]
     passed = tuple(skip for part in parts for skip in part.passed)
     if not any(sum(part.counts) for part in parts):
         lost = "".join(f" {skip.detail}." for skip in passed)
         raise ValueError(f"No shards were found.{lost} Make some with `python -m data.build`.")
-    return ShardSet(tuple(shard for part in parts for shard in part.shards), passed, images)
+    return ShardSet(tuple(shard for part in parts for shard in part.shards), passed, needed[0])
 
 
 def expand_place(place: str | Path) -> list[tuple[str | Path, list[str]]]:
@@ -141,7 +142,7 @@ def is_there(place: str) -> bool:
     return all(os.path.exists(folder) for folder, _ in expand_place(place))
 
 
-def _open_place(place: Path | str, only: Collection[str], fetcher: Fetcher | None, images: Collection[str]) -> ShardSet:
+def _open_place(place: Path | str, only: Collection[str], fetcher: Fetcher | None, needed: Kinds) -> ShardSet:
     """Find the shards of a folder or address: those of these names, or all."""
     passed: list[Skip] = []
     if isinstance(place, Path) and not os.access(place, _LIST):
@@ -154,17 +155,18 @@ def _open_place(place: Path | str, only: Collection[str], fetcher: Fetcher | Non
         passed = [Skip(-1, NEW, name, f"`{redacted(file_address(place, name))}`") for name in unknown]
     elif (place / MANIFEST).exists():
         manifest = read_manifest(place)
-        _, passed = take_stock(place, manifest, only, images)
+        _, passed = take_stock(place, manifest, only, needed)
     elif (place / UNFINISHED).exists():
         raise ValueError(f"`{place}` is an unfinished build. Run its `python -m data.build` command again.")
     else:
-        shards, passed = take_stock(place, None, only, images)
+        shards, passed = take_stock(place, None, only, needed)
         manifest = Manifest(tuple(shards))
     located = []
     for shard in manifest.shards:
         location = place / shard.name if isinstance(place, Path) else file_address(place, shard.name)
         if not only or shard.name in only:
             located.append(LocatedShard(shard, location, manifest.members, manifest.settings))
+            passed += [] if isinstance(location, Path) else noted_skips(manifest, shard.name, located[-1].label)
     return ShardSet(tuple(located), tuple(passed))
 
 

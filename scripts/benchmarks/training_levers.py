@@ -19,8 +19,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from data.shards.caching.cache_source import WithCaches
 from data.shards.caching.moments import MEAN, STD, MomentsSource
+from data.shards.plan import Plan
 from data.shards.reading.shard_loader import ShardLoader
 from data.shards.reading.square_image import SquareImage
+from data.shards.shard_set import open_shards
 from scripts.benchmarks.timed_network import median_seconds, synchronise
 from seecoder.base_model.known_bases import base_sizes
 from train.estimate.costs import count_costs
@@ -144,8 +146,10 @@ class Loop:
         work, ahead = self.work, self.levers.loading_ahead
         sources = (self.stage.moments_source(work.size),) if self.levers.cached else ()
         workers = work.workers if ahead else 0
+        shards = open_shards(work.cached if self.levers.cached else work.raw)
         return ShardLoader(
-            [work.cached if self.levers.cached else work.raw],
+            shards,
+            Plan(shards.counts),
             WithCaches(SquareImage(work.size), sources),
             self.batch_size,
             rank=0,

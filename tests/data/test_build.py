@@ -12,12 +12,11 @@ from PIL import Image
 
 from data import build
 from data.shards.manifest import read_manifest
-from data.shards.reading.shard_loader import ShardLoader
 from data.shards.reading.shard_reader import ShardReader
 from data.shards.shard_set import open_shards
 from data.world.render import render
 from data.world.scenes import sample_scenes
-from tests.fixtures.shards import AttributedSquare, save_image
+from tests.fixtures.shards import AttributedSquare, make_loader, save_image
 
 
 @pytest.fixture
@@ -130,7 +129,7 @@ def test_world_shards_hold_what_was_drawn(tmp_path: Path):
     ]
     assert build.main(arguments) == 0
     transform = AttributedSquare(64)
-    loader = ShardLoader(tmp_path / "out", transform, 10, rank=0, world_size=1, shuffle=False)
+    loader = make_loader(tmp_path / "out", transform, 10, rank=0, world_size=1, shuffle=False)
     batches = list(loader)
     scenes = sample_scenes(20, 7, start=5)
     drawn = render(scenes, 64).mul(255).round().to(torch.uint8)

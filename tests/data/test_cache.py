@@ -17,11 +17,11 @@ from data.shards.caching import cached_samples, moments
 from data.shards.caching.cache_source import WithCaches
 from data.shards.caching.moments import MomentsSource, encode_moments
 from data.shards.manifest import Manifest, read_manifest, write_manifest
-from data.shards.reading.shard_loader import ShardLoader
 from data.shards.reading.shard_reader import ShardReader
 from data.shards.reading.square_image import SquareImage
 from data.shards.shard_set import open_shards
 from seecoder.base_model.loading import load_frozen
+from tests.fixtures.shards import make_loader
 
 SIZE, MEMBER = 8, MomentsSource.member()
 
@@ -94,7 +94,7 @@ def test_order_is_the_same_from_raw_cached_and_mixed_shards(base, run, make_shar
     transform = WithCaches(SquareImage(SIZE, flip=False), (source(base)[1],))
     orders = []
     for places in ([one, two], [tmp_path / "cached-one", tmp_path / "cached-two"], [tmp_path / "cached-one", two]):
-        loader = ShardLoader(places, transform, 4, rank=0, world_size=1, seed=3, window=2, batches=9)
+        loader = make_loader(places, transform, 4, rank=0, world_size=1, seed=3, window=2, batches=9)
         batches = list(loader)
         rows = [
             (int(epoch), int(sample), picture.sum().item(), cached)
@@ -130,7 +130,7 @@ def test_bad_and_lost_samples_keep_their_places(base, run, make_picture, tmp_pat
     transform = WithCaches(SquareImage(SIZE), (source(base)[1],))
     seen = []
     for place in (raw, out):
-        loader = ShardLoader([place], transform, 2, rank=0, world_size=1, seed=1, batches=8, ceiling=1)
+        loader = make_loader([place], transform, 2, rank=0, world_size=1, seed=1, batches=8, ceiling=1)
         seen.append([batch["sample_id"].tolist() for batch in loader])
         assert loader.skips.skipped == 8  # four in each of two epochs
     assert seen[0] == seen[1]

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from data.shards.buckets import Buckets, describe_enlarged, describe_waste
+from data.shards.index import Kinds
 from data.shards.manifest import IMAGE_MEMBERS
 from data.shards.picture_sizes import all_sizes
 from data.shards.plan import Plan
@@ -52,7 +53,7 @@ def data_sets(places: Any) -> list[DataSet]:
 
 
 def open_sets(
-    sets: Sequence[DataSet], fetcher: Fetcher | None = None, images: tuple[str, ...] = IMAGE_MEMBERS
+    sets: Sequence[DataSet], fetcher: Fetcher | None = None, needed: Kinds = (IMAGE_MEMBERS,)
 ) -> tuple[ShardSet, tuple[int, ...]]:
     """Open the shards of all sets, those of each as often as an epoch goes through it.
 
@@ -63,11 +64,11 @@ def open_sets(
         FileNotFoundError: A place does not exist or holds no shards.
         ValueError: A place is no folder or URL of shards.
     """
-    opened = [open_shards(one.shards, fetcher, images) for one in sets]
+    opened = [open_shards(one.shards, fetcher, needed) for one in sets]
     counts = [sum(shards.counts) * one.repeats for shards, one in zip(opened, sets, strict=True)]
     rows = tuple(row for shards, one in zip(opened, sets, strict=True) for row in shards.shards * one.repeats)
     passed = tuple(skip for shards in opened for skip in shards.passed)
-    return ShardSet(rows, passed, images), tuple(accumulate(counts[:-1], initial=0))
+    return ShardSet(rows, passed, needed[0]), tuple(accumulate(counts[:-1], initial=0))
 
 
 def make_order(shards: ShardSet, buckets: Buckets | None, batch_size: int, seed: int, window: int) -> Plan:

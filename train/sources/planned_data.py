@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from data.shards.buckets import Buckets
-from data.shards.manifest import IMAGE_MEMBERS
+from data.shards.index import needed_kinds
 from data.shards.reading.shard_loader import check_readers
 from data.shards.reading.skips import check_passed
 from data.shards.remote.addresses import redacted
@@ -15,6 +15,8 @@ from train.sources.data_sets import data_sets, describe_shapes, make_order, open
 from train.sources.folder import is_built, planned_shards
 from train.sources.held_out import check_apart, listed
 
+NEEDED = ("image_member", "reference", "mask")  # arguments of a source
+
 
 def open_if_there(source: Mapping[str, Any]) -> ShardSet | None:
     """Open a run's shards; None where they lie on a server or are not built yet."""
@@ -23,8 +25,7 @@ def open_if_there(source: Mapping[str, Any]) -> ShardSet | None:
     given = data_sets(source.get("shards"))
     if not given or not all(is_there(one.shards) for one in given):
         return None
-    images = (source["image_member"].lower(),) if source.get("image_member") else IMAGE_MEMBERS
-    return open_sets(given, images=images)[0]
+    return open_sets(given, needed=needed_kinds(*map(source.get, NEEDED)))[0]
 
 
 def held_out_lines(class_path: str, source: Mapping[str, Any]) -> Iterator[str]:
@@ -46,8 +47,10 @@ def held_out_lines(class_path: str, source: Mapping[str, Any]) -> Iterator[str]:
     missing = [place for place in held_out if "://" not in place and not is_there(place)]
     verb = "build" if is_built(source) else "want"
     note = f"; {', '.join(missing)} not built yet, and `fit` will {verb} it" if missing else ""
-    there = [sum(open_shards(place).counts) for place in held_out if "://" not in place and place not in missing]
-    count = min(source["held_out"], sum(there)) if len(there) == len(held_out) else f"up to {source['held_out']}"
+    there = [place for place in held_out if "://" not in place and place not in missing]
+    found = open_shards(there, needed=needed_kinds(*map(source.get, NEEDED))) if there else ShardSet(())
+    check_passed(found.passed, sum(found.counts), source["ceiling"])
+    count = min(source["held_out"], sum(found.counts)) if len(there) == len(held_out) else f"up to {source['held_out']}"
     yield f"held out {count} samples of {', '.join(redacted(place) for place in held_out)}{note}"
 
 

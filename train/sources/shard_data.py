@@ -13,7 +13,9 @@ from torch import Tensor
 from data.shards.buckets import Buckets
 from data.shards.caching.cache_source import CacheSource, WithCaches, check_cache
 from data.shards.caching.maps import MapsSource
+from data.shards.index import needed_kinds
 from data.shards.manifest import IMAGE_MEMBERS
+from data.shards.plan import Plan
 from data.shards.reading.shard_loader import ShardLoader
 from data.shards.reading.skips import check_passed
 from data.shards.reading.square_image import SquareImage
@@ -104,15 +106,16 @@ class ShardPictures(StageData):
             pictures |= {"dataset_from_hub": dataset_from_hub, "image_size": image_size}
             build_folder(reading | pictures | {"shards": shards, "held_out_shards": held_out_shards})
         self.sets, self.places = data_sets(shards), listed(shards)
-        self.images = IMAGE_MEMBERS if image_member is None else (image_member.lower(),)
+        self.needed = needed_kinds(image_member, reference, mask)
         if cache is None:  # a missing folder, or one with too many losses, is refused before anything is loaded
             for opened in filter(None, (self.places, listed(held_out_shards))):
-                found = open_shards([*opened], images=self.images)
+                found = open_shards([*opened], needed=self.needed)
                 check_passed(found.passed, sum(found.counts), ceiling, log=False)  # their loader says it
         self.transform = SquareImage(
             image_size, crop=crop, flip=flip, seed=seed, buckets=buckets, reference=reference, mask=mask
         )
-        self.num_workers, self.window, self.ceiling, self.cache = num_workers, window, ceiling, cache
+        self.num_workers, self.window, self.ceiling = num_workers, window, ceiling
+        self.fetcher = None if cache is None else Fetcher(Path(cache))
         self.cached_moments, self.cached_maps = cached_moments, cached_maps
         self.held_out_places = held_out_shards
         if held_out_world:
@@ -144,17 +147,17 @@ class ShardPictures(StageData):
 
     def _read_first(self, places: list[str], count: int) -> dict[str, Tensor]:
         """Columns of the first samples, as a training has them, in squares cut from the centre."""
-        fetcher = None if self.cache is None else Fetcher(Path(self.cache))
+        shards = open_shards(places, self.fetcher, self.needed)
         loader = ShardLoader(
-            open_shards(places, fetcher, self.images),
+            shards,
+            Plan(shards.counts, shuffle=False),
             replace(self.transform, crop="center", flip=False, buckets=None),
             min(count, 16),
             rank=0,
             world_size=1,
-            shuffle=False,
             endless=False,
             ceiling=self.ceiling,
-            cache=fetcher,
+            fetcher=self.fetcher,
         )
         parts: dict[str, list[Tensor]] = defaultdict(list)
         for batch in loader:
@@ -172,25 +175,23 @@ class ShardPictures(StageData):
             ValueError: The order of the samples is not the checkpoint's.
         """
         where = self.position()
-        fetcher = None if self.cache is None else Fetcher(Path(self.cache))
-        shards, first = open_sets(self.sets, fetcher, self.images)
+        shards, first = open_sets(self.sets, self.fetcher, self.needed)
         images = [replace(self.transform, **one.own) for one in self.sets]
         sources = self._cache_sources(shards, images)
         plan = make_order(shards, self.transform.buckets, self.batch_size, self.seed, self.window)
         folder = Path(self.trainer.default_root_dir) if self.trainer is not None else Path()
         loader = ShardLoader(
             shards,
+            plan,
             WithCaches(images[0], sources, tuple(zip(first, images, strict=True))),
             self.batch_size,
             rank=where.rank,
             world_size=where.world_size,
-            accumulate=where.accumulate,
             batches=max(1, where.batches),
             num_workers=self.num_workers,
             ceiling=self.ceiling,
             report=folder / "unreadable_samples.txt",
-            cache=fetcher,
-            plan=plan,
+            fetcher=self.fetcher,
             pin_memory=torch.cuda.is_available(),
         )
         counts = hashlib.sha256(repr([(row.shard.name, row.shard.samples) for row in shards.shards]).encode())
@@ -207,7 +208,7 @@ class ShardPictures(StageData):
     def _cache_sources(self, shards: ShardSet, images: Sequence[SquareImage]) -> tuple[CacheSource, ...]:
         """What caches must be of, for those that the stage takes in place of computing it."""
         # Caches are of the usual picture.
-        stage: Any = None if self.trainer is None or self.images != IMAGE_MEMBERS else self.trainer.lightning_module
+        stage: Any = None if self.trainer is None or self.needed[0] != IMAGE_MEMBERS else self.trainer.lightning_module
         found = []
         if self.cached_moments and hasattr(stage, "moments_source"):
             found.append(stage.moments_source(self.transform.unit))

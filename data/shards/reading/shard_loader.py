@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, Literal
+from typing import Any
 
 from torch.utils.data import DataLoader, Sampler
 
@@ -15,7 +15,7 @@ from data.shards.reading.signals import obey_parent_alone, signals_held_back
 from data.shards.reading.skips import SkipLog, check_passed
 from data.shards.reading.square_image import Transform
 from data.shards.remote.fetcher import Fetcher
-from data.shards.shard_set import ShardSet, open_shards
+from data.shards.shard_set import ShardSet
 from seecoder.checks import Rule, optional, require, whole
 
 
@@ -27,9 +27,6 @@ class _Starts(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         return iter(self.positions)
-
-    def __len__(self) -> int:
-        return len(self.positions)
 
 
 class ShardLoader:
@@ -44,23 +41,18 @@ class ShardLoader:
     the last batches filled up and marked not `valid`.
 
     Args:
-        places: Folders of shards or https URLs, see `open_shards`; or shards that are open.
+        shards: The shards.
+        plan: The order of their samples.
         transform: Makes an example from a sample.
         batch_size: Samples that one rank takes at a time.
         rank: This process, from 0. Passed by the caller, never looked up: a worker started by spawn could not know it.
         world_size: Number of processes that read together.
-        seed: Seed of the order.
-        accumulate: Micro-batches of an optimizer step; a pass is made of whole steps.
-        batches: Length of a pass in batches of this rank; None: as many whole steps as fit an epoch, at least one.
+        batches: Length of a pass in batches of this rank; None: as many as all samples of an epoch are in.
         num_workers: Worker processes of this rank; 0 reads in this process.
-        start_method: How workers are started: "fork", "spawn", "forkserver"; None leaves it to Python.
-        window: Shards that are mixed with each other.
-        shuffle: False keeps the manifest's order.
         endless: Training (True) or evaluation (False), see above.
         ceiling: Share of unreadable samples above which reading stops.
         report: File to which unreadable shards and samples are appended, each once.
-        cache: Folder, or `Fetcher`, into which https shards are fetched.
-        plan: Order of the samples; None: made of `seed`, `window` and `shuffle`.
+        fetcher: Brings https shards onto this machine; needed if there are any.
         pin_memory: Put tensors into page-locked memory, for asynchronous transfer to a GPU.
 
     Raises:
@@ -69,50 +61,46 @@ class ShardLoader:
 
     def __init__(
         self,
-        places: str | Path | list[str | Path] | ShardSet,
+        shards: ShardSet,
+        plan: Plan,
         transform: Transform,
         batch_size: int,
         *,
         rank: int,
         world_size: int,
-        seed: int = 0,
-        accumulate: int = 1,
         batches: int | None = None,
         num_workers: int = 0,
-        start_method: Literal["fork", "spawn", "forkserver"] | None = None,
-        window: int = 8,
-        shuffle: bool = True,
         endless: bool = True,
         ceiling: float = 0.01,
         report: str | Path | None = None,
-        cache: str | Path | Fetcher | None = None,
-        plan: Plan | None = None,
+        fetcher: Fetcher | None = None,
         pin_memory: bool = False,
     ) -> None:
-        for name, value in (("batch_size", batch_size), ("world_size", world_size), ("accumulate", accumulate)):
-            require(name, value, whole(1))
+        require("batch_size", batch_size, whole(1))
+        require("world_size", world_size, whole(1))
         require("rank", rank, whole(0, world_size - 1))
         require("batches", batches, optional(whole(1)))
         require("num_workers", num_workers, whole(0))
-        fetcher = Fetcher(Path(cache)) if isinstance(cache, str | Path) else cache
-        shards = places if isinstance(places, ShardSet) else open_shards(places, fetcher)
         self.skips = SkipLog(ceiling, report)
         check_passed(shards.passed, sum(shards.counts), ceiling, self.skips.report)
         check_readers(len(shards.shards), world_size, num_workers)
-        self.plan = plan or Plan(shards.counts, seed=seed, window=window, shuffle=shuffle)
-        self.batch_size, self.rank, self.world_size, self.endless = batch_size, rank, world_size, endless
-        self.batches = self._pass_length(accumulate) if batches is None else batches
+        self.plan, self.batch_size, self.rank = plan, batch_size, rank
+        self.world_size, self.endless = world_size, endless
+        self.batches = -(-len(plan) // (batch_size * world_size)) if batches is None else batches
         self._position = 0  # of the sequence, all ranks together; where the next batch begins
         self._starts = _Starts()
         self.dataset = ShardBatches(shards, self.plan, transform, batch_size, fetcher, endless)
         self._prefetcher = Prefetcher(self.plan, shards, fetcher) if fetcher is not None else None
-        self._loader = _data_loader(self.dataset, self._starts, num_workers, start_method, pin_memory)
-
-    def _pass_length(self, accumulate: int) -> int:
-        stride = self.batch_size * self.world_size
-        if not self.endless:
-            return -(-len(self.plan) // stride)
-        return max(1, len(self.plan) // (stride * accumulate)) * accumulate
+        # Batches are asked for by their positions, in order, from workers that live as long as the loader.
+        self._loader: DataLoader[dict[str, Any]] = DataLoader(
+            self.dataset,
+            batch_size=None,
+            sampler=self._starts,
+            num_workers=num_workers,
+            pin_memory=pin_memory,
+            persistent_workers=num_workers > 0,
+            worker_init_fn=obey_parent_alone,
+        )
 
     def __len__(self) -> int:
         """Return the batches of a whole pass; finite, because Lightning prefetches one batch too many from others."""
@@ -153,22 +141,6 @@ class ShardLoader:
         with suppress(AttributeError):  # a single-process iterator has nothing to stop
             iterator._shutdown_workers()  # type: ignore[union-attr]
         self.dataset.reader.close()
-
-
-def _data_loader(
-    batches: ShardBatches, starts: _Starts, num_workers: int, start_method: str | None, pin_memory: bool
-) -> DataLoader[dict[str, Any]]:
-    """Let torch's loader ask for batches by their positions, in order, from workers that live as long as the loader."""
-    return DataLoader(
-        batches,
-        batch_size=None,
-        sampler=starts,
-        num_workers=num_workers,
-        pin_memory=pin_memory,
-        multiprocessing_context=start_method if num_workers else None,
-        persistent_workers=num_workers > 0,
-        worker_init_fn=obey_parent_alone,
-    )
 
 
 def check_readers(shards: int, world_size: int, num_workers: int) -> None:

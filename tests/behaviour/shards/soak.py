@@ -24,9 +24,8 @@ from pathlib import Path
 
 from data.shards.img2dataset import make_manifest
 from data.shards.index import EMPTY, MISSING, NO_PICTURE, NO_TAR, TRUNCATED, index_path
-from data.shards.reading.shard_loader import ShardLoader
 from data.shards.reading.square_image import SquareImage
-from tests.fixtures.shards import picture
+from tests.fixtures.shards import make_loader, picture
 
 SIZE = 100  # samples of a shard
 MAC = b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X        " + bytes(64)  # how AppleDouble files begin
@@ -217,7 +216,7 @@ def soak(folder: Path, planted: Planted, batch_size: int = 50) -> tuple[list[str
         What is not as planted, and the mean memory in MB of each tenth.
     """
     report = folder.parent / "report.txt"
-    loader = ShardLoader(
+    loader = make_loader(
         folder, SquareImage(8), batch_size, rank=0, world_size=1, ceiling=1.0, report=report,
         batches=planted.samples // batch_size,
     )  # fmt: skip

@@ -24,6 +24,7 @@ from data.shards.remote import addresses
 from data.shards.remote import fetcher as fetching
 from data.shards.remote.fetcher import UNREACHABLE, Fetcher
 from data.shards.shard_set import open_shards
+from tests.fixtures.shards import make_loader
 
 NAME = "00001.tar"  # samples 4 to 8 of 15
 LOST = set(range(4, 9))
@@ -292,7 +293,7 @@ def test_a_missing_manifest_is_one_line_at_once(host: Host, pauses: list[float],
 def run(place: str, fetcher: Fetcher, report: Path, **settings: Any) -> tuple[ShardLoader, list[int]]:
     """Sample ids of an epoch of the real loader, ids at whose places others were put left out."""
     settings = {"batches": 15, "ceiling": 1.0, "report": report} | settings
-    own = ShardLoader(place, SquareImage(8), 1, rank=0, world_size=1, cache=fetcher, **settings)
+    own = make_loader(place, SquareImage(8), 1, rank=0, world_size=1, fetcher=fetcher, **settings)
     return own, [int(batch["sample_id"]) for batch in own]
 
 

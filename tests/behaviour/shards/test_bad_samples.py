@@ -15,10 +15,9 @@ from PIL import Image
 
 from data.shards.building.shard_build import write_shard
 from data.shards.manifest import Manifest, write_manifest
-from data.shards.reading.shard_loader import ShardLoader
 from data.shards.reading.shard_reader import INCOMPLETE, NO_PICTURE
 from data.shards.reading.square_image import SquareImage
-from tests.fixtures.shards import AttributedSquare
+from tests.fixtures.shards import AttributedSquare, make_loader
 
 pytestmark = pytest.mark.filterwarnings("ignore:samples have png and jpg")  # said of one of them
 
@@ -169,7 +168,7 @@ def test_each_is_used_or_skipped_for_its_reason_and_counters_are_exact(
     names = [name for name, _ in all_samples()]
     lost, total, half = losses(required), len(names), len(names) // 2
     assert total == len(set(names)) == GOOD + len(USED) + len(SKIPPED) + len(DEPENDS)
-    own = ShardLoader(
+    own = make_loader(
         folder, AttributedSquare(SIDE), 4, rank=0, world_size=1, num_workers=num_workers,
         start_method="fork" if num_workers else None, batches=total, ceiling=1.0, report=tmp_path / "report.jsonl",
     )  # fmt: skip
@@ -190,7 +189,7 @@ def test_each_is_used_or_skipped_for_its_reason_and_counters_are_exact(
 
 def test_what_is_used_has_the_pixels_that_it_should_have(folder: Path):
     names = [name for name, _ in all_samples()]
-    own = ShardLoader(
+    own = make_loader(
         folder, SquareImage(SIDE), 1, rank=0, world_size=1, shuffle=False, endless=False, ceiling=1.0
     )  # fmt: skip
     pixels = {names[int(batch["sample_id"])]: batch["pixels"][0].int() for batch in own if batch["valid"]}
@@ -225,6 +224,6 @@ def test_cameras_turn_pictures_and_they_are_turned_back(tmp_path: Path, orientat
     content = saved(file, "JPEG", exif=exif, quality=100, subsampling=0)
     shard = write_shard(tmp_path / "0.tar", [("0", {"jpg": content})])
     write_manifest(tmp_path, Manifest((shard,)))
-    (batch,) = ShardLoader(tmp_path, SquareImage(SIDE), 1, rank=0, world_size=1, batches=1)
+    (batch,) = make_loader(tmp_path, SquareImage(SIDE), 1, rank=0, world_size=1, batches=1)
     expected = torch.from_numpy(np.array(scene)).permute(2, 0, 1).int()
     assert (batch["pixels"][0].int() - expected).abs().max() <= 3

@@ -13,6 +13,7 @@ from data.shards.building.shard_build import write_shard
 from data.shards.index import index_path, read_headers
 from data.shards.reading.shard_loader import ShardLoader
 from data.shards.reading.square_image import SquareImage
+from tests.fixtures.shards import make_loader
 
 COUNTS = [5, 6, 7]
 TOTAL = sum(COUNTS)
@@ -27,7 +28,7 @@ def folder(make_shards: Callable[..., Path]) -> Path:
 def loader(folder: Path, **settings: object) -> ShardLoader:
     """A pass is an epoch, in batches of one; `window`=1 lets go of a shard soon, otherwise all stay open."""
     options = {"batches": TOTAL, "ceiling": 1.0, "window": 3} | settings
-    return ShardLoader(folder, SquareImage(8), 1, rank=0, world_size=1, **options)  # type: ignore[arg-type]
+    return make_loader(folder, SquareImage(8), 1, rank=0, world_size=1, **options)  # type: ignore[arg-type]
 
 
 def epoch(own: ShardLoader) -> list[tuple[int, int]]:

@@ -15,9 +15,9 @@ from data.shards.caching.cache_source import WithCaches
 from data.shards.caching.moments import MomentsSource
 from data.shards.index import index_path
 from data.shards.manifest import MANIFEST, Manifest, write_manifest
-from data.shards.reading.shard_loader import ShardLoader
 from data.shards.reading.square_image import SquareImage
 from seecoder.weights.safetensors_files import WeightsError
+from tests.fixtures.shards import make_loader
 
 COUNTS = [4, 5, 6]
 TOTAL = sum(COUNTS)
@@ -136,7 +136,7 @@ def check_refusal(error: Exception, same_plan: bool, beginning: str = "") -> Non
 def check(folder: Path, *, same_plan: bool, seed: int) -> None:
     """Read an epoch; nothing but the documented errors, and counters that equal the manifest less the loss."""
     try:
-        own = ShardLoader(
+        own = make_loader(
             folder, WithCaches(SquareImage(8), (SOURCE,)), 1, rank=0, world_size=1, ceiling=1.0, window=2, seed=seed
         )
     except (ValueError, FileNotFoundError) as refused:

@@ -19,11 +19,10 @@ from data.build import main as build
 from data.shards.caching.cache_source import WithCaches, check_cache
 from data.shards.caching.maps import MapsSource
 from data.shards.caching.moments import MomentsSource
-from data.shards.reading.shard_loader import ShardLoader
 from data.shards.reading.square_image import SquareImage, Transform
 from data.shards.shard_set import open_shards
 from seecoder import SeeCoder
-from tests.fixtures.shards import AttributedSquare
+from tests.fixtures.shards import AttributedSquare, make_loader
 
 MADE_BEFORE = Path(__file__).parents[1] / "made_before"
 EXPECTED = json.loads((MADE_BEFORE / "read_from_shards.json").read_text())
@@ -36,7 +35,7 @@ BACKBONE: dict[str, Any] = {
 
 def read_batches(folder: Path, transform: Transform) -> list[dict[str, Any]]:
     """Five batches in the form of the stored ones."""
-    loader = ShardLoader(folder, transform, 3, rank=0, world_size=1, seed=1, window=2, batches=5)
+    loader = make_loader(folder, transform, 3, rank=0, world_size=1, seed=1, window=2, batches=5)
     return [{name: summarise(name, column) for name, column in batch.items() if name != "valid"} for batch in loader]
 
 

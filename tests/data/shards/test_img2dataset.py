@@ -11,15 +11,15 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from data.build import main as build
 from data.shards.img2dataset import OTHER_PICTURE, make_manifest, take_stock
-from data.shards.index import index_path, read_headers
+from data.shards.index import index_path, needed_kinds, read_headers
 from data.shards.manifest import read_manifest
-from data.shards.reading.shard_loader import ShardLoader
 from data.shards.reading.skips import TooManySkipped, check_passed
 from data.shards.reading.square_image import SquareImage
 from data.shards.shard_set import open_shards
 from tests.fixtures.images import encode
-from tests.fixtures.shards import AttributedSquare
+from tests.fixtures.shards import AttributedSquare, make_loader, picture, write_pairs
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def folder(tmp_path: Path, make_picture: Callable[..., bytes]) -> Path:
 
 def keys(folder: Path) -> list[str]:
     transform = AttributedSquare(16)
-    loader = ShardLoader(folder, transform, 3, rank=0, world_size=1, shuffle=False, endless=False, ceiling=1.0)
+    loader = make_loader(folder, transform, 3, rank=0, world_size=1, shuffle=False, endless=False, ceiling=1.0)
     rows = [
         (row["key"], valid) for batch in loader for row, valid in zip(batch["attributes"], batch["valid"], strict=True)
     ]
@@ -63,7 +63,7 @@ def test_statistics_tell_what_a_cut_shard_lost(folder: Path):
     offset, _ = read_headers(folder / "00000.tar").samples[2][1]["jpg"]
     os.truncate(folder / "00000.tar", offset + 10)
     assert sum(shard.samples for shard in take_stock(folder)[0]) == 8
-    loader = ShardLoader(folder, SquareImage(16), 2, rank=0, world_size=1, shuffle=False, endless=False, ceiling=1.0)
+    loader = make_loader(folder, SquareImage(16), 2, rank=0, world_size=1, shuffle=False, endless=False, ceiling=1.0)
     for _ in loader:
         pass
     assert loader.skips.counts == {"truncated shard": 2}
@@ -242,7 +242,7 @@ def test_headers_are_read_once_before_the_first_batch(folder: Path, monkeypatch:
     real = tarfile.open
     monkeypatch.setattr(tarfile, "open", lambda *args, **kw: (opened.append(kw["fileobj"].name), real(*args, **kw))[1])
     for _ in range(3):  # as a training does: to check, to compare caches, to read
-        loader = ShardLoader(folder, SquareImage(16), 2, rank=0, world_size=1, batches=4)
+        loader = make_loader(folder, SquareImage(16), 2, rank=0, world_size=1, batches=4)
     assert len(list(loader)) == 4
     assert sorted(opened) == sorted(str(path) for path in folder.glob("*.tar"))
 
@@ -324,8 +324,8 @@ def test_pictures_under_other_names_are_said_by_index_and_lost_unless_they_are_c
             TooManySkipped, match=rf"15 of 15 .*00000\.tar`: no picture under .*`image_member`.*'{kind}'"
         ):
             check_passed(found, 15, 0.01)
-        assert not open_shards(plain, images=(kind,)).passed
-        assert [skip.samples for skip in open_shards(plain, images=("webp",)).passed] == [5, 5, 5]
+        assert not open_shards(plain, needed=((kind,),)).passed
+        assert [skip.samples for skip in open_shards(plain, needed=(("webp",),)).passed] == [5, 5, 5]
         if not has_manifest:
             assert [(skip.reason, skip.samples) for skip in make_manifest(plain)[1]] == [(OTHER_PICTURE, 0)] * 3
 
@@ -357,3 +357,55 @@ def test_brackets_and_capitals_in_names_of_shards_are_no_reason_to_leave_them_ou
     assert not lost(plain)
     assert make_manifest(plain)[0].samples == 21
     assert open_shards(plain / "part[0].tar").counts == open_shards(plain / "~c'.TAR").counts == [2]
+
+
+BESIDE = {
+    2: {"mask.png": None},
+    3: {"mask.png": None, "reference.png": None},
+    5: {"reference.png": None, "png": None},
+    6: {"mask.png": picture(0, 16)},
+    7: {"mask.png": b"<html>gone</html>"},
+    8: {"reference.png": b""},
+}
+
+
+@pytest.mark.parametrize("is_indexed", [False, True])
+def test_a_training_of_pairs_loses_samples_without_reference_or_mask(tmp_path: Path, is_indexed: bool):
+    folder = write_pairs(tmp_path / "pairs" / "0.tar", 20, odd=BESIDE).parent
+    if is_indexed:
+        make_manifest(folder, ceiling=0.1)
+
+    def lost(*beside: str) -> dict[str, int]:
+        passed = open_shards(folder, needed=needed_kinds(None, *beside)).passed
+        assert all(str(folder / "0.tar") in skip.detail for skip in passed)
+        return {skip.reason: skip.samples for skip in passed if skip.samples}
+
+    assert lost() == {OTHER_PICTURE: 1}
+    assert lost("reference") == {OTHER_PICTURE: 1, "no `reference`": 1}
+    assert lost("mask") == {OTHER_PICTURE: 1, "no `mask`": 2}
+    assert lost("reference", "mask") == {OTHER_PICTURE: 1, "no `reference`": 1, "no `mask`": 1}
+    assert lost("depth") == {OTHER_PICTURE: 1, "no `depth`": 19}
+    passed = open_shards(folder, needed=needed_kinds(None, "mask")).passed
+    (skip,) = (skip for skip in passed if skip.samples == 2)
+    assert skip.detail.endswith("no `mask` (2 of 20, as with '002')")
+
+
+def test_index_and_verify_say_what_is_missing_or_of_no_use_beside_the_pictures(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+):
+    folder = write_pairs(tmp_path / "pairs" / "0.tar", 20, odd=BESIDE).parent
+    expected = {"no `mask`, or of no use": 0, "no `reference`, or of no use": 0}
+    _, passed = make_manifest(folder, ceiling=0.1)
+    for found in (passed, open_shards(folder).passed):
+        assert {skip.reason: skip.samples for skip in found if skip.reason != OTHER_PICTURE} == expected
+    caplog.clear()
+    assert build(["verify", str(folder)]) == 0
+    assert "no `mask`, or of no use (4 of 20, as with '002')" in caplog.text
+    assert "no `reference`, or of no use (3 of 20, as with '003')" in caplog.text
+    assert "but for what was passed over" in capsys.readouterr().out
+
+
+def test_whole_pairs_are_indexed_without_a_word(tmp_path: Path):
+    folder = write_pairs(tmp_path / "pairs" / "0.tar", 4).parent
+    assert not make_manifest(folder)[1]
+    assert not open_shards(folder, needed=needed_kinds(None, "reference", "mask")).passed

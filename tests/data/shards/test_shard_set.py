@@ -62,6 +62,21 @@ def test_shards_of_an_address_lie_below_it(tmp_path: Path, monkeypatch: pytest.M
     assert [row.location for row in open_shards(tmp_path).shards] == [tmp_path / "00000.tar", tmp_path / "00001.tar"]
 
 
+def test_what_a_manifest_on_a_server_notes_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    notes = {
+        "passed_over": {
+            "00000.tar": [["no picture", "1 of 2", 1]],
+            "00001.tar": [["no `mask`, or of no use", "1 of 3", 0]],
+        }
+    }
+    monkeypatch.setattr(Fetcher, "manifest", lambda fetcher, url: Manifest(SHARDS, settings=notes))
+    passed = open_shards("https://me:secret@host/a?token=hidden", Fetcher(tmp_path)).passed
+    assert [(skip.reason, skip.samples) for skip in passed] == [("no picture", 1), ("no `mask`, or of no use", 0)]
+    assert passed[0].detail == "`https://host/a/00000.tar`: no picture (1 of 2)"
+    one = open_shards("https://host/a/00001.tar", Fetcher(tmp_path)).passed
+    assert [skip.samples for skip in one] == [0]
+
+
 def test_fingerprint_is_of_contents_not_of_places():
     def fingerprint(folder: str, shard: Shard) -> str:
         return ShardSet((LocatedShard(shard, Path(folder) / shard.name, ()),)).fingerprint

@@ -10,9 +10,8 @@ import torch
 
 from data.build import main as build
 from data.shards.buckets import Buckets
-from data.shards.reading.shard_loader import ShardLoader
 from data.shards.reading.square_image import SquareImage
-from tests.fixtures.shards import save_image
+from tests.fixtures.shards import make_loader, save_image
 from train.cli import main as train
 from train.sources.data_sets import DataSet, data_sets, make_order, open_sets
 from train.sources.shard_data import ShardPictures
@@ -153,7 +152,7 @@ def test_a_run_with_buckets_that_was_stopped_ends_as_the_whole_one(pictures, set
 def test_batches_that_would_straddle_two_buckets_are_refused(pictures):
     shards, _ = open_sets([DataSet(str(pictures))])
     plan = make_order(shards, Buckets(group=4, resolutions=(48,), step=16), 4, seed=0, window=8)
-    loader = ShardLoader(shards, SquareImage(48), 4, rank=0, world_size=1, plan=plan)
+    loader = make_loader(shards, SquareImage(48), 4, rank=0, world_size=1, plan=plan)
     loader.seek(12)
     with pytest.raises(ValueError, match="`samples_consumed`=6 must be a multiple of `batch_size`=4"):
         loader.seek(6)

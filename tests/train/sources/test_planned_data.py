@@ -3,6 +3,8 @@ from typing import Any
 
 import pytest
 
+from data.shards.reading.skips import TooManySkipped
+from tests.fixtures.shards import write_pairs
 from train.settings import RunSettings
 from train.sources.planned_data import data_lines, held_out_lines, open_if_there
 
@@ -15,6 +17,7 @@ OPTIONS: dict[str, Any] = {
     "held_out_world": False,
 }
 RUN = RunSettings("run", max_steps=6, devices=2)
+ONE = RunSettings("run", max_steps=6)
 
 
 def source(shards: Path | str, **more: Any) -> dict[str, Any]:
@@ -71,3 +74,21 @@ def test_notations_of_shards_are_counted(shards):
     assert "not built" not in line
     with pytest.raises(ValueError, match="must hold other samples"):
         held_out_texts(source(shards, held_out_shards=f"{shards}/*0.tar"))
+
+
+def test_a_plan_counts_pairs_without_partner_and_names_them(tmp_path, caplog):
+    odd = {2: {"mask.png": None}, 3: {"reference.png": None}}
+    folder = write_pairs(tmp_path / "pairs" / "0.tar", 20, odd=odd).parent
+    given = source(folder, reference="reference", mask="mask", ceiling=0.1)
+    assert "20 samples" in shard_text(given, ONE)
+    assert f"`{folder / '0.tar'}`: no `reference` (1 of 20, as with '003')" in caplog.text
+    with pytest.raises(
+        TooManySkipped, match=r"2 of 20 .*no `mask` \(1 of 20.*no `reference` \(1 of 20, as with '003'\)"
+    ):
+        shard_text(given | {"ceiling": 0.09}, ONE)
+
+
+def test_a_plan_counts_what_is_lost_of_held_out_shards(shards, held_out_shards):
+    given = source(shards, held_out_shards=str(held_out_shards), reference="reference")
+    with pytest.raises(TooManySkipped, match=r"8 of 8 samples could not be read.*no `reference`"):
+        held_out_texts(given)

@@ -6,9 +6,10 @@ import torch
 
 from data.build import main as build_shards
 from data.shards.reading.shard_reader import BadSample, ShardReader
-from data.shards.reading.skips import NoReadableSample
+from data.shards.reading.skips import TooManySkipped
 from data.shards.shard_set import open_shards
 from data.world.scenes import move_scenes, sample_scenes
+from tests.fixtures.shards import write_pairs
 from train.run.metrics_file import read_metrics
 from train.sources.held_out import HELD_OUT_SEED
 from train.sources.shard_data import ShardPictures
@@ -63,12 +64,13 @@ def test_held_out_pictures(shards, held_out_shards):
 
 
 @pytest.mark.parametrize("kind", ["shards", "world"])
-def test_held_out_pairs_have_the_columns_of_the_training(shards, tmp_path, kind):
+def test_held_out_pairs_have_the_columns_of_the_training(tmp_path, kind):
     pairs = tmp_path / "pairs"
     options = ("--count", "6", "--size", "32", "--seed", "9", "--pairs", "moved")
     assert build_shards(["world", str(pairs), *options]) == 0
     own = {"held_out_shards": str(pairs)} if kind == "shards" else {"held_out_world": True}
-    data = ShardPictures(2, str(shards), image_size=32, held_out=5, flip=True, reference="reference", **own)
+    training = write_pairs(tmp_path / "training" / "0.tar", 4).parent
+    data = ShardPictures(2, str(training), image_size=32, held_out=5, flip=True, reference="reference", **own)
     data.setup("fit")
     batch = data.held_out_batch(slice(1, 4), torch.device("cpu"))
     assert batch["pixels"].shape == batch["frames"].shape == (3, 3, 32, 32)
@@ -80,11 +82,12 @@ def test_held_out_pairs_have_the_columns_of_the_training(shards, tmp_path, kind)
         assert torch.equal(data.held_out_scenes.center_x, move_scenes(scenes, seed).center_x)
 
 
-def test_held_out_shards_without_the_references_are_refused(shards, held_out_shards):
-    own = {"held_out_shards": str(held_out_shards), "reference": "reference"}
-    data = ShardPictures(2, str(shards), image_size=32, held_out=5, **own)
-    with pytest.raises(NoReadableSample, match=r"it has no `reference\.png`"):
-        data.setup("fit")
+@pytest.mark.parametrize("kind", ["shards", "held_out_shards"])
+def test_shards_without_the_references_are_refused_before_anything_is_loaded(shards, tmp_path, kind):
+    places = {"shards": str(shards), "held_out_shards": str(shards)}
+    places |= {kind: str(write_pairs(tmp_path / "pairs" / "0.tar", 4).parent)}
+    with pytest.raises(TooManySkipped, match=r"24 of 24 samples could not be read.*no `reference` "):
+        ShardPictures(2, image_size=32, held_out=5, reference="reference", **places)
 
 
 @pytest.mark.heavy

@@ -18,7 +18,7 @@ from data.shards.reading.shard_batches import SKIPS
 from data.shards.reading.shard_loader import Prefetcher, ShardLoader
 from data.shards.remote.fetcher import Fetcher
 from data.shards.shard_set import LocatedShard, ShardSet
-from tests.fixtures.shards import AttributedSquare
+from tests.fixtures.shards import AttributedSquare, make_loader
 
 COUNTS = [5, 9, 1, 7, 4, 8, 3]  # 37 samples: prime, so nothing divides
 TOTAL = sum(COUNTS)
@@ -37,7 +37,7 @@ def shards(make_shards: Callable[..., Path]) -> Path:
 def loader(folder: Path, batch_size: int = 2, rank: int = 0, world_size: int = 1, **settings: Any) -> ShardLoader:
     transform = AttributedSquare(8)
     settings = {"seed": 1, "window": 3, "ceiling": 1.0} | settings
-    return ShardLoader(folder, transform, batch_size, rank=rank, world_size=world_size, **settings)
+    return make_loader(folder, transform, batch_size, rank=rank, world_size=world_size, **settings)
 
 
 def ids(batches: list[dict[str, Any]]) -> list[int]:
@@ -156,10 +156,7 @@ def test_world_size_may_change_on_the_way(shards: Path):
     whole = [sorted(batch) for batch in read(shards, batch_size=6, passes=3)]
     seen: list[list[int]] = []
     for world_size, batch_size, steps in ((2, 3, 4), (1, 3, 5), (2, 3, 4)):
-        ranks = [
-            loader(shards, batch_size, rank, world_size, accumulate=6 // (world_size * batch_size))
-            for rank in range(world_size)
-        ]
+        ranks = [loader(shards, batch_size, rank, world_size) for rank in range(world_size)]
         for one in ranks:
             one.seek(6 * len(seen))
         endless = [iter_forever(one) for one in ranks]
@@ -186,11 +183,8 @@ def test_seek_puts_any_step_first(shards: Path):
 
 def test_length_is_that_of_a_pass(shards: Path):
     for settings, expected in (
-        ({"batch_size": 2}, 18),
-        ({"batch_size": 2, "accumulate": 4}, 16),
-        ({"batch_size": 3, "world_size": 2}, 6),
-        ({"batch_size": 64, "accumulate": 2}, 2),
         ({"batch_size": 2, "batches": 5}, 5),
+        ({"batch_size": 2, "batches": None}, 19),
         ({"batch_size": 2, "endless": False}, 19),
         ({"batch_size": 3, "world_size": 2, "endless": False}, 7),
     ):
@@ -236,7 +230,6 @@ def test_evaluation_covers_each_sample_once_and_marks_what_fills_up(shards: Path
         ({"batch_size": 0}, "`batch_size`=0"),
         ({"rank": 1}, "`rank`=1 must be a whole number from 0 to 0"),
         ({"rank": -1}, "`rank`=-1"),
-        ({"accumulate": 0}, "`accumulate`=0"),
         ({"batches": 0}, "`batches`=0"),
         ({"num_workers": -1}, "`num_workers`=-1"),
         ({"ceiling": 2.0}, "`ceiling`=2.0"),

@@ -261,7 +261,7 @@ def test_several_pictures_in_a_sample_are_said(masked: Path, make_picture: Calla
 def test_the_picture_is_the_member_that_was_chosen(
     masked: Path, make_picture: Callable[..., bytes], kind: str, number: int
 ):
-    reader = ShardReader(open_shards(masked, images=(kind,)), {"json", "png"})
+    reader = ShardReader(open_shards(masked, needed=((kind,),)), {"json", "png"})
     first = next(iter(reader.read(0, 0).items()))
     assert first == (kind, make_picture(number))
 

@@ -16,14 +16,14 @@ ROOT = Path(__file__).parents[4]
 READER = """
 import signal, sys
 from multiprocessing import active_children
-from data.shards.reading.shard_loader import ShardLoader
 from data.shards.reading.square_image import SquareImage
+from tests.fixtures.shards import make_loader
 
 if __name__ == "__main__":
     told = []
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, lambda *_: told.append(1))
-    loader = ShardLoader(sys.argv[1], SquareImage(8), 2, rank=0, world_size=1, num_workers=2,
+    loader = make_loader(sys.argv[1], SquareImage(8), 2, rank=0, world_size=1, num_workers=2,
                          start_method=sys.argv[2], batches=10_000)
     batches = iter(loader)
     next(batches)

@@ -24,6 +24,7 @@ from data.shards.remote import fetcher as fetching
 from data.shards.remote.addresses import open_url
 from data.shards.remote.fetcher import Fetcher
 from data.shards.shard_set import open_shards
+from tests.fixtures.shards import make_loader
 
 BASE = "https://host/shards"
 
@@ -65,7 +66,7 @@ def server(make_shards: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) ->
 
 def loader(fetcher: Fetcher) -> ShardLoader:
     transform = SquareImage(8)
-    return ShardLoader(BASE, transform, 1, rank=0, world_size=1, batches=15, ceiling=1.0, cache=fetcher, window=2)
+    return make_loader(BASE, transform, 1, rank=0, world_size=1, batches=15, ceiling=1.0, fetcher=fetcher, window=2)
 
 
 def ids(own: ShardLoader) -> list[int]:
@@ -75,7 +76,7 @@ def ids(own: ShardLoader) -> list[int]:
 def test_remote_shards_give_what_local_ones_give(server: Server, tmp_path: Path):
     own = loader(Fetcher(tmp_path / "cache"))
     assert ids(own) == list(range(15))
-    local = ShardLoader(server.folder, SquareImage(8), 1, rank=0, world_size=1, window=2)
+    local = make_loader(server.folder, SquareImage(8), 1, rank=0, world_size=1, window=2)
     assert own.dataset.reader.shards.fingerprint == local.dataset.reader.shards.fingerprint, (
         "a run may move from one to the other"
     )
@@ -220,10 +221,12 @@ def store(make_shards: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> 
 def test_shards_of_a_store_are_fetched_checked_and_tried_again(store: type[Store], tmp_path: Path):
     store.failures.extend([TimeoutError("slow"), RuntimeError("of the store's own library"), ConnectionError("reset")])
     fetcher = Fetcher(tmp_path / "cache")
-    own = ShardLoader("s3://bucket/shards", SquareImage(8), 1, rank=0, world_size=1, batches=9, cache=fetcher, window=2)
+    own = make_loader(
+        "s3://bucket/shards", SquareImage(8), 1, rank=0, world_size=1, batches=9, fetcher=fetcher, window=2
+    )
     assert ids(own) == list(range(9))
     assert store.asked == 6, "the manifest four times, each shard once"
-    local = ShardLoader(store.folder, SquareImage(8), 1, rank=0, world_size=1, window=2)
+    local = make_loader(store.folder, SquareImage(8), 1, rank=0, world_size=1, window=2)
     assert own.dataset.reader.shards.fingerprint == local.dataset.reader.shards.fingerprint
     shard = read_manifest(store.folder).shards[0]
     data = bytearray((store.folder / shard.name).read_bytes())
