@@ -63,7 +63,8 @@ _RULES = {
     ),
     "output_type": choice("pil", "np", "pt", "latent"),
     "callback_on_step_end_tensor_inputs": some_of(
-        choice(*CALLBACK_TENSORS), f"a list of names out of {', '.join(CALLBACK_TENSORS)}"
+        choice(*CALLBACK_TENSORS),
+        f"a list of names out of {', '.join(CALLBACK_TENSORS)} (`context` as `negative_context` ends SD's guidance)",
     ),
 }
 
@@ -80,6 +81,8 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
     for name, value in arguments.items():
         if name in _RULES:
             require(name, value, _RULES[name])
+    own = list(getattr(arguments.get("callback_on_step_end"), "tensor_inputs", ()))  # as diffusers' callbacks have
+    require("callback_on_step_end", own, _RULES["callback_on_step_end_tensor_inputs"])
     _check_redrawing(arguments)
     for name in ("negative_text", "text_weight"):
         if arguments.get("text") is None and arguments.get(name) is not None:

@@ -65,7 +65,8 @@ def load_config(base: str | os.PathLike, part: str, *, at_top: bool = False, **h
     if Path(base).is_dir() and not (Path(base) / (folder or "")).is_dir():
         # An archive often holds a folder of its own; in the Hub's cache the files lie below snapshots/.
         inner = [path.parent for way in ("*", "snapshots/*") for path in Path(base).glob(f"{way}/model_index.json")]
-        which = f"give {inner[0]}" if inner else "give a diffusers folder with unet/, vae/ and scheduler/"
+        needed = "unet/, vae/ and scheduler/" if part in ("unet", "vae", "scheduler") else f"{folder}/"
+        which = f"give {inner[0]}" if inner else f"give a diffusers folder with {needed}"
         raise FileNotFoundError(f"`base`={base} has no `{folder}/`; {which}.")
     reader: Any = type("_Reader", (ConfigMixin,), {"config_name": name})
     try:

@@ -82,6 +82,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if getattr(arguments, "method", None) == LIST:
             print(describe_methods(arguments))
         else:
+            if getattr(arguments, "out", None) == "":
+                raise ValueError("`out`='' must name a place. Use `.` for the current folder.")
             for name in _SOURCES:
                 given = getattr(arguments, name, None)
                 for source in given if isinstance(given, list) else filter(None, [given]):

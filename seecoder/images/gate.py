@@ -68,8 +68,8 @@ def load_image(
 
     Args:
         source: A path; the bytes of a file; a Pillow image (its current frame); an array, (H, W) or (H, W, 1 to 4),
-            uint8, uint16 or float in [0, 1]; or a tensor, (H, W) or (1 to 4, H, W), uint8 or float in [0, 1]. Of two
-            or four channels the last is alpha.
+            bool, uint8, uint16 or float in [0, 1]; or a tensor, (H, W) or (1 to 4, H, W), bool, uint8 or float in
+            [0, 1]. Of two or four channels the last is alpha.
         max_pixels: Larger files are refused before they are decoded. Raise it for sources that you trust. What is in
             memory already, such as a result, is not limited.
         background: What shows through transparent pixels, as RGB in 0-255.
@@ -172,12 +172,15 @@ def _from_array(values: np.ndarray) -> np.ndarray:
     if values.ndim != 3 or values.shape[2] not in (1, 2, 3, 4):
         raise BadImage("arrays must be (H, W) or (H, W, 1 to 4), tensors (H, W) or (1 to 4, H, W): one picture")
     check_size(values.shape[1], values.shape[0], values.size)
+    values = values.astype(np.float32) if values.dtype == np.bool_ else values
+    if values.dtype.kind == "u" and values.max() == 1:
+        raise BadImage(f"its values are 0 and 1, black in {values.dtype}; make bool or floats of them")
     if values.dtype.kind == "u" and values.dtype.itemsize == 2:  # of either byte order
         return values.astype(np.float32) / np.float32(65535)
     if values.dtype == np.uint8:
         return values
     if not np.issubdtype(values.dtype, np.floating):
-        raise BadImage(f"{values.dtype} is not understood; uint8, uint16 (arrays) or float in [0, 1] is needed")
+        raise BadImage(f"{values.dtype} is not understood; bool, uint8, uint16 (arrays) or float in [0, 1] is needed")
     low, high = float(values.min()), float(values.max())
     if not np.isfinite(values).all():
         raise BadImage("it contains NaN or infinite values")

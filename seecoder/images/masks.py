@@ -29,7 +29,7 @@ def load_mask(
     everywhere is seldom meant: a warning says so.
 
     Args:
-        source: A picture of any kind that `load_image` takes, or an array or tensor of bool.
+        source: A picture of any kind that `load_image` takes.
         size: (height, width) in pixels to stretch the mask to; None for its own.
         max_pixels: As for `load_image`.
         may_be_black: Whether a mask of which nothing counts (black, or nothing painted) means something; it is refused
@@ -42,10 +42,6 @@ def load_mask(
     Raises:
         ImageError: If the picture cannot be read, or nothing in it counts.
     """
-    if isinstance(source, np.ndarray) and source.dtype == np.bool_:
-        source = source.astype(np.float32)
-    elif isinstance(source, torch.Tensor) and source.dtype == torch.bool:
-        source = source.float()
     pixels = read_pixels(source, max_pixels)
     white = np.float32(255 if pixels.dtype == np.uint8 else 1)
     values = torch.from_numpy(pixels.astype(np.float32) / white).movedim(2, 0)
@@ -80,7 +76,7 @@ def load_control_image(source: Source, *, max_pixels: int = MAX_PIXELS) -> torch
         (3, H, W) float32 in [0, 1], on the CPU.
 
     Raises:
-        ImageError: If the picture cannot be read, or black paint on transparency leaves nothing to be seen.
+        ImageError: If the picture cannot be read, or nothing is seen: black paint on transparency, zeros and ones.
     """
     pixels = load_image(source, max_pixels=max_pixels, background=(0, 0, 0))
     if not pixels.any() and load_image(source, max_pixels=max_pixels).any():
@@ -88,4 +84,6 @@ def load_control_image(source: Source, *, max_pixels: int = MAX_PIXELS) -> torch
             describe(source),
             "transparent pixels are black to a ControlNet, and so is all that is painted on them; paint it white",
         )
+    if 0.0 < pixels.max() * 255 <= 1.0:
+        raise ImageError(describe(source), "its values are 0 and 1 of 255, black to a ControlNet; make them 0 and 255")
     return pixels

@@ -101,7 +101,10 @@ class ContextPipeline(DiffusionPipeline, StableDiffusionMixin, UnetLora, ImagePr
         if isinstance(controlnet, (list, tuple)):
             controlnet = MultiControlNetModel(list(controlnet)) if controlnet else None
         if isinstance(adapter, (list, tuple)):
-            adapter = MultiAdapter(list(adapter)) if len(adapter) > 1 else next(iter(adapter), None)
+            try:
+                adapter = MultiAdapter(list(adapter)) if len(adapter) > 1 else next(iter(adapter), None)
+            except ValueError as error:  # of several lines
+                raise ValueError(f"`adapter`: {' '.join(str(error).split())}. Use those of one family.") from error
         self.register_modules(vae=vae, unet=unet, scheduler=scheduler, encoder=encoder, controlnet=controlnet)
         self.register_modules(adapter=adapter, image_encoder=image_encoder, feature_extractor=feature_extractor)
         text = (text_encoder, tokenizer, text_encoder_2, tokenizer_2)

@@ -16,6 +16,7 @@ from seecoder.base_model.schedulers import fitting_scheduler
 from seecoder.call_rules import CALLBACK_TENSORS, check_size, whole_steps
 from seecoder.pipelines.adapters.control import controllers
 from seecoder.pipelines.adapters.image_prompt import check_image_prompts, embeddings, with_image_prompts
+from seecoder.pipelines.adapters.lora import kept_lora_weights
 from seecoder.pipelines.autoencoding import decode_latents, in_float32, vae_decoder, vae_encoder
 from seecoder.pipelines.base import ContextPipeline
 from seecoder.pipelines.conditioning import condition
@@ -173,7 +174,7 @@ class Call:
         redrawn, tells_mask = self._redrawing, reads_mask(pipe.unet)
         return partial(
             sample,
-            HalvedOnDemand(partial(pipe.unet, return_dict=False, **extra), "UNet", notes),
+            HalvedOnDemand(kept_lora_weights(pipe.unet)(partial(pipe.unet, return_dict=False, **extra)), "UNet", notes),
             self._scheduler,
             latent_shape=(count, pipe.unet.config.out_channels, cells[0], cells[1]),
             native_size=self._native,
@@ -235,7 +236,8 @@ class Call:
         assert request.callback_on_step_end is not None
         # A copy, so that a change in place is seen as one.
         before = {"latents": progress.latents.clone(), **self._contexts}
-        shown = {name: before[name] for name in request.callback_on_step_end_tensor_inputs}
+        names = request.callback_on_step_end_tensor_inputs
+        shown = {name: before[name] for name in getattr(request.callback_on_step_end, "tensor_inputs", names)}
         returned = request.callback_on_step_end(self._pipe, progress.step - 1, progress.timestep, shown)
         returned = {} if returned is None else returned
         if not isinstance(returned, Mapping):

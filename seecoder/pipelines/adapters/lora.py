@@ -2,7 +2,8 @@
 
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -68,10 +69,12 @@ class UnetLora(LoraBaseMixin):
         """Load a LoRA's layers into the UNet; diffusers calls it.
 
         Raises:
-            ValueError: Another one is fused, beside which it would change nothing.
+            ValueError: Another one is fused, beside which it would change nothing, or `adapter_name` has a dot.
             WeightsError: No layer of the LoRA is one of the UNet, or one has another size.
         """
         _check_unfused(unet, "load_lora_weights")
+        if "." in (name := kwargs.get("adapter_name") or ""):  # torch has no modules of such names
+            raise ValueError(f"`adapter_name`={name!r} must have no dot. Use {name.replace('.', '_')!r}.")
         check_lora(unet, {name: value for name, value in state_dict.items() if not name.startswith("text_encoder")})
         loader: Any = super()
         with warnings.catch_warnings():  # several LoRAs in one UNet are meant
@@ -138,9 +141,11 @@ class UnetLora(LoraBaseMixin):
         """Choose the active LoRAs and their weights, as diffusers' `set_adapters`.
 
         Raises:
-            ValueError: A LoRA is fused, so that this would change nothing.
+            ValueError: A LoRA is fused, so that this would change nothing, or none is named.
         """
         _check_unfused(self.unet, "set_adapters")
+        if not adapter_names:
+            raise ValueError(f"`adapter_names`={adapter_names!r} must name a LoRA. Call `disable_lora()` to have none.")
         super().set_adapters(adapter_names, adapter_weights)
 
     def delete_adapters(self, adapter_names: list[str] | str) -> None:
@@ -160,6 +165,21 @@ class UnetLora(LoraBaseMixin):
                 f"`cross_attention_kwargs`: its scale={scale} has no effect, since no LoRA is loaded, or it is fused. "
                 "Leave it out, or give `lora_scale` to `fuse_lora`."
             )
+
+
+@contextmanager
+def kept_lora_weights(network: Any) -> Iterator[None]:
+    """Put the weights of LoRAs back as they were: after a factor of 0 diffusers makes them 1, after others it rounds.
+
+    Args:
+        network: A UNet or text encoder, with LoRAs or without.
+    """
+    kept = {layer: dict(layer.scaling) for layer in network.modules() if hasattr(layer, "merged_adapters")}
+    try:
+        yield
+    finally:
+        for layer, scales in kept.items():
+            layer.scaling.update(scales)
 
 
 def _fused(unet: Any) -> set[str]:

@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from diffusers.utils.peft_utils import scale_lora_layers, unscale_lora_layers
+from diffusers.utils.peft_utils import scale_lora_layers
 
 from seecoder.base_model.facts import context_width, is_sdxl
 from seecoder.base_model.loading import load_config, load_model
+from seecoder.pipelines.adapters.lora import kept_lora_weights
 from seecoder.pipelines.context.contexts import Contexts
 
 # A text (or one a context), or what somebody made of it: tokens (1 or N, T, D), for SDXL with pooled vectors (1 or N,
@@ -94,13 +95,11 @@ def encode_text(
             "`text` needs the base's text encoder; load it by `from_base(..., text=True)`, or give tokens."
         )
     prompts = [text] if isinstance(text, str) else text
-    for _, encoder in pairs:
-        scale_lora_layers(encoder, lora_scale)
-    try:
-        outputs = [_run(*pair, prompts, pipe._execution_device, notes) for pair in pairs]
-    finally:
-        for _, encoder in pairs:
-            unscale_lora_layers(encoder, lora_scale)
+    outputs = []
+    for tokenizer, encoder in pairs:
+        with kept_lora_weights(encoder):
+            scale_lora_layers(encoder, lora_scale)
+            outputs.append(_run(tokenizer, encoder, prompts, pipe._execution_device, notes))
     if len(outputs) == 1:
         return outputs[0][0], None
     return torch.cat([output.hidden_states[-2] for output in outputs], dim=-1), outputs[1][0]

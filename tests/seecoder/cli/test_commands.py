@@ -77,3 +77,18 @@ def test_interruption_is_not_an_error_of_the_program(monkeypatch, capsys):
     monkeypatch.setattr(info, "describe", interrupt)
     assert main(["info", "."]) == 130
     assert "interrupted" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["vary", "a.png", "--base", "b", "--encoder", "c", "--out", ""],
+        ["panorama", "a.png", "--base", "b", "--encoder", "c", "--out", ""],
+        ["encode", "a.png", "--encoder", "c", "--out", ""],
+        ["export", "a", ""],
+        ["import", "a", ""],
+    ],
+)
+def test_no_place_to_write_to_is_refused_before_anything_is_looked_for(command, capsys):
+    assert main(command) == 2
+    assert "='' must name a place" in capsys.readouterr().err

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from seecoder.images.gate import ImageError
+from seecoder.images.gate import ImageError, load_image
 from seecoder.images.masks import load_control_image, load_mask
 from tests.fixtures.images import encode
 
@@ -122,3 +122,19 @@ def test_black_lines_on_transparency_are_refused_since_they_would_vanish():
     with pytest.raises(ImageError, match="paint it white"):
         load_control_image(encode(painted((0, 0, 0)), "PNG"))
     assert not load_control_image(Image.new("RGB", (8, 6))).any(), "an opaque black picture is taken at its word"
+
+
+@pytest.mark.parametrize("kind", [lambda map_: map_, torch.from_numpy, Image.fromarray])
+def test_a_map_of_bool_is_black_and_white(kind):
+    drawn = LEFT > 0
+    for loaded in (load_control_image(kind(drawn)), load_image(kind(drawn))):
+        assert torch.equal(loaded, torch.from_numpy(drawn).float().expand(3, -1, -1))
+
+
+@pytest.mark.parametrize("kind", [lambda map_: map_, torch.from_numpy, Image.fromarray, "file"])
+def test_a_control_picture_of_zeros_and_ones_of_256_levels_is_refused(kind):
+    drawn = (LEFT > 0).astype(np.uint8)
+    source = encode(Image.fromarray(drawn), "PNG") if kind == "file" else kind(drawn)
+    with pytest.raises(ImageError, match="its values are 0 and 1"):
+        load_control_image(source)
+    assert not load_control_image(np.zeros((6, 8), np.uint8)).any()

@@ -2,10 +2,17 @@
 
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
+from diffusers.callbacks import (
+    IPAdapterScaleCutoffCallback,
+    MultiPipelineCallbacks,
+    PipelineCallback,
+    SDCFGCutoffCallback,
+)
 
 from seecoder import SeeCoderPipeline, SeeCoderXLPipeline
 from seecoder.images import masks
@@ -239,3 +246,52 @@ def test_parts_that_were_taken_out_are_named_and_a_vae_only_where_one_is_needed(
     assert pipe(**given, output_type="latent").images.shape == (1, 4, 8, 8)
     with pytest.raises(ValueError, match="`vae`=None"):
         pipe(**given, output_type="latent", method=MultiDiffusion())
+
+
+def stock_of(parts: dict[str, Any]) -> StableDiffusionPipeline:
+    """diffusers' pipeline of the same networks."""
+    lacks = dict.fromkeys(("text_encoder", "tokenizer", "safety_checker", "feature_extractor"))
+    own = {name: parts[name] for name in ("vae", "unet", "scheduler")}
+    stock = StableDiffusionPipeline(**own, **lacks, requires_safety_checker=False)
+    stock.set_progress_bar_config(disable=True)
+    return stock
+
+
+def test_guidance_ends_in_a_callback_as_with_the_stock_callback(parts: Any, make: Any) -> None:
+    context, noise = (torch.randn(shape, generator=seeded(1)) for shape in ((1, 6, 32), (1, 4, 8, 8)))
+    settings = {"num_inference_steps": 4, "guidance_scale": 3.0, "latents": noise, "output_type": "latent"}
+    embeds = {"prompt_embeds": context, "negative_prompt_embeds": torch.zeros_like(context)}
+    cutoff = SDCFGCutoffCallback(cutoff_step_ratio=None, cutoff_step_index=1)
+    want = stock_of(parts)(**embeds, **settings, height=16, width=16, callback_on_step_end=cutoff).images
+
+    def ended(running: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        return {"negative_context": tensors["context"]} if step == 1 else {}
+
+    shown = {"callback_on_step_end": ended, "callback_on_step_end_tensor_inputs": ["context"]}
+    torch.testing.assert_close(make(context=context, **settings, **shown), want, atol=1e-5, rtol=0)
+    assert (make(context=context, **settings) - want).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_callbacks_that_read_other_tensors_are_refused_before_a_step(pipe: Any, make: Any, several: bool) -> None:
+    callback: Any = SDCFGCutoffCallback(cutoff_step_ratio=0.5)
+    if several:
+        callback = MultiPipelineCallbacks([IPAdapterScaleCutoffCallback(cutoff_step_ratio=0.5), callback])
+    handle = pipe.unet.register_forward_pre_hook(lambda *given: pytest.fail("the UNet ran"))
+    message = r"`callback_on_step_end`=\['prompt_embeds'\] must be .* latents, context, .*ends SD's guidance"
+    with pytest.raises(ValueError, match=message):
+        make(callback_on_step_end=callback)
+    handle.remove()
+
+
+def test_a_callback_is_shown_what_its_own_tensor_inputs_name(make: Any) -> None:
+    class Watching(PipelineCallback):
+        tensor_inputs = ("context", "negative_context")
+        seen: ClassVar[list[set[str]]] = []
+
+        def callback_fn(self, pipeline: Any, step_index: int, timesteps: Any, callback_kwargs: Any) -> dict[str, Any]:
+            self.seen.append(set(callback_kwargs))
+            return callback_kwargs
+
+    make(callback_on_step_end=Watching())
+    assert Watching.seen == [{"context", "negative_context"}] * 2

@@ -47,8 +47,8 @@ def test_the_weight_of_a_file_stands_after_its_name() -> None:
 def test_loras_act_by_their_weights_and_are_recorded(made, tmp_path) -> None:
     pytest.importorskip("peft")
     for name, seed in (("one", 1), ("two", 2)):
-        save_file(build_lora(build_unet(), seed=seed, size=1.0), tmp_path / f"{name}.safetensors")
-    one, two = tmp_path / "one.safetensors", tmp_path / "two.safetensors"
+        save_file(build_lora(build_unet(), seed=seed, size=1.0), tmp_path / f"{name}.v2.safetensors")
+    one, two = tmp_path / "one.v2.safetensors", tmp_path / "two.v2.safetensors"
     plain, _ = made()
     first, out = made("--lora", one)
     assert first != plain

@@ -206,3 +206,10 @@ def test_adapters_of_the_published_families_go_with_their_own_base_alone() -> No
             else:
                 with pytest.raises(ValueError, match="Use a T2I-Adapter of this base's family"):
                     check_adapter(unet, 8, adapter)
+
+
+@pytest.mark.parametrize("other", [{"downscale_factor": 4}, {"adapter_type": "light_adapter"}])
+def test_adapters_that_do_not_go_together_are_refused_in_one_line(other) -> None:
+    adapters = [build_t2i_adapter(), build_t2i_adapter(**other)]
+    with pytest.raises(ValueError, match=r"^`adapter`: .* Use those of one family\.$"):
+        SeeCoderPipeline(build_vae(), build_unet(), build_scheduler(), adapter=adapters)

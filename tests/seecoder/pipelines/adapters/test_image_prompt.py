@@ -3,6 +3,7 @@
 import diffusers
 import pytest
 import torch
+from diffusers.callbacks import IPAdapterScaleCutoffCallback
 from safetensors.torch import save_file
 from transformers import CLIPImageProcessor
 
@@ -52,8 +53,22 @@ def test_pictures_are_embedded_as_the_stock_pipeline_does() -> None:
     torch.testing.assert_close(own, embeds)
     ours = latents(pipe, ip_adapter_image=PICTURE)
     torch.testing.assert_close(ours, latents(pipe, ip_adapter_image_embeds=embeds), atol=1e-5, rtol=0)
+    cutoff = IPAdapterScaleCutoffCallback(cutoff_step_ratio=None, cutoff_step_index=0)
+    cut = latents(pipe, ip_adapter_image=PICTURE, callback_on_step_end=cutoff)
+    pipe.set_ip_adapter_scale(1.0)
+    given = {"num_inference_steps": 2, "guidance_scale": 3.0, "output_type": "latent", "height": 16, "width": 16}
+    want = stock(
+        prompt_embeds=CONTEXT[:1],
+        negative_prompt_embeds=CONTEXT[:1] * 0,
+        ip_adapter_image_embeds=embeds,
+        generator=torch.Generator().manual_seed(0),
+        callback_on_step_end=cutoff,
+        **given,
+    ).images
+    torch.testing.assert_close(cut, want, atol=1e-5, rtol=0)
+    assert (cut - ours).abs().max() > 1e-3
     pipe.set_ip_adapter_scale(0.0)
-    assert (latents(pipe, ip_adapter_image=PICTURE) - ours).abs().max() > 1e-3
+    assert (latents(pipe, ip_adapter_image=PICTURE) - cut).abs().max() > 1e-3
 
 
 def test_every_result_can_have_embeddings_of_its_own() -> None:

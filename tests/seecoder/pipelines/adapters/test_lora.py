@@ -341,6 +341,39 @@ def test_the_scale_of_a_call_is_that_of_the_text_encoders_lora_too(with_text) ->
     torch.testing.assert_close(encode_text(pipe, "abc", [])[0], half)
 
 
+@pytest.mark.parametrize("scale", [0.0, 0.3])
+def test_the_scale_of_a_call_is_gone_after_it(two, scale) -> None:
+    two.set_adapters(["one", "two"], [0.5, 0.7])
+    before = latents(two)
+    changed = latents(two, cross_attention_kwargs={"scale": scale})
+    assert (changed - before).abs().max() > 1e-2
+    if scale == 0.0:
+        torch.testing.assert_close(changed, latents(pipeline()), atol=1e-5, rtol=0)
+    assert torch.equal(latents(two), before)
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.3])
+def test_the_scale_of_a_call_is_gone_from_text_encoders_too(with_text, scale) -> None:
+    with_text.load_lora_weights(text_lora(with_text, with_text.text_encoder, ["self_attn.q_proj"]))
+    with_text.set_adapters(with_text.get_active_adapters(), [0.5])
+    before = encode_text(with_text, "abc", [])[0]
+    encode_text(with_text, "abc", [], scale)
+    assert torch.equal(encode_text(with_text, "abc", [])[0], before)
+
+
+def test_names_with_a_dot_and_no_names_are_refused_in_one_line() -> None:
+    pipe = pipeline()
+    with pytest.raises(ValueError, match=r"`adapter_name`='a\.b' must have no dot. Use 'a_b'\.$"):
+        pipe.load_lora_weights(build_lora(pipe.unet), adapter_name="a.b")
+    pipe.load_lora_weights(build_lora(pipe.unet), adapter_name="a_b")
+    before = latents(pipe)
+    with pytest.raises(ValueError, match=r"`adapter_names`=\[\] must name a LoRA. Call `disable_lora\(\)`"):
+        pipe.set_adapters([])
+    assert torch.equal(latents(pipe), before)
+    pipe.disable_lora()
+    torch.testing.assert_close(latents(pipe), latents(pipeline()), atol=1e-5, rtol=0)
+
+
 def merged_by_hand(tensors):
     """A UNet with a kohya LoRA added by its definition: weight + up @ down * alpha / rank, alpha = rank without one."""
     unet = build_unet()

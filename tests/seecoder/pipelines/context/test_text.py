@@ -1,6 +1,7 @@
 """Text beside the picture, against stock diffusers on the same tokens."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -172,6 +173,11 @@ def test_parts_that_are_missing_or_something_else_are_refused(folder):
         load_text_parts(folder, ["text_encoder"])
     config.write_text(json.dumps({**entries, "num_hidden_layers": 3}))
     with pytest.raises(WeightsError, match=r"does not fit .* (is|are) missing"):
+        load_text_parts(folder, ["text_encoder"])
+    shutil.rmtree(folder / "text_encoder")
+    with pytest.raises(
+        FileNotFoundError, match=r"has no `text_encoder/`; give a diffusers folder with text_encoder/\.$"
+    ):
         load_text_parts(folder, ["text_encoder"])
     with pytest.raises(FileNotFoundError, match=r"has no (words in|readable) tokenizer_2/"):
         load_text_parts(folder, ["tokenizer_2"])
