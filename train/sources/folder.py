@@ -24,13 +24,20 @@ def folder_builds(source: Mapping[str, Any]) -> Iterator[Build]:
         source: Arguments of `train.sources.shard_data.ShardPictures`.
 
     Raises:
-        ValueError: `shards` or `held_out_shards` are several places, both are given, or there are no pictures.
+        ValueError: `shards` or `held_out_shards` are several places, both are given, there are no pictures, or a
+            member beside them is asked for.
         OSError: The folder does not exist.
     """
     given, places = is_built(source), [*listed(source["shards"]), *listed(source["held_out_shards"])]
     what = f"`{given}`={source[given]}"
     if source.get("folder") and source.get("dataset"):
         raise ValueError(f"{what} must be left out with `dataset`={source['dataset']}. Leave one of them out.")
+    for name in ("reference", "mask"):
+        if source.get(name):
+            raise ValueError(
+                f"`{name}`={source[name]} must be left out with {what}, of which shards of single pictures are built. "
+                "Give `shards` that hold both, and no other source."
+            )
     if len(listed(source["shards"])) != 1 or len(places) > 2 or "://" in "".join(places):
         raise ValueError(f"{what} must go with one local folder in `shards`, and one in `held_out_shards`.")
     pictures = _files(Path(source["folder"])) if source.get("folder") else _rows(source)

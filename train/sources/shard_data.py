@@ -104,6 +104,7 @@ class ShardPictures(StageData):
         pictures = {"folder": folder, "dataset": dataset, "dataset_split": dataset_split, "image_column": image_column}
         if is_built(pictures):
             pictures |= {"dataset_from_hub": dataset_from_hub, "image_size": image_size}
+            pictures |= {"reference": reference, "mask": mask}
             build_folder(reading | pictures | {"shards": shards, "held_out_shards": held_out_shards})
         self.sets, self.places = data_sets(shards), listed(shards)
         self.needed = needed_kinds(image_member, reference, mask)

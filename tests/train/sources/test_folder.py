@@ -180,3 +180,12 @@ def test_bad_rows_count_against_the_ceiling(rows: dict[str, Any], tmp_path: Path
 def test_a_folder_and_a_set_at_once_are_refused(source: dict[str, Any]):
     with pytest.raises(ValueError, match="must be left out with `dataset`=cats"):
         build_folder(source | {"dataset": "cats"})
+
+
+@pytest.mark.parametrize("member", ["reference", "mask"])
+def test_members_beside_the_pictures_are_refused_before_anything_is_built(
+    source: dict[str, Any], tmp_path: Path, member: str
+):
+    with pytest.raises(ValueError, match=f"`{member}`=beside must be left out with `folder`="):
+        build_folder({**source, member: "beside"})
+    assert not Path(source["shards"]).exists()
