@@ -10,7 +10,7 @@ start noise:
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -22,7 +22,7 @@ import torch
 from tqdm import tqdm
 
 from data.world.conditioner import BASE, load_conditioner, without
-from data.world.render import render
+from data.world.render import Style, render
 from data.world.scenes import ATTRIBUTES, Scenes, sample_scenes
 from scripts.evaluation.counts import (
     Sampling,
@@ -43,12 +43,10 @@ COLUMNS = ("count", *ATTRIBUTES, "all", "outlined", *LAYOUT, "excess loss (x1e-3
 
 
 def evaluate(
-    pipeline: Any, scenes: Scenes, contexts: dict[str, dict[str, torch.Tensor]], sampling: Sampling
+    pipeline: Any, scenes: Scenes, truth: torch.Tensor, contexts: dict[str, dict[str, torch.Tensor]], sampling: Sampling
 ) -> dict[str, dict[str, float]]:
-    """Rates of every context, and of the first one against shuffled scenes."""
-    side = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
-    latents = encode_latents(pipeline, render(scenes, side))
-    losses = denoising_losses(pipeline, latents, contexts, seed=sampling.seed)
+    """Rates of every context, and of the first one against shuffled scenes; losses on true pictures (N, 3, H, W)."""
+    losses = denoising_losses(pipeline, encode_latents(pipeline, truth), contexts, seed=sampling.seed)
     baseline = losses["true attribute tokens (ceiling)"]
     rows: dict[str, dict[str, float]] = {}
     rolled, by_chance = scenes[torch.arange(len(scenes)).roll(len(scenes) // 2)], {}
@@ -77,6 +75,12 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=9_000_000, help="seed of scenes and noise (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=50, help="DDIM steps (default: %(default)s)")
     parser.add_argument("--guidance", type=float, default=4.0, help="guidance scale (default: %(default)s)")
+    parser.add_argument(
+        "--style",
+        choices=get_args(Style),
+        default="shaded",
+        help="what the base draws; encoders see shaded pictures (default: %(default)s)",
+    )
     options = parser.parse_args()
     scenes = sample_scenes(options.count, options.seed)
     encoders = {folder.name: SeeCoder.from_pretrained(folder).float().eval() for folder in options.encoder}
@@ -89,7 +93,8 @@ def main() -> None:
         contexts["true attribute tokens (ceiling)"] = told(tokens, conditioner.pool(tokens))
         contexts["the same without the layout token"] = told(without_layout, conditioner.pool(without_layout))
     sampling = Sampling(steps=options.steps, guidance_scale=options.guidance, seed=options.seed)
-    rows = evaluate(pipeline, scenes, contexts, sampling)
+    truth = inputs if options.style == "shaded" else render(scenes, inputs.shape[-1], style=options.style)
+    rows = evaluate(pipeline, scenes, truth, contexts, sampling)
     options.out.mkdir(parents=True, exist_ok=True)
     table = markdown_table(rows, COLUMNS)
     with atomic_path(options.out / "table.md") as path:

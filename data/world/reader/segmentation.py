@@ -14,7 +14,9 @@ CHROMA_THRESHOLD = 0.30
 NATIVE_SIDE = 64  # pixels; the size at which the world's base is trained
 SMALLEST_OBJECT = 1.69 * 0.19**2  # frame areas: the star at the smallest radius
 OBJECT_AREA = 0.25 * SMALLEST_OBJECT  # frame areas; a region below is a speck
-INK_VALUE = 0.24  # below is the outline of the style "outlined"; the darkest ground has 0.33
+INK_VALUE = (
+    0.3  # below is the outline of the style "outlined", blurred by an autoencoder too; the darkest ground has 0.33
+)
 SPECK_AREA = 4.0  # native pixels; a region below is noise and not counted at all
 _HUE_BINS = 72
 _HUE_SMOOTHING = 1.6  # bins; 8 degrees

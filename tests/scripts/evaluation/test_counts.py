@@ -22,6 +22,7 @@ from scripts.evaluation.counts import (
     told,
 )
 from seecoder import SeeCoderPipeline, SeeCoderXLPipeline
+from seecoder.base_model.latents import decode_pixels
 from train.settings import OptimizerSettings
 from train.stages import WorldDiffusionStage
 
@@ -50,6 +51,16 @@ def test_pictures_of_the_outlined_style_are_told_from_others():
     scenes = sample_scenes(8, seed=4)
     assert read_rates(render(scenes, 64, style="outlined"), scenes)["outlined"] == 1
     assert read_rates(render(scenes, 64), scenes)["outlined"] == 0
+
+
+@torch.no_grad()
+def test_outlines_are_read_behind_an_autoencoder_that_never_saw_any(pipeline):
+    scenes = sample_scenes(32, seed=9_000_000)
+    for style, expected in (("outlined", 0.75), ("shaded", 0.0)):
+        latents = encode_latents(pipeline, render(scenes, 64, style=style))
+        read_back = read_rates(decode_pixels(pipeline.vae, latents), scenes)
+        assert read_back["outlined"] >= expected if expected else read_back["outlined"] == 0
+        assert read_back["hue"] == read_back["background"] == 1
 
 
 @torch.no_grad()
