@@ -18,6 +18,7 @@ from seecoder.base_model.loading import load_model
 
 TOKENS = (*ATTRIBUTES, "layout")
 BASE = Path(__file__).resolve().parent / "base"
+BASE_XL = BASE.with_name("base_xl")  # of SDXL's family: it reads a pooled vector and sizes as well
 ENCODERS = Path(__file__).resolve().parent / "encoders"
 
 
