@@ -134,6 +134,8 @@ class Call:
             stack.callback(pipe.maybe_free_model_hooks)
             if pipe.upcasts_vae():
                 stack.enter_context(in_float32(pipe.vae))
+            if self._request.cross_attention_kwargs:
+                stack.enter_context(kept_lora_weights(pipe.unet))
             sampler = self._sampler()
             stack.enter_context(context_strength(self._strengths, self._num_picture_tokens))
             progress_bar = cast(Any, pipe).progress_bar  # torch.compiler.disable hides its type
@@ -174,7 +176,7 @@ class Call:
         redrawn, tells_mask = self._redrawing, reads_mask(pipe.unet)
         return partial(
             sample,
-            HalvedOnDemand(kept_lora_weights(pipe.unet)(partial(pipe.unet, return_dict=False, **extra)), "UNet", notes),
+            HalvedOnDemand(partial(pipe.unet, return_dict=False, **extra), "UNet", notes),
             self._scheduler,
             latent_shape=(count, pipe.unet.config.out_channels, cells[0], cells[1]),
             native_size=self._native,
