@@ -246,6 +246,11 @@ class Call:
             raise ValueError(
                 f"`callback_on_step_end` returned a {type(returned).__name__}; it must return a dictionary, or None."
             )
+        if vars(self._pipe).pop("_guidance_scale", None) is not None:  # as guides to other pipelines do
+            raise ValueError(
+                "`callback_on_step_end` set `_guidance_scale`, which holds for a whole call here. To end the guidance "
+                'of an SD base, return {"negative_context": tensors["context"]}.'
+            )
         after = {**before, **shown, **returned}
         for name, value in after.items():
             if name not in before:

@@ -295,3 +295,13 @@ def test_a_callback_is_shown_what_its_own_tensor_inputs_name(make: Any) -> None:
 
     make(callback_on_step_end=Watching())
     assert Watching.seen == [{"context", "negative_context"}] * 2
+
+
+def test_a_callback_that_sets_the_guidance_scale_is_told_that_nothing_reads_it(pipe: Any, make: Any) -> None:
+    def ended(running: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        running._guidance_scale = 0.0
+        return tensors
+
+    with pytest.raises(ValueError, match="`callback_on_step_end` set `_guidance_scale`, which holds for a whole call"):
+        make(callback_on_step_end=ended)
+    make(callback_on_step_end=lambda *given: None)  # nothing of it is left
