@@ -117,9 +117,9 @@ def main() -> None:
         "--out", type=Path, default=Path("runs/demo"), help="folder of the results (default: %(default)s)"
     )
     parser.add_argument("--photo", type=Path, help=f"a picture of your own to vary as well. {ABOUT_PHOTOS}")
-    parser.add_argument("--count", type=int, default=256, help="held-out scenes of the table (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=1700, help="training steps (default: %(default)s)")
-    parser.add_argument("--scenes", type=int, default=30720, help="training scenes (default: %(default)s)")
+    parser.add_argument("--count", type=int, default=64, help="held-out scenes of the table (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=300, help="training steps (default: %(default)s)")
+    parser.add_argument("--scenes", type=int, default=8192, help="training scenes (default: %(default)s)")
     options = parser.parse_args()
     check_photo(parser, options.photo)
     out: Path = options.out.resolve()
