@@ -39,8 +39,8 @@ from seecoder.evaluation.detail import spectrum_distance
 from train.cli import build_parser
 from train.sources.world_conditions import bounding_boxes
 from train.sources.world_data import WHOLE, draw_bytes, to_model_range
+from train.stages.encoder_weights import load_widened
 from train.stages.noise import held_out_keys, normal
-from train.stages.stage import read_stage_weights
 
 
 def open_run(folder: Path) -> tuple[Any, Any]:
@@ -48,7 +48,7 @@ def open_run(folder: Path) -> tuple[Any, Any]:
     parser = build_parser()
     small = ("--data.init_args.pool_size", "1", "--data.init_args.held_out", "1", "--stage.init_args.init_from", "null")
     ready = parser.instantiate(parser.parse_args(["fit", "--config", str(folder / "config.yaml"), *small])).fit
-    ready.stage.load_state_dict(read_stage_weights(folder))
+    load_widened(ready.stage, folder)
     ready.data.setup("fit")
     return ready.stage.eval(), ready.data
 
@@ -73,7 +73,7 @@ def table(stage: Any, data: Any, side: int, count: int, **sampling: Any) -> list
     """Rows of samples, of what the autoencoder makes of the truth, and of small pictures enlarged by interpolation."""
     scenes, keys, at = sample_scenes(count, sampling["seed"]), held_out_keys(slice(0, count)), torch.arange(side) // 64
     pixels = draw_bytes(scenes, side)
-    batch = data.told(keys, pixels, scenes, WHOLE.expand(count, 3)) | {"keys": keys, "truth": pixels / 255}
+    batch = data.told(keys, pixels, scenes, WHOLE.expand(count, 3)) | {"keys": keys, "pixels": pixels, "truth": pixels / 255}
     batch |= {"mean": encode_posterior(data.vae, to_model_range(pixels))[0], "parts": segment(scenes, side)}
     asked, hole, borders = scenes, torch.zeros(1, 1, 1, 1), at[:, None] * side + at
     if "hole" in batch:

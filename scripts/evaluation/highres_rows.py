@@ -7,6 +7,7 @@ the largest.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from scripts.evaluation.highres import Factor, Row
@@ -69,9 +70,15 @@ ABLATIONS: tuple[Row, ...] = (
 )
 
 
-def _synchronised(weight: float) -> SyncDiffusion:
+def _synchronised(weight: float, loss: Any = pyramid_distance) -> SyncDiffusion:
     """A closed loop. The loss needs no weights, whatever is installed: the table has to be the same everywhere."""
-    return SyncDiffusion(stride=STRIDE, closed_loop=True, sync_weight=weight, sync_threshold=0.2, loss=pyramid_distance)
+    return SyncDiffusion(stride=STRIDE, closed_loop=True, sync_weight=weight, sync_threshold=0.2, loss=loss)
+
+
+def published_panorama(lpips: Path) -> Row:
+    """SyncDiffusion with its published loss and weight, by LPIPS weights that `scripts/convert_lpips.py` wrote."""
+    label = "SyncDiffusion, closed loop, weight 20, LPIPS"
+    return Row(label, (_synchronised(20.0, lpips),), factors=(PANORAMA,), is_panorama=True)
 
 
 PANORAMAS: tuple[Row, ...] = tuple(

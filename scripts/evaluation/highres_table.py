@@ -34,7 +34,7 @@ from data.world.scenes import Scenes, sample_scenes
 from scripts.evaluation.counts import Sampling
 from scripts.evaluation.highres import Factor, Row, compiled, measure
 from scripts.evaluation.highres_report import Report, described, factor_name, fingerprint, parsed_factor
-from scripts.evaluation.highres_rows import ABLATIONS, PANORAMA, PANORAMAS, ROWS, chosen
+from scripts.evaluation.highres_rows import ABLATIONS, PANORAMA, PANORAMAS, ROWS, chosen, published_panorama
 from scripts.results import versions
 from seecoder import SeeCoder, SeeCoderPipeline
 from seecoder.images.gate import load_image
@@ -75,6 +75,9 @@ def parsed() -> argparse.Namespace:
         default="layout",
         help="what the network is told: attributes and layout (`layout`, the default), as little of places as a prompt "
         "says (`attributes`), or pictures of the scenes through an encoder (its folder)",
+    )
+    parser.add_argument(
+        "--lpips", type=Path, help="folder of scripts/convert_lpips.py: also panoramas by SyncDiffusion's published loss"
     )
     parser.add_argument("--threads", type=int, help="of torch (default: all)")
     parser.add_argument(
@@ -179,6 +182,7 @@ def main() -> None:
     try:
         factors = [parsed_factor(name) for name in options.factors.split(",") if name.strip()]
         rows, panoramas = chosen(options.rows)
+        published = [published_panorama(options.lpips)] if options.lpips else []
         if panoramas and not options.panoramas:
             raise ValueError("`--rows` names a panorama; say how many with --panoramas N.")
         if options.panoramas and options.context not in CONTEXTS:
@@ -189,7 +193,7 @@ def main() -> None:
         raise SystemExit(2) from error
     cells = [(row, factor) for factor in factors for row in rows if row.fits(factor)]
     if options.panoramas:
-        cells += [(row, PANORAMA) for row in panoramas or PANORAMAS]
+        cells += [(row, PANORAMA) for row in [*(panoramas or PANORAMAS), *published]]
     with tqdm(cells, unit="cell", disable=None) as bar:
         for row, factor in bar:
             bar.set_postfix_str(f"{factor_name(factor)} {row.label}")

@@ -20,17 +20,20 @@ class ConditionPart(ModelMixin, ConfigMixin):
 
     Attributes:
         num_channels: How many channels it gives; 0 for one that gives tokens.
-        trained: Whether it is trained with the UNet; otherwise it stays in evaluation mode.
+        frozen_names: Modules in it that are not trained with the UNet: they stay in evaluation mode.
     """
 
     num_channels = 0
-    trained = True
+    frozen_names: tuple[str, ...] = ()
 
     def train(self, mode: bool = True) -> "ConditionPart":
-        """Switch modes, unless it is frozen."""
-        return super().train(mode and self.trained)
+        """Switch modes, but for what is frozen."""
+        super().train(mode)
+        for name in self.frozen_names:
+            self.get_submodule(name).eval()
+        return self
 
-    def export(self, base: Path) -> dict[str, list[str]]:
+    def export(self, base: Path) -> dict[str, Any]:
         """Write its weights, if it has any, into a base's folder; give its entries in `model_index.json`."""
         return {}
 

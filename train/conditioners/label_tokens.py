@@ -47,7 +47,7 @@ class LabelTokens(ConditionPart):
         is_told = (labels >= 0) & keep.to(labels.device).unsqueeze(1)
         return self.norm(tokens) * is_told.unsqueeze(2)
 
-    def export(self, base: Path) -> dict[str, list[str]]:
+    def export(self, base: Path) -> dict[str, Any]:
         """Write `label_tokens/`."""
         self.save_pretrained(base / "label_tokens")
         return {}

@@ -28,7 +28,7 @@ class TextTokens(ConditionPart):
         config, make = AutoConfig.from_pretrained(model), AutoModelForTextEncoding
         if (width := config.hidden_size) != context_dim:
             raise ValueError(f"`context_dim`={context_dim} must be {width}, as wide as {encoder}. Change one of them.")
-        self.trained = from_scratch
+        self.frozen_names = () if from_scratch else ("text_encoder",)
         self.tokenizer: Any = AutoTokenizer.from_pretrained(words)
         made: Any = make.from_config(config) if from_scratch else make.from_pretrained(model).requires_grad_(False)
         self.text_encoder = made.float()
@@ -39,7 +39,7 @@ class TextTokens(ConditionPart):
         found = self.tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt")
         return self.text_encoder(found.input_ids.to(self.text_encoder.device))[0]
 
-    def export(self, base: Path) -> dict[str, list[str]]:
+    def export(self, base: Path) -> dict[str, Any]:
         """Write `text_encoder/` and `tokenizer/`."""
         parts = {"text_encoder": self.text_encoder, "tokenizer": self.tokenizer}
         for name, part in parts.items():

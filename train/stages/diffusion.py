@@ -110,9 +110,11 @@ class WorldDiffusionStage(DenoisingStage):
         self.conditioner = scene.requires_grad_(train_conditioner) if tells_scene else None
         self.conditioners: Any = nn.ModuleList(made)
         self.num_told = len(TOKENS) + len(made)
+        self.frozen_names = tuple(f"conditioners.{n}.{name}" for n, part in enumerate(made) for name in part.frozen_names)
         self.unet = unet.to(memory_format=torch.channels_last)
         if init_from is not None:
             load_widened(self, Path(init_from))
+        self.freeze_parts()
         self.scheduler_config = {**STABLE_DIFFUSION_SCHEDULE, "prediction_type": prediction_type}
         self.schedule = NoiseSchedule(self.scheduler_config)
         self.vae_folder = Path(vae)

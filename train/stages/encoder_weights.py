@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import pad
 
 from data.world.conditioner import WorldConditioner
@@ -14,7 +14,7 @@ from seecoder.encoder.model import SeeCoder
 from seecoder.encoder.official import is_official_file
 from seecoder.export.trained_part import BACKBONE_PREFIX, read_trained
 from seecoder.weights.strict_loading import load_strict
-from train.stages.stage import read_stage_weights
+from train.stages.stage import Stage, read_stage_weights
 
 ENCODER_SIZE = optional(whole(32))  # pixels: smaller pictures have nothing for the last of a backbone's four levels
 _ADDED = ("position_encoding", "pooled_projection.")  # in the names of what a plain encoder lacks
@@ -110,13 +110,13 @@ _EMBEDDING = [f"unet.add_embedding.linear_{layer}.{kind}" for layer in (1, 2) fo
 ADDED_BY_SDXL = (*_EMBEDDING, "conditioner.pooled_projection.weight")
 
 
-def load_widened(stage: nn.Module, source: Path) -> None:
+def load_widened(stage: Stage, source: Path) -> None:
     """Start from weights of a base that may read fewer channels and have other conditioners.
 
     Input channels that the source lacks begin at zero, as in the published inpainting models, and so do the layout
     token's lower octaves and what an SDXL-like base adds to the time: the first step sees exactly the source's network.
     Conditioners that the source lacks keep their initial weights, and a scene's that the stage lacks is left out.
-    Everything else has to be there and to fit.
+    What is frozen in the stage stays as it is. Everything else has to be there and to fit.
 
     Args:
         stage: Has a `unet`, perhaps a `conditioner`, and `conditioners`.
@@ -136,6 +136,7 @@ def load_widened(stage: nn.Module, source: Path) -> None:
         tensors = read_stage_weights(source)
     if not any(name.startswith("conditioners.") for name in tensors):
         tensors |= {name: value for name, value in own.items() if name.startswith("conditioners.")}
+    tensors |= {name: value for name, value in own.items() if stage.is_frozen(name)}
     tensors = {name: value for name, value in tensors.items() if name in own or not name.startswith("conditioner.")}
     if (lacking := own[first].shape[1] - tensors[first].shape[1]) > 0:
         tensors[first] = pad(tensors[first], (0, 0, 0, 0, 0, lacking))

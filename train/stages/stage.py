@@ -89,7 +89,8 @@ class Stage(LightningModule):
         """Names and weights that the optimizer holds."""
         return ((name, weight) for name, weight in self.named_parameters() if weight.requires_grad)
 
-    def _is_frozen(self, key: str) -> bool:
+    def is_frozen(self, key: str) -> bool:
+        """Whether a key of the state belongs to a frozen module."""
         return key.startswith(tuple(f"{name}." for name in self.frozen_names))
 
     def on_fit_start(self) -> None:
@@ -151,7 +152,7 @@ class Stage(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave frozen weights out, put the average and the guard in."""
         state = checkpoint.get("state_dict", {})
-        checkpoint["state_dict"] = {key: value for key, value in state.items() if not self._is_frozen(key)}
+        checkpoint["state_dict"] = {key: value for key, value in state.items() if not self.is_frozen(key)}
         checkpoint["guard"] = self.guard.state_dict()
         checkpoint["frozen"] = self.frozen_digests
         checkpoint["optimizer"] = self.optimizer_settings.name
@@ -172,8 +173,9 @@ class Stage(LightningModule):
         begun = checkpoint.get("optimizer", "adamw")  # absent from checkpoints of earlier versions
         if begun != (name := self.optimizer_settings.name):
             raise WeightsError(f"`optimizer.name`={name} must be {begun}, as in the checkpoint. Or use `init_from`.")
-        own = {key: value for key, value in self.state_dict().items() if not self._is_frozen(key)}
-        check_fit(checkpoint["state_dict"], own, source="checkpoint", target=type(self).__name__)
+        own = {key: value for key, value in self.state_dict().items() if not self.is_frozen(key)}
+        trained = {key: value for key, value in checkpoint["state_dict"].items() if not self.is_frozen(key)}
+        check_fit(trained, own, source="checkpoint", target=type(self).__name__)
         for name, was in checkpoint.get("frozen", {}).items():
             if (now := self.frozen_digests.get(name)) != was and self.trainer.is_global_zero:
                 print(f"note: `{name}` has other weights than at the checkpoint ({was} there, {now} now)", flush=True)

@@ -1,4 +1,5 @@
 import torch
+from torch import nn
 
 from train.conditioners.channels import Channels, ConditionPart
 
@@ -12,11 +13,16 @@ def test_columns_are_put_below_each_other_at_the_size_of_the_latents():
     assert torch.equal(below[:, 1:], small)
 
 
-def test_a_frozen_condition_stays_in_evaluation_mode(tmp_path):
-    class Frozen(ConditionPart):
-        trained = False
+def test_what_is_frozen_in_a_condition_stays_in_evaluation_mode(tmp_path):
+    class HalfFrozen(ConditionPart):
+        frozen_names = ("frozen",)
 
-    assert not Frozen().train().training
-    assert ConditionPart().train().training
+        def __init__(self) -> None:
+            super().__init__()
+            self.frozen, self.free = nn.Linear(1, 1), nn.Linear(1, 1)
+
+    part = HalfFrozen().train()
+    assert not part.frozen.training
+    assert part.free.training
     assert Channels(8, {"mask": 1}).export(tmp_path) == {}
     assert not any(tmp_path.iterdir())

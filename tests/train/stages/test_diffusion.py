@@ -14,6 +14,7 @@ from diffusers import (
 from data.world.conditioner import load_conditioner
 from data.world.scenes import Scenes, sample_scenes
 from seecoder import SeeCoderPipeline, SeeCoderXLPipeline
+from tests.fixtures.encoders import make_encoder
 from train.conditioners.channels import Channels
 from train.conditioners.label_tokens import LabelTokens
 from train.settings import OptimizerSettings
@@ -265,6 +266,20 @@ def test_a_base_with_a_text_encoder_is_whole(config, fit, text_parts, tmp_path):
     )
     pipe.set_progress_bar_config(disable=True)
     assert pipe("a red disc on sand", num_inference_steps=2, output_type="pt").images.shape == (1, 3, 32, 32)
+
+
+@pytest.mark.heavy
+def test_a_base_told_by_an_encoder_is_a_pipeline_for_pictures(config, fit, load, tmp_path):
+    make_encoder(context_dim=32).save_pretrained(tmp_path / "encoder")
+    told = ("image_tokens.ImageTokens", {"encoder": str(tmp_path / "encoder")})
+    assert fit(conditioned(config, [], told, tells_scene=False)) == 0
+    saved = load(tmp_path / "run" / "step-00000003.ckpt")["state_dict"]
+    assert not [name for name in saved if name.startswith("conditioners.")], "a frozen encoder is in no checkpoint"
+    config["run"]["max_steps"] = 4
+    assert fit(config) == 0, "without it, too, a run continues"
+    pipe = SeeCoderPipeline.from_pretrained(tmp_path / "run" / "base", dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    assert pipe(torch.rand(3, 32, 32), num_inference_steps=2, output_type="pt").images.shape == (1, 3, 32, 32)
 
 
 @pytest.mark.heavy
