@@ -73,8 +73,12 @@ def table(stage: Any, data: Any, side: int, count: int, **sampling: Any) -> list
     """Rows of samples, of what the autoencoder makes of the truth, and of small pictures enlarged by interpolation."""
     scenes, keys, at = sample_scenes(count, sampling["seed"]), held_out_keys(slice(0, count)), torch.arange(side) // 64
     pixels = draw_bytes(scenes, side)
-    batch = data.told(keys, pixels, scenes, WHOLE.expand(count, 3)) | {"keys": keys, "pixels": pixels, "truth": pixels / 255}
-    batch |= {"mean": encode_posterior(data.vae, to_model_range(pixels))[0], "parts": segment(scenes, side)}
+    batch = data.told(keys, pixels, scenes, WHOLE.expand(count, 3)) | {"keys": keys, "pixels": pixels}
+    batch |= {
+        "truth": pixels / 255,
+        "mean": encode_posterior(data.vae, to_model_range(pixels))[0],
+        "parts": segment(scenes, side),
+    }
     asked, hole, borders = scenes, torch.zeros(1, 1, 1, 1), at[:, None] * side + at
     if "hole" in batch:
         hides = (batch["parts"][:, 2:] <= batch["hole"]).flatten(1).all(1)

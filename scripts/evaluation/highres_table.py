@@ -77,7 +77,9 @@ def parsed() -> argparse.Namespace:
         "says (`attributes`), or pictures of the scenes through an encoder (its folder)",
     )
     parser.add_argument(
-        "--lpips", type=Path, help="folder of scripts/convert_lpips.py: also panoramas by SyncDiffusion's published loss"
+        "--lpips",
+        type=Path,
+        help="folder of scripts/convert_lpips.py: panoramas by SyncDiffusion's published loss, too",
     )
     parser.add_argument("--threads", type=int, help="of torch (default: all)")
     parser.add_argument(

@@ -15,8 +15,10 @@ from diffusers import AutoencoderKL, VQModel
 from torch import Tensor, nn
 
 from seecoder.base_model.latents import encode_moments
+from seecoder.base_model.loading import load_part
 from seecoder.checks import FLAG, optional, require, whole
 from seecoder.weights.atomic import atomic_directory
+from seecoder.weights.strict_loading import load_strict
 from train.settings import OptimizerSettings
 from train.sources.world_data import to_model_range
 from train.stages.first_stage.adversary import AdversarialSettings, Adversary, PatchDiscriminator
@@ -73,6 +75,9 @@ class AutoencoderStage(Stage):
         perceptual_network: LPIPS weights (`scripts/convert_lpips.py`), or the folder of a backbone
             (`world_backbone.yaml`) whose features are compared.
         adversarial: Patch discriminator; None for none.
+        init_from: Folder of an autoencoder of the same sizes to begin with.
+        decoder_only: Train the decoder alone. Latents and their scale stay those of `init_from`, so that bases and
+            encoders that were made for these latents fit the result, too.
         **options: Those of `Stage`.
     """
 
@@ -89,11 +94,16 @@ class AutoencoderStage(Stage):
         loss: AutoencoderLoss = AutoencoderLoss(),
         perceptual_network: str | None = None,
         adversarial: AdversarialSettings | None = None,
+        init_from: str | None = None,
+        decoder_only: bool = False,
         **options: Any,
     ) -> None:
         super().__init__(optimizer, **options)
         require("attention", attention, FLAG)
         require("codebook_size", codebook_size, optional(whole(2)))
+        require("decoder_only", decoder_only, FLAG)
+        if decoder_only and init_from is None:
+            raise ValueError("`decoder_only`=true needs `init_from`, the folder of the autoencoder whose latents stay.")
         levels = len(block_out_channels)
         model_class: Any = AutoencoderKL if codebook_size is None else VQModel
         with torch.random.fork_rng(devices=[]):
@@ -112,7 +122,15 @@ class AutoencoderStage(Stage):
         self.vae = vae.to(memory_format=torch.channels_last)
         self.codebook_size = codebook_size
         self.weights = loss
+        self.scaling_factor: float | None = None  # of latents that stay
+        if init_from is not None:
+            source = load_part(init_from, "vae", at_top=True)
+            load_strict(vae, source.state_dict(), source=init_from)
+            self.scaling_factor = source.config["scaling_factor"] if decoder_only else None
+        encoding = ("encoder", "quant_conv") if codebook_size is None else ("encoder", "quant_conv", "quantize")
+        self.frozen_names = tuple(f"vae.{name}" for name in encoding) if decoder_only else ()
         self._add_perceptual(perceptual_network)
+        self.freeze_parts()
         self._add_adversary(adversarial)
         self._pairs: list[tuple[Tensor, Tensor]] = []  # pictures and outputs, for the discriminator's step
 
@@ -124,7 +142,7 @@ class AutoencoderStage(Stage):
             )
         self.perceptual = None if path is None else load_distance(path)
         if self.perceptual is not None:
-            self.frozen_names = ("perceptual",)
+            self.frozen_names += ("perceptual",)
 
     def _add_adversary(self, settings: AdversarialSettings | None) -> None:
         self.adversary: Adversary | None = None
@@ -210,15 +228,16 @@ class AutoencoderStage(Stage):
     def export(self, folder: Path) -> None:
         """Write `vae/` in half precision, check that it reads back the same, and write a sheet of reconstructions.
 
-        The scale of the latents is measured anew for the weights that are written, always on the same pictures.
+        The scale of the latents is measured anew for the weights that are written, always on the same pictures, unless
+        they stay those of another autoencoder.
         """
         pixels = self.data.held_out_pixels
         if not len(pixels):
             pixels = self.data.first_pixels()
-        factor = round(1 / latent_std(self.vae, pixels), 5)
+        factor = self.scaling_factor or round(1 / latent_std(self.vae, pixels), 5)
         with atomic_directory(folder / "vae", overwrite=True) as temporary:
             save_half(self.vae, temporary, scaling_factor=factor)
-        check_autoencoder(self.vae, pixels, folder / "vae")
+        check_autoencoder(self.vae, pixels, folder / "vae", measured=self.scaling_factor is None)
         shown = pixels[:8]
         sheet = folder / "previews" / f"step-{self.global_step:08d}.png"
         save_rows([shown.cpu() / 255, (reconstruct(self.vae, shown) + 1) / 2], sheet)

@@ -49,8 +49,8 @@ class WorldDiffusionStage(DenoisingStage):
         norm_num_groups: Groups of group normalisation.
         context_dim: Width of a context token.
         lowest_octave: That of the layout token; -2 for data with crops (`WorldConditioner`).
-        pooled_dim: Makes a base like SDXL, which reads a pooled vector of this width and the sizes of crops beside the
-            tokens; None for one like SD 1.x.
+        pooled_dim: Makes a base like SDXL, which reads a pooled vector of this width, the scene's, and the sizes of
+            crops beside the tokens; None for one like SD 1.x.
         sample_size: Height and width of the latents.
         prediction_type: What the UNet predicts.
         min_snr_gamma: Weigh the loss by min-SNR; None is the plain mean square.
@@ -84,6 +84,8 @@ class WorldDiffusionStage(DenoisingStage):
         **options: Any,
     ) -> None:
         super().__init__(optimizer, **options)
+        if pooled_dim is not None and not tells_scene:
+            raise ValueError(f"`pooled_dim`={pooled_dim} must be null without `tells_scene`, which gives that vector.")
         self.vae_config = load_config(vae, "vae", at_top=True)
         channels = self.vae_config.get("vq_embed_dim") or self.vae_config.get("latent_channels", 4)
         with torch.random.fork_rng(devices=[]):
@@ -110,7 +112,8 @@ class WorldDiffusionStage(DenoisingStage):
         self.conditioner = scene.requires_grad_(train_conditioner) if tells_scene else None
         self.conditioners: Any = nn.ModuleList(made)
         self.num_told = len(TOKENS) + len(made)
-        self.frozen_names = tuple(f"conditioners.{n}.{name}" for n, part in enumerate(made) for name in part.frozen_names)
+        frozen = [f"{number}.{name}" for number, part in enumerate(made) for name in part.frozen_names]
+        self.frozen_names = tuple(f"conditioners.{name}" for name in frozen)
         self.unet = unet.to(memory_format=torch.channels_last)
         if init_from is not None:
             load_widened(self, Path(init_from))

@@ -5,6 +5,7 @@ import torch
 from diffusers import AutoencoderKL, VQModel
 
 from seecoder.images.gate import load_image
+from seecoder.weights.safetensors_files import WeightsError
 from tests.fixtures.networks import random_lpips
 from train.run.metrics_file import read_metrics
 from train.settings import OptimizerSettings
@@ -96,6 +97,34 @@ def test_levels_say_how_much_smaller_latents_are(levels, factor):
         encoded = stage.vae.encode(torch.zeros(1, 3, 32, 32))
         latents = encoded.latent_dist.mean if codebook_size is None else encoded.latents
         assert latents.shape == (1, 4, 32 // factor, 32 // factor)
+
+
+@pytest.mark.parametrize("sizes", [{}, {"codebook_size": 8}])
+def test_a_decoder_alone_is_trained_and_latents_stay(autoencoder_config, fit, load, tmp_path, sizes):
+    source = AutoencoderStage(OptimizerSettings(), seed=5, **SIZES, **sizes).vae
+    source.register_to_config(scaling_factor=0.123)
+    source.save_pretrained(tmp_path / "source")
+    options = {"init_from": str(tmp_path / "source"), "decoder_only": True, **sizes}
+    autoencoder_config["stage"]["init_args"] |= options
+    autoencoder_config["data"]["init_args"]["style"] = "outlined"
+    assert fit(autoencoder_config) == 0
+    exported = type(source).from_pretrained(tmp_path / "run" / "vae", torch_dtype=torch.float32)
+    assert exported.config["scaling_factor"] == 0.123
+    own = {name: value.half().float() for name, value in source.state_dict().items()}
+    changed = {name for name, value in exported.state_dict().items() if not torch.equal(value, own[name])}
+    assert changed
+    assert {name.partition(".")[0] for name in changed} <= {"decoder", "post_quant_conv"}
+    saved = load(tmp_path / "run" / "step-00000003.ckpt")["state_dict"]
+    assert {name.split(".")[1] for name in saved} == {"decoder", "post_quant_conv"}
+    autoencoder_config["run"]["max_steps"] = 4
+    assert fit(autoencoder_config) == 0, "it continues without the frozen half in its checkpoint"
+
+
+def test_a_decoder_alone_needs_latents_to_keep_and_sizes_that_fit(base):
+    with pytest.raises(ValueError, match="`decoder_only`=true needs `init_from`"):
+        AutoencoderStage(OptimizerSettings(), decoder_only=True, **SIZES)
+    with pytest.raises(WeightsError):
+        AutoencoderStage(OptimizerSettings(), init_from=str(base / "vae"), block_out_channels=(8, 8, 8, 16))
 
 
 def test_gradients_go_straight_through_the_codebook():

@@ -162,6 +162,11 @@ def test_a_base_like_sdxl_reads_a_pooled_vector_and_the_sizes_of_crops(base):
     assert float(trained.conditioner.pooled_projection.weight.grad.abs().max()) > 0
 
 
+def test_a_pooled_vector_without_a_scene_is_refused(base):
+    with pytest.raises(ValueError, match="`pooled_dim`=16 must be null without `tells_scene`"):
+        stage(base, pooled_dim=16, tells_scene=False)
+
+
 @pytest.mark.heavy
 def test_a_base_like_sdxl_that_saw_crops_is_exported_as_one(config, fit, tmp_path):
     config["stage"]["init_args"] |= {"pooled_dim": 16, "lowest_octave": -2}
@@ -279,7 +284,8 @@ def test_a_base_told_by_an_encoder_is_a_pipeline_for_pictures(config, fit, load,
     assert fit(config) == 0, "without it, too, a run continues"
     pipe = SeeCoderPipeline.from_pretrained(tmp_path / "run" / "base", dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
-    assert pipe(torch.rand(3, 32, 32), num_inference_steps=2, output_type="pt").images.shape == (1, 3, 32, 32)
+    pictures = pipe(torch.rand(3, 64, 64), num_inference_steps=2, output_type="pt").images
+    assert pictures.shape == (1, 3, 32, 32)
 
 
 @pytest.mark.heavy
