@@ -6,7 +6,8 @@ from typing import Any
 
 from seecoder.checks import Rule, choice, either, number, optional, require, some_of, whole
 
-CALLBACK_TENSORS = ("latents", "context", "negative_context")
+XL_TENSORS = {"add_text_embeds": "text_embeds", "add_time_ids": "time_ids"}  # in stock pipelines, and in the UNet
+CALLBACK_TENSORS = ("latents", "context", "negative_context", "prompt_embeds", *XL_TENSORS)
 STRENGTH = number(0.0, 1.0, above_minimum=True)
 _SHARE = number(0.0, 1.0)
 
@@ -64,7 +65,7 @@ _RULES = {
     "output_type": choice("pil", "np", "pt", "latent"),
     "callback_on_step_end_tensor_inputs": some_of(
         choice(*CALLBACK_TENSORS),
-        f"a list of names out of {', '.join(CALLBACK_TENSORS)} (`context` as `negative_context` ends SD's guidance)",
+        f"a list of names out of {', '.join(CALLBACK_TENSORS)}",
     ),
 }
 
@@ -138,6 +139,7 @@ def check_size(height: int, width: int, multiple: int) -> None:
         ValueError: It is not a positive multiple; the nearest sizes that are, are named.
     """
     for name, value in (("height", height), ("width", width)):
+        require(name, value, whole())
         if value < multiple or value % multiple:
             lower = max(multiple, value // multiple * multiple)
             raise ValueError(

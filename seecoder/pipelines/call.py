@@ -1,7 +1,7 @@
 """One call of a pipeline from beginning to end: check, encode, sample, decode."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -13,7 +13,7 @@ from diffusers.utils import BaseOutput
 from seecoder.base_model.added_conditions import guidance_embedding
 from seecoder.base_model.facts import is_sdxl, native_size, reads_mask
 from seecoder.base_model.schedulers import fitting_scheduler
-from seecoder.call_rules import CALLBACK_TENSORS, check_size, whole_steps
+from seecoder.call_rules import CALLBACK_TENSORS, XL_TENSORS, check_size, whole_steps
 from seecoder.pipelines.adapters.control import controllers
 from seecoder.pipelines.adapters.image_prompt import check_image_prompts, embeddings, with_image_prompts
 from seecoder.pipelines.adapters.lora import kept_lora_weights
@@ -30,6 +30,7 @@ from seecoder.sampling.composition import compose
 from seecoder.sampling.engine import sample
 from seecoder.sampling.methods.registry import named_methods
 from seecoder.sampling.stages import Changes, Progress, StageEnd
+from seecoder.sampling.views import full_view
 
 _Arguments = ParamSpec("_Arguments")
 _SDXL_ALONE = ("pooled_context", "negative_pooled_context", "original_size", "crops_coords_top_left", "target_size")
@@ -50,12 +51,13 @@ class SeeCoderPipelineOutput(BaseOutput):
     notes: list[str] = field(default_factory=list)
 
 
-def _check_family(request: Request, *, sdxl: bool) -> None:
+def _check_family(request: Request, shown: Sequence[str], *, sdxl: bool) -> None:
     """Refuse what only SDXL reads, and for SDXL half of what an encoder gives."""
     if sdxl and (request.context is None) != (request.pooled_context is None):
         raise ValueError("`context` and `pooled_context` go together; `encode_context` gives both.")
     given = {name: getattr(request, name) for name in _SDXL_ALONE}
     unread = [name for name, value in given.items() if isinstance(value, torch.Tensor) or value not in (None, (0, 0))]
+    unread += [name for name in shown if name in XL_TENSORS]
     if unread and not sdxl:
         raise ValueError(f"`{unread[0]}` has no effect: this base is not SDXL's, which alone reads it. Leave it out.")
 
@@ -100,7 +102,9 @@ class Call:
                 f"`controlnet` in {pipe.controlnet.dtype} must be in {pipe.unet.dtype}, as the base's UNet is. Use "
                 "`pipe.to(dtype)`."
             )
-        _check_family(request, sdxl=is_sdxl(pipe.unet))
+        shown = request.callback_on_step_end_tensor_inputs
+        self._shown = getattr(request.callback_on_step_end, "tensor_inputs", shown)  # as diffusers' callbacks have
+        _check_family(request, self._shown, sdxl=is_sdxl(pipe.unet))
         if reads_mask(pipe.unet) and request.mask_image is None:
             raise ValueError(
                 "`mask_image`=None must be a mask, as this base is an inpainting model and redraws what a mask marks. "
@@ -163,7 +167,7 @@ class Call:
         contexts = condition(request, pipe.encoder, pipe.unet, device, text)
         self._contexts = {"context": contexts.context, "negative_context": contexts.negative_context}
         self._num_picture_tokens = contexts.context.shape[1] - (0 if text is None else text.context.shape[1])
-        count, cells = len(contexts.context), [side // self._cell for side in self._size]
+        count, cells = len(contexts.context), (self._size[0] // self._cell, self._size[1] // self._cell)
         extra: dict[str, Any] = {}
         if request.cross_attention_kwargs is not None:
             extra["cross_attention_kwargs"] = dict(request.cross_attention_kwargs)
@@ -173,6 +177,12 @@ class Call:
         guidance_scale = max(guidance_scale, 1.0)  # as in stock pipelines: SDXL-Turbo is called with 0
         if guided is not None:  # a distilled model does by itself what guidance would
             guidance_scale, extra["timestep_cond"] = 1.0, guided.to(device)
+        pipe._guidance_scale = self._guidance = guidance_scale
+        # As stock pipelines have them: the unconditional rows first, which callbacks cut off to end the guidance.
+        told = [added(full_view(cells), branch, cells) for branch in ("negative", "positive")] if added else []
+        self._stock = {"prompt_embeds": torch.cat([contexts.negative_context, contexts.context])} | {
+            name: torch.cat([one["added_cond_kwargs"][key] for one in told]) for name, key in XL_TENSORS.items() if told
+        }
         redrawn, tells_mask = self._redrawing, reads_mask(pipe.unet)
         return partial(
             sample,
@@ -234,22 +244,15 @@ class Call:
 
     def _call_back(self, progress: Progress) -> Changes:
         """Show the user's callback a step, and take what it changed, in place or in what it returns."""
-        request = self._request
-        assert request.callback_on_step_end is not None
-        # A copy, so that a change in place is seen as one.
-        before = {"latents": progress.latents.clone(), **self._contexts}
-        names = request.callback_on_step_end_tensor_inputs
-        shown = {name: before[name] for name in getattr(request.callback_on_step_end, "tensor_inputs", names)}
-        returned = request.callback_on_step_end(self._pipe, progress.step - 1, progress.timestep, shown)
+        function = self._request.callback_on_step_end
+        assert function is not None
+        before, stock = {"latents": progress.latents, **self._contexts, **self._stock}, self._stock
+        shown = {name: before[name].clone() for name in self._shown}  # so that a change in place is seen as one
+        returned = function(self._pipe, progress.step - 1, progress.timestep, shown)
         returned = {} if returned is None else returned
         if not isinstance(returned, Mapping):
             raise ValueError(
                 f"`callback_on_step_end` returned a {type(returned).__name__}; it must return a dictionary, or None."
-            )
-        if vars(self._pipe).pop("_guidance_scale", None) is not None:  # as guides to other pipelines do
-            raise ValueError(
-                "`callback_on_step_end` set `_guidance_scale`, which holds for a whole call here. To end the guidance "
-                'of an SD base, return {"negative_context": tensors["context"]}.'
             )
         after = {**before, **shown, **returned}
         for name, value in after.items():
@@ -260,13 +263,19 @@ class Call:
                 )
             wanted = tuple(before[name].shape)
             found = tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
-            if found != wanted:
+            if name in stock and not (isinstance(found, tuple) and torch.equal(value, stock[name][-len(value) :])):
+                raise ValueError(
+                    f"`callback_on_step_end` changed `{name}`, of which only rows may be cut off; change `context`."
+                )
+            if name not in stock and found != wanted:
                 raise ValueError(
                     f"`callback_on_step_end` gave `{name}`={found}; it must be a tensor of shape {wanted}."
                 )
-            after[name] = value.to(before[name])
+            after[name] = value.to(before[name])  # of stock's names nothing more is read
         self._contexts = {name: after[name] for name in self._contexts}
-        return Changes(**after)
+        scale = self._pipe._guidance_scale
+        factor = scale / self._guidance if scale > 1.0 else 0.0
+        return Changes(after["latents"], **self._contexts, guidance=factor)
 
     def _after_stage(self, stage: StageEnd) -> None:
         """Show the user the result of every stage but the last, which the call itself returns."""
@@ -296,6 +305,10 @@ def called_with(
     def __call__(
         self: ContextPipeline, *args: _Arguments.args, **kwargs: _Arguments.kwargs
     ) -> SeeCoderPipelineOutput | tuple[Any, ...]:
+        for name in kwargs.keys() - taken.parameters.keys():
+            near = name.replace("prompt_embeds", "context").replace("prompt", "text")  # from stock pipelines' names
+            hint = f"; did you mean `{near}`?" if near in taken.parameters else "."
+            raise TypeError(f"`{name}` is no argument of {type(self).__name__}(){hint}")
         asked = request(*args, **kwargs)
         output = Call(self, asked).run()
         return output if asked.return_dict else output.to_tuple()

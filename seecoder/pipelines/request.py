@@ -88,10 +88,11 @@ class Request:
         output_type: "pil", "np" (N, H, W, 3), "pt" (N, 3, H, W), both in [0, 1], or "latent".
         return_dict: False for a tuple of images and notes.
         callback_on_step_end: Called as `callback(pipe, step, timestep, tensors)` after every step. It may stop the
-            run with `pipe._interrupt = True`, and change the tensors: the run goes on with what it writes into
-            `tensors` or returns in a dictionary. Latents have the size of the running stage, contexts a row for
-            every result; shapes stay.
-        callback_on_step_end_tensor_inputs: Of "latents", "context", "negative_context", what it is shown.
+            run with `pipe._interrupt = True`, set `pipe._guidance_scale` (1 and below ends the guidance), and change
+            the tensors: the run goes on with what it writes into `tensors` or returns in a dictionary. Latents have
+            the size of the running stage, contexts a row for every result; shapes stay.
+        callback_on_step_end_tensor_inputs: What it is shown of "latents", "context", "negative_context", which it may
+            change, and of "prompt_embeds", "add_text_embeds", "add_time_ids", as stock pipelines have them.
         callback_on_stage_end: Called as `callback(pipe, stage, images)` after every stage of a method that has
             several, but for the last: a `seecoder.sampling.StageEnd`, and its result in the form of `output_type`.
         pooled_context: For SDXL alone, as are those below: (N, 1280) from `encode_context`, with `context`.

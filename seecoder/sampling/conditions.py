@@ -109,7 +109,7 @@ def _pixels(start: int, cells: int, stride: int, scale: int) -> torch.Tensor:
 class Conditions:
     """Context and added conditions of a run, cut to any micro-batch of (image, view) pairs.
 
-    The contexts may change between two steps (`change`); nothing else does.
+    The contexts and the guidance may change between two steps (`change`); nothing else does.
 
     Attributes:
         positive: (1 or B, tokens, width).
@@ -118,6 +118,7 @@ class Conditions:
             denoiser: tensors with 1 or B rows, or mappings or lists of such tensors (`added_cond_kwargs` of SDXL).
         control: ControlNets and the like; what they return under one name is added up.
         extra_channels: Called with the size of a stage; gives (1 or B, channels, *size) that go below the sample.
+        guidance: Factor on the guidance scale; 0 is no guidance.
     """
 
     positive: torch.Tensor
@@ -125,11 +126,12 @@ class Conditions:
     added: AddedConditions | None
     control: Sequence[Control]
     extra_channels: ExtraChannels | None = None
+    guidance: float = 1.0
     _kept: dict[Any, torch.Tensor] = field(default_factory=dict, init=False, repr=False)
 
-    def change(self, positive: torch.Tensor, negative: torch.Tensor | None) -> None:
-        """Go on with other contexts of the same shapes."""
-        self.positive, self.negative = positive, negative
+    def change(self, positive: torch.Tensor, negative: torch.Tensor | None, guidance: float) -> None:
+        """Go on with other contexts of the same shapes, and another factor on the guidance scale."""
+        self.positive, self.negative, self.guidance = positive, negative, guidance
         self._kept.clear()
 
     @property

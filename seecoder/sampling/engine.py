@@ -141,7 +141,7 @@ def sample(
                     changes = on_step(Progress(*where, done, num_steps, step.time, reached.latents))
                     if changes is not None:
                         reached.change(changes.latents, stepper.alpha_after(step.index))
-                        conditions.change(changes.context, changes.negative_context)
+                        conditions.change(changes.context, changes.negative_context, changes.guidance)
             if outcome is None:
                 raise ValueError(f"Stage {stage.name!r} has no steps. Use more `num_inference_steps`.")
             if stage.finish is not None:
@@ -192,6 +192,7 @@ def _trajectory(
             stage=place,
             keys=keys,
             first=min(run.first_step, stage.steps.start),
+            guidance=evaluator.conditions.guidance,
         )
         edited = _edit(latents, start.editors, step, evaluator)
         fields = evaluator.fields(edited, step, stage.paths, stage.guidance.branches(step))

@@ -61,15 +61,20 @@ class ClassifierFree:
     scale: float
     rescale: float = 0.0
 
+    def scale_at(self, step: Step) -> float:
+        """The scale of a step; 1 where the guidance was ended."""
+        return self.scale * step.guidance if step.guidance else 1.0
+
     def branches(self, step: Step) -> Sequence[Branch]:
         """The fields that this step needs, no other is evaluated: both, or the positive one alone at scale 1."""
-        if self.scale == 1.0:
+        if self.scale_at(step) == 1.0:
             return (POSITIVE,)
         return (NEGATIVE, POSITIVE)
 
     def combine(self, fields: Mapping[Branch, torch.Tensor], step: Step) -> torch.Tensor:
         """The guided prediction of fields (B, C, H, W), in what the network predicts (noise, v or sample)."""
-        if self.scale == 1.0:
+        scale = self.scale_at(step)
+        if scale == 1.0:
             return fields[POSITIVE]
-        guided = classifier_free(fields[NEGATIVE], fields[POSITIVE], self.scale)
+        guided = classifier_free(fields[NEGATIVE], fields[POSITIVE], scale)
         return rescaled(guided, fields[POSITIVE], self.rescale) if self.rescale else guided

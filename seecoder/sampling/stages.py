@@ -194,11 +194,13 @@ class Changes:
         latents: The sample (B, C, h, w).
         context: The context (1 or B, tokens, width) of all further steps.
         negative_context: That of the unconditional branch.
+        guidance: Factor on the guidance scale of the run; 0 is no guidance.
     """
 
     latents: torch.Tensor
     context: torch.Tensor
     negative_context: torch.Tensor | None
+    guidance: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ class Step:
         stage: Place of the stage in the run.
         keys: One seed per picture, for random choices such as jitter; empty if the stage makes none.
         first: The step that this trajectory begins with: 0, or a later one where a picture is redrawn.
+        guidance: Factor on the guidance scale, which a callback may change between two steps; 0 is no guidance.
     """
 
     index: int
@@ -34,6 +35,7 @@ class Step:
     stage: int = 0
     keys: tuple[int, ...] = ()
     first: int = 0
+    guidance: float = 1.0
 
     def key(self, image: int) -> int:
         """The seed of this step's choices for one picture."""

@@ -20,6 +20,9 @@ def test_sizes_are_whole_cells():
         check_size(16, 25, 8)
     with pytest.raises(ValueError, match=r"`height`=4 must be a positive multiple of 8 .* Use 8 or 16"):
         check_size(4, 24, 8)
+    for wrong in ("512", 512.0, None):
+        with pytest.raises(ValueError, match=rf"`height`={wrong!r} must be a whole number\."):
+            check_size(wrong, 24, 8)
 
 
 def test_no_torch_is_needed():

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers.callbacks import SDCFGCutoffCallback, SDXLCFGCutoffCallback
 
 from seecoder import SeeCoderPipeline, SeeCoderXLPipeline
 from seecoder.cli import main
@@ -50,11 +51,9 @@ def vectors(name: str) -> dict[str, torch.Tensor]:
     return given | ({"pooled_context": torch.randn((1, 1280), generator=generator)} if name in XL else {})
 
 
-def test_plain_latents_are_those_of_the_stock_pipeline(name: str, folder: Path, pipe: Any) -> None:
-    given, parts = vectors(name), {"vae": pipe.vae, "unet": pipe.unet, "scheduler": pipe.scheduler}
-    names = {"context": "prompt_embeds", "pooled_context": "pooled_prompt_embeds"}
-    stock_given = {names[key]: value for key, value in given.items()}
-    stock_given |= {f"negative_{key}": torch.zeros_like(value) for key, value in stock_given.items()}
+def stock_of(name: str, pipe: Any) -> Any:
+    """diffusers' own pipeline of the same networks."""
+    parts = {"vae": pipe.vae, "unet": pipe.unet, "scheduler": pipe.scheduler}
     stock: Any
     if name in XL:
         texts = dict.fromkeys(("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"))
@@ -63,13 +62,40 @@ def test_plain_latents_are_those_of_the_stock_pipeline(name: str, folder: Path, 
         texts = dict.fromkeys(("text_encoder", "tokenizer", "safety_checker", "feature_extractor"))
         stock = StableDiffusionPipeline(**parts, **texts, requires_safety_checker=False)
     stock.set_progress_bar_config(disable=True)
+    return stock
+
+
+def stock_vectors(name: str) -> dict[str, torch.Tensor]:
+    """`vectors` under the names of stock pipelines, and zeros for the unconditional branch."""
+    names = {"context": "prompt_embeds", "pooled_context": "pooled_prompt_embeds"}
+    given = {names[key]: value for key, value in vectors(name).items()}
+    return given | {f"negative_{key}": torch.zeros_like(value) for key, value in given.items()}
+
+
+def test_plain_latents_are_those_of_the_stock_pipeline(name: str, folder: Path, pipe: Any) -> None:
+    stock = stock_of(name, pipe)
     # SDXL-Turbo is published with 0, which is none; a distilled UNet is told the scale itself.
     for guidance in (3.0,) if name == "lcm" else (3.0, 0.0):
         shared: dict[str, Any] = {"num_inference_steps": 4, "guidance_scale": guidance, "output_type": "latent"}
-        expected = stock(**stock_given, **shared, generator=torch.Generator().manual_seed(0)).images
-        found = pipe(**given, **shared, generator=torch.Generator().manual_seed(0))
+        expected = stock(**stock_vectors(name), **shared, generator=torch.Generator().manual_seed(0)).images
+        found = pipe(**vectors(name), **shared, generator=torch.Generator().manual_seed(0))
         assert found.notes == []
         assert torch.allclose(found.images, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_guidance_that_diffusers_callbacks_cut_off_is_cut_off_as_in_the_stock_pipeline(name: str, pipe: Any) -> None:
+    cutoff = (SDXLCFGCutoffCallback if name in XL else SDCFGCutoffCallback)(cutoff_step_ratio=0.4)
+    shared: dict[str, Any] = {"num_inference_steps": 5, "guidance_scale": 3.0, "output_type": "latent"}
+    found, expected, whole = (
+        run(**given, **shared, generator=torch.Generator().manual_seed(0), callback_on_step_end=callback).images
+        for run, given, callback in (
+            (pipe, vectors(name), cutoff),
+            (stock_of(name, pipe), stock_vectors(name), cutoff),
+            (pipe, vectors(name), None),
+        )
+    )
+    assert torch.allclose(found, expected, rtol=1e-5, atol=1e-5)
+    assert torch.equal(found, whole) == (name == "lcm")  # which has none
 
 
 @pytest.mark.parametrize("method", METHODS)

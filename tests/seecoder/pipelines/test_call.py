@@ -15,10 +15,11 @@ from diffusers.callbacks import (
 )
 
 from seecoder import SeeCoderPipeline, SeeCoderXLPipeline
-from seecoder.images import masks
+from seecoder.images import gate, masks
 from seecoder.images.saving import save_image
-from seecoder.pipelines import call, conditioning, inputs
-from seecoder.sampling import DemoFusion, MultiDiffusion, RectifiedHR, engine
+from seecoder.pipelines import call
+from seecoder.sampling import DemoFusion, MultiDiffusion, RectifiedHR, ScaleCrafter, SyncDiffusion, engine
+from seecoder.sampling.methods.perceptual import pyramid_distance
 
 
 def seeded(number=0):
@@ -44,7 +45,7 @@ def test_each_picture_is_decoded_once(parts, tiny_controlnet, picture, tmp_path,
     paths = [str(tmp_path / f"{name}.png") for name in ("own", "control", "start")]
     for path in paths:
         save_image(picture[:, :40, :40], path)
-    decoded = count_calls(monkeypatch, inputs.load_image, inputs, conditioning, masks)
+    decoded = count_calls(monkeypatch, gate.read_pixels, gate, masks)
     pipe(
         paths[0], 32, 32, control_image=paths[1], start_image=paths[2], num_inference_steps=2, method=DemoFusion(),
         num_images_per_prompt=2, callback_on_stage_end=lambda *given: None,
@@ -114,8 +115,22 @@ def test_callback_sees_what_every_stage_has_reached(pipe, picture, output_type):
 def test_arguments_are_those_of_the_signature(pipe: Any, picture: Any) -> None:
     settings = {"num_inference_steps": 1, "output_type": "pt"}
     assert pipe(picture, 24, 32, **settings).images.shape[-2:] == (24, 32)
-    with pytest.raises(TypeError, match="unexpected keyword argument"):
-        pipe(picture, **settings, prompt="a cat")
+    with pytest.raises(TypeError, match=r"`seed` is no argument of SeeCoderPipeline\(\)\.$"):
+        pipe(picture, **settings, seed=1)
+
+
+@pytest.mark.parametrize(
+    ("stock", "ours"),
+    [
+        ("prompt", "text"),
+        ("negative_prompt", "negative_text"),
+        ("prompt_embeds", "context"),
+        ("negative_pooled_prompt_embeds", "negative_pooled_context"),
+    ],
+)
+def test_names_of_stock_pipelines_are_answered_with_ours(pipe: Any, picture: Any, stock: str, ours: str) -> None:
+    with pytest.raises(TypeError, match=rf"`{stock}` is no argument of SeeCoderPipeline\(\); did you mean `{ours}`\?"):
+        pipe(picture, **{stock: "a cat"})
 
 
 @pytest.mark.parametrize(
@@ -203,10 +218,8 @@ def test_contexts_may_change_during_a_run(pipe, make, picture):
 @pytest.mark.parametrize(
     ("returned", "error"),
     [
-        (
-            {"prompt_embeds": torch.zeros(1)},
-            "gave `prompt_embeds`, which nothing reads; it may change latents",
-        ),
+        ({"image": torch.zeros(1)}, "gave `image`, which nothing reads; it may change latents"),
+        ({"prompt_embeds": torch.zeros(1)}, "changed `prompt_embeds`, of which only rows may be cut off"),
         (
             {"latents": torch.zeros(1, 4, 2, 2)},
             r"gave `latents`=\(1, 4, 2, 2\); it must be a tensor of shape \(1, 4",
@@ -272,16 +285,68 @@ def test_guidance_ends_in_a_callback_as_with_the_stock_callback(parts: Any, make
     assert (make(context=context, **settings) - want).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("several", [False, True])
-def test_callbacks_that_read_other_tensors_are_refused_before_a_step(pipe: Any, make: Any, several: bool) -> None:
-    callback: Any = SDCFGCutoffCallback(cutoff_step_ratio=0.5)
-    if several:
-        callback = MultiPipelineCallbacks([IPAdapterScaleCutoffCallback(cutoff_step_ratio=0.5), callback])
-    handle = pipe.unet.register_forward_pre_hook(lambda *given: pytest.fail("the UNet ran"))
-    message = r"`callback_on_step_end`=\['prompt_embeds'\] must be .* latents, context, .*ends SD's guidance"
-    with pytest.raises(ValueError, match=message):
-        make(callback_on_step_end=callback)
+def test_the_stock_callback_ends_guidance_for_several_results_and_others_may_work_beside_it(
+    parts: Any, make: Any
+) -> None:
+    context, noise = (torch.randn(shape, generator=seeded(1)) for shape in ((2, 6, 32), (2, 4, 8, 8)))
+    settings = {"num_inference_steps": 4, "guidance_scale": 3.0, "output_type": "latent"}
+    cutoff: Any = SDCFGCutoffCallback(cutoff_step_ratio=None, cutoff_step_index=1)
+    want = torch.cat(
+        [
+            stock_of(parts)(
+                prompt_embeds=context[row : row + 1], negative_prompt_embeds=torch.zeros(1, 6, 32),
+                latents=noise[row : row + 1], height=16, width=16, callback_on_step_end=cutoff, **settings,
+            ).images
+            for row in range(2)
+        ]
+    )  # fmt: skip
+    both = MultiPipelineCallbacks([IPAdapterScaleCutoffCallback(cutoff_step_ratio=1.0), cutoff])
+    for callback in (cutoff, both):
+        found = make(context=context, latents=noise, callback_on_step_end=callback, **settings)
+        torch.testing.assert_close(found, want, atol=1e-5, rtol=0)
+
+
+SMALL_METHODS = [
+    None,
+    MultiDiffusion(),
+    ScaleCrafter(damp_tau=1.0),
+    RectifiedHR(switch_at=(0.5,)),
+    SyncDiffusion(sync_threshold=1.0, loss=pyramid_distance),
+]
+
+
+@pytest.mark.parametrize("method", SMALL_METHODS)
+def test_after_guidance_ended_every_method_asks_for_the_positive_branch_alone(
+    pipe: Any, make: Any, method: Any
+) -> None:
+    shares: list[set[bool]] = [set()]  # of every step, whether rows with the zero context were asked
+    pre = lambda unet, given, named: shares[-1].add(bool((given[2] == 0).all((1, 2)).any()))  # noqa: E731
+
+    def ended(running: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        assert running.guidance_scale == (3.0 if step < 2 else 0.0)
+        running._guidance_scale = 3.0 if step < 1 else 0.0
+        shares.append(set())
+        return tensors
+
+    handle = pipe.unet.register_forward_pre_hook(pre, with_kwargs=True)
+    make(height=16, width=32, num_inference_steps=4, guidance_scale=3.0, method=method, callback_on_step_end=ended)
     handle.remove()
+    assert shares == [{True}, {True}, {False}, {False}, set()]
+
+
+def test_a_callback_may_set_another_guidance_scale(make: Any) -> None:
+    def doubled(running: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> None:
+        running._guidance_scale = 6.0 if step == 0 else 3.0
+
+    def same(running: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> None:
+        tensors["latents"].copy_(halfway if step == 0 else tensors["latents"])
+
+    settings = {"num_inference_steps": 2, "output_type": "latent"}
+    kept: list[torch.Tensor] = []
+    make(**settings, guidance_scale=3.0, callback_on_step_end=lambda *given: kept.append(given[3]["latents"].clone()))
+    halfway = kept[0]
+    want = make(**settings, guidance_scale=6.0, callback_on_step_end=same)
+    assert torch.equal(make(**settings, guidance_scale=3.0, callback_on_step_end=doubled), want)
 
 
 def test_a_callback_is_shown_what_its_own_tensor_inputs_name(make: Any) -> None:
@@ -297,11 +362,12 @@ def test_a_callback_is_shown_what_its_own_tensor_inputs_name(make: Any) -> None:
     assert Watching.seen == [{"context", "negative_context"}] * 2
 
 
-def test_a_callback_that_sets_the_guidance_scale_is_told_that_nothing_reads_it(pipe: Any, make: Any) -> None:
-    def ended(running: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        running._guidance_scale = 0.0
-        return tensors
+def test_what_stock_names_show_may_be_cut_and_nothing_else(make: Any) -> None:
+    def scaled(running: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> None:
+        tensors["prompt_embeds"] *= 2
 
-    with pytest.raises(ValueError, match="`callback_on_step_end` set `_guidance_scale`, which holds for a whole call"):
-        make(callback_on_step_end=ended)
-    make(callback_on_step_end=lambda *given: None)  # nothing of it is left
+    shown = {"callback_on_step_end": scaled, "callback_on_step_end_tensor_inputs": ["prompt_embeds"]}
+    with pytest.raises(ValueError, match="changed `prompt_embeds`, of which only rows may be cut off"):
+        make(**shown)
+    with pytest.raises(ValueError, match="`add_time_ids` has no effect: this base is not SDXL's"):
+        make(callback_on_step_end=scaled, callback_on_step_end_tensor_inputs=["add_time_ids"])

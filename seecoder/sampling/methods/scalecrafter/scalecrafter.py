@@ -57,13 +57,16 @@ class NoiseDamped(ClassifierFree):
 
     def branches(self, step: Step) -> Sequence[Branch]:
         """Three branches while damping, then those of ordinary guidance."""
-        return super().branches(step) if step.index >= self.until else (DAMPING, NEGATIVE, POSITIVE)
+        return (DAMPING, NEGATIVE, POSITIVE) if self._damps_at(step) else super().branches(step)
+
+    def _damps_at(self, step: Step) -> bool:
+        return step.index < self.until and self.scale_at(step) != 1.0
 
     def combine(self, fields: Mapping[Branch, torch.Tensor], step: Step) -> torch.Tensor:
         """The guided prediction."""
-        if step.index >= self.until:
+        if not self._damps_at(step):
             return super().combine(fields, step)
-        guided = noise_damped(fields[DAMPING], fields[NEGATIVE], fields[POSITIVE], self.scale)
+        guided = noise_damped(fields[DAMPING], fields[NEGATIVE], fields[POSITIVE], self.scale_at(step))
         return rescaled(guided, fields[POSITIVE], self.rescale) if self.rescale else guided
 
 
