@@ -122,6 +122,9 @@ def _check_conditions(unet: Any, training: bool) -> None:
                 f"`{name}`={value!r} of the base's UNet must be null: it reads {meaning}. "
                 "Use a text-to-image base of SD 1.x, 2.x or SDXL."
             )
+    for name in ("conv_in_kernel", "conv_out_kernel"):
+        if (kernel := config.get(name, 3)) % 2 == 0:
+            raise ValueError(f"`{name}`={kernel} of the base's UNet must be odd: an even one loses a row. Use another.")
     width, pooled = context_width(unet), pooled_width(unet)
     if pooled is not None and (pooled < 1 or pooled + config["addition_time_embed_dim"] == width):
         raise ValueError(

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from seecoder.images.gate import MAX_PIXELS, ImageError, Source, describe, load_image, read_pixels
+from seecoder.images.gate import MAX_PIXELS, ImageError, Source, describe, read_pixels, to_tensor
 
 _log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ def load_mask(
     Raises:
         ImageError: If the picture cannot be read, or nothing in it counts.
     """
-    pixels = read_pixels(source, max_pixels)
+    pixels = _read_levels(source, max_pixels)
     white = np.float32(255 if pixels.dtype == np.uint8 else 1)
     values = torch.from_numpy(pixels.astype(np.float32) / white).movedim(2, 0)
     alpha = values[-1] if len(values) in (2, 4) else torch.ones_like(values[0])
@@ -76,14 +76,26 @@ def load_control_image(source: Source, *, max_pixels: int = MAX_PIXELS) -> torch
         (3, H, W) float32 in [0, 1], on the CPU.
 
     Raises:
-        ImageError: If the picture cannot be read, or nothing is seen: black paint on transparency, zeros and ones.
+        ImageError: If the picture cannot be read, or nothing is seen: black paint on transparency.
     """
-    pixels = load_image(source, max_pixels=max_pixels, background=(0, 0, 0))
-    if not pixels.any() and load_image(source, max_pixels=max_pixels).any():
+    levels = _read_levels(source, max_pixels)
+    pixels = to_tensor(levels, (0, 0, 0))
+    if not pixels.any() and to_tensor(levels, (255, 255, 255)).any():
         raise ImageError(
             describe(source),
             "transparent pixels are black to a ControlNet, and so is all that is painted on them; paint it white",
         )
-    if 0.0 < pixels.max() * 255 <= 1.0:
-        raise ImageError(describe(source), "its values are 0 and 1 of 255, black to a ControlNet; make them 0 and 255")
+    return pixels
+
+
+def _read_levels(source: Source, max_pixels: int) -> np.ndarray:
+    """Pixels as of `read_pixels`; where these are 0 and 1, as of segmentation programs, they are black and white."""
+    if isinstance(source, np.ndarray | torch.Tensor) and ((source == 0) | (source == 1)).all():
+        source = source == 1
+    pixels = read_pixels(source, max_pixels)
+    colours = pixels[..., : 3 if pixels.shape[2] > 2 else 1]
+    one, white = (1, 255) if pixels.dtype == np.uint8 else (np.float32(1 / 65535), 1)
+    if colours.max() == one:
+        _log.warning("`%s`: its values are 0 and 1, which are read as black and white", describe(source))
+        colours[colours > 0] = white
     return pixels

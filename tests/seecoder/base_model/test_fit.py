@@ -20,6 +20,8 @@ UNETS = {
     "no classes": ({"num_class_embeds": 0}, "`num_class_embeds`=0 of the base's UNet must be null"),
     "labels by the timestep": ({"class_embeddings_concat": True}, "`class_embeddings_concat`=True .* must be null"),
     "Kolors": ({"encoder_hid_dim": 48, "encoder_hid_dim_type": "text_proj"}, "encoder_hid_dim"),
+    "even kernel": ({"conv_in_kernel": 2}, "`conv_in_kernel`=2 of the base's UNet must be odd"),
+    "even kernel at the end": ({"conv_out_kernel": 4}, "`conv_out_kernel`=4 of the base's UNet must be odd"),
     "editing": ({"in_channels": 8}, "a picture to edit"),
     "depth": ({"in_channels": 5}, "a depth map"),
     "upscaler": ({"in_channels": 7}, "a small picture"),

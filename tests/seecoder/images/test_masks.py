@@ -131,10 +131,33 @@ def test_a_map_of_bool_is_black_and_white(kind):
         assert torch.equal(loaded, torch.from_numpy(drawn).float().expand(3, -1, -1))
 
 
-@pytest.mark.parametrize("kind", [lambda map_: map_, torch.from_numpy, Image.fromarray, "file"])
-def test_a_control_picture_of_zeros_and_ones_of_256_levels_is_refused(kind):
-    drawn = (LEFT > 0).astype(np.uint8)
-    source = encode(Image.fromarray(drawn), "PNG") if kind == "file" else kind(drawn)
-    with pytest.raises(ImageError, match="its values are 0 and 1"):
-        load_control_image(source)
+LABELS = (LEFT > 0).astype(np.uint8)
+LABEL_KINDS = {
+    "array": LABELS,
+    "long array": LABELS.astype(np.int64),
+    "tensor": torch.from_numpy(LABELS)[None],
+    "long tensor": torch.from_numpy(LABELS).long(),
+    "Pillow image": Image.fromarray(LABELS),
+    "grey PNG": encode(LABELS, "PNG"),
+    "colour PNG": encode(Image.fromarray(LABELS).convert("RGB"), "PNG"),
+    "opaque PNG": encode(Image.merge("LA", [Image.fromarray(LABELS), Image.new("L", (8, 6), 255)]), "PNG"),
+    "16 bits": encode(LABELS.astype(np.uint16), "PNG"),
+}
+
+
+@pytest.mark.parametrize("kind", LABEL_KINDS)
+def test_zeros_and_ones_are_black_and_white_to_masks_and_controls_and_files_are_told_of(kind, caplog):
+    with caplog.at_level(logging.WARNING):
+        assert torch.equal(load_mask(LABEL_KINDS[kind]), torch.from_numpy(LEFT).float() / 255)
+        assert caplog.text.count("its values are 0 and 1, which are read as black and white") == (
+            "P" in kind or "b" in kind
+        )
+    assert torch.equal(load_control_image(LABEL_KINDS[kind]), (torch.from_numpy(LEFT).float() / 255).expand(3, -1, -1))
+
+
+def test_few_dark_levels_are_no_labels():
+    dark = np.array([[0, 1, 2]], np.uint8)
+    assert load_control_image(dark).max() == np.float32(2 / 255)
     assert not load_control_image(np.zeros((6, 8), np.uint8)).any()
+    with pytest.raises(ImageError, match="int64 is not understood"):
+        load_mask(dark.astype(np.int64))
