@@ -7,6 +7,7 @@ that a user can do something about end with one line and exit code 2; `--debug` 
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -22,6 +23,7 @@ from seecoder.threads import wait_passively
 
 # Options that are looked up before anything heavy is imported.
 _SOURCES = ("base", "encoder", "vae", "controlnet", "adapter", "lora")
+_HOME = re.compile(r"^(|--[\w-]+=)~(?=[/\\]|$)")
 _COMMANDS = (vary, panorama, encode, eval_, export, import_, info, app)
 
 
@@ -45,8 +47,13 @@ class _Parser(argparse.ArgumentParser):
     """Says what is wrong in one line; the usage of a command with thirty options would hide it."""
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # type: ignore[override]
-        """Refuse what is left over here, where it is known which command it was meant for."""
-        namespace, rest = super().parse_known_args(args, namespace)
+        """Refuse what is left over here, where it is known which command it was meant for.
+
+        A `~` that no shell replaced, as behind `=` or in quotes, is the home folder here, too.
+        """
+        home, given = os.path.expanduser("~"), sys.argv[1:] if args is None else args
+        given = [_HOME.sub(lambda found: found[1] + home, text) for text in given]
+        namespace, rest = super().parse_known_args(given, namespace)
         if rest:
             known = [flag for action in self._actions for flag in action.option_strings]
             near = get_close_matches(rest[0].partition("=")[0], known, 1) if rest[0].startswith("-") else []

@@ -8,9 +8,13 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from seecoder.checks import either, instance, optional, require, some_of
+
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
 _SEED_LIMIT = 2**62
+_ONE = instance(torch.Generator)
+_GENERATORS = optional(either(_ONE, some_of(_ONE, "a list with one for every picture")))
 
 
 class Randomness:
@@ -26,10 +30,11 @@ class Randomness:
         batch_size: Number of pictures.
 
     Raises:
-        ValueError: If a list of another length than `batch_size` is given.
+        ValueError: If it is something else, such as a seed, or a list of another length than `batch_size`.
     """
 
     def __init__(self, generator: Generators, batch_size: int) -> None:
+        require("generator", generator, _GENERATORS)
         if isinstance(generator, Sequence):
             if len(generator) != batch_size:
                 raise ValueError(

@@ -130,6 +130,8 @@ class Stepper:
             table = self._scheduler.alphas_cumprod
             if max(times) >= len(table):
                 self._refuse_steps(f"its first timestep would be {max(times):g} of 0 to {len(table) - 1}")
+            if self.num_inference_steps > len(table):
+                self._refuse_steps(f"it knows {len(table)} timesteps")
             found = [float(table[int(timestep)]) for timestep in times]
             if found[0] == 0.0 and self.prediction_type == "epsilon":
                 raise ValueError(

@@ -92,3 +92,13 @@ def test_interruption_is_not_an_error_of_the_program(monkeypatch, capsys):
 def test_no_place_to_write_to_is_refused_before_anything_is_looked_for(command, capsys):
     assert main(command) == 2
     assert "='' must name a place" in capsys.readouterr().err
+
+
+def test_a_tilde_that_no_shell_replaced_is_the_home_folder(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("USERPROFILE", "/home/me")  # of Windows
+    given = ["vary", "~/a cat.png", "a~b.png", "./~/c.png", "--out=~/out", "--base", "~", "--encoder", "~other/encoder"]
+    parsed = build_parser().parse_args([*given, "--sheet=s~.png"])
+    assert parsed.pictures == ["/home/me/a cat.png", "a~b.png", "./~/c.png"]
+    assert (parsed.out, parsed.base, parsed.encoder) == ("/home/me/out", "/home/me", "~other/encoder")
+    assert parsed.sheet == "s~.png"

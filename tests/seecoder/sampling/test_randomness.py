@@ -1,5 +1,7 @@
 """Every picture has its own random stream."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -32,6 +34,12 @@ def test_later_pictures_do_not_advance_the_given_generator() -> None:
     generator = seeded(5)
     Randomness(generator, 4)
     assert torch.equal(generator.get_state(), seeded(5).get_state())
+
+
+@pytest.mark.parametrize("wrong", [42, [42], [None], "42"])
+def test_a_seed_in_the_place_of_a_generator_is_refused(wrong: Any) -> None:
+    with pytest.raises(ValueError, match=r"`generator`=.* must be a Generator or a list with one for every picture"):
+        Randomness(wrong, 1)
 
 
 def test_uniform_numbers_and_keys_come_from_each_pictures_stream() -> None:
