@@ -315,11 +315,6 @@ class ContextPipeline(DiffusionPipeline, StableDiffusionMixin, UnetLora, ImagePr
         return self._interrupt
 
     @property
-    def guidance_scale(self) -> float:
-        """The guidance of the running call; a callback may set `_guidance_scale`."""
-        return self._guidance_scale
-
-    @property
     def _execution_device(self) -> torch.device:
         """Where the networks work, by the UNet's hooks of offloading; diffusers asks all parts, which takes longer."""
         hooks = list(module_attributes(self.unet))

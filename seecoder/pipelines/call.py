@@ -110,7 +110,7 @@ class Call:
                 "`mask_image`=None must be a mask, as this base is an inpainting model and redraws what a mask marks. "
                 "Give `start_image` and `mask_image`, or use its text-to-image sibling."
             )
-        cells = (self._size[0] // self._cell, self._size[1] // self._cell)
+        self._cells = cells = (self._size[0] // self._cell, self._size[1] // self._cell)
         self._recipe = compose(named_methods(request.method, cells, self._native, whole_steps(vars(request))))
         self._redrawing: Redrawing | None = None
         self._strengths = layer_strengths(pipe.unet, request.context_scale)
@@ -167,7 +167,7 @@ class Call:
         contexts = condition(request, pipe.encoder, pipe.unet, device, text)
         self._contexts = {"context": contexts.context, "negative_context": contexts.negative_context}
         self._num_picture_tokens = contexts.context.shape[1] - (0 if text is None else text.context.shape[1])
-        count, cells = len(contexts.context), (self._size[0] // self._cell, self._size[1] // self._cell)
+        count, cells = len(contexts.context), self._cells
         extra: dict[str, Any] = {}
         if request.cross_attention_kwargs is not None:
             extra["cross_attention_kwargs"] = dict(request.cross_attention_kwargs)
@@ -246,7 +246,7 @@ class Call:
         """Show the user's callback a step, and take what it changed, in place or in what it returns."""
         function = self._request.callback_on_step_end
         assert function is not None
-        before, stock = {"latents": progress.latents, **self._contexts, **self._stock}, self._stock
+        before = {"latents": progress.latents, **self._contexts, **self._stock}
         shown = {name: before[name].clone() for name in self._shown}  # so that a change in place is seen as one
         returned = function(self._pipe, progress.step - 1, progress.timestep, shown)
         returned = {} if returned is None else returned
@@ -255,6 +255,10 @@ class Call:
                 f"`callback_on_step_end` returned a {type(returned).__name__}; it must return a dictionary, or None."
             )
         after = {**before, **shown, **returned}
+        for name, rows in self._stock.items():
+            value = after.pop(name)
+            if not torch.equal(value, rows[len(rows) - len(value) :]):
+                raise ValueError(f"`callback_on_step_end` changed `{name}`, of which only rows may be cut off.")
         for name, value in after.items():
             if name not in before:
                 raise ValueError(
@@ -263,19 +267,15 @@ class Call:
                 )
             wanted = tuple(before[name].shape)
             found = tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
-            if name in stock and not (isinstance(found, tuple) and torch.equal(value, stock[name][-len(value) :])):
-                raise ValueError(
-                    f"`callback_on_step_end` changed `{name}`, of which only rows may be cut off; change `context`."
-                )
-            if name not in stock and found != wanted:
+            if found != wanted:
                 raise ValueError(
                     f"`callback_on_step_end` gave `{name}`={found}; it must be a tensor of shape {wanted}."
                 )
-            after[name] = value.to(before[name])  # of stock's names nothing more is read
+            after[name] = value.to(before[name])
         self._contexts = {name: after[name] for name in self._contexts}
         scale = self._pipe._guidance_scale
         factor = scale / self._guidance if scale > 1.0 else 0.0
-        return Changes(after["latents"], **self._contexts, guidance=factor)
+        return Changes(**after, guidance=factor)
 
     def _after_stage(self, stage: StageEnd) -> None:
         """Show the user the result of every stage but the last, which the call itself returns."""

@@ -323,7 +323,7 @@ def test_after_guidance_ended_every_method_asks_for_the_positive_branch_alone(
     pre = lambda unet, given, named: shares[-1].add(bool((given[2] == 0).all((1, 2)).any()))  # noqa: E731
 
     def ended(running: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        assert running.guidance_scale == (3.0 if step < 2 else 0.0)
+        assert running._guidance_scale == (3.0 if step < 2 else 0.0)
         running._guidance_scale = 3.0 if step < 1 else 0.0
         shares.append(set())
         return tensors

@@ -57,14 +57,12 @@ class NoiseDamped(ClassifierFree):
 
     def branches(self, step: Step) -> Sequence[Branch]:
         """Three branches while damping, then those of ordinary guidance."""
-        return (DAMPING, NEGATIVE, POSITIVE) if self._damps_at(step) else super().branches(step)
-
-    def _damps_at(self, step: Step) -> bool:
-        return step.index < self.until and self.scale_at(step) != 1.0
+        is_damped = step.index < self.until and self.scale_at(step) != 1.0
+        return (DAMPING, NEGATIVE, POSITIVE) if is_damped else super().branches(step)
 
     def combine(self, fields: Mapping[Branch, torch.Tensor], step: Step) -> torch.Tensor:
         """The guided prediction."""
-        if not self._damps_at(step):
+        if DAMPING not in self.branches(step):
             return super().combine(fields, step)
         guided = noise_damped(fields[DAMPING], fields[NEGATIVE], fields[POSITIVE], self.scale_at(step))
         return rescaled(guided, fields[POSITIVE], self.rescale) if self.rescale else guided
