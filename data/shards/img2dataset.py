@@ -24,7 +24,11 @@ from data.shards.reading.skips import Skip, check_passed
 from seecoder.weights.digests import file_sha256
 
 NEW = "shard that is not in the manifest (`python -m data.build index` takes it in)"
-LIKE_A_SHARD = re.compile(r"\.(tar|tgz|txz|tar\.(gz|xz|zst|bz2|lz4|part|partial|tmp|crdownload))$", re.IGNORECASE)
+LIKE_A_SHARD = re.compile(  # compressed, or as downloads leave them: unfinished, numbered, set aside
+    r"\.(tar|t[gxbz]z2?|tzst|tar\.(gz|xz|zstd?|bz2?|lz4|lzma|z|part|partial|tmp|temp|crdownload|download|filepart|"
+    r"incomplete|aria2|!qb|bak|\d+))$",
+    re.IGNORECASE,
+)
 UNFINISHED = "build.json"  # lies in the folder of a build until its manifest is written
 OF_SHARDS = re.compile(rf"{LIKE_A_SHARD.pattern}|^({MANIFEST}|{UNFINISHED})$", re.IGNORECASE)
 OTHER_PICTURE = "no picture under a usual name (`image_member` takes other names)"
@@ -149,7 +153,8 @@ def _odd_beside(path: Path, index: ShardIndex, shard: Shard) -> Iterator[_Odd]:
         sizes = picture_sizes(beside)
         is_other = (sizes != pictures).any(1) & pictures.all(1)
         is_odd = is_other if 2 * is_other.sum() <= shard.samples else (sizes == 0).all(1)  # references have any size
-        if 0 < 2 * is_odd.sum() <= shard.samples:
+        has = sum(any(f"{name}.{kind}" in members for kind in IMAGE_MEMBERS) for _, members in index.samples)
+        if is_odd.any() and 2 * has >= shard.samples:
             key = index.samples[is_odd.argmax()][0][:80]
             yield f"no `{name}`, or of no use", f"{is_odd.sum()} of {shard.samples}, as with {key!a}", 0
 
@@ -227,13 +232,15 @@ def make_manifest(folder: Path, ceiling: float = 0.01) -> tuple[Manifest, list[S
         shards.append(shard)
     settings, inside = dict(before.settings), list[Skip]()
     if is_index:
-        settings[_NOTES] = {}
+        settings[_NOTES], first = {}, dict[str | None, str]()
         for shard in shards:
             path, index = folder / shard.name, read_headers(folder / shard.name)
             odd = list(_odd_members(index))
             count = int((picture_sizes(shard) == 0).all(1).sum()) - sum(lost for *_, lost in odd)
             new = [(UNOPENED, f"{count} of {shard.samples}", count)] * (count > 0)
             new += _odd_beside(path, index, shard)
+            if (same := first.setdefault(shard.sha256, shard.name)) != shard.name:
+                new.append(("bytes of another shard (both are read)", f"those of {same}", 0))
             settings[_NOTES] |= {shard.name: [*odd, *new]} if odd or new else {}
             inside += _skips(path, new)
     manifest = replace(before, shards=tuple(shards), settings=settings)

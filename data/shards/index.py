@@ -1,8 +1,9 @@
 """Where each sample of a shard lies in its tar file: found once, so that samples can then be read in any order.
 
 Tar headers are read with the standard library and members grouped into samples by webdataset's own rule (everything
-before the first dot of the base name is the key), so that a shard means here what it means to webdataset. Names of
-pictures with dots of their own are the exception (`_split_dotted`). Nothing is decoded.
+before the first dot of the base name is the key), so that a shard means here what it means to webdataset. There are two
+exceptions: members of a sample need not lie side by side, and names of pictures may have dots of their own
+(`_split_dotted`). Nothing is decoded.
 """
 
 import errno
@@ -26,6 +27,7 @@ SUFFIX = ".index.json"
 FORMAT, VERSION = "seecoder.index", 1
 MISSING, EMPTY, NO_TAR, UNREADABLE = "missing shard", "empty shard", "not a tar file", "unreadable shard"
 TRUNCATED, DAMAGED, SHORT, NO_PICTURE = "truncated shard", "damaged shard", "short shard", "no picture"
+DOUBLED = "name that stands several times (each is a sample)"
 
 _BLOCK = tarfile.BLOCKSIZE
 _NOTES = re.compile(r"__[^/]*__/")  # folders that webdataset keeps for its own notes
@@ -45,7 +47,7 @@ class ShardIndex:
         samples: Key and members of each. A member that cannot be read, such as a link to a file that is not in the
             shard, is there under a kind that says so ("jpg (link)"), with size 0.
         fault: Why the shard ends before its time, one of the constants above; "" for a whole one.
-        passed: Members that belong to no sample, by what is odd about them.
+        passed: Members that belong to no sample, or to several of one name, by what is odd about them.
     """
 
     samples: list[Sample]
@@ -101,7 +103,7 @@ def read_headers(path: Path, required: Collection[str] = ()) -> ShardIndex:
 def _read_headers(path: Path, required: frozenset[str], size: int, _changed: int) -> ShardIndex:
     if size == 0:
         return ShardIndex([], EMPTY)
-    samples: list[Sample] = []
+    samples, last = list[Sample](), dict[str, dict[str, tuple[int, int]]]()
     fault, passed = "", Counter[str]()
     try:
         with path.open("rb") as file:
@@ -114,7 +116,7 @@ def _read_headers(path: Path, required: frozenset[str], size: int, _changed: int
                 if is_hidden or key is None or extension is None:
                     passed["hidden file" if is_hidden else "no extension"] += 1
                 elif not _NOTES.match(name):
-                    _add(samples, key, extension, (offset, length))
+                    _add(samples, last, key, extension, (offset, length))
     except OSError:
         raise
     except EOFError as end:
@@ -124,6 +126,8 @@ def _read_headers(path: Path, required: frozenset[str], size: int, _changed: int
     samples = _split_dotted(samples)
     if fault and samples and not _is_complete(samples, required):
         del samples[-1]
+    if len(keys := Counter(key for key, _ in samples)) < len(samples):
+        passed[DOUBLED] = sum(len(members) for key, members in samples if keys[key] > 1)
     return ShardIndex(samples, fault, passed)
 
 
@@ -169,10 +173,14 @@ def _next_archive(file: BinaryIO, end: int) -> int:
     return -1
 
 
-def _add(samples: list[Sample], key: str, extension: str, place: tuple[int, int]) -> None:
-    if not samples or samples[-1][0] != key or extension.lower() in samples[-1][1]:
-        samples.append((key, {}))
-    samples[-1][1][extension.lower()] = place
+def _add(
+    samples: list[Sample], last: dict[str, dict[str, tuple[int, int]]], key: str, extension: str, place: tuple[int, int]
+) -> None:
+    """Add a member to the last sample of its key, wherever that is: tools write all pictures, then all JSON, too."""
+    if key not in last or extension.lower() in last[key]:
+        last[key] = {}
+        samples.append((key, last[key]))
+    last[key][extension.lower()] = place
 
 
 def _split_dotted(samples: list[Sample]) -> list[Sample]:
@@ -184,7 +192,7 @@ def _split_dotted(samples: list[Sample]) -> list[Sample]:
     are `a.jpg.jpg` and `b.jpg.jpg`.
     """
     uses = Counter(kind for _, members in samples for kind in members)
-    parts: list[Sample] = []
+    parts, last = list[Sample](), dict[str, dict[str, tuple[int, int]]]()
     for key, members in samples:
         dotted = [kind for kind in members if kind.rpartition(".")[1] and kind.rpartition(".")[2] in IMAGE_MEMBERS]
         is_plain = not dotted or not members.keys().isdisjoint(IMAGE_MEMBERS)
@@ -194,7 +202,7 @@ def _split_dotted(samples: list[Sample]) -> list[Sample]:
             continue
         for kind, place in members.items():
             name, _, extension = kind.rpartition(".")
-            _add(parts, f"{key}.{name}" if name else key, extension, place)
+            _add(parts, last, f"{key}.{name}" if name else key, extension, place)
     return parts
 
 

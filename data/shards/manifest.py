@@ -18,7 +18,9 @@ FORMAT, VERSION = "seecoder.shards", 1
 MAX_SAMPLES = 10_000_000  # of a shard: 5 GB of tar headers alone; more is a typing error, or an attack on memory
 IMAGE_MEMBERS = ("png", "jpg", "jpeg", "webp")  # in order of preference, should a sample hold several
 
-SHARD_NAME = re.compile(r"[\w~][\w. ()\[\]{}~!&'+=@,-]*\.(?i:tar)")
+# No folder, no scheme, no pattern of a shell, and nothing that cannot be seen or written down.
+_IN_NAME = r"[^\x00-\x1f\x7f/\\:*?\"<>|\u200b-\u200f\u2028-\u202e\ud800-\udfff\ufeff]"
+SHARD_NAME = re.compile(rf"(?![\s.]){_IN_NAME}+\.(?i:tar)")
 _KIND = re.compile(r"[A-Za-z0-9_.-]{1,80}")
 
 
@@ -43,7 +45,7 @@ class Shard:
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not SHARD_NAME.fullmatch(self.name):
             raise ValueError(
-                f"`name`={self.name!r:.200} is not a shard's name: letters, digits, `_.-` and `.tar` are accepted."
+                f"`name`={self.name!r:.200} is not a shard's name: it must end in `.tar`, without a folder or `:*?`."
             )
         if type(self.samples) is not int or not 0 <= self.samples <= MAX_SAMPLES:
             raise ValueError(

@@ -16,12 +16,14 @@ from data.shards.index import ShardIndex
 from data.shards.manifest import IMAGE_MEMBERS, Shard
 from seecoder.images.gate import MAX_PIXELS, open_image
 from seecoder.images.header import orientation_from_exif
+from seecoder.images.masks import load_mask
 
 
 def measure_pictures(path: Path, index: ShardIndex, prefix: str = "") -> str:
     """Read the headers of all pictures of a tar file, whose samples lie where the index says: `Shard.sizes`.
 
-    With a prefix, such as "mask.", they are those of the pictures beside them, `000.mask.png`.
+    With a prefix, such as "mask.", they are those of the pictures beside them, `000.mask.png`. A mask that is black
+    all over cannot be used.
     """
     kinds = [prefix + kind for kind in IMAGE_MEMBERS]
     sizes = np.zeros((len(index.samples), 2), np.uint32)
@@ -30,13 +32,16 @@ def measure_pictures(path: Path, index: ShardIndex, prefix: str = "") -> str:
             for row, (_, places) in enumerate(index.samples):
                 offset, length = next((places[kind] for kind in kinds if kind in places), (0, 0))
                 file.seek(offset)
-                sizes[row] = _upright_size(file.read(length))
+                sizes[row] = _upright_size(file.read(length), "mask" in prefix)
     return base64.b64encode(zlib.compress(sizes.astype("<u4").tobytes(), 9)).decode()
 
 
-def _upright_size(content: bytes) -> tuple[int, int]:
+def _upright_size(content: bytes, is_mask: bool) -> tuple[int, int]:
     try:
         image = open_image(content, MAX_PIXELS)
+        is_plain = 20 * len(content) < image.width * image.height  # only such a small file is worth decoding
+        if is_mask and is_plain and not load_mask(content, may_be_black=True, may_be_white=True).any():
+            return 0, 0
     except Exception:  # decoders raise whatever their authors did not think of; the loader will say what it is
         return 0, 0
     exif = image.info.get("exif")

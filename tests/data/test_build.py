@@ -3,6 +3,7 @@
 import io
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from PIL import Image
 
 from data import build
-from data.shards.manifest import read_manifest
+from data.shards.manifest import read_manifest, write_manifest
 from data.shards.reading.shard_reader import ShardReader
 from data.shards.shard_set import open_shards
 from data.world.render import render
@@ -282,6 +283,30 @@ def test_verify_finds_every_kind_of_change(tmp_path: Path, capsys: pytest.Captur
     message = capsys.readouterr().err.splitlines()[-1]
     assert "3 of 9 shards are not as they were: 00000.tar is missing; 00001.tar has 100 bytes" in message
     assert "00002.tar has another sha256" in message
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"samples": 6}, "00000.tar has 7 samples instead of 6"),
+        ({"samples": 9}, "00000.tar has 7 samples instead of 9"),
+        ({"sha256": None}, "00000.tar has no sha256 in the manifest"),
+        ({"sizes": "of 00001.tar"}, "00000.tar has pictures of other sizes"),
+    ],
+)
+def test_verify_does_not_bless_a_manifest_that_was_edited(
+    tmp_path: Path, change: dict[str, Any], told: str, capsys: pytest.CaptureFixture[str]
+):
+    for number in range(14):
+        save_image(tmp_path / "in" / f"{number:02}.png", 20 + number, 30)
+    out = tmp_path / "out"
+    assert build.main(["folder", str(tmp_path / "in"), str(out), "--samples-per-shard", "7"]) == 0
+    found = read_manifest(out)
+    first, second = found.shards
+    change = change | ({"sizes": second.sizes} if "sizes" in change else {})
+    write_manifest(out, replace(found, shards=(replace(first, **change), second)))
+    assert build.main(["verify", str(out)]) == 2
+    assert told in capsys.readouterr().err
 
 
 def test_index_gives_foreign_shards_a_manifest(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

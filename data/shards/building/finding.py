@@ -20,6 +20,7 @@ _LINE_ENDS = re.compile(r"\r\n|\n|\r")  # `splitlines` would also cut names that
 _IMAGE = re.compile(
     rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|RIFF....WEBP|GIF8[79]a|....ftyp(?:avi[fs]|hei[cmsx]|mif1)", re.DOTALL
 )
+_HIDDEN = re.compile(r"\.(?!_)|@eaDir$|__MACOSX$")  # waste baskets, thumbnails, copies that editors keep
 
 
 def find_image_files(folder: Path) -> tuple[list[Path], list[str]]:
@@ -39,20 +40,21 @@ def find_image_files(folder: Path) -> tuple[list[Path], list[str]]:
     images, unnamed, others = [], [], Counter[str]()
     failed: list[OSError] = []
     for path in files_below(folder, notes, failed):
+        hidden = next(filter(_HIDDEN.match, path.relative_to(folder).parts), "")
         is_mac = path.name.startswith("._")  # what a Mac notes about `x.jpg` on foreign disks is called `._x.jpg`
         is_named = bool(IMAGE_SUFFIX.fullmatch(path.suffix)) and not is_mac
-        if is_named or _holds_image(path):
+        if not hidden and (is_named or _holds_image(path)):
             images.append(path)
             unnamed += [] if is_named else [printable_name(path)]
         else:
-            others["._*" if is_mac else path.suffix.lower() or path.name] += 1
+            others[hidden or ("._*" if is_mac else path.suffix.lower() or path.name)] += 1
     images += [Path(error.filename) for error in failed]
     notes += [f"`{printable_name(e.filename)}` cannot be read ({e.strerror}) and counts as bad" for e in failed]
     if unnamed:
         notes.append(f"{len(unnamed):,} files are taken for what they hold, not for their names, such as {unnamed[0]}")
     if others:
         kinds = ", ".join(f"{count:,} x {printable_name(kind)}" for kind, count in others.most_common(10))
-        notes.append(f"{others.total():,} files in {folder} are no pictures and are left out ({kinds})")
+        notes.append(f"{others.total():,} files in {folder} are no pictures, or hidden, and are left out ({kinds})")
     return sorted(images, key=lambda path: os.fsencode(path.relative_to(folder).as_posix())), notes
 
 

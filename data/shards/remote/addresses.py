@@ -7,11 +7,12 @@ import urllib.request
 from http.client import HTTPMessage
 from pathlib import Path
 from typing import IO, Any
-from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 import fsspec
 
 SCHEME = "https"
+_PLAIN = "!$&'()*+,;=:@~"  # stand for themselves in a path (RFC 3986, section 3.3)
 STORES = {"s3": "s3fs", "gs": "gcsfs", "hf": "huggingface_hub"}  # by scheme, the package that fsspec opens it with
 # Scheme (a `Path` keeps one slash); left out before the host (a password may hold what ends a host); shown; left out
 # behind it. Ends where the next begins.
@@ -49,7 +50,8 @@ def open_url(url: str, timeout: float) -> Any:
     if parts.scheme.lower() != SCHEME:
         raise urllib.error.URLError(f"{redacted(url)!r} is not https")
     login, _, host = parts.netloc.rpartition("@")
-    request = urllib.request.Request(urlunsplit(parts._replace(netloc=host)))
+    path = quote(parts.path, safe=f"/%{_PLAIN}")  # what a user typed: blanks, umlauts
+    request = urllib.request.Request(urlunsplit(parts._replace(netloc=host, path=path)))
     if login:
         login = login if ":" in login else f"{login}:"  # RFC 7617 wants the colon also where there is no password
         secret = base64.b64encode(unquote(login).encode()).decode()
@@ -70,6 +72,7 @@ def _open_in_store(url: str, package: str) -> Any:
 def file_address(address: str, name: str) -> str:
     """Address of a file in a folder; a query (an access token, say) goes with every file."""
     parts = urlsplit(address)
+    name = quote(name, safe=_PLAIN) if parts.scheme.lower() == SCHEME else name  # stores take names as they are
     return urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{name}"))
 
 

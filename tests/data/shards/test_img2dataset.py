@@ -8,6 +8,7 @@ import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -147,6 +148,9 @@ def lost(folder: Path) -> dict[str, tuple[str, int]]:
         ("3.tar", tar_bytes(range(0)), "short shard", 5),
         ("3.tar.gz", gzip.compress(tar_bytes(range(9))), "name that is not `LETTERS_AND_DIGITS.tar`", 5),
         ("3.tar.part", b"x", "name that is not `LETTERS_AND_DIGITS.tar`", 5),
+        ("3.tar.zstd", b"x", "name that is not `LETTERS_AND_DIGITS.tar`", 5),
+        ("3.tar.aria2", b"x", "name that is not `LETTERS_AND_DIGITS.tar`", 5),
+        ("3.tar.000", b"x", "name that is not `LETTERS_AND_DIGITS.tar`", 5),
         ("00001 (1).tar", tar_bytes(range(5, 10)), "copy of another shard", 0),
         ("00001 - Copy.tar", tar_bytes(range(5, 10)), "copy of another shard", 0),
         ("._00001.tar", b"\0\5\x16\7", "hidden file", 0),
@@ -172,6 +176,18 @@ def test_a_second_download_with_other_content_is_read(plain: Path):
     shards, passed = take_stock(plain)
     assert [(shard.name, shard.samples) for shard in shards][1:3] == [("00001 (1).tar", 7), ("00001.tar", 5)]
     assert not passed
+
+
+def test_index_says_of_shards_with_the_same_bytes_that_both_are_read(plain: Path):
+    (plain / "backup.tar").write_bytes((plain / "00001.tar").read_bytes())
+    (plain / "link.tar").symlink_to("00002.tar")
+    manifest, passed = make_manifest(plain)
+    assert manifest.samples == 25
+    assert [(Path(skip.detail.split("`")[1]).name, skip.detail[-20:], skip.samples) for skip in passed] == [
+        ("backup.tar", "(those of 00001.tar)", 0),
+        ("link.tar", "(those of 00002.tar)", 0),
+    ]
+    assert [skip.reason for skip in open_shards(plain).passed] == ["bytes of another shard (both are read)"] * 2
 
 
 def test_shards_below_are_named_by_their_folders(plain: Path):
@@ -403,6 +419,16 @@ def test_index_and_verify_say_what_is_missing_or_of_no_use_beside_the_pictures(
     assert "no `mask`, or of no use (4 of 20, as with '002')" in caplog.text
     assert "no `reference`, or of no use (3 of 20, as with '003')" in caplog.text
     assert "but for what was passed over" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("black", [1, 4])
+def test_masks_that_are_black_all_over_are_said(tmp_path: Path, black: int):
+    side = 256
+    odd = {number: {"mask.png": encode(np.zeros((side, side), np.uint8), "PNG")} for number in range(black)}
+    folder = write_pairs(tmp_path / "pairs" / "0.tar", 4, side, odd).parent
+    (skip,) = make_manifest(folder)[1]
+    assert (skip.reason, skip.samples) == ("no `mask`, or of no use", 0)
+    assert f"({black} of 4, as with '000')" in skip.detail
 
 
 def test_whole_pairs_are_indexed_without_a_word(tmp_path: Path):

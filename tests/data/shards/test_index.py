@@ -108,6 +108,27 @@ def test_dots_in_names_of_pictures_do_not_hide_them(tmp_path: Path, names: list[
     assert {key: list(members) for key, members in read_headers(path).samples} == samples
 
 
+@pytest.mark.parametrize("kinds", [("jpg", "json"), ("jpg", "mask.png"), ("in.jpg", "mask.png"), ("json", "jpg")])
+def test_members_of_a_sample_need_not_lie_side_by_side(tmp_path: Path, kinds: tuple[str, str]):
+    path = tar_of(tmp_path / "a.tar", [(f"{key}.{kind}", kind.encode()) for kind in kinds for key in "123"])
+    found = read_headers(path)
+    assert [(key, list(members)) for key, members in found.samples] == [(key, list(kinds)) for key in "123"]
+    assert [content for _, content in contents(path, found)] == [{kind: kind.encode() for kind in kinds}] * 3
+    assert not found.passed
+
+
+def test_a_name_that_stands_twice_gives_two_samples_and_is_said(tmp_path: Path):
+    members = [("1.jpg", b"old"), ("1.json", b"o"), ("2.jpg", b"x"), ("1.json", b"n"), ("1.jpg", b"new")]
+    path = tar_of(tmp_path / "a.tar", members)
+    found = read_headers(path)
+    assert contents(path, found) == [
+        ("1", {"jpg": b"old", "json": b"o"}),
+        ("2", {"jpg": b"x"}),
+        ("1", {"json": b"n", "jpg": b"new"}),
+    ]
+    assert found.passed == {shard_index.DOUBLED: 4}
+
+
 def test_members_of_no_sample_are_counted(tmp_path: Path):
     members = [("./._1.jpg", b"x"), ("__MACOSX/._1.jpg", b"x"), ("./1.jpg", b"x"), ("README", b"x")]
     found = read_headers(tar_of(tmp_path / "a.tar", members))

@@ -27,6 +27,18 @@ def test_shard_names_cannot_lead_elsewhere(name: object):
         Shard(name, 1)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("name", ["train#1.tar", "a%20b.tar", "caf\u0065\u0301.tar", "a;b.tar", "-0 \u2013 $1.TAR"])
+def test_shards_may_be_called_what_files_are_called(name: str):
+    assert Shard(name, 1).name == name
+
+
+@pytest.mark.parametrize("name", ["a\u200b.tar", "a\u202erat.tar", "a\udc80.tar", " a.tar", "a*.tar", "a\\b.tar"])
+def test_names_that_cannot_be_seen_or_written_down_are_refused(name: str):
+    with pytest.raises(ValueError, match="not a shard's name") as caught:
+        Shard(name, 1)
+    assert str(caught.value).isprintable()
+
+
 @pytest.mark.parametrize(
     "change",
     [

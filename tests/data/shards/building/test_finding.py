@@ -74,8 +74,18 @@ def test_what_is_no_picture_is_counted_by_kind(tmp_path: Path):
     os.mkfifo(tmp_path / "pipe")
     assert names(tmp_path) == ["a.png"]
     (note,) = find_image_files(tmp_path)[1]
-    assert note.startswith(f"8 files in {tmp_path} are no pictures and are left out (2 x .txt, ")
+    assert note.startswith(f"8 files in {tmp_path} are no pictures, or hidden, and are left out (2 x .txt, ")
     assert all(f"1 x {kind}" in note for kind in ("._*", ".DS_Store", ".db", ".mp4", ".nef", "pipe"))
+
+
+def test_pictures_in_waste_baskets_and_thumbnails_are_left_out_with_a_word(tmp_path: Path):
+    for name in (".Trash-1000/files/a.png", ".ipynb_checkpoints/b.png", "@eaDir/c.jpg/small.png", ".trashed-1-d.png"):
+        save_image(tmp_path / ".photos" / name)
+    save_image(tmp_path / ".photos" / "a.b" / "kept.png")
+    files, (note,) = find_image_files(tmp_path / ".photos")
+    assert [path.name for path in files] == ["kept.png"]
+    for kind in (".Trash-1000", ".ipynb_checkpoints", "@eaDir", ".trashed-1-d.png"):
+        assert f"1 x {kind}" in note
 
 
 def test_pictures_are_known_by_all_their_suffixes_or_by_content(tmp_path: Path):

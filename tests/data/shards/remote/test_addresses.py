@@ -1,10 +1,11 @@
 """Addresses are joined with names, and never shown with what they hold of passwords and tokens."""
 
+import urllib.request
 from pathlib import Path
 
 import pytest
 
-from data.shards.remote.addresses import file_address, folder_address, redacted
+from data.shards.remote.addresses import file_address, folder_address, open_url, redacted
 
 
 @pytest.mark.parametrize(
@@ -21,6 +22,26 @@ from data.shards.remote.addresses import file_address, folder_address, redacted
 def test_files_lie_below_their_folder(address: str, folder: str, file: str | None):
     assert folder_address(address, "manifest.json") == folder
     assert file_address(folder, "0.tar") == (file or "https://me:pw@host:1/a/0.tar?sig=1%2F2")
+
+
+def test_names_are_quoted_for_servers_and_left_alone_in_stores():
+    assert file_address("https://h/a%20b?sig=1", "é #1 (2).tar") == "https://h/a%20b/%C3%A9%20%231%20(2).tar?sig=1"
+    assert file_address("s3://b/a", "é #1 (2).tar") == "s3://b/a/é #1 (2).tar"
+
+
+@pytest.mark.parametrize(
+    ("address", "asked"),
+    [
+        ("https://h/my data/é/0.tar?q=1", "/my%20data/%C3%A9/0.tar?q=1"),
+        ("https://h/a%20b/%231.tar", "/a%20b/%231.tar"),
+        ("https://h/a(1)/b@c,d=e;f:g.tar", "/a(1)/b@c,d=e;f:g.tar"),
+    ],
+)
+def test_a_server_is_asked_for_what_a_user_typed(address: str, asked: str, monkeypatch: pytest.MonkeyPatch):
+    requests: list[urllib.request.Request] = []
+    monkeypatch.setattr(urllib.request.OpenerDirector, "open", lambda _, request, timeout: requests.append(request))
+    open_url(address, 1.0)
+    assert requests[0].selector == asked
 
 
 @pytest.mark.parametrize(
