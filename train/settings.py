@@ -182,6 +182,10 @@ class RunSettings:
     def __post_init__(self) -> None:
         check(
             self,
+            folder=Rule(
+                lambda text: bool(text.strip()) and text[0] != "~" and "$" not in text,  # such folders would be made
+                "a path, in which `~` and variables such as `$HOME` are written out",
+            ),
             max_steps=whole(1),
             max_minutes=optional(number(0.0, above_minimum=True)),
             accumulate=whole(1),

@@ -232,15 +232,13 @@ def make_manifest(folder: Path, ceiling: float = 0.01) -> tuple[Manifest, list[S
         shards.append(shard)
     settings, inside = dict(before.settings), list[Skip]()
     if is_index:
-        settings[_NOTES], first = {}, dict[str | None, str]()
+        settings[_NOTES] = {}
         for shard in shards:
             path, index = folder / shard.name, read_headers(folder / shard.name)
             odd = list(_odd_members(index))
             count = int((picture_sizes(shard) == 0).all(1).sum()) - sum(lost for *_, lost in odd)
             new = [(UNOPENED, f"{count} of {shard.samples}", count)] * (count > 0)
             new += _odd_beside(path, index, shard)
-            if (same := first.setdefault(shard.sha256, shard.name)) != shard.name:
-                new.append(("bytes of another shard (both are read)", f"those of {same}", 0))
             settings[_NOTES] |= {shard.name: [*odd, *new]} if odd or new else {}
             inside += _skips(path, new)
     manifest = replace(before, shards=tuple(shards), settings=settings)

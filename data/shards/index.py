@@ -35,7 +35,8 @@ _TICK = 0.02  # seconds; file systems round times so much that a change within t
 _PASSING = (errno.ESTALE, errno.EIO, errno.EAGAIN, errno.ETIMEDOUT, errno.ENOTCONN, errno.ECONNRESET)  # of storage
 
 Kinds = tuple[tuple[str, ...], ...]  # of the members that a sample needs: one of the first, one of the second, ...
-Sample = tuple[str, dict[str, tuple[int, int]]]  # key, and (offset, size) of each member by its extension
+Members = dict[str, tuple[int, int]]  # (offset, size) by extension
+Sample = tuple[str, Members]  # with its key
 Result = TypeVar("Result")
 
 
@@ -103,7 +104,7 @@ def read_headers(path: Path, required: Collection[str] = ()) -> ShardIndex:
 def _read_headers(path: Path, required: frozenset[str], size: int, _changed: int) -> ShardIndex:
     if size == 0:
         return ShardIndex([], EMPTY)
-    samples, last = list[Sample](), dict[str, dict[str, tuple[int, int]]]()
+    samples, last = list[Sample](), dict[str, Members]()
     fault, passed = "", Counter[str]()
     try:
         with path.open("rb") as file:
@@ -173,9 +174,7 @@ def _next_archive(file: BinaryIO, end: int) -> int:
     return -1
 
 
-def _add(
-    samples: list[Sample], last: dict[str, dict[str, tuple[int, int]]], key: str, extension: str, place: tuple[int, int]
-) -> None:
+def _add(samples: list[Sample], last: dict[str, Members], key: str, extension: str, place: tuple[int, int]) -> None:
     """Add a member to the last sample of its key, wherever that is: tools write all pictures, then all JSON, too."""
     if key not in last or extension.lower() in last[key]:
         last[key] = {}
@@ -192,7 +191,7 @@ def _split_dotted(samples: list[Sample]) -> list[Sample]:
     are `a.jpg.jpg` and `b.jpg.jpg`.
     """
     uses = Counter(kind for _, members in samples for kind in members)
-    parts, last = list[Sample](), dict[str, dict[str, tuple[int, int]]]()
+    parts, last = list[Sample](), dict[str, Members]()
     for key, members in samples:
         dotted = [kind for kind in members if kind.rpartition(".")[1] and kind.rpartition(".")[2] in IMAGE_MEMBERS]
         is_plain = not dotted or not members.keys().isdisjoint(IMAGE_MEMBERS)

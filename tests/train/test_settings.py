@@ -111,3 +111,9 @@ def test_impossible_settings_are_refused_before_anything_is_loaded(
         (line,) = capsys.readouterr().err.splitlines()
         assert all(word in line for word in named), line
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("folder", ["~/runs/a", "$HOME/runs", "${oc.env:HOME}/runs", "", "  "])
+def test_a_folder_that_only_a_shell_would_find_is_refused_rather_than_made(folder):
+    with pytest.raises(ValueError, match=r"^`folder`=.* must be a path"):
+        RunSettings(folder, 1)

@@ -1,6 +1,6 @@
 """Callbacks that act once for each optimizer step, whatever the number of micro-batches."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -29,6 +29,16 @@ class StepCallback(Callback):
         if trainer.global_step != self._seen:
             self._seen = trainer.global_step
             self.on_step(trainer, pl_module, self._seen)
+
+
+def tell_loggers(trainer: Trainer, action: Callable[[Any], object]) -> None:
+    """Let each logger do something; one that fails, of a full disk or a dead server, is out until the next start."""
+    for logger in [*trainer.loggers]:
+        try:
+            action(logger)
+        except Exception as error:  # each has errors of its own
+            print(f"{type(logger).__name__} STOPS: {error}; training goes on without it", flush=True)
+            trainer.loggers = [one for one in trainer.loggers if one is not logger]
 
 
 class CheckpointSteps:

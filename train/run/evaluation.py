@@ -8,7 +8,7 @@ from typing import Any
 from lightning.pytorch import Trainer
 
 from seecoder.images.gate import load_image
-from train.run.callbacks import CheckpointSteps, StepCallback
+from train.run.callbacks import CheckpointSteps, StepCallback, tell_loggers
 from train.run.recorder import Recorder
 from train.run.termination import Termination
 
@@ -43,13 +43,8 @@ class Evaluation(StepCallback):
             figures = stage.evaluate()
             if export:
                 figures |= self._export(stage, step)
-                sheet = self.folder / "previews" / f"step-{step:08d}.png"
-                loggers: Any = trainer.loggers if sheet.is_file() else ()
-                for logger in loggers:
-                    if hasattr(logger, "log_image"):
-                        logger.log_image("previews", [str(sheet)], step)
-                    else:  # TensorBoard's
-                        logger.experiment.add_image("previews", load_image(sheet), step)
+                if (sheet := self.folder / "previews" / f"step-{step:08d}.png").is_file():
+                    tell_loggers(trainer, lambda logger: _show(logger, sheet, step))
         if figures:
             self.recorder.write(trainer, step, figures)
         self.recorder.leave_out(time.monotonic() - started)
@@ -61,3 +56,10 @@ class Evaluation(StepCallback):
         except OSError as error:
             print(f"NO EXPORT at step {step}: {error}; an older one stays, training goes on", flush=True)
             return {}
+
+
+def _show(logger: Any, sheet: Path, step: int) -> None:
+    if hasattr(logger, "log_image"):
+        logger.log_image("previews", [str(sheet)], step)
+    else:  # TensorBoard's
+        logger.experiment.add_image("previews", load_image(sheet), step)

@@ -46,6 +46,9 @@ def check_launcher(run: RunSettings) -> None:
     found, tasks = _launcher(), os.environ.get("SLURM_NTASKS", "1")
     if found is None and tasks != "1" and os.environ.get("SLURM_JOB_NAME") not in ("bash", "interactive"):
         raise ValueError(f"`SLURM_NTASKS`={tasks} must be left out without srun. Unset it, or begin with srun.")
+    for name, count in (("RANK", run.devices * run.num_nodes), ("LOCAL_RANK", run.devices)):  # of an earlier launch
+        if found is None and (rank := os.environ.get(name, "")).isdecimal() and int(rank) >= count:
+            raise ValueError(f"`{name}`={rank} must be below {count}, the processes of the run. Unset it.")
     if found is None:
         return
     name, world, _, local = found

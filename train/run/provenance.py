@@ -16,7 +16,7 @@ from lightning.pytorch import LightningModule, Trainer
 from data.hidden_secrets import scrubbed
 from data.shards.building.claim import differences
 from seecoder.weights.atomic import atomic_path
-from train.run.callbacks import CheckpointSteps, StepCallback
+from train.run.callbacks import CheckpointSteps, StepCallback, tell_loggers
 from train.run.metrics_file import read_metrics
 from train.sources.held_out import listed
 
@@ -46,8 +46,8 @@ class Provenance(StepCallback):
         """Note configuration (for loggers, too), commit and versions; a full disk does not keep a run from going on."""
         if not trainer.is_global_zero:
             return
-        for logger in trainer.loggers:
-            logger.log_hyperparams(yaml.safe_load(scrubbed(yaml.safe_dump(dict(self.config)))))
+        plain = yaml.safe_load(scrubbed(yaml.safe_dump(dict(self.config))))
+        tell_loggers(trainer, lambda logger: logger.log_hyperparams(plain))
         try:
             note_config(self.folder, self.config)
             note_start(self.folder, trainer.global_step, trainer.world_size, stage.data.notes)

@@ -9,7 +9,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, distributed
 
-from train.run.callbacks import StepCallback, is_due
+from train.run.callbacks import StepCallback, is_due, tell_loggers
 from train.run.metrics_file import MetricsFile
 
 
@@ -119,6 +119,11 @@ class Recorder(StepCallback):
         self.waited = self.alone = 0.0
         self.write(trainer, step, figures)
 
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Close the loggers, in Lightning's place."""
+        tell_loggers(trainer, lambda logger: logger.finalize("success"))
+        trainer.loggers = []
+
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Keep the count of samples that could not be read; readers count from zero at each start."""
         own = _skipped_by_this_process(trainer) or 0
@@ -137,8 +142,8 @@ class Recorder(StepCallback):
         if not trainer.is_global_zero:
             return
         self.file.append(step, figures)
-        for logger in trainer.loggers:
-            logger.log_metrics({_chart(name) + name: value for name, value in figures.items()}, step=step)
+        charts = {_chart(name) + name: value for name, value in figures.items()}
+        tell_loggers(trainer, lambda logger: logger.log_metrics(charts, step=step))
         (columns := self._columns["loss" in figures]).update(figures)
         texts = {name: f"{value:.4g}" for name, value in figures.items()}
         names = sorted(columns, key=lambda name: ("loss" not in name, name))

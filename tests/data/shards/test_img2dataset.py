@@ -178,18 +178,6 @@ def test_a_second_download_with_other_content_is_read(plain: Path):
     assert not passed
 
 
-def test_index_says_of_shards_with_the_same_bytes_that_both_are_read(plain: Path):
-    (plain / "backup.tar").write_bytes((plain / "00001.tar").read_bytes())
-    (plain / "link.tar").symlink_to("00002.tar")
-    manifest, passed = make_manifest(plain)
-    assert manifest.samples == 25
-    assert [(Path(skip.detail.split("`")[1]).name, skip.detail[-20:], skip.samples) for skip in passed] == [
-        ("backup.tar", "(those of 00001.tar)", 0),
-        ("link.tar", "(those of 00002.tar)", 0),
-    ]
-    assert [skip.reason for skip in open_shards(plain).passed] == ["bytes of another shard (both are read)"] * 2
-
-
 def test_shards_below_are_named_by_their_folders(plain: Path):
     (plain / "b").mkdir()
     for shard in plain.glob("*.tar"):

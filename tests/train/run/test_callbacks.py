@@ -1,7 +1,7 @@
 from types import SimpleNamespace
 from typing import Any
 
-from train.run.callbacks import CheckpointSteps, StepCallback, is_due
+from train.run.callbacks import CheckpointSteps, StepCallback, is_due, tell_loggers
 
 
 def trainer(step: int = 0, max_steps: int = 10, should_stop: bool = False) -> Any:
@@ -29,6 +29,20 @@ def test_a_step_callback_acts_once_a_step_whatever_the_micro_batches():
 def test_what_happens_every_few_steps_happens_at_the_end_too():
     assert [step for step in range(1, 11) if is_due(step, 4, trainer())] == [4, 8, 10]
     assert is_due(3, 4, trainer(should_stop=True))
+
+
+def test_a_logger_that_fails_is_left_out_with_a_word_and_the_others_go_on(capsys):
+    class Full:
+        def log(self) -> None:
+            raise OSError(28, "No space left on device")
+
+    told: list[int] = []
+    trainer: Any = SimpleNamespace(loggers=[Full(), SimpleNamespace(log=lambda: told.append(1))])
+    for _ in range(2):
+        tell_loggers(trainer, lambda logger: logger.log())
+    assert told == [1, 1]
+    said = capsys.readouterr().out
+    assert said == "Full STOPS: [Errno 28] No space left on device; training goes on without it\n"
 
 
 def test_a_checkpoint_waits_while_steps_are_thrown_away():

@@ -60,6 +60,15 @@ def test_tasks_of_slurm_that_srun_did_not_start_are_refused_where_lightning_woul
     check_launcher(RunSettings("run", 1))
 
 
+@pytest.mark.parametrize(("name", "rank", "count"), [("RANK", 2, 2), ("LOCAL_RANK", 1, 1)])
+def test_a_rank_that_an_earlier_launch_left_is_refused(launch, name, rank, count):
+    launch({name: str(rank)})
+    with pytest.raises(ValueError, match=f"`{name}`={rank} must be below {count}"):
+        check_launcher(RunSettings("run", 1, num_nodes=2))
+    launch({name: str(rank - 1)})
+    check_launcher(RunSettings("run", 1, num_nodes=2))
+
+
 def test_the_same_processes_on_other_nodes_are_refused(launch):
     launch(TORCHRUN)
     with pytest.raises(ValueError, match="2 on this node"):

@@ -11,6 +11,7 @@ from lightning.pytorch import Callback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from train.run.evaluation import Evaluation
+from train.run.metrics_file import read_metrics
 from train.run.provenance import Provenance
 from train.run.recorder import DataWait, Recorder
 from train.run.termination import Termination
@@ -50,6 +51,23 @@ def test_tensorboard_has_one_folder_over_all_starts(tmp_path):
         logger.finalize("success")
     assert [path.name for path in tmp_path.iterdir()] == ["tensorboard"]
     assert len(list((tmp_path / "tensorboard").glob("events.*"))) == 2
+
+
+def test_a_full_disk_silences_tensorboard_and_ends_no_run(tmp_path, monkeypatch, capsys):
+    (logger,) = extra_loggers(RunSettings(str(tmp_path), 3, loggers=("tensorboard",)))
+    recorder, trainer = Recorder(tmp_path, 1, 4), SimpleNamespace(is_global_zero=True, max_steps=3, loggers=[logger])
+    recorder.write(trainer, 1, {"loss": 0.5})
+    logger.experiment.flush()
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("tensorboard.summary.writer.record_writer.RecordWriter.write", full)
+    recorder.write(trainer, 2, {"loss": 0.25})
+    recorder.teardown(trainer, None, "fit")
+    assert trainer.loggers == []
+    assert capsys.readouterr().out.count("TensorBoardLogger STOPS: [Errno 28]") == 1
+    assert read_metrics(tmp_path / "metrics.csv") == {"loss": [(1, 0.5), (2, 0.25)]}
 
 
 @pytest.fixture
