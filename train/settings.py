@@ -1,5 +1,6 @@
 """What a run is told, as frozen dataclasses; `train.cli` fills them from YAML and the command line."""
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -182,10 +183,7 @@ class RunSettings:
     def __post_init__(self) -> None:
         check(
             self,
-            folder=Rule(
-                lambda text: bool(text.strip()) and text[0] != "~" and "$" not in text,  # such folders would be made
-                "a path, in which `~` and variables such as `$HOME` are written out",
-            ),
+            folder=Rule(lambda path: bool(re.match(r"[^~$\s][^$]*$", path)), "a path, `~` and `$HOME` written out"),
             max_steps=whole(1),
             max_minutes=optional(number(0.0, above_minimum=True)),
             accumulate=whole(1),

@@ -24,13 +24,12 @@ from data.shards.reading.skips import Skip, check_passed
 from seecoder.weights.digests import file_sha256
 
 NEW = "shard that is not in the manifest (`python -m data.build index` takes it in)"
-LIKE_A_SHARD = re.compile(  # compressed, or as downloads leave them: unfinished, numbered, set aside
-    r"\.(tar|t[gxbz]z2?|tzst|tar\.(gz|xz|zstd?|bz2?|lz4|lzma|z|part|partial|tmp|temp|crdownload|download|filepart|"
-    r"incomplete|aria2|!qb|bak|\d+))$",
-    re.IGNORECASE,
+# Compressed, or as downloads leave them: unfinished, numbered, set aside.
+LIKE_A_SHARD = re.compile(
+    r"(?i)\.(tar|t[gxbz]z2?|tzst|tar\.(\w*z\w*|\w*part\w*|te?mp|\w*download|incomplete|aria2|!qb|bak|\d+))$"
 )
 UNFINISHED = "build.json"  # lies in the folder of a build until its manifest is written
-OF_SHARDS = re.compile(rf"{LIKE_A_SHARD.pattern}|^({MANIFEST}|{UNFINISHED})$", re.IGNORECASE)
+OF_SHARDS = re.compile(rf"{LIKE_A_SHARD.pattern}|^({MANIFEST}|{UNFINISHED})$")
 OTHER_PICTURE = "no picture under a usual name (`image_member` takes other names)"
 UNOPENED = "picture that cannot be opened"
 HIDDEN, COPY, UNLISTED = "hidden file", "copy of another shard", "folder that cannot be listed"

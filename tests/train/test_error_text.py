@@ -58,6 +58,22 @@ KEY = 'Parser key "data":\n  '
             "`run.callbacks`=mine.Every: No module named 'mine'",
         ),
         (
+            "Subcommand 'fit' does not accept option 'run.max_step'",
+            "`fit` has no option `run.max_step`; did you mean `max_steps`?",
+        ),
+        ("Subcommand 'fit' does not accept option 'trainer'", "`fit` has no option `trainer`."),
+        (
+            UNION.format(head=KEY, error=f"{PROBLEM}Group 'optimizer' does not accept option 'warm_up_steps'"),
+            "`optimizer` has no option `warm_up_steps`; did you mean `warmup_steps`?",
+        ),
+        (
+            UNION.format(
+                head=KEY,
+                error="Not a valid subclass of StageData\n      Subclass types expect one of:\n      - a class path",
+            ),
+            "`data` must have `class_path` and `init_args`, and nothing beside. Look how its lines are indented.",
+        ),
+        (
             "Parser key \"run.max_steps\": Expected a <class 'int'>. Got value: many",
             "`run.max_steps`=many must be int.",
         ),

@@ -1,6 +1,7 @@
 """What a run will read, as `python -m train plan` says it: samples, shards, caches, what is held out."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 from data.shards.buckets import Buckets
@@ -8,7 +9,7 @@ from data.shards.index import needed_kinds
 from data.shards.reading.shard_loader import check_readers
 from data.shards.reading.skips import check_passed
 from data.shards.remote.addresses import redacted
-from data.shards.shard_set import ShardSet, is_there, open_shards
+from data.shards.shard_set import ShardSet, check_location, expand_place, is_there, open_shards
 from train.settings import RunSettings
 from train.sources.caches import find_caches
 from train.sources.data_sets import data_sets, describe_shapes, make_order, open_sets
@@ -24,6 +25,9 @@ def open_if_there(source: Mapping[str, Any]) -> ShardSet | None:
         return planned_shards(source)
     given = data_sets(source.get("shards"))
     if not given or not all(is_there(one.shards) for one in given):
+        for place, _ in (pair for one in given for pair in expand_place(one.shards)):
+            with suppress(FileNotFoundError):  # it may be there when the run begins
+                check_location(place)
         return None
     return open_sets(given, needed=needed_kinds(*map(source.get, NEEDED)))[0]
 

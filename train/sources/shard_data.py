@@ -22,13 +22,14 @@ from data.shards.reading.square_image import SquareImage
 from data.shards.remote.addresses import redacted
 from data.shards.remote.fetcher import Fetcher
 from data.shards.shard_set import ShardSet, open_shards
-from seecoder.checks import number, require, whole
+from seecoder.checks import Rule, number, require, whole
 from train.sources.data_sets import Places, data_sets, describe_shapes, make_order, open_sets
 from train.sources.folder import build_folder, is_built
 from train.sources.held_out import HELD_OUT_SEED, check_apart, check_scenes, listed
 from train.sources.stage_data import StageData
 
 _READING = {"num_workers": whole(0), "window": whole(1), "ceiling": number(0.0, 1.0), "held_out": whole(0)}
+_READING["shards"] = Rule(bool, "one place of shards or several")
 _COLUMNS = ("pixels", "frames", "size_ids", "mask")
 
 
@@ -100,12 +101,13 @@ class ShardPictures(StageData):
     ) -> None:
         super().__init__(batch_size, seed)
         reading = {"num_workers": num_workers, "window": window, "ceiling": ceiling, "held_out": held_out}
-        check_reading(reading | {"held_out_shards": held_out_shards, "held_out_world": held_out_world})
+        places = {"shards": shards, "held_out_shards": held_out_shards}
+        check_reading(reading | places | {"held_out_world": held_out_world})
         pictures = {"folder": folder, "dataset": dataset, "dataset_split": dataset_split, "image_column": image_column}
         if is_built(pictures):
             pictures |= {"dataset_from_hub": dataset_from_hub, "image_size": image_size}
             pictures |= {"reference": reference, "mask": mask}
-            build_folder(reading | pictures | {"shards": shards, "held_out_shards": held_out_shards})
+            build_folder(reading | pictures | places)
         self.sets, self.places = data_sets(shards), listed(shards)
         self.needed = needed_kinds(image_member, reference, mask)
         if cache is None:  # a missing folder, or one with too many losses, is refused before anything is loaded

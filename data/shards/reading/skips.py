@@ -72,10 +72,8 @@ def check_passed(
     for reason in dict.fromkeys(skip.reason for skip in passed if log):
         alike = [skip.detail for skip in passed if skip.reason == reason]
         logger.warning("passed over: %d x %s: %s", len(alike), reason, "; ".join(alike[:_MOST_SHOWN]))
-    lost, samples = (
-        sum(skip.samples for skip in passed),
-        samples + sum(skip.samples for skip in passed if skip.sample_id < 0),
-    )
+    lost = sum(skip.samples for skip in passed)
+    samples += sum(skip.samples for skip in passed if skip.sample_id < 0)
     if lost > ceiling * samples:
         named = "; ".join([skip.detail for skip in passed if skip.samples][:_MOST_SHOWN])
         raise TooManySkipped(

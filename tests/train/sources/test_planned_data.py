@@ -7,6 +7,7 @@ from data.shards.reading.skips import TooManySkipped
 from tests.fixtures.shards import write_pairs
 from train.settings import RunSettings
 from train.sources.planned_data import data_lines, held_out_lines, open_if_there
+from train.sources.shard_data import ShardPictures
 
 OPTIONS: dict[str, Any] = {
     "batch_size": 2,
@@ -34,6 +35,25 @@ def test_shards_are_opened_where_they_are_there_and_only_there(shards):
     assert sum(found.counts) == 24
     assert open_if_there(source("/not/built")) is None
     assert open_if_there({"pool_size": 3}) is None
+
+
+@pytest.mark.parametrize("place", ["http://host/a", "ftp://host/a", "C:\\data\\a", "s3:/bucket/a", "a::pipe:cat x"])
+def test_places_that_no_run_could_open_are_refused(place):
+    with pytest.raises(ValueError, match="is neither a local path nor an https:// URL"):
+        open_if_there(source(place))
+
+
+def test_places_that_may_be_there_when_the_run_begins_are_not_looked_at():
+    for place in ("https://host/a", "s3://bucket/a", "a::b", "/not/{built,there}/*.tar"):
+        assert open_if_there(source(place)) is None
+
+
+@pytest.mark.parametrize("shards", ["", []])
+def test_no_shards_are_refused_as_in_the_run(shards):
+    with pytest.raises(ValueError, match=r"`shards`=.* must be one place of shards or several"):
+        held_out_texts({**source("x"), "shards": shards})
+    with pytest.raises(ValueError, match=r"`shards`=.* must be one place of shards or several"):
+        ShardPictures(2, shards)
 
 
 def test_samples_readers_and_epochs_are_said(shards):
