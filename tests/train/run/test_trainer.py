@@ -53,6 +53,7 @@ def test_tensorboard_has_one_folder_over_all_starts(tmp_path):
     assert len(list((tmp_path / "tensorboard").glob("events.*"))) == 2
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # of its writing thread
 def test_a_full_disk_silences_tensorboard_and_ends_no_run(tmp_path, monkeypatch, capsys):
     (logger,) = extra_loggers(RunSettings(str(tmp_path), 3, loggers=("tensorboard",)))
     recorder, trainer = Recorder(tmp_path, 1, 4), SimpleNamespace(is_global_zero=True, max_steps=3, loggers=[logger])
