@@ -17,8 +17,9 @@ from data.shards.shard_set import ShardSet
 from seecoder.weights.safetensors_files import WeightsError
 
 
+@dataclass(frozen=True, kw_only=True)
 class CacheSource:
-    """All that one kind of cached tensors depends on beside the picture; each kind is a frozen dataclass.
+    """All that one kind of cached tensors depends on beside the picture.
 
     A sample's member holds them in half precision, maybe also those of the mirrored picture (`flipped_...`), and the
     digest of the source that they were made with. Nothing else is trusted: a training whose own source has another
@@ -28,7 +29,7 @@ class CacheSource:
         kind: Names the entry of the manifest, the member, and what is set to switch it off.
         model: The attribute with the digest of the model.
         flag: Column of a batch, a list: whether the row's tensors are there; False: zeros stand for them.
-        dtype: In which the model computed.
+        dtype: In which the model computed ("float32", "bfloat16").
         size: Side of the square picture in pixels; with buckets of the square of which shapes are multiples.
         crop: How the picture was cut, and into which buckets; "center" is the only cut that is the same in every epoch.
     """
@@ -36,9 +37,10 @@ class CacheSource:
     kind: ClassVar[str]
     model: ClassVar[str]
     flag: ClassVar[str]
+
     dtype: str
     size: int
-    crop: str
+    crop: str = "center"
 
     @classmethod
     def member(cls) -> str:
@@ -68,8 +70,7 @@ class CacheSource:
     @classmethod
     def from_settings(cls, about: Mapping[str, Any], **own: Any) -> Self:
         """The source that a manifest describes, but with some values of a training's own."""
-        kind: Any = cls
-        return cls(**{field.name: about.get(field.name) for field in fields(kind)} | own)
+        return cls(**{field.name: about.get(field.name) for field in fields(cls)} | own)
 
     def describe(self, about: Mapping[str, Any]) -> str:
         """Say in a few words what the source is that a manifest has as `about`, with the first digits of its hashes."""

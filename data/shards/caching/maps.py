@@ -19,16 +19,13 @@ from seecoder.weights.digests import tensors_sha256
 _BACKBONE_CONFIG = ("backbone", "backbone_args", "image_mean", "image_std")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class MapsSource(CacheSource):
     """All that maps depend on, beside the picture.
 
     Attributes:
         backbone: Digest of the backbone's weights (as float32), its configuration, and how pixels are standardised.
-        dtype: In which it computed.
-        size: Side of the square picture in pixels.
         shapes: (C, h, w) of each map that the decoder reads, finest first.
-        crop: How the square was cut.
     """
 
     kind: ClassVar[str] = "maps"
@@ -36,10 +33,7 @@ class MapsSource(CacheSource):
     flag: ClassVar[str] = "maps_cached"
 
     backbone: str
-    dtype: str
-    size: int
     shapes: tuple[tuple[int, int, int], ...]
-    crop: str = "center"
 
     @staticmethod
     def from_encoder(encoder: SeeCoder, size: int) -> "MapsSource":
@@ -51,7 +45,8 @@ class MapsSource(CacheSource):
         first = next(backbone.parameters())
         maps = encoder.compute_maps(torch.zeros(1, 3, size, size, device=first.device))
         shapes = tuple((level.shape[1], level.shape[2], level.shape[3]) for level in maps)
-        return MapsSource(digest, str(first.dtype).removeprefix("torch."), size, shapes)
+        dtype = str(first.dtype).removeprefix("torch.")
+        return MapsSource(backbone=digest, shapes=shapes, dtype=dtype, size=size)
 
     @property
     def columns(self) -> dict[str, tuple[str, tuple[int, ...]]]:

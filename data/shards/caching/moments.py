@@ -41,16 +41,13 @@ _ENCODER_CONFIG = (
 _STATISTICS = ("latents_mean", "latents_std")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class MomentsSource(CacheSource):
     """All that moments depend on, beside the picture.
 
     Attributes:
         autoencoder: `autoencoder_sha256` of what encoded.
-        dtype: In which it computed ("float32", "bfloat16").
-        size: Side of the square picture in pixels; with buckets of the square of which shapes are multiples.
-        shape: (C, h, w) of the latent of such a square.
-        crop: How the picture was cut, and into which buckets.
+        shape: (C, h, w) of the latent of a square of `size` pixels.
     """
 
     kind: ClassVar[str] = "moments"
@@ -58,10 +55,7 @@ class MomentsSource(CacheSource):
     flag: ClassVar[str] = "cached"
 
     autoencoder: str
-    dtype: str
-    size: int
     shape: tuple[int, int, int]
-    crop: str = "center"
 
     @staticmethod
     def from_vae(vae: Any, size: int, crop: str = "center") -> "MomentsSource":
@@ -74,7 +68,8 @@ class MomentsSource(CacheSource):
         if size < factor or size % factor:
             raise ValueError(f"`size`={size} must be a multiple of {factor}, the pixels that one latent value covers.")
         shape = (int(vae.config["latent_channels"]), size // factor, size // factor)
-        return MomentsSource(autoencoder_sha256(vae), str(vae.dtype).removeprefix("torch."), size, shape, crop)
+        dtype, digest = str(vae.dtype).removeprefix("torch."), autoencoder_sha256(vae)
+        return MomentsSource(autoencoder=digest, shape=shape, dtype=dtype, size=size, crop=crop)
 
     @property
     def columns(self) -> dict[str, tuple[str, tuple[int, ...]]]:

@@ -23,7 +23,7 @@ COUNTS = [4, 5, 6]
 TOTAL = sum(COUNTS)
 VICTIM = range(4, 9)
 BLOCK = 512
-SOURCE = MomentsSource("a" * 64, "float32", 8, (4, 2, 2))
+SOURCE = MomentsSource(autoencoder="a" * 64, shape=(4, 2, 2), dtype="float32", size=8)
 VALUES: list[Any] = [
     *(0, 1, -1, 2**31, 2**63, 10**30, 1.5, float("inf"), float("nan"), True, None),
     *("", "0", "a\nb", "\ud800", "../x.tar", "00001.tar", [], {}, [1], {"a": 1}),

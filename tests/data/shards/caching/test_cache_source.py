@@ -15,7 +15,7 @@ from data.shards.reading.square_image import SquareImage, UnusableSample
 from data.shards.shard_set import LocatedShard, ShardSet
 from seecoder.weights.safetensors_files import WeightsError
 
-SOURCE = MomentsSource("a" * 64, "float32", 8, (4, 2, 2))
+SOURCE = MomentsSource(autoencoder="a" * 64, shape=(4, 2, 2), dtype="float32", size=8)
 
 
 def moments(*, flipped: bool = False) -> dict[str, torch.Tensor]:

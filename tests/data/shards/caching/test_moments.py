@@ -9,7 +9,7 @@ from diffusers import AutoencoderKL
 
 from data.shards.caching.moments import MomentsSource, autoencoder_sha256, encode_moments
 
-SOURCE = MomentsSource("a" * 64, "float32", 8, (4, 2, 2))
+SOURCE = MomentsSource(autoencoder="a" * 64, shape=(4, 2, 2), dtype="float32", size=8)
 
 
 def tiny_vae(**changes: Any) -> Any:
