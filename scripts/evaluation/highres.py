@@ -15,13 +15,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy import ndimage
 from torch import Tensor
 from torch._inductor import config as inductor_config
 
-from data.world.reader.attributes import circular_mean
+from data.world.reader.attributes import background_degrees
 from data.world.reader.readings import rates, read
-from data.world.reader.segmentation import Image, chroma, hue_degrees, saturated_mask
+from data.world.reader.segmentation import saturated_mask
 from data.world.render import render
 from data.world.scenes import Scenes
 from scripts.evaluation.counts import Sampling, sample_pictures
@@ -163,17 +162,6 @@ def judged(pictures: Tensor, scenes: Scenes) -> dict[str, Any]:
     return rates(readings, scenes) | {"fit": fit, "spectrum": spectrum_distance(pictures, truth), "each": each}
 
 
-def background_degrees(image: Image) -> float:
-    """Chroma-weighted mean hue of what is no object, in [0, 360); (3, H, W) in [0, 1]."""
-    mask = saturated_mask(image)
-    reach = max(2, round(min(mask.shape) / 32))
-    outside = ~ndimage.binary_dilation(mask, iterations=reach)
-    if not outside.any():
-        outside = np.ones_like(mask)
-    pixels = image[:, outside].reshape(3, -1, 1)
-    return circular_mean(hue_degrees(pixels), chroma(pixels))
-
-
 def hue_spread(degrees: Sequence[float]) -> float:
     """Mean difference between two of the hues in degrees, 0 to 180; 90 for hues that know nothing of each other."""
     values = np.asarray(degrees)
@@ -200,10 +188,10 @@ def judged_panoramas(panoramas: Tensor) -> dict[str, float]:
         "hue_spread" between windows in degrees, "objects" for each native window, "seam" at the loop (1: none),
         "horizons".
     """
-    spreads = [
-        hue_spread([background_degrees(window.numpy()) for window in native_windows(panorama)])
-        for panorama in panoramas
-    ]
+    spreads = []
+    for panorama in panoramas:
+        images = [window.numpy() for window in native_windows(panorama)]
+        spreads.append(hue_spread([background_degrees(image, saturated_mask(image)) for image in images]))
     opened = [_opened(panorama) for panorama in panoramas]
     readings = read(opened)
     windows = panoramas.shape[-1] / panoramas.shape[-2]

@@ -30,15 +30,19 @@ def object_hue(image: Image, region: Region) -> int:
     return round(mean / HUE_STEP) % len(HUES)
 
 
-def background_hue(image: Image, object_mask: Mask) -> int:
-    """Index into `BACKGROUNDS` of the mean hue outside the widened object mask."""
+def background_degrees(image: Image, object_mask: Mask) -> float:
+    """Chroma-weighted mean hue outside the widened object mask, in [0, 360)."""
     reach = max(2, round(min(object_mask.shape) / 32))
     outside = ~ndimage.binary_dilation(object_mask, iterations=reach)
     if outside.sum() < 0.05 * outside.size:  # nearly all is object
         outside = ~object_mask
     pixels = image[:, outside].reshape(3, -1, 1)
-    mean = circular_mean(hue_degrees(pixels), chroma(pixels))
-    return round((mean - BACKGROUND_OFFSET) / BACKGROUND_STEP) % len(BACKGROUNDS)
+    return circular_mean(hue_degrees(pixels), chroma(pixels))
+
+
+def background_hue(image: Image, object_mask: Mask) -> int:
+    """Index into `BACKGROUNDS` of the mean hue outside the widened object mask."""
+    return round((background_degrees(image, object_mask) - BACKGROUND_OFFSET) / BACKGROUND_STEP) % len(BACKGROUNDS)
 
 
 @cache

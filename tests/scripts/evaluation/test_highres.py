@@ -10,7 +10,6 @@ from data.world.scenes import sample_scenes
 from scripts.evaluation.counts import Sampling
 from scripts.evaluation.highres import (
     Row,
-    background_degrees,
     compiled,
     counted_windows,
     hue_spread,
@@ -156,12 +155,6 @@ def test_compiled_code_says_the_same_for_any_number_of_views(pipeline):
 @pytest.mark.parametrize(("degrees", "spread"), [((10, 10), 0), ((0, 180), 180), ((350, 10), 20), ((0, 90, 180), 120)])
 def test_spread_of_hues_on_the_circle(degrees, spread):
     assert hue_spread(degrees) == pytest.approx(spread)
-
-
-def test_background_hue_is_that_of_the_scene():
-    scenes = sample_scenes(12, 3)
-    for pixels, degrees in zip(render(scenes, 64), scenes.background_degrees, strict=True):
-        assert abs((background_degrees(pixels.numpy()) - float(degrees) + 180) % 360 - 180) < 6
 
 
 def test_seam_of_a_loop_and_of_a_ramp():

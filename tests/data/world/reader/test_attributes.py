@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from data.world.reader.attributes import background_hue, circular_mean, count_horizons, object_hue, shape_fit, texture
+from data.world.reader.attributes import (
+    background_degrees,
+    background_hue,
+    circular_mean,
+    count_horizons,
+    object_hue,
+    shape_fit,
+    texture,
+)
 from data.world.reader.readings import read
 from data.world.reader.segmentation import regions, saturated_mask
 from data.world.render import render
@@ -33,6 +41,13 @@ def test_a_region_is_told_by_its_attributes(shape: int):
         assert object_hue(pixels, region) == int(scenes.hue[row])
         assert texture(pixels, region) == int(scenes.texture[row])
         assert background_hue(pixels, mask) == int(scenes.background[row])
+
+
+def test_background_hue_is_that_of_the_scene():
+    scenes = sample_scenes(12, 3)
+    for pixels, degrees in zip(render(scenes, 64).numpy(), scenes.background_degrees, strict=True):
+        found = background_degrees(pixels, saturated_mask(pixels))
+        assert abs((found - float(degrees) + 180) % 360 - 180) < 6
 
 
 def test_repeated_horizons_are_counted():
