@@ -40,14 +40,7 @@ _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command.
-
-    Args:
-        arguments: The command line without the program; `sys.argv` when not given.
-
-    Returns:
-        Exit code: 0; 2 for bad input, with one line on stderr; 130 when interrupted.
-    """
+    """Run these arguments or the program's; gives 0, or 2 for bad input (one line on stderr), or 130 if interrupted."""
     actions = {"folder": _folder, "list": _list, "world": _world, "index": _index, "verify": _verify}
     return run_command(_parser(), lambda options: actions[options.command](options), arguments)
 

@@ -40,14 +40,7 @@ from seecoder.encoder.model import SeeCoder
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command.
-
-    Args:
-        arguments: The command line without the program; `sys.argv` when not given.
-
-    Returns:
-        Exit code: 0; 2 for bad input, with one line on stderr; 130 when interrupted.
-    """
+    """Run these arguments or the program's; gives 0, or 2 for bad input (one line on stderr), or 130 if interrupted."""
     return run_command(_parser(), _cache, arguments)
 
 
