@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from seecoder.weights.atomic import atomic_path
+from seecoder.weights.atomic import write_text
 
 
 def versions(*packages: str) -> dict[str, str]:
@@ -26,8 +26,7 @@ def write_json(path: Path | None, content: Mapping[str, Any]) -> None:
     """
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(path) as temporary:
-            temporary.write_text(json.dumps(content, indent=1) + "\n")
+        write_text(path, json.dumps(content, indent=1) + "\n")
 
 
 def markdown(

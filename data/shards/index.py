@@ -21,7 +21,7 @@ from typing import Any, BinaryIO, TypeVar
 from webdataset.tariterators import base_plus_ext
 
 from data.shards.manifest import IMAGE_MEMBERS
-from seecoder.weights.atomic import atomic_path
+from seecoder.weights.atomic import write_text
 
 SUFFIX = ".index.json"
 FORMAT, VERSION = "seecoder.index", 1
@@ -221,10 +221,9 @@ def write_index(shard: Path, index: ShardIndex, sha256: str, notes: dict[str, An
     """
     size = shard.stat().st_size if index.samples else 0
     content = {"format": FORMAT, "version": VERSION, "sha256": sha256, "bytes": size, "notes": notes or {}}
-    with atomic_path(index_path(shard)) as partial:
-        rows = ",\n".join(json.dumps(sample, separators=(",", ":")) for sample in index.samples)
-        head = json.dumps(content)[:-1]
-        partial.write_text(f'{head}, "samples": [\n{rows}\n]}}\n', encoding="utf-8")
+    rows = ",\n".join(json.dumps(sample, separators=(",", ":")) for sample in index.samples)
+    head = json.dumps(content)[:-1]
+    write_text(index_path(shard), f'{head}, "samples": [\n{rows}\n]}}\n')
 
 
 def read_index(shard: Path) -> tuple[ShardIndex, dict[str, Any]] | None:

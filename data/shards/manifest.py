@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from seecoder.weights.atomic import atomic_path
+from seecoder.weights.atomic import write_text
 
 MANIFEST = "manifest.json"
 FORMAT, VERSION = "seecoder.shards", 1
@@ -130,8 +130,7 @@ class Manifest:
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write `manifest.json` atomically; it comes last, so that a folder with one is complete."""
-    with atomic_path(folder / MANIFEST) as partial:
-        partial.write_text(manifest.to_json(), encoding="utf-8")
+    write_text(folder / MANIFEST, manifest.to_json())
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -30,7 +30,7 @@ wait_passively()  # before torch is imported
 
 from scripts.benchmarks.goals import Verdict, exit_code, memory_verdicts, training_verdicts
 from scripts.results import markdown, versions, write_json
-from seecoder.weights.atomic import atomic_path
+from seecoder.weights.atomic import write_text
 
 ROOT = Path(__file__).resolve().parents[2]
 BUDGETS = {"tests": 80, "training": 160, "sampling": 150, "encoder": 40, "decoder": 40}  # seconds: 7 min 50 s in all
@@ -129,8 +129,7 @@ def render(result: Mapping[str, Any], readme: Path) -> None:
     if text.count(BEGIN) != 1 or text.count(END) != 1:
         raise ValueError(f"`readme`={readme} must have the lines {BEGIN!r} and {END!r} once each.")
     before, after = text.split(BEGIN)[0], text.split(END)[1]
-    with atomic_path(readme) as path:
-        path.write_text(f"{before}{BEGIN}\n{report(result)}\n{END}{after}")
+    write_text(readme, f"{before}{BEGIN}\n{report(result)}\n{END}{after}")
 
 
 def measure(out: Path, parts: list[str], smoke: bool) -> int:

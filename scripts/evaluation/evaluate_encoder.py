@@ -36,7 +36,7 @@ from scripts.evaluation.counts import (
 )
 from scripts.results import write_json
 from seecoder import SeeCoder
-from seecoder.weights.atomic import atomic_path
+from seecoder.weights.atomic import write_text
 
 LAYOUT = ("corr_center_y", "corr_center_x", "corr_size")
 COLUMNS = ("count", *ATTRIBUTES, "all", "outlined", *LAYOUT, "excess loss (x1e-3)")
@@ -97,8 +97,7 @@ def main() -> None:
     rows = evaluate(pipeline, scenes, truth, contexts, sampling)
     options.out.mkdir(parents=True, exist_ok=True)
     table = markdown_table(rows, COLUMNS)
-    with atomic_path(options.out / "table.md") as path:
-        path.write_text(table + "\n")
+    write_text(options.out / "table.md", table + "\n")
     settings = {"count": options.count, "seed": options.seed, "steps": options.steps, "guidance": options.guidance}
     write_json(options.out / "table.json", {"settings": settings, "rows": rows})
     print(table)

@@ -40,7 +40,7 @@ from seecoder import SeeCoder, SeeCoderPipeline
 from seecoder.images.gate import load_image
 from seecoder.images.saving import save_image, to_pil
 from seecoder.images.sheet import contact_sheet
-from seecoder.weights.atomic import atomic_path
+from seecoder.weights.atomic import write_text
 from seecoder.weights.digests import file_sha256
 
 SHOWN = 4  # pictures of each cell that are kept
@@ -201,8 +201,7 @@ def main() -> None:
             bar.set_postfix_str(f"{factor_name(factor)} {row.label}")
             table.cell(row, factor)
     text = table.report.markdown(ROWS + ABLATIONS)
-    with atomic_path(options.out / "table.md") as path:
-        path.write_text(text)
+    write_text(options.out / "table.md", text)
     table.write_sheet(ROWS, factors)
     print(text)
 

@@ -64,7 +64,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise ImportError("FID and KID need torchmetrics; install it (pip install 'seecoder[eval]').")
     from seecoder.evaluation import evaluate, find_pictures, open_network
     from seecoder.images.gate import MAX_PIXELS
-    from seecoder.weights.atomic import atomic_path
+    from seecoder.weights.atomic import write_text
 
     with TemporaryDirectory() as scratch:
         pictures = find_pictures(generated, Path(scratch, "generated"))
@@ -79,8 +79,7 @@ def run(arguments: argparse.Namespace) -> None:
     print(table(result["scores"]))
     if arguments.json is not None:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(arguments.json) as path:
-            path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        write_text(arguments.json, json.dumps(result, indent=1) + "\n")
 
 
 def _reader(is_world: bool) -> Callable[[Any, Any], dict[str, float]] | None:

@@ -286,9 +286,8 @@ def _thumbnail(file: Path) -> "Image.Image":
 def _write_settings(arguments: argparse.Namespace, pictures: list[dict[str, Any]]) -> None:
     """Written last: a folder that has it is complete."""
     from seecoder import __version__
-    from seecoder.weights.atomic import atomic_path
+    from seecoder.weights.atomic import write_text
 
     options = {name: value for name, value in vars(arguments).items() if name not in ("run", "debug", "command")}
     settings = {"seecoder": __version__, "command": arguments.command, "options": options, "pictures": pictures}
-    with atomic_path(Path(arguments.out) / SETTINGS_NAME) as path:
-        path.write_text(json.dumps(settings, indent=2, default=str) + "\n", encoding="utf-8")
+    write_text(Path(arguments.out) / SETTINGS_NAME, json.dumps(settings, indent=2, default=str) + "\n")

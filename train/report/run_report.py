@@ -13,7 +13,7 @@ from typing import Any
 
 from data.hidden_secrets import scrubbed
 from seecoder.export.run_folder import BEST, list_checkpoints
-from seecoder.weights.atomic import atomic_path
+from seecoder.weights.atomic import write_text
 from train.run.metrics_file import read_metrics
 
 _LEVELS = tuple(f"loss_level_{level}" for level in range(1, 5))
@@ -56,8 +56,7 @@ def write_report(folder: Path, out: Path | None = None) -> Path:
         f"<style>{_STYLE}</style></head><body><h1>{title}</h1>{''.join(sections)}</body></html>\n"
     )
     out.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(out) as temporary:
-        temporary.write_text(scrubbed(page), encoding="utf-8")
+    write_text(out, scrubbed(page))
     return out
 
 

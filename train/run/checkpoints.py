@@ -18,7 +18,7 @@ from lightning.pytorch import Trainer
 
 from seecoder.export.run_folder import BEST, is_complete, list_checkpoints, marker_path, newest_checkpoint
 from seecoder.export.trained_part import read_checkpoint
-from seecoder.weights.atomic import atomic_path, remove_left_behind
+from seecoder.weights.atomic import atomic_path, remove_left_behind, write_text
 from train.run.callbacks import CheckpointSteps, StepCallback
 from train.run.metrics_file import best_of, read_metrics
 
@@ -66,8 +66,7 @@ class AtomicCheckpointIO(CheckpointIO):
         try:
             with atomic_path(path) as temporary:
                 digest = _save(checkpoint, temporary)
-                with atomic_path(marker_path(path)) as marker:
-                    marker.write_text(digest)
+                write_text(marker_path(path), digest)
         except OSError as error:
             _remove_lonely_marker(path)
             # Raised here, it would leave the other processes waiting for this one behind Lightning's barrier.
@@ -187,8 +186,7 @@ class Checkpoints(StepCallback):
         step, value = best
         content = {"step": step, "metric": self.keep_best, "value": value, "checkpoint": there[step].name}
         try:
-            with atomic_path(self.folder / BEST) as temporary:
-                temporary.write_text(json.dumps(content) + "\n")
+            write_text(self.folder / BEST, json.dumps(content) + "\n")
         except OSError as error:
             print(f"{BEST} NOT WRITTEN at step {step}: {error}; training goes on", flush=True)
         return step

@@ -15,7 +15,7 @@ from lightning.pytorch import LightningModule, Trainer
 
 from data.hidden_secrets import scrubbed
 from data.shards.building.claim import differences
-from seecoder.weights.atomic import atomic_path
+from seecoder.weights.atomic import write_text
 from train.run.callbacks import CheckpointSteps, StepCallback, tell_loggers
 from train.run.metrics_file import read_metrics
 from train.sources.held_out import listed
@@ -80,8 +80,7 @@ def note_config(folder: Path, config: Mapping[str, Any]) -> None:
     """Write the effective configuration, and say what differs from the run's earlier one."""
     for change in changed_settings(folder, config):
         print(f"changed: {change}", flush=True)
-    with atomic_path(folder / "config.yaml") as temporary:
-        temporary.write_text(yaml.safe_dump(dict(config), sort_keys=False))
+    write_text(folder / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
 
 
 def changed_settings(folder: Path, config: Mapping[str, Any]) -> list[str]:
@@ -119,8 +118,7 @@ def note_start(folder: Path, step: int, processes: int, notes: Mapping[str, str]
             "versions": {name: version(name) for name in _PACKAGES if find_spec(name)},
         }
     )
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps({"starts": starts[-_MOST_STARTS:]}, indent=1) + "\n")
+    write_text(path, json.dumps({"starts": starts[-_MOST_STARTS:]}, indent=1) + "\n")
 
 
 def commit() -> dict[str, Any]:
@@ -164,5 +162,4 @@ def write_card(folder: Path, config: Mapping[str, Any]) -> None:
         "Commit and versions of every start are in run.json, the configuration as it was run in config.yaml:\n\n"
         f"```yaml\n{yaml.safe_dump(dict(config), sort_keys=False)}```\n"
     )
-    with atomic_path(folder / "README.md") as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_text(folder / "README.md", text)

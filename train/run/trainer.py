@@ -13,7 +13,7 @@ from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from data.hidden_secrets import scrubbed
-from seecoder.weights.atomic import atomic_path
+from seecoder.weights.atomic import write_text
 from train.run.callbacks import CheckpointSteps
 from train.run.checkpoints import AtomicCheckpointIO, Checkpoints
 from train.run.evaluation import Evaluation
@@ -127,6 +127,5 @@ def _wandb_id(folder: Path) -> str:
     """Id of the run at W&B, kept in its folder: a continued run goes on there. Other processes write nothing there."""
     path = folder / "wandb_id.txt"
     if not path.is_file():
-        with atomic_path(path) as temporary:
-            temporary.write_text(token_hex(8))
+        write_text(path, token_hex(8))
     return path.read_text()

@@ -9,7 +9,7 @@ from data.shards.building.shard_build import Build
 from data.shards.img2dataset import UNFINISHED
 from data.shards.locks import only_process_in
 from data.shards.manifest import MANIFEST, read_manifest
-from seecoder.weights.atomic import atomic_path
+from seecoder.weights.atomic import write_text
 
 
 @contextlib.contextmanager
@@ -47,8 +47,7 @@ def _check_folder(build: Build) -> None:
     elif any(build.folder.glob("*.tar")):
         raise FileExistsError(f"`{build.folder}` holds .tar files of unknown origin. Choose an empty or new folder.")
     else:
-        with atomic_path(state) as partial:
-            partial.write_text(json.dumps(build.settings, indent=1) + "\n", encoding="utf-8")
+        write_text(state, json.dumps(build.settings, indent=1) + "\n")
 
 
 def _compare(build: Build, found: Mapping[str, Any]) -> None:

@@ -25,7 +25,7 @@ from data.shards.picture_sizes import measure_pictures
 from data.shards.reading.skips import reason_category
 from data.shards.shard_set import LocatedShard
 from seecoder.checks import check, number, optional, whole
-from seecoder.weights.atomic import atomic_path
+from seecoder.weights.atomic import atomic_path, write_text
 from seecoder.weights.digests import file_sha256
 
 REPORT = "bad.jsonl"
@@ -223,9 +223,7 @@ def _write_report(build: Build, progress: BuildTotals) -> None:
     if not bad:
         path.unlink(missing_ok=True)
         return
-    with atomic_path(path) as partial:
-        rows = (json.dumps({"source": name, "reason": reason}) + "\n" for name, reason in bad)
-        partial.write_text("".join(rows), encoding="utf-8")
+    write_text(path, "".join(json.dumps({"source": name, "reason": reason}) + "\n" for name, reason in bad))
 
 
 def _complete(build: Build, progress: BuildTotals) -> Manifest:

@@ -159,7 +159,7 @@ def test_a_full_disk_at_the_start_costs_notes_not_the_run(settings, fit, monkeyp
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(train.run.provenance, "atomic_path", full)
+    monkeypatch.setattr(train.run.provenance, "write_text", full)
     assert fit(settings()) == 0
     said = capsys.readouterr().out
     assert "config.yaml and run.json NOT WRITTEN: [Errno 28] No space left on device" in said

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from seecoder.weights import atomic as _atomic
-from seecoder.weights.atomic import atomic_directory, atomic_path, remove_left_behind
+from seecoder.weights.atomic import atomic_directory, atomic_path, remove_left_behind, write_text
 
 ROOT = Path(__file__).resolve().parents[3]
 posix = pytest.mark.skipif(os.name != "posix", reason="POSIX")
@@ -34,6 +34,17 @@ def test_file_appears_when_the_block_ends(tmp_path):
         assert partial.suffix == ".partial"
     assert path.read_bytes() == b"new"
     assert names(tmp_path) == ["a.bin"]
+
+
+def test_text_is_utf_8_and_replaces_a_file_whole(tmp_path):
+    path = tmp_path / "a.txt"
+    for text in ("old", "Größe 寸法\n"):
+        write_text(path, text)
+        assert path.read_bytes() == text.encode("utf-8")
+    with pytest.raises(UnicodeEncodeError):
+        write_text(path, "\udcff")
+    assert path.read_bytes() == text.encode("utf-8")
+    assert names(tmp_path) == ["a.txt"]
 
 
 def test_old_file_stays_until_the_new_one_is_complete(tmp_path):
