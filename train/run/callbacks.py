@@ -37,7 +37,7 @@ def tell_loggers(trainer: Trainer, action: Callable[[Any], object]) -> None:
         try:
             action(logger)
         except Exception as error:  # each has errors of its own
-            print(f"{type(logger).__name__} STOPS: {error}; training goes on without it", flush=True)
+            print(f"{type(logger).__name__} STOPS: {error.__cause__ or error}; training goes on without it", flush=True)
             trainer.loggers = [one for one in trainer.loggers if one is not logger]
 
 

@@ -53,22 +53,27 @@ def test_tensorboard_has_one_folder_over_all_starts(tmp_path):
     assert len(list((tmp_path / "tensorboard").glob("events.*"))) == 2
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # of its writing thread
-def test_a_full_disk_silences_tensorboard_and_ends_no_run(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("failing", [("write", "flush"), ("flush",)])
+def test_a_full_disk_silences_tensorboard_and_ends_no_run(tmp_path, monkeypatch, capsys, failing):
     (logger,) = extra_loggers(RunSettings(str(tmp_path), 3, loggers=("tensorboard",)))
-    recorder, trainer = Recorder(tmp_path, 1, 4), SimpleNamespace(is_global_zero=True, max_steps=3, loggers=[logger])
+    trainer: Any = SimpleNamespace(is_global_zero=True, max_steps=3, loggers=[logger])
+    module: Any = None
+    recorder = Recorder(tmp_path, 1, 4)
     recorder.write(trainer, 1, {"loss": 0.5})
-    logger.experiment.flush()
 
-    def full(*_: Any) -> None:
+    def full(*_: Any) -> None:  # what both say from then on when the writing thread has met a full disk
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("tensorboard.summary.writer.record_writer.RecordWriter.write", full)
-    recorder.write(trainer, 2, {"loss": 0.25})
-    recorder.teardown(trainer, None, "fit")
+    with monkeypatch.context() as patch:
+        for name in failing:
+            patch.setattr(f"tensorboard.summary.writer.event_file_writer._AsyncWriter.{name}", full)
+        recorder.write(trainer, 2, {"loss": 0.25})
+        recorder.write(trainer, 3, {"loss": 0.125})
+        recorder.teardown(trainer, module, "fit")
+    logger.experiment.close()
     assert trainer.loggers == []
     assert capsys.readouterr().out.count("TensorBoardLogger STOPS: [Errno 28]") == 1
-    assert read_metrics(tmp_path / "metrics.csv") == {"loss": [(1, 0.5), (2, 0.25)]}
+    assert read_metrics(tmp_path / "metrics.csv") == {"loss": [(1, 0.5), (2, 0.25), (3, 0.125)]}
 
 
 @pytest.fixture
