@@ -70,7 +70,8 @@ class CacheSource:
     @classmethod
     def from_settings(cls, about: Mapping[str, Any], **own: Any) -> Self:
         """The source that a manifest describes, but with some values of a training's own."""
-        return cls(**{field.name: about.get(field.name) for field in fields(cls)} | own)
+        values: dict[str, Any] = {field.name: about.get(field.name) for field in fields(cls)} | own
+        return cls(**values)
 
     def describe(self, about: Mapping[str, Any]) -> str:
         """Say in a few words what the source is that a manifest has as `about`, with the first digits of its hashes."""
