@@ -204,7 +204,7 @@ def load_part(
         return SingleFile.open(base).load(part, dtype, variant=variant, **options)
     accepted = CLASSES[part.partition("_")[0]]  # `controlnet_1` is the second of several
     if name not in accepted:
-        raise ValueError(f"`{base}/{part}` holds a {name}; expected {' or '.join(accepted)}.")
+        raise ValueError(f"`{base if at_top else f'{base}/{part}'}` holds a {name}; expected {' or '.join(accepted)}.")
     return load_model(getattr(diffusers, name), base, None if at_top else part, dtype, variant=variant, **hub)
 
 

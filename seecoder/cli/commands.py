@@ -56,7 +56,8 @@ class _Parser(argparse.ArgumentParser):
         namespace, rest = super().parse_known_args(given, namespace)
         if rest:
             known = [flag for action in self._actions for flag in action.option_strings]
-            near = get_close_matches(rest[0].partition("=")[0], known, 1) if rest[0].startswith("-") else []
+            flag = rest[0].partition("=")[0].replace("prompt", "text")  # as other programs call it
+            near = get_close_matches(flag, known, 1) if rest[0].startswith("-") else []
             self.error(f"`{rest[0]}` is not understood{f'; did you mean `{near[0]}`?' if near else ''}")
         return namespace, rest
 

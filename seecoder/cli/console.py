@@ -43,7 +43,7 @@ def check_new(paths: Sequence[Path], overwrite: bool, inputs: Iterable[str | Pat
         if path.resolve() in sources:
             raise FileExistsError(f"`{path}` is an input; write the result elsewhere.")
         for parent in path.parents:
-            if parent.is_file():
+            if parent.exists() and not parent.is_dir():
                 raise NotADirectoryError(f"`{parent}` is a file; it cannot hold `{path.name}`.")
     for folder in {path.parent for path in paths}:
         _check_writable(folder)

@@ -26,7 +26,7 @@ def load_mask(
 
     A picture whose transparency varies is read by it: paint counts, whatever its colour, and what is transparent does
     not. Any other picture is read by its luminance: white counts, black does not, grey in part. A mask that counts
-    everywhere is seldom meant: a warning says so.
+    everywhere is seldom meant: a warning says so, unless it is a tensor, which a program made.
 
     Args:
         source: A picture of any kind that `load_image` takes.
@@ -55,7 +55,7 @@ def load_mask(
         mask = values[0] if len(values) < 3 else torch.tensordot(torch.tensor(_LUMINANCE), values[:3], dims=1)
         if float(mask.max()) < NOISE and not may_be_black:
             raise ImageError(describe(source), "it is black everywhere; what shall count must be white")
-    if float(mask.min()) > 1 - NOISE and not may_be_white:
+    if float(mask.min()) > 1 - NOISE and not (may_be_white or isinstance(source, torch.Tensor)):
         _log.warning("`%s`: this mask is white everywhere, so that the whole picture counts", describe(source))
     if size is None:
         return mask.clamp(0.0, 1.0)

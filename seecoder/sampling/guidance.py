@@ -73,8 +73,7 @@ class ClassifierFree:
 
     def combine(self, fields: Mapping[Branch, torch.Tensor], step: Step) -> torch.Tensor:
         """The guided prediction of fields (B, C, H, W), in what the network predicts (noise, v or sample)."""
-        scale = self.scale_at(step)
-        if scale == 1.0:
+        if self.scale_at(step) == 1.0:
             return fields[POSITIVE]
-        guided = classifier_free(fields[NEGATIVE], fields[POSITIVE], scale)
+        guided = classifier_free(fields[NEGATIVE], fields[POSITIVE], self.scale_at(step))
         return rescaled(guided, fields[POSITIVE], self.rescale) if self.rescale else guided

@@ -76,10 +76,10 @@ def check_networks(arguments: argparse.Namespace) -> None:
     if name and spec is not None and spec.origin is not None:
         names = set(re.findall(r'"(\w+)Scheduler"', Path(spec.origin).read_text(encoding="utf-8")))
         if name.removesuffix("Scheduler") not in names:
-            near = get_close_matches(name, sorted(names), 3) or ["DDIM", "EulerDiscrete"]
-            raise ValueError(
-                f"`--scheduler`={name!r} is not a scheduler of diffusers; use one such as {', '.join(near)}."
-            )
+            kind = re.split(r"[\W_]", name.lower())[0]  # "euler a" and "dpm++ 2m" are other programs' names
+            near = [one for one in sorted(names) if one.lower().startswith(kind)] or get_close_matches(name, names, 3)
+            near = ", ".join(near[:3] or ["DDIM", "EulerDiscrete"])
+            raise ValueError(f"`--scheduler`={name!r} is not a scheduler of diffusers; use one such as {near}.")
 
 
 def check_pictures(paths: Sequence[str]) -> None:

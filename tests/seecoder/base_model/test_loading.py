@@ -184,6 +184,8 @@ def test_a_vae_beside_a_base_is_its_folder_a_bases_folder_or_a_file(base, parts,
         load_beside(path, "adapter", None, sdxl=False)
     with pytest.raises(FileNotFoundError, match="`vae`=nothere does not exist"):
         load_beside("nothere", "vae", None, sdxl=False)
+    with pytest.raises(ValueError, match=rf"`{base / 'unet'}` holds a UNet2DConditionModel; expected AutoencoderKL or"):
+        load_beside(base / "unet", "vae", None, sdxl=False)
 
 
 def test_a_base_in_one_file_is_a_base_for_sampling_and_training(parts, tmp_path):

@@ -8,6 +8,7 @@ import pytest
 
 from seecoder.cli import build_parser, main
 
+VARY = ["vary", "a.png", "--base", "base", "--encoder", "encoder", "--out", "out"]
 COMMANDS = ["vary", "panorama", "encode", "eval", "export", "import", "info", "app"]
 
 
@@ -55,6 +56,11 @@ def test_errors_are_one_line_and_exit_code_2(tmp_path, capsys):
         (["vary"], "seecoder vary: the following arguments are required: --base, --encoder, --out."),
         (["vary", "a.png", "--steps", "many"], "seecoder vary: argument --steps: invalid int value: 'many'."),
         (["vary", "a.png", "--eta", "x"], "seecoder vary: argument --eta: invalid float value: 'x'."),
+        ([*VARY, "--prompt", "a cat"], "seecoder vary: `--prompt` is not understood; did you mean `--text`?"),
+        (
+            [*VARY, "--negative-prompt=x"],
+            "seecoder vary: `--negative-prompt=x` is not understood; did you mean `--negative-text`?",
+        ),
         (["nonsense"], "seecoder: argument COMMAND: invalid choice: 'nonsense'"),
     ],
 )

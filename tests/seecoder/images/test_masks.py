@@ -100,6 +100,7 @@ def test_a_mask_that_is_white_everywhere_is_one_and_said(caplog):
         assert torch.equal(load_mask(np.full((2, 2), 255, np.uint8)), torch.ones(2, 2))
     assert "white everywhere" in caplog.text
     caplog.clear()
+    assert torch.equal(load_mask(torch.ones(2, 2)), torch.ones(2, 2)), "the command line has said it of the file"
     load_mask(LEFT)
     assert not caplog.text
 

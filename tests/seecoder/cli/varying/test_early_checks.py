@@ -87,6 +87,8 @@ MISTAKES = [
     ([*VARY, "--method", "demofusion", "--method-option", "stride"], "'stride' is not key=value"),
     ([*VARY, "--method-option", "stride=4"], "stride has no effect without `--method`"),
     ([*VARY, "--device", "gpu"], "`--device`='gpu' is not a device; use auto, cpu, cuda, cuda:1 or mps."),
+    ([*VARY, "--scheduler", "euler a"], "use one such as EulerAncestralDiscrete, EulerDiscrete."),
+    ([*VARY, "--scheduler", "dpm++ 2m karras"], "use one such as DPMSolver"),
     ([*VARY, "--scheduler", "DDIN"], "`--scheduler`='DDIN' is not a scheduler of diffusers; use one such as DDIM."),
     (["app", *NETWORKS, "--port", "0"], "`--port`=0 must be a whole number from 1 to 65535."),
     (["app", *NETWORKS, "--max-side", "0"], "`--max-side`=0 must be a whole number from 1 up."),
