@@ -99,6 +99,9 @@ def main() -> None:
     chance = (CROPS - 1) / (len(pictures) - 1)
     share = same_photo(cosines, len(paths))
     print(f"nearest is a crop of the same photograph: {share:.1%} of {len(paths) * CROPS} (chance {chance:.1%})")
+    found = [other >= len(paths) * CROPS for others in nearest[: len(paths) * CROPS] for other in others]
+    chance = options.scenes / len(pictures)
+    print(f"of the {SHOWN} nearest are scenes: {sum(found) / len(found):.1%} (chance {chance:.1%})")
 
 
 if __name__ == "__main__":

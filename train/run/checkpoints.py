@@ -19,8 +19,11 @@ from lightning.pytorch import Trainer
 from seecoder.export.run_folder import BEST, is_complete, list_checkpoints, marker_path, newest_checkpoint
 from seecoder.export.trained_part import read_checkpoint
 from seecoder.weights.atomic import atomic_path, remove_left_behind, write_text
+from seecoder.weights.safetensors_files import WeightsError
 from train.run.callbacks import CheckpointSteps, StepCallback
 from train.run.metrics_file import best_of, read_metrics
+
+_CONTINUED = ("state_dict", "optimizer_states", "loops")
 
 
 def checkpoint_to_continue(folder: Path, resume: bool) -> Path | None:
@@ -75,8 +78,19 @@ class AtomicCheckpointIO(CheckpointIO):
     def load_checkpoint(
         self, path: str | os.PathLike, map_location: Any = None, weights_only: bool | None = True
     ) -> dict[str, Any]:
-        """Read one checkpoint; pickled code is never run."""
-        return read_checkpoint(Path(path))
+        """Read one checkpoint to continue from; pickled code is never run.
+
+        Raises:
+            WeightsError: It is something else, or what a run needs to go on exactly was taken out.
+        """
+        checkpoint: Any = read_checkpoint(Path(path))
+        found = checkpoint if isinstance(checkpoint, dict) else {}
+        if lacking := [name for name in _CONTINUED if not found.get(name)]:
+            raise WeightsError(
+                f"{path} cannot be continued: it has no {', '.join(lacking)}. Move it away, or begin a new run from "
+                "its weights (`stage.init_args.init_from`)."
+            )
+        return found
 
     def remove_checkpoint(self, path: str | os.PathLike) -> None:
         """Remove the checkpoint, and last the file that vouches for it."""

@@ -4,7 +4,10 @@ import pytest
 import torch
 
 from seecoder.export.run_folder import is_complete, newest_checkpoint
+from seecoder.weights.safetensors_files import WeightsError
 from train.run.checkpoints import AtomicCheckpointIO
+
+WHOLE = {"state_dict": {"weight": torch.ones(64)}, "optimizer_states": [{"state": {}}], "loops": {"fit_loop": {}}}
 
 
 @pytest.fixture
@@ -19,9 +22,21 @@ def save(writer, folder, step, value=1.0):
 
 
 def test_round_trip(writer, tmp_path):
-    path = save(writer, tmp_path, 3)
+    path = tmp_path / "step-00000003.ckpt"
+    writer.save_checkpoint(WHOLE, path)
     assert is_complete(path)
-    assert torch.equal(writer.load_checkpoint(path)["weights"], torch.ones(64))
+    assert torch.equal(writer.load_checkpoint(path)["state_dict"]["weight"], torch.ones(64))
+
+
+@pytest.mark.parametrize("name", ["state_dict", "optimizer_states", "loops"])
+def test_what_cannot_be_continued_exactly_is_refused_by_what_it_lacks(writer, tmp_path, name):
+    for content in (WHOLE | {name: []}, {key: value for key, value in WHOLE.items() if key != name}):
+        torch.save(content, tmp_path / "a.ckpt")
+        with pytest.raises(WeightsError, match=rf"a\.ckpt cannot be continued: it has no {name}\."):
+            writer.load_checkpoint(tmp_path / "a.ckpt")
+    torch.save([1], tmp_path / "a.ckpt")
+    with pytest.raises(WeightsError, match="it has no state_dict, optimizer_states, loops"):
+        writer.load_checkpoint(tmp_path / "a.ckpt")
 
 
 def test_a_full_disk_leaves_the_last_good_one_and_says_so(writer, tmp_path, monkeypatch):
