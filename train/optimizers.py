@@ -88,16 +88,21 @@ def is_matrix(name: str, weight: Tensor) -> bool:
     return weight.ndim == 2 and name.endswith("weight")
 
 
-def state_bytes(settings: OptimizerSettings, name: str = "weight") -> float:
-    """Measure what an optimizer keeps of each weight of a large matrix of this name, in bytes, by saving it."""
-    weight = nn.Parameter(torch.zeros(768, 768))
+def first_state(settings: OptimizerSettings, name: str = "weight", side: int = 8) -> dict[int, dict[str, Any]]:
+    """What an optimizer keeps of a square matrix of this name after one step."""
+    weight = nn.Parameter(torch.zeros(side, side))
     optimizer = build_optimizer(settings, [(name, weight)])
     weight.grad = torch.ones_like(weight)
     getattr(optimizer, "train", lambda: None)()
     with torch.compiler.set_stance("force_eager"):
         optimizer.step()
-    torch.save(optimizer.state_dict()["state"], saved := BytesIO())
-    return round(saved.tell() / weight.numel(), 1)
+    return optimizer.state_dict()["state"]
+
+
+def state_bytes(settings: OptimizerSettings, name: str = "weight") -> float:
+    """Measure what an optimizer keeps of each weight of a large matrix of this name, in bytes, by saving it."""
+    torch.save(first_state(settings, name, 768), saved := BytesIO())
+    return round(saved.tell() / 768**2, 1)
 
 
 def _imported(path: str) -> type[Optimizer]:

@@ -202,7 +202,7 @@ def _split_dotted(samples: list[Sample]) -> list[Sample]:
         for kind, place in members.items():
             name, _, extension = kind.rpartition(".")
             _add(parts, last, f"{key}.{name}" if name else key, extension, place)
-    return parts
+    return sorted(parts, key=lambda sample: min(sample[1].values()))  # as they lie in the file
 
 
 def index_path(shard: Path) -> Path:

@@ -127,6 +127,18 @@ def test_another_optimizer_is_not_continued_with(
     assert error.count("\n") == 1
 
 
+def test_arguments_that_need_more_than_the_checkpoint_has_are_refused(
+    settings: Any, fit: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fit(settings(**{"run.max_steps": 2})) == 0
+    changed = {"stage.init_args.optimizer": {"lr": 1e-3, "arguments": {"amsgrad": True}}}
+    assert fit(settings(**{"run.max_steps": 4, **changed})) == 2
+    error = capsys.readouterr().err
+    assert "`optimizer.arguments`={'amsgrad': True} cannot be continued with" in error
+    assert "has no max_exp_avg_sq" in error
+    assert error.count("\n") == 1
+
+
 def test_looking_at_schedule_free_averages_changes_nothing(
     settings: Any, fit: Callable[..., int], load: Any, tmp_path: Path
 ) -> None:

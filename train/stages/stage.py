@@ -15,7 +15,7 @@ from seecoder.export.trained_part import find_checkpoint, read_checkpoint
 from seecoder.weights.digests import tensors_sha256
 from seecoder.weights.safetensors_files import WeightsError
 from seecoder.weights.strict_loading import check_fit
-from train.optimizers import COMMON, build_optimizer, learning_rate
+from train.optimizers import COMMON, build_optimizer, first_state, learning_rate
 from train.run.guards import GradientGuard, Gradients
 from train.settings import EmaSettings, GuardSettings, OptimizerSettings
 from train.stages.ema import Ema, OptimizerAverage
@@ -168,11 +168,12 @@ class Stage(LightningModule):
 
         Raises:
             WeightsError: A trained weight is missing from the checkpoint, or of another shape, or the checkpoint has
-                one that the module lacks, or its optimizer is another one.
+                one that the module lacks, or its optimizer is another one, or keeps less of each weight.
         """
         begun = checkpoint.get("optimizer", "adamw")  # absent from checkpoints of earlier versions
         if begun != (name := self.optimizer_settings.name):
             raise WeightsError(f"`optimizer.name`={name} must be {begun}, as in the checkpoint. Or use `init_from`.")
+        self._check_optimizer_state(checkpoint)
         own = {key: value for key, value in self.state_dict().items() if not self.is_frozen(key)}
         trained = {key: value for key, value in checkpoint["state_dict"].items() if not self.is_frozen(key)}
         check_fit(trained, own, source="checkpoint", target=type(self).__name__)
@@ -186,6 +187,18 @@ class Stage(LightningModule):
         fresh = self.trainer.fit_loop.state_dict()
         kept = {key: value for key, value in checkpoint["loops"]["fit_loop"].items() if "optimization" in key}
         checkpoint["loops"]["fit_loop"] = fresh | kept
+
+    def _check_optimizer_state(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse arguments, such as `amsgrad`, that need what the checkpoint's optimizer did not keep."""
+        for saved in checkpoint.get("optimizer_states", ()):
+            kept = {name for state in saved["state"].values() for name in state}
+            needed = {name for state in first_state(self.optimizer_settings).values() for name in state}
+            if lacking := sorted(needed - kept):
+                arguments = self.optimizer_settings.arguments
+                raise WeightsError(
+                    f"`optimizer.arguments`={arguments} cannot be continued with: the checkpoint has no "
+                    f"{', '.join(lacking)}. Take the arguments that the run began with, or use `init_from`."
+                )
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:

@@ -12,7 +12,7 @@ NAMES = sorted(path.stem for path in CONFIGS.glob("*.yaml") if "WorldConditions"
 
 
 def test_there_is_one_of_each_kind():
-    kinds = ("inpainting", "superresolution", "layout", "class", "semantic", "text")
+    kinds = ("inpainting", "superresolution", "layout", "class", "semantic", "text", "image")
     assert set(NAMES) == {f"world_{kind}" for kind in kinds}
 
 

@@ -73,6 +73,12 @@ def test_links_and_devices_leave_their_samples_without_the_member(tmp_path: Path
     assert kinds == {"a": ["jpg (link)"], "b": ["jpg (link)"], "c": ["jpg (special file)"], "d": ["jpg"]}
 
 
+def test_samples_with_dotted_names_stay_where_they_lie(tmp_path: Path):
+    names = ["a.jpg", "photo_v1.5_1.jpg", "b.jpg", "photo_v1.5_2.jpg", "c.jpg"]
+    path = tar_of(tmp_path / "a.tar", [(name, b"x") for name in names])
+    assert [key for key, _ in read_headers(path).samples] == [name.removesuffix(".jpg") for name in names]
+
+
 def test_tar_files_that_were_joined_are_read_to_the_last(tmp_path: Path):
     parts = [tar_of(tmp_path / "x.tar", PAIRS[first : first + 4]).read_bytes() for first in (0, 4, 8)]
     path = tmp_path / "a.tar"
