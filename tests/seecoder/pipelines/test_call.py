@@ -320,7 +320,9 @@ def test_after_guidance_ended_every_method_asks_for_the_positive_branch_alone(
     pipe: Any, make: Any, method: Any
 ) -> None:
     shares: list[set[bool]] = [set()]  # of every step, whether rows with the zero context were asked
-    pre = lambda unet, given, named: shares[-1].add(bool((given[2] == 0).all((1, 2)).any()))  # noqa: E731
+
+    def pre(unet: Any, given: Any, named: Any) -> None:
+        shares[-1].add(bool((given[2] == 0).all((1, 2)).any()))
 
     def ended(running: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         assert running._guidance_scale == (3.0 if step < 2 else 0.0)
