@@ -260,7 +260,7 @@ def fit(ready: Namespace, provenance: Any, notes: Sequence[str] = ()) -> int:
     Raises:
         FileExistsError: The folder holds checkpoints that are not to be continued, or another process trains there.
     """
-    from train.run.checkpoints import checkpoint_to_continue
+    from train.run.checkpoints import AtomicCheckpointIO, checkpoint_to_continue
     from train.run.cpu_attention import float32_attention, runs_on_cpu
     from train.run.launched import only_run_in
     from train.run.termination import exit_code
@@ -273,6 +273,7 @@ def fit(ready: Namespace, provenance: Any, notes: Sequence[str] = ()) -> int:
         checkpoint = checkpoint_to_continue(folder, ready.resume)
         start_step = int(checkpoint.stem.removeprefix("step-")) if checkpoint is not None else 0
         if checkpoint is not None and start_step >= run.max_steps:
+            AtomicCheckpointIO().load_checkpoint(checkpoint)  # is it what its name says?
             print(f"{folder} is finished: {checkpoint.name} has `max_steps`={run.max_steps}; raise it to go on.")
             return FINISHED
         trainer, termination = build_trainer(run, ready.data.batch_size, provenance, start_step)

@@ -21,6 +21,7 @@ from seecoder.export.trained_part import read_checkpoint
 from seecoder.weights.atomic import atomic_path, remove_left_behind, write_text
 from seecoder.weights.safetensors_files import WeightsError
 from train.run.callbacks import CheckpointSteps, StepCallback
+from train.run.guards import not_finite
 from train.run.metrics_file import best_of, read_metrics
 
 _CONTINUED = ("state_dict", "optimizer_states", "loops")
@@ -81,14 +82,20 @@ class AtomicCheckpointIO(CheckpointIO):
         """Read one checkpoint to continue from; pickled code is never run.
 
         Raises:
-            WeightsError: It is something else, or what a run needs to go on exactly was taken out.
+            WeightsError: It is something else, of another step than its name says, not finite, or what a run needs to
+                go on exactly was taken out.
         """
-        checkpoint: Any = read_checkpoint(Path(path))
+        checkpoint: Any = read_checkpoint(path := Path(path))
         found = checkpoint if isinstance(checkpoint, dict) else {}
-        if lacking := [name for name in _CONTINUED if not found.get(name)]:
+        lacking, step = [name for name in _CONTINUED if not found.get(name)], found.get("global_step")
+        wrong = [f"it has no {', '.join(lacking)}"] * bool(lacking)
+        wrong += [f"it is of step {step}"] * (path.stem != f"step-{step or 0:08d}" and path.stem.startswith("step-"))
+        state = {"optimizer_states": dict(enumerate(found.get("optimizer_states", ()))), "callbacks": None}
+        wrong += [f"{name} is not finite" for name in not_finite(found | state)]
+        if wrong:
             raise WeightsError(
-                f"{path} cannot be continued: it has no {', '.join(lacking)}. Move it away, or begin a new run from "
-                "its weights (`stage.init_args.init_from`)."
+                f"{path} cannot be continued: {wrong[0]}. Move it away, or begin a new run from its weights "
+                "(`stage.init_args.init_from`)."
             )
         return found
 

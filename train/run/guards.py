@@ -6,13 +6,14 @@ Lightning's `detect_anomaly` only ends the run.
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
 
+from data.shards.building.claim import flat
 from train.settings import GuardSettings
 
 
@@ -140,6 +141,12 @@ class GradientGuard:
         self.skipped_in_a_row = int(state["skipped_in_a_row"])
         self.mean_norm = float(state["mean_norm"])
         self.mean_loss = float(state.get("mean_loss", 0.0))  # absent from checkpoints of earlier versions
+
+
+def not_finite(tree: Mapping[str, Any]) -> list[str]:
+    """Dotted names of the tensors that hold a NaN or an infinity, in nested dictionaries."""
+    tensors = {name: value for name, value in flat(tree).items() if type(value) in (Tensor, nn.Parameter)}
+    return [name for name, value in tensors.items() if not bool(value.isfinite().all())]
 
 
 def _is_bad(value: float, mean: float, ratio: float | None) -> bool:

@@ -16,7 +16,7 @@ from seecoder.weights.digests import tensors_sha256
 from seecoder.weights.safetensors_files import WeightsError
 from seecoder.weights.strict_loading import check_fit
 from train.optimizers import COMMON, build_optimizer, first_state, learning_rate
-from train.run.guards import GradientGuard, Gradients
+from train.run.guards import GradientGuard, Gradients, not_finite
 from train.settings import EmaSettings, GuardSettings, OptimizerSettings
 from train.stages.ema import Ema, OptimizerAverage
 
@@ -94,7 +94,9 @@ class Stage(LightningModule):
         return key.startswith(tuple(f"{name}." for name in self.frozen_names))
 
     def on_fit_start(self) -> None:
-        """Begin the average, unless a checkpoint brought one."""
+        """Refuse weights that are not finite, frozen ones too; begin the average, unless a checkpoint brought one."""
+        if names := not_finite(self.state_dict()):
+            raise WeightsError(f"`{names[0]}` must be finite, but holds a NaN or an infinity. Load whole weights.")
         if self.ema_settings is not None and self.ema is None:
             self.ema = Ema(self.trained_parameters(), self.ema_settings)
 
@@ -180,6 +182,8 @@ class Stage(LightningModule):
         for name, was in checkpoint.get("frozen", {}).items():
             if (now := self.frozen_digests.get(name)) != was and self.trainer.is_global_zero:
                 print(f"note: `{name}` has other weights than at the checkpoint ({was} there, {now} now)", flush=True)
+        if (source := type(self.data).__qualname__) not in checkpoint and self.trainer.is_global_zero:
+            print(f"note: the checkpoint has no state of {source}; its steps count as steps of the present batch")
         self.guard.load_state_dict(checkpoint["guard"])
         if self.ema_settings is not None and "ema" in checkpoint:
             self.ema = self.ema or Ema(self.trained_parameters(), self.ema_settings)

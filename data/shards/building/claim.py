@@ -58,15 +58,15 @@ def _compare(build: Build, found: Mapping[str, Any]) -> None:
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
     """Dotted names of nested settings whose values differ, with both values; None for one that is missing."""
-    was, now = _flat(old), _flat(new)
+    was, now = flat(old), flat(new)
     for name in sorted(was.keys() | now.keys()):
         if was.get(name) != now.get(name):
             yield name, was.get(name), now.get(name)
 
 
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(settings: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
     """Nested settings by their dotted names."""
-    flat: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for name, value in settings.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) and value else {prefix + name: value}
-    return flat
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) and value else {f"{prefix}{name}": value}
+    return found

@@ -8,6 +8,7 @@ from seecoder.weights.safetensors_files import WeightsError
 from train.run.checkpoints import AtomicCheckpointIO
 
 WHOLE = {"state_dict": {"weight": torch.ones(64)}, "optimizer_states": [{"state": {}}], "loops": {"fit_loop": {}}}
+WHOLE["global_step"] = 3
 
 
 @pytest.fixture
@@ -37,6 +38,28 @@ def test_what_cannot_be_continued_exactly_is_refused_by_what_it_lacks(writer, tm
     torch.save([1], tmp_path / "a.ckpt")
     with pytest.raises(WeightsError, match="it has no state_dict, optimizer_states, loops"):
         writer.load_checkpoint(tmp_path / "a.ckpt")
+
+
+def test_a_checkpoint_of_another_step_than_its_name_says_is_refused(writer, tmp_path):
+    torch.save(WHOLE, tmp_path / "step-00000009.ckpt")
+    with pytest.raises(WeightsError, match=r"step-00000009\.ckpt cannot be continued: it is of step 3\. Move it away"):
+        writer.load_checkpoint(tmp_path / "step-00000009.ckpt")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_checkpoint_with_a_value_that_is_not_finite_is_refused_by_its_name(writer, tmp_path, value):
+    bad, path = torch.tensor([1.0, value]), tmp_path / "step-00000003.ckpt"
+    cases = {
+        "state_dict.weight": {"state_dict": {"weight": bad}},
+        "optimizer_states.0.state.0.exp_avg": {"optimizer_states": [{"state": {0: {"exp_avg": bad}}}]},
+        "ema.averages.weight": {"ema": {"averages": {"weight": bad}}},
+    }
+    for name, change in cases.items():
+        torch.save(WHOLE | change, path)
+        with pytest.raises(WeightsError, match=rf"cannot be continued: {name} is not finite"):
+            writer.load_checkpoint(path)
+    torch.save(WHOLE | {"callbacks": {"EarlyStopping": {"best_score": torch.tensor(value)}}}, path)
+    writer.load_checkpoint(path)
 
 
 def test_a_full_disk_leaves_the_last_good_one_and_says_so(writer, tmp_path, monkeypatch):

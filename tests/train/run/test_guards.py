@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from train.run.guards import GradientGuard, Gradients, TrainingStopped
+from train.run.guards import GradientGuard, Gradients, TrainingStopped, not_finite
 from train.settings import GuardSettings
 
 
@@ -113,3 +113,8 @@ def test_a_full_disk_costs_the_note_of_a_skipped_step_not_the_run(tmp_path, caps
     assert '"samples": [[0, 7]]' in said, "the log has them in its place"
     guard.check(Gradients(weights(1.0)), 4, None)
     assert guard.skipped_in_a_row == 0
+
+
+def test_tensors_that_are_not_finite_are_named():
+    tree = {"a": {0: torch.ones(2), 1: {"b": torch.tensor([0.0, float("inf")])}}, "c": torch.ones(1, dtype=torch.int64)}
+    assert not_finite(tree | {"d": 1, "e": torch.nn.Parameter(torch.tensor(float("nan")))}) == ["a.1.b", "e"]

@@ -93,15 +93,29 @@ def test_state_of_an_optimizer_that_is_not_installed_does_not_keep_weights_from_
     assert set(read_stage_weights(path)) == set(Tiny().state_dict())
 
 
-def test_other_frozen_weights_are_said_when_a_run_goes_on(monkeypatch, capsys):
+def test_other_frozen_weights_and_a_source_without_state_are_said_when_a_run_goes_on(monkeypatch, capsys):
     saved, same = Tiny(), Tiny()
     same.load_state_dict(saved.state_dict())
     same.freeze_parts()
     checkpoint: Any = {"state_dict": saved.state_dict(), "loops": {"fit_loop": {}}}
     saved.on_save_checkpoint(checkpoint)
-    trainer = SimpleNamespace(is_global_zero=True, fit_loop=SimpleNamespace(state_dict=dict))
+    trainer = SimpleNamespace(is_global_zero=True, fit_loop=SimpleNamespace(state_dict=dict), datamodule=object())
     monkeypatch.setattr(Tiny, "trainer", trainer)
+    checkpoint["object"] = {}
     same.on_load_checkpoint(checkpoint)
     assert capsys.readouterr().out == ""
     Tiny().on_load_checkpoint(checkpoint)  # which has a frozen layer of its own
     assert "`frozen` has other weights than at the checkpoint" in capsys.readouterr().out
+    checkpoint["Others"] = checkpoint.pop("object")
+    same.on_load_checkpoint(checkpoint)
+    said = "note: the checkpoint has no state of object; its steps count as steps of the present batch\n"
+    assert capsys.readouterr().out == said
+
+
+@pytest.mark.parametrize("name", ["trained.bias", "frozen.weight"])
+def test_weights_that_are_not_finite_are_refused_before_the_first_step(name):
+    stage = Tiny()
+    stage.on_fit_start()
+    stage.get_parameter(name).data.view(-1)[1] = float("nan")
+    with pytest.raises(WeightsError, match=f"`{name}` must be finite"):
+        stage.on_fit_start()
