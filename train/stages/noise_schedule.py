@@ -29,7 +29,7 @@ class NoiseSchedule:
         alphas_cumprod: (num_timesteps,) float32 on the CPU: what is left of the signal's variance, "alpha bar".
 
     Raises:
-        ValueError: The base predicts neither noise nor velocity, or was not trained on a schedule of betas.
+        ValueError: The base predicts neither noise nor velocity, or was not trained on a whole schedule of betas.
     """
 
     def __init__(self, scheduler_config: Mapping[str, Any]) -> None:
@@ -42,6 +42,9 @@ class NoiseSchedule:
             )
         self.num_timesteps = int(self.scheduler.config["num_train_timesteps"])
         self.alphas_cumprod: Tensor = self.scheduler.alphas_cumprod
+        is_fraction = self.scheduler.betas == self.scheduler.betas.clamp(0, 1)
+        if len(is_fraction) != self.num_timesteps or not bool(is_fraction.all()):
+            raise ValueError(f"`betas` of the base must be {self.num_timesteps} numbers from 0 to 1. Repair its file.")
 
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """x_t = sqrt(abar) x0 + sqrt(1 - abar) eps (Ho et al. 2020, eq. 4); float32.

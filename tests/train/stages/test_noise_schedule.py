@@ -23,6 +23,12 @@ def test_the_schedule_is_the_released_one_and_not_the_papers_text():
     assert np.abs(table - literal).max() > 0.05
 
 
+@pytest.mark.parametrize("broken", [{"trained_betas": [0.1, 0.2]}, {"beta_end": 2.0}, {"beta_start": float("nan")}])
+def test_a_schedule_that_is_none_is_refused(broken):
+    with pytest.raises(ValueError, match=r"`betas` of the base must be 1000 numbers from 0 to 1\. Repair"):
+        NoiseSchedule({**STABLE_DIFFUSION_SCHEDULE, **broken})
+
+
 def test_ddim_timesteps():
     scheduler = DDIMScheduler.from_config(dict(STABLE_DIFFUSION_SCHEDULE))
     scheduler.set_timesteps(50)
