@@ -27,11 +27,12 @@ from data.shards.building.image_files import ImageFiles
 from data.shards.building.shard_build import Build
 from data.shards.building.sources import Source
 from data.shards.building.world_scenes import WorldScenes
-from data.shards.img2dataset import NEW, make_manifest, take_stock
+from data.shards.img2dataset import NEW, make_manifest
 from data.shards.index import load
 from data.shards.manifest import MANIFEST, read_manifest
 from data.shards.reading.skips import check_passed
 from data.shards.reading.square_image import SquareImage
+from data.shards.shard_set import REPEATED, open_shards
 from seecoder.checks import require, whole
 from seecoder.weights.digests import file_sha256
 
@@ -167,13 +168,15 @@ def _build(options: Namespace, out: Path, source: Source, what: str, shard_bytes
 def _index(options: Namespace) -> None:
     print(f"reading every tar file in {options.folder} once; writing {MANIFEST} and an index beside each", flush=True)
     manifest, passed = make_manifest(options.folder, options.max_bad_rate)
-    print(f"{'written, without what was passed over' if passed else 'done'}: {manifest_totals(manifest)}")
+    repeated = [skip for skip in open_shards(options.folder).passed if skip.reason == REPEATED]
+    check_passed(repeated, manifest.samples, 1.0)
+    print(f"{'written, without what was passed over' if passed or repeated else 'done'}: {manifest_totals(manifest)}")
 
 
 def _verify(options: Namespace) -> None:
     manifest = read_manifest(options.folder)
     print(f"comparing {manifest_totals(manifest)} in {options.folder} with {MANIFEST}", flush=True)
-    _, passed = take_stock(options.folder, manifest)
+    passed = open_shards(options.folder).passed
     check_passed(passed, manifest.samples, 1.0)
     faults = [f"{Path(skip.name).name} is not in the manifest" for skip in passed if skip.reason == NEW]
     for shard in tqdm(manifest.shards, unit="shard"):

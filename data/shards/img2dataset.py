@@ -9,7 +9,7 @@ import filecmp
 import json
 import os
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -33,6 +33,8 @@ OF_SHARDS = re.compile(rf"{LIKE_A_SHARD.pattern}|^({MANIFEST}|{UNFINISHED})$")
 OTHER_PICTURE = "no picture under a usual name (`image_member` takes other names)"
 UNOPENED = "picture that cannot be opened"
 HIDDEN, COPY, UNLISTED = "hidden file", "copy of another shard", "folder that cannot be listed"
+TAKEN = "is taken for the picture, `image_member` chooses"
+IN_FOLDERS = "name in several folders of a shard: each is a picture to train on (a mask is called `000.mask.png`)"
 BELOW = "folder of shards inside of one that has shards of its own (name it, too, and it is read)"
 
 _Odd = tuple[str, str, int]  # the reason, particulars, lost samples
@@ -78,6 +80,7 @@ def take_stock(
             odd = [] if index else _noted(manifest, name)
             if index or needed != (IMAGE_MEMBERS,):  # what is noted as lost is of the usual kinds
                 odd = [row for row in odd if (row[0] == UNOPENED and needed[0] == IMAGE_MEMBERS) or not row[2]]
+                odd = [row for row in odd if not row[0].endswith(TAKEN)]
                 odd += _odd_members(index or load(folder / name), needed)
             passed += _skips(folder / name, odd)
     passed += [Skip(-1, what, str(path), f"`{path}`", 0) for path, what in folders_below(folder).items() if not only]
@@ -130,8 +133,10 @@ def _skips(path: Path | str, odd: Iterable[_Odd]) -> list[Skip]:
 
 def _odd_members(index: ShardIndex, needed: Kinds = (IMAGE_MEMBERS,)) -> Iterator[_Odd]:
     """Samples without a picture or what is needed beside it, and members that belong to no sample."""
-    here, lacking = len(index.samples), defaultdict[str, list[str]](list)
+    here, lacking, said = len(index.samples), defaultdict[str, list[str]](list), index.passed.copy()
     for key, kinds in index.samples:
+        if len(pictures := [kind for kind in needed[0] if kind in kinds]) > 1:
+            said[f"{' beside '.join(pictures)}: {pictures[0]} {TAKEN}"] += 1
         absent = next((group for group in needed if kinds.keys().isdisjoint(group)), None)
         if absent == needed[0]:
             has_other = any(IMAGE_SUFFIX.fullmatch(f".{kind.rpartition('.')[2]}") for kind in kinds)
@@ -140,7 +145,10 @@ def _odd_members(index: ShardIndex, needed: Kinds = (IMAGE_MEMBERS,)) -> Iterato
             lacking[f"no `{absent[0].rpartition('.')[0]}`"].append(key)
     for what, members in lacking.items():
         yield what, f"{len(members)} of {here}, as with {members[0][:80]!a}", len(members)
-    for what, count in index.passed.items():
+    names = Counter(key.rpartition("/")[2] for key in {key for key, _ in index.samples})
+    if 2 * (several := sum(count for count in names.values() if count > 1)) > here:
+        said[IN_FOLDERS] = several
+    for what, count in said.items():
         yield what, f"{count:,} members", 0
 
 

@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from urllib.parse import unquote, urlsplit
 
 from braceexpand import braceexpand
 
+from data.shards.building.finding import content_digest
 from data.shards.img2dataset import BELOW, NEW, OF_SHARDS, UNFINISHED, UNLISTED, folders_below, noted_skips, take_stock
 from data.shards.index import Kinds
 from data.shards.manifest import IMAGE_MEMBERS, MANIFEST, Manifest, Shard, read_manifest
@@ -21,8 +22,10 @@ from data.shards.reading.skips import Skip
 from data.shards.remote.addresses import SCHEME, STORES, file_address, redacted
 from data.shards.remote.fetcher import Fetcher
 
+REPEATED = "shard with the content of another one, also trained on"
 _LIST = os.R_OK | os.X_OK  # what a folder must allow
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
+_local_path = partial(re.compile(r"(?i)^file:(?://(?:localhost)?)?(/(?!/).*)").sub, lambda path: unquote(path[1]))
 _JOINT = re.compile(r"::(?![^\[\]]*\])")  # not that of an IPv6 address, which stands in brackets
 
 
@@ -51,7 +54,13 @@ class ShardSet:
 
     def __post_init__(self) -> None:
         read = {str(Path(row.location).parent) for row in self.shards}  # also folders below others, if both were named
-        passed = (skip for skip in self.passed if skip.reason != BELOW or skip.name not in read)
+        passed = {skip: None for skip in self.passed if skip.reason != BELOW or skip.name not in read}
+        firsts: dict[str, str] = {}  # label by content: a sha256 or, where there is none, size and beginning
+        for row in dict.fromkeys(self.shards if len(self.shards) > 1 else ()):  # an epoch may go through some often
+            mark = row.shard.sha256 or (content_digest(row.location) if isinstance(row.location, Path) else row.label)
+            if firsts.setdefault(mark, row.label) != row.label and row.shard.samples:
+                what = f"`{row.label}` is `{firsts[mark]}` ({row.shard.samples:,} samples)"
+                passed[Skip(0, REPEATED, f"{row.label}: {REPEATED}", what, 0)] = None
         object.__setattr__(self, "passed", tuple(passed))
 
     @property
@@ -104,7 +113,7 @@ def expand_place(place: str | Path) -> list[tuple[str | Path, list[str]]]:
     """Folders or addresses that a place stands for, each with the names of the shards that are meant; none: all."""
     parts = [str(place)]
     if not os.path.exists(place):
-        parts = [one for part in _JOINT.split(str(place)) for one in braceexpand(part, escape=False)]
+        parts = [one for part in _JOINT.split(str(place)) for one in braceexpand(_local_path(part), escape=False)]
     pairs = [(folder, MANIFEST) for part in parts for folder in _unlisted(_pattern(part)) if not os.path.exists(place)]
     for path in (path for part in parts for path in sorted(glob.glob(_pattern(part), recursive=True)) or [part]):
         folder, name = os.path.split(path)
@@ -183,11 +192,9 @@ def check_location(location: str | Path) -> Path | str:
         ValueError: The location has any other scheme.
         FileNotFoundError: The local path is no folder.
     """
-    text = str(location)
+    text = _local_path(str(location))
     if isinstance(location, str) and _SCHEME.match(text):
         parts = urlsplit(text)
-        if parts.scheme.lower() == "file" and parts.netloc in ("", "localhost"):
-            return check_location(Path(unquote(parts.path)))
         if parts.scheme.lower() in (SCHEME, *STORES) and parts.hostname:
             return text
         raise ValueError(

@@ -51,7 +51,7 @@ def held_out_lines(class_path: str, source: Mapping[str, Any]) -> Iterator[str]:
     missing = [place for place in held_out if "://" not in place and not is_there(place)]
     verb = "build" if is_built(source) else "want"
     note = f"; {', '.join(missing)} not built yet, and `fit` will {verb} it" if missing else ""
-    there = [place for place in held_out if "://" not in place and place not in missing]
+    there = [place for place in held_out if is_there(place)]
     found = open_shards(there, needed=needed_kinds(*map(source.get, NEEDED))) if there else ShardSet(())
     check_passed(found.passed, sum(found.counts), source["ceiling"])
     count = min(source["held_out"], sum(found.counts)) if len(there) == len(held_out) else f"up to {source['held_out']}"

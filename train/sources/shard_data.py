@@ -143,6 +143,8 @@ class ShardPictures(StageData):
         elif self.held_out_places is not None:
             columns = self._read_first(listed(self.held_out_places), self.num_held_out)
         self.held_out_pixels, self.held_out_columns = columns["pixels"], columns
+        if self.held_out_places is not None and (count := len(self.held_out_pixels)) < self.num_held_out:
+            print(f"note: `held_out`={self.num_held_out}, of which {count} are there and usable", flush=True)
 
     def first_pixels(self, count: int = 64) -> Tensor:
         """The first pictures for training, in the order of their shards: (N, 3, S, S) uint8, always the same."""

@@ -161,9 +161,7 @@ class StageData(LightningDataModule):
         if order:
             self._order = {"seed": self.seed, **order}
             self._check_order(order["samples"])
-        trainer = self.trainer
-        if trainer is None:
-            raise RuntimeError("`position` is that of a running training; there is no trainer.")
+        trainer: Any = self.trainer
         return Position(
             first_step=trainer.global_step,
             last_step=trainer.max_steps,

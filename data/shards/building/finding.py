@@ -148,7 +148,7 @@ def split_held_out(paths: Sequence[Path | ImageRow], count: int) -> tuple[list[i
     Raises:
         ValueError: There are not more different files than `count`.
     """
-    digests = [_digest(path) if count else "" for path in paths]
+    digests = [content_digest(path) if count else "" for path in paths]
     different = len(set(digests))
     below = Rule(lambda n: 0 <= n < max(1, different), f"from 0 up and below {different}, the different pictures here")
     require("held_out", count, below)
@@ -157,7 +157,7 @@ def split_held_out(paths: Sequence[Path | ImageRow], count: int) -> tuple[list[i
     return [n for n in numbers if digests[n] not in chosen], [n for n in numbers if digests[n] in chosen]
 
 
-def _digest(path: Path | ImageRow) -> str:
+def content_digest(path: Path | ImageRow) -> str:
     """Digest of a file's size and beginning, equal for copies; what cannot be read comes behind all digests."""
     with suppress(OSError):
         if isinstance(path, ImageRow):

@@ -51,16 +51,11 @@ class ShardReader:
         members: Kinds of member to hand out beside the picture ("json"); all others stay unread.
         fetcher: Brings https shards onto this machine; needed if there are any.
         most_open: Shards kept open, the ones unused for longest are closed first.
-
-    Raises:
-        ValueError: There are https shards and no `fetcher`.
     """
 
     def __init__(
         self, shards: ShardSet, members: Collection[str] = (), fetcher: Fetcher | None = None, most_open: int = 24
     ) -> None:
-        if fetcher is None and any(isinstance(row.location, str) for row in shards.shards):
-            raise ValueError("Some shards are https URLs: give a `cache` folder into which they are fetched.")
         self.shards, self.members, self.fetcher, self.most_open = shards, frozenset(members), fetcher, most_open
         self._process = os.getpid()
         self._open: OrderedDict[int, _Open] = OrderedDict()
@@ -154,7 +149,7 @@ class ShardReader:
     def _open_shard(self, located: LocatedShard) -> _Open:
         path = located.location
         if isinstance(path, str):
-            assert self.fetcher is not None  # checked when this reader was made
+            assert self.fetcher is not None  # `open_shards` checks it
             path = self.fetcher.fetch(path, located.shard)
             if path is None:
                 return _Open(None, ShardIndex([], UNREACHABLE))

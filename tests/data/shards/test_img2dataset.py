@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from data.build import main as build
-from data.shards.img2dataset import OTHER_PICTURE, make_manifest, take_stock
+from data.shards.img2dataset import IN_FOLDERS, OTHER_PICTURE, make_manifest, take_stock
 from data.shards.index import index_path, needed_kinds, read_headers
 from data.shards.manifest import read_manifest
 from data.shards.reading.skips import TooManySkipped, check_passed
@@ -319,8 +319,8 @@ def test_damaged_notes_are_left_aside(plain: Path, notes: object):
 
 @pytest.mark.parametrize("kind", ["input.jpg", "gif", "bmp"])
 def test_pictures_under_other_names_are_said_by_index_and_lost_unless_they_are_chosen(plain: Path, kind: str):
-    for path in plain.glob("*.tar"):
-        path.write_bytes(tar_bytes(range(5), kind))
+    for number, path in enumerate(sorted(plain.glob("*.tar"))):
+        path.write_bytes(tar_bytes(range(5 * number, 5 * number + 5), kind))
     for has_manifest in (False, True):
         found = open_shards(plain).passed
         assert [(skip.reason, skip.samples) for skip in found] == [(OTHER_PICTURE, 5)] * 3
@@ -423,3 +423,23 @@ def test_whole_pairs_are_indexed_without_a_word(tmp_path: Path):
     folder = write_pairs(tmp_path / "pairs" / "0.tar", 4).parent
     assert not make_manifest(folder)[1]
     assert not open_shards(folder, needed=needed_kinds(None, "reference", "mask")).passed
+
+
+def test_masks_that_are_taken_for_pictures_are_said(tmp_path: Path):
+    folders, beside = tmp_path / "folders", tmp_path / "beside"
+    for folder, names in ((folders, ("img/{}.jpg", "mask/{}.png")), (beside, ("{}.jpg", "{}.png"))):
+        folder.mkdir()
+        with tarfile.open(folder / "0.tar", "w") as tar:
+            for name in (name.format(number) for name in names for number in range(4)):
+                info = tarfile.TarInfo(name)
+                info.size = len(PIXEL)
+                tar.addfile(info, io.BytesIO(PIXEL))
+    expected = {
+        folders: f"{IN_FOLDERS} (8 ",
+        beside: "png beside jpg: png is taken for the picture, `image_member` chooses (4 ",
+    }
+    for folder, words in expected.items():
+        for looks in (lambda folder=folder: take_stock(folder)[1], lambda folder=folder: make_manifest(folder)[1]):
+            assert [(skip.detail, skip.samples) for skip in looks()] == [(f"`{folder / '0.tar'}`: {words}members)", 0)]
+        assert [skip.detail for skip in open_shards(folder).passed] == [f"`{folder / '0.tar'}`: {words}members)"]
+    assert not open_shards(beside, needed=needed_kinds("jpg")).passed, "who chooses needs no word"

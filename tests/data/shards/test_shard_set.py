@@ -9,7 +9,7 @@ import pytest
 from data.shards.img2dataset import BELOW, NEW, UNLISTED
 from data.shards.manifest import Manifest, Shard, write_manifest
 from data.shards.remote.fetcher import Fetcher
-from data.shards.shard_set import LocatedShard, ShardSet, check_location, is_there, open_shards
+from data.shards.shard_set import REPEATED, LocatedShard, ShardSet, check_location, is_there, open_shards
 
 SHARDS = (Shard("00000.tar", 3, 10240, "0" * 64), Shard("00001.tar", 4, 20480, "1" * 64))
 
@@ -43,7 +43,8 @@ def test_local_paths_https_and_stores_pass(tmp_path: Path):
     assert check_location(tmp_path) == tmp_path
     assert check_location(str(tmp_path)) == tmp_path
     (tmp_path / "a b").mkdir()
-    assert check_location(f"file://{tmp_path}/a%20b") == tmp_path / "a b"
+    for way in ("file://", "FILE://localhost", "file:"):
+        assert check_location(f"{way}{tmp_path}/a%20b") == tmp_path / "a b"
     for address in ("https://host/a", "s3://bucket/a", "gs://my_bucket/a", "hf://datasets/owner/name"):
         assert check_location(address) == address
     with pytest.raises(FileNotFoundError, match="does not exist"):
@@ -179,7 +180,8 @@ def test_shards_of_a_notation_that_the_manifest_lacks_are_named(make_shards, tmp
         "https://[::1]/b/00000.tar",
         "https://[::1]/b/00001.tar",
     ]
-    assert [skip.detail for skip in found.passed] == ["`https://host/a/00002.tar`"]
+    repeated = "`https://[::1]/b/00001.tar` is `https://host/a/00001.tar` (4 samples)"
+    assert [skip.detail for skip in found.passed] == ["`https://host/a/00002.tar`", repeated]
 
 
 def test_folders_below_are_found_behind_links_each_once_and_what_exists_is_no_notation(make_shards, tmp_path: Path):
@@ -275,3 +277,30 @@ def test_a_folder_may_be_called_like_a_notation(make_shards, tmp_path: Path):
     assert [(Path(skip.name).name, skip.reason, skip.samples) for skip in found.passed] == [
         ("00002.tar", "missing shard", 3)
     ]
+
+
+def test_addresses_of_files_are_understood_like_paths(make_shards, tmp_path: Path):
+    folder = make_shards([2, 3, 4], "a b")
+    address = f"file://{tmp_path}/a%20b"
+    for place in (
+        address,
+        f"{address}/manifest.json",
+        f"{address}/0000{{0,1,2}}.tar",
+        f"{address}/*.tar",
+        Path(address),
+    ):
+        assert is_there(place)
+        assert located(place, tmp_path) == located(folder, tmp_path)
+    assert not is_there(f"{address}/none")
+
+
+def test_shards_of_equal_content_are_named_and_counted(make_shards, tmp_path: Path):
+    one, other = make_shards([2, 3], "one"), make_shards([2, 5], "other")
+    passed = open_shards([one, other]).passed
+    what = f"`{other / '00000.tar'}` is `{one / '00000.tar'}` (2 samples)"
+    assert [(skip.reason, skip.detail, skip.samples) for skip in passed] == [(REPEATED, what, 0)]
+    for path in tmp_path.rglob("*.json"):
+        path.unlink()
+    assert open_shards([one, other]).passed == passed
+    rows = open_shards(one).shards
+    assert not ShardSet(rows * 2).passed, "that an epoch goes through them twice was asked for"

@@ -96,6 +96,15 @@ def test_notations_of_shards_are_counted(shards):
         held_out_texts(source(shards, held_out_shards=f"{shards}/*0.tar"))
 
 
+def test_addresses_of_files_are_looked_at(shards, held_out_shards):
+    assert "data     24 samples in 3 shards" in shard_text(source(f"file://{shards}"))
+    apart = source(f"file://{shards}", held_out_shards=f"file://{held_out_shards}", held_out=3)
+    assert held_out_texts(apart) == [f"held out 3 samples of file://{held_out_shards}"]
+    for one, other in ((shards, f"file://{shards}"), (f"file://{shards}", shards)):
+        with pytest.raises(ValueError, match="must hold other samples"):
+            held_out_texts(source(one, held_out_shards=str(other)))
+
+
 def test_a_plan_counts_pairs_without_partner_and_names_them(tmp_path, caplog):
     odd = {2: {"mask.png": None}, 3: {"reference.png": None}}
     folder = write_pairs(tmp_path / "pairs" / "0.tar", 20, odd=odd).parent
