@@ -190,7 +190,7 @@ def sampling_row(network: Any, method: Any, scale: int, steps: int) -> dict[str,
     """
     device, dtype, side = network.device, network.dtype, network.config.sample_size
     pooled = torch.zeros(1, pooled_width(network) or 0, device=device, dtype=dtype)
-    added = added_conditions(pooled, (1024, 1024), (0, 0), (1024, 1024))
+    added = added_conditions(pooled, (1024, 1024, 0, 0, 1024, 1024))
     context = torch.randn(1, 148, network.config.cross_attention_dim, device=device, dtype=dtype)
     timed = TimedNetwork(network, calls=2)
     synchronise(device)

@@ -159,7 +159,7 @@ def denoising_losses(
         part = slice(start, start + batch_size)
         for name, given in contexts.items():
             context, pooled = given["context"][part].to(dtype), given.get("pooled_context")
-            added = {} if pooled is None else added_conditions(pooled[part].to(dtype), size, (0, 0), size)
+            added = {} if pooled is None else added_conditions(pooled[part].to(dtype), (*size, 0, 0, *size))
             output = pipeline.unet(noisy[part].to(dtype), timesteps[part], context, **added).sample.float()
             losses[name].append((output - target[part]).square().flatten(1).mean(1))
     return {name: torch.cat(parts) for name, parts in losses.items()}

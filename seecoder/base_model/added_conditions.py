@@ -4,35 +4,28 @@ Podell et al., "SDXL: Improving Latent Diffusion Models for High-Resolution Imag
 numbers tell the size of the training picture, the corner of the crop taken from it, and the size of the result.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from diffusers.models.embeddings import get_timestep_embedding
 from torch import Tensor
 
-Size = tuple[int, int]
 
-
-def added_conditions(pooled: Tensor, original_size: Size, corner: Size, target_size: Size) -> dict[str, Any]:
+def added_conditions(pooled: Tensor, time_ids: Tensor | Sequence[int]) -> dict[str, Any]:
     """Make the keyword arguments of an SDXL UNet.
 
     Args:
         pooled: (N, P), the pooled vector.
-        original_size: (height, width) of the picture in pixels.
-        corner: (top, left) of the crop in pixels.
-        target_size: (height, width) of the result in pixels.
+        time_ids: (height, width) of the picture, (top, left) of the crop and (height, width) of the result, in pixels:
+            six numbers for all pictures, or (N, 6).
 
     Returns:
         `added_cond_kwargs` with `text_embeds` (N, P) and `time_ids` (N, 6). The ids are float32 whatever the vector's
         dtype: bfloat16 would round them.
     """
-    return size_conditions(pooled, torch.tensor([*original_size, *corner, *target_size]))
-
-
-def size_conditions(pooled: Tensor, time_ids: Tensor) -> dict[str, Any]:
-    """As `added_conditions`, with the six numbers of each picture, (N, 6), or of all, (6,)."""
-    time_ids = time_ids.to(pooled.device, torch.float32).expand(len(pooled), -1)
-    return {"added_cond_kwargs": {"text_embeds": pooled, "time_ids": time_ids}}
+    ids = torch.as_tensor(time_ids, dtype=torch.float32, device=pooled.device)
+    return {"added_cond_kwargs": {"text_embeds": pooled, "time_ids": ids.expand(len(pooled), -1)}}
 
 
 def guidance_embedding(unet: Any, guidance_scale: float) -> Tensor | None:

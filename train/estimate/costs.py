@@ -230,7 +230,7 @@ def _train(
             encode_moments(vae, pixels)
         counter.phase = "unet forward"
         pooled = None if output.pooled is None else output.pooled.to(unet.dtype)
-        extra = {} if pooled is None else added_conditions(pooled, (size, size), (0, 0), (size, size))
+        extra = {} if pooled is None else added_conditions(pooled, (size, size, 0, 0, size, size))
         predicted = unet(noisy, times, encoder_hidden_states=output.context.to(unet.dtype), **extra).sample.float()
         loss = predicted.square().mean()
         counter.phase = "unet backward"  # the pooled vector comes from the context, so this passes through it

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from data.world.conditioner import TOKENS, WorldConditioner
 from data.world.scenes import Scenes
-from seecoder.base_model.added_conditions import size_conditions
+from seecoder.base_model.added_conditions import added_conditions
 from seecoder.base_model.facts import STABLE_DIFFUSION_SCHEDULE, is_sdxl, reads_mask
 from seecoder.base_model.loading import load_config
 from seecoder.weights.atomic import atomic_directory
@@ -149,7 +149,7 @@ class WorldDiffusionStage(DenoisingStage):
         if self.conditioner is not None:
             scene = self.conditioner(Scenes(**batch["scenes"]), keep[:, : len(TOKENS)])
             pooled = self.conditioner.pool(scene)
-            extra = {} if pooled is None else size_conditions(pooled, batch["size_ids"])
+            extra = {} if pooled is None else added_conditions(pooled, batch["size_ids"])
             tokens.append(scene)
         if not tokens:  # cross-attention needs one
             tokens = [torch.zeros(count, 1, self.unet.config["cross_attention_dim"], device=latents.device)]

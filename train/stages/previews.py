@@ -89,7 +89,7 @@ def sample_row(stage: Any, row: int, context: Tensor, pooled: Tensor | None, hei
         if pooled is None:
             return {}
         own = pooled if branch == "positive" else torch.zeros_like(pooled)
-        return added_conditions(own.to(dtype), (height, width), (0, 0), (height, width))
+        return added_conditions(own.to(dtype), (height, width, 0, 0, height, width))
 
     def predict(latents: Tensor, timestep: Tensor, context: Tensor, **conditions: Any) -> Tensor:
         return stage.unet(latents, timestep, encoder_hidden_states=context, **conditions).sample

@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from data.shards.caching.maps import MapsSource, map_column
 from data.shards.caching.moments import MEAN, STD, MomentsSource, encode_moments
-from seecoder.base_model.added_conditions import size_conditions
+from seecoder.base_model.added_conditions import added_conditions
 from seecoder.base_model.fit import check_parts, check_picture_size
 from seecoder.base_model.loading import load_config, load_frozen
 from seecoder.checks import choice, number, optional, require
@@ -217,7 +217,7 @@ class SeeCoderStage(DenoisingStage):
 
         def predict(noisy: Tensor, times: Tensor) -> Tensor:
             def unet(context: Tensor, *vectors: Tensor) -> Tensor:
-                extra = size_conditions(vectors[0], time_ids) if vectors else {}
+                extra = added_conditions(vectors[0], time_ids) if vectors else {}
                 return self.unet(noisy.to(dtype), times, encoder_hidden_states=context, **extra).sample
 
             return run_frozen(unet, [context] if pooled is None else [context, pooled], dtype)

@@ -117,7 +117,10 @@ def embeddings(pipe: Any, request: Request, count: int, device: torch.device, *,
             for entry in entries
         ]
         entries, guided = pipe.prepare_ip_adapter_image_embeds(pictures, None, device, 1, True), True
-    pairs = [_halves(entry, guided) for entry in entries]
+    # A tensor holds negative and positive embeddings with guidance, and else the positive ones alone.
+    pairs = [
+        entry.chunk(2) if guided and len(entry) % 2 == 0 else (torch.zeros_like(entry), entry) for entry in entries
+    ]
     for negative, positive in pairs:
         if {len(negative), len(positive)} - {1, count}:
             raise ValueError(f"`ip_adapter_image_embeds` has {len(positive)} rows; give 1, or {count} as results.")
@@ -133,14 +136,6 @@ def embeddings(pipe: Any, request: Request, count: int, device: torch.device, *,
             "the IP-Adapter was trained with; FaceID reads embeddings of faces, and no pictures."
         ) from error
     return found
-
-
-def _halves(entry: torch.Tensor, guided: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Negative and positive embeddings of a tensor that holds both with guidance, and else the positive ones alone."""
-    if guided and len(entry) % 2 == 0:
-        negative, positive = entry.chunk(2)
-        return negative, positive
-    return torch.zeros_like(entry), entry
 
 
 def with_image_prompts(added: AddedConditions | None, prompts: Embeddings) -> AddedConditions | None:

@@ -206,11 +206,6 @@ def _with_alphas(tensors: Mapping[str, torch.Tensor], alphas: Mapping[str, float
     return scaled
 
 
-def _width(layer: Any, *names: str) -> int | None:
-    """The first of a layer's attributes that it has."""
-    return next((getattr(layer, name) for name in names if hasattr(layer, name)), None)
-
-
 def check_lora(unet: Any, state_dict: Mapping[str, torch.Tensor]) -> None:
     """Refuse a LoRA that was made for another network.
 
@@ -233,9 +228,9 @@ def check_lora(unet: Any, state_dict: Mapping[str, torch.Tensor]) -> None:
         layer = getattr(layer, "base_layer", layer)
         found, wanted = 0, None
         if half == "ra_A.weight":
-            found, wanted = value.shape[1], _width(layer, "in_features", "in_channels")
+            found, wanted = value.shape[1], getattr(layer, "in_features", getattr(layer, "in_channels", None))
         elif half == "ra_B.weight":
-            found, wanted = value.shape[0], _width(layer, "out_features", "out_channels")
+            found, wanted = value.shape[0], getattr(layer, "out_features", getattr(layer, "out_channels", None))
         if wanted not in (None, found):
             family = _FAMILIES.get(found) if name.endswith(("attn2.to_k", "attn2.to_v")) else None
             made_for = f", which is as in {family}" if family else ""

@@ -3,22 +3,22 @@
 import torch
 from diffusers import LatentConsistencyModelPipeline
 
-from seecoder.base_model.added_conditions import added_conditions, guidance_embedding, size_conditions
+from seecoder.base_model.added_conditions import added_conditions, guidance_embedding
 
 
 def test_time_ids_are_exact_in_any_precision() -> None:
     for dtype in (torch.float32, torch.bfloat16):
         pooled = torch.zeros(2, 4, dtype=dtype)
-        added = added_conditions(pooled, (1023, 769), (5, 3), (511, 257))["added_cond_kwargs"]
+        added = added_conditions(pooled, (1023, 769, 5, 3, 511, 257))["added_cond_kwargs"]
         assert added["time_ids"].tolist() == [[1023, 769, 5, 3, 511, 257]] * 2
         assert added["text_embeds"] is pooled
 
 
 def test_each_picture_may_have_numbers_of_its_own() -> None:
     ids, pooled = torch.tensor([[1023, 769, 5, 3, 511, 257], [64, 64, 0, 0, 32, 32]]), torch.zeros(2, 4)
-    added = size_conditions(pooled, ids)["added_cond_kwargs"]
+    added = added_conditions(pooled, ids)["added_cond_kwargs"]
     assert (added["time_ids"].tolist(), added["time_ids"].dtype) == (ids.tolist(), torch.float32)
-    alone = added_conditions(pooled, (1023, 769), (5, 3), (511, 257))["added_cond_kwargs"]["time_ids"]
+    alone = added_conditions(pooled, (1023, 769, 5, 3, 511, 257))["added_cond_kwargs"]["time_ids"]
     assert torch.equal(alone[0], added["time_ids"][0])
 
 
@@ -28,7 +28,7 @@ def test_an_sdxl_unet_reads_them(build) -> None:
     latents, context, pooled = torch.randn(2, 4, 8, 8), torch.randn(2, 3, 32), torch.randn(2, 20)
 
     def output(corner: tuple[int, int]) -> torch.Tensor:
-        added = added_conditions(pooled, (64, 64), corner, (64, 64))
+        added = added_conditions(pooled, (64, 64, *corner, 64, 64))
         return unet(latents, 5, encoder_hidden_states=context, **added).sample
 
     with torch.no_grad():

@@ -5,7 +5,7 @@ import torch
 
 from data.world.conditioner import BASE
 from data.world.scenes import sample_scenes
-from seecoder.base_model.added_conditions import size_conditions
+from seecoder.base_model.added_conditions import added_conditions
 from seecoder.checks import require
 from seecoder.export.trained_part import read_trained
 from seecoder.weights.safetensors_files import WeightsError
@@ -162,7 +162,7 @@ def test_lower_octaves_and_sdxls_sizes_change_nothing_at_first(tmp_path):
         context, given = wide.conditioner(scenes), source.conditioner(scenes)
         torch.testing.assert_close(context, given)
         sizes = torch.tensor([[64.0, 64, 0, 0, 64, 64], [128.0, 128, 32, 8, 64, 64]])
-        extra = size_conditions(wide.conditioner.pool(context), sizes)
+        extra = added_conditions(wide.conditioner.pool(context), sizes)
         one = wide.unet(noisy, 500, encoder_hidden_states=context, **extra).sample
         torch.testing.assert_close(one, source.unet(noisy, 500, encoder_hidden_states=given).sample)
     assert wide.unet.add_embedding.linear_1.weight.any()  # else nothing of it would ever be learned
