@@ -25,6 +25,15 @@ def is_local(source: str | os.PathLike[str]) -> bool:
     return not isinstance(source, str) or not is_name or Path(name).exists() or Path(name).parent.is_dir()
 
 
+def saved_together(first: str) -> list[str]:
+    """A folder of a network, and those beside it that diffusers saved with it as one list: `first_1` and so on."""
+    found = [first.rstrip("/")]
+    # A `MultiAdapter` counts on from the last name: its third is `first_1_2`.
+    while more := [name for name in (found[0], found[-1]) if Path(f"{name}_{len(found)}", "config.json").is_file()]:
+        found.append(f"{more[0]}_{len(found)}")
+    return found
+
+
 def check_source(name: str, source: str | os.PathLike[str], **hub: Any) -> None:
     """Refuse a source that is not there, within seconds and with the true reason.
 

@@ -73,7 +73,10 @@ def load_config(base: str | os.PathLike, part: str, *, at_top: bool = False, **h
         config = dict(reader.load_config(os.fspath(base), subfolder=folder, **hub))
     except (OSError, ValueError, TypeError) as error:
         where = f"{folder}/{name}" if folder else name
-        raise FileNotFoundError(f"`base`={base} has no readable {where}; {_first_line(error)}") from error
+        owner, why = part if at_top else "base", _first_line(error)
+        if at_top and Path(base).is_dir() and not Path(base, where).is_file():
+            why = f"give the folder of a {part}, or one that holds {part}/."
+        raise FileNotFoundError(f"`{owner}`={base} has no readable {where}; {why}") from error
     predicted = options.get("prediction_type")
     return config if predicted is None or part != "scheduler" else {**config, "prediction_type": predicted}
 

@@ -34,7 +34,7 @@ _OPTIONS = {
 }
 # What is called alike in the library and here, and may be named in an error.
 _SAME = ("base", "encoder", "vae", "variant", "scheduler", "prediction_type", "controlnet", "height", "width")
-_SAME += ("method", "weights", "max_pixels", "max_side", "port")
+_SAME += ("adapter", "method", "weights", "max_pixels", "max_side", "port")
 
 
 def pipeline_arguments(arguments: argparse.Namespace, opened: "OpenedPictures | None" = None) -> dict[str, Any]:

@@ -17,16 +17,17 @@ from diffusers import (
 )
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.pipelines.pipeline_utils import StableDiffusionMixin
+from huggingface_hub import snapshot_download
 from transformers import PreTrainedModel
 
 from seecoder.base_model.facts import has_outdated_size, is_sdxl, pixels_per_cell
 from seecoder.base_model.fit import check_parts
 from seecoder.base_model.loading import load_beside, load_config, load_part
 from seecoder.base_model.schedulers import check_scheduler, repaired
-from seecoder.call_rules import CALLBACK_TENSORS
+from seecoder.call_rules import CALLBACK_TENSORS, one_or_all
 from seecoder.checks import instance, require
 from seecoder.encoder.model import SeeCoder
-from seecoder.lookup import check_source
+from seecoder.lookup import check_source, saved_together
 from seecoder.pipelines.adapters.control import check_adapter
 from seecoder.pipelines.adapters.image_prompt import ImagePrompts
 from seecoder.pipelines.adapters.lora import UnetLora
@@ -169,8 +170,8 @@ class ContextPipeline(DiffusionPipeline, StableDiffusionMixin, UnetLora, ImagePr
             encoder: A `SeeCoder`, or its folder or repository; None if every call brings its `context`.
             vae: Another autoencoder than the base's, or its folder or file.
             dtype: What to hold the networks in, given ones included; None reads float32 and leaves given ones alone.
-            controlnet: A `ControlNetModel`, or its folder or file; or a list of them.
-            adapter: A `T2IAdapter`, or its folder; or a list of them.
+            controlnet: A `ControlNetModel`, its folder (and all that diffusers saved with it) or file; or a list.
+            adapter: A `T2IAdapter`, or its folder (and all that diffusers saved with it); or a list.
             prediction_type: What the UNet predicts ("epsilon", "v_prediction"), where the base says nothing or errs.
             text: Load the base's text encoder, too, for texts beside the pictures.
             torch_dtype: Another name of `dtype`, as older diffusers have it.
@@ -194,6 +195,9 @@ class ContextPipeline(DiffusionPipeline, StableDiffusionMixin, UnetLora, ImagePr
             for member in part if isinstance(part, (list, tuple)) else [part]:
                 if isinstance(member, _PATH):
                     check_source(name, member)
+            if isinstance(part, _PATH) and name != "vae":
+                inner = os.path.join(part, name)
+                given[name] = one_or_all(saved_together(inner if os.path.isdir(inner) else os.fspath(part)))
         own |= {
             name: load_part(base, name, dtype, prediction_type=prediction_type, **hub)
             for name in _PARTS
@@ -291,7 +295,7 @@ class ContextPipeline(DiffusionPipeline, StableDiffusionMixin, UnetLora, ImagePr
             kwargs: Those of `DiffusionPipeline.save_pretrained` (`variant`, `max_shard_size`, `push_to_hub`, ...).
 
         Raises:
-            ValueError: A pickle was asked for, or a LoRA or an IP-Adapter is still loaded.
+            ValueError: A pickle was asked for, a LoRA or an IP-Adapter is still loaded, or the folder holds more.
         """
         if any(".lora_" in name or ".to_k_ip" in name for name in self.unet.state_dict()):
             raise ValueError(
@@ -300,6 +304,13 @@ class ContextPipeline(DiffusionPipeline, StableDiffusionMixin, UnetLora, ImagePr
             )
         if (args and args[0] is False) or kwargs.get("safe_serialization") is False:
             raise ValueError("`safe_serialization`=False would write pickles, which no reader here accepts.")
+        for name in ("controlnet", "adapter"):
+            part, there = getattr(self, name), saved_together(os.path.join(save_directory, name))
+            count = len(getattr(part, "nets", getattr(part, "adapters", [part])))
+            if part is not None and len(there) > count:
+                raise ValueError(
+                    f"`save_directory` holds {there[count]}, which would be read as one of `{name}`. Remove it."
+                )
         super().save_pretrained(save_directory, *args, **kwargs)
 
     # ------------------------------------------------------------------------------------------------------ running
@@ -390,16 +401,13 @@ class ContextPipeline(DiffusionPipeline, StableDiffusionMixin, UnetLora, ImagePr
 def _load_all(
     base: str | os.PathLike[str], name: str, class_name: str, dtype: torch.dtype | None, hub: dict[str, Any]
 ) -> Any:
-    """Load a part, or the list of its members: diffusers saves these as `controlnet`, `controlnet_1` and so on."""
-    found = [load_part(base, name, dtype, **hub)]
-    while class_name.startswith("Multi"):
-        member = f"{name}_{len(found)}"
-        try:
-            load_config(base, member, **{option: value for option, value in hub.items() if option != "variant"})
-        except FileNotFoundError:
-            return found
-        found.append(load_part(base, member, dtype, **hub))
-    return found[0]
+    """Load a part, or the list of its members, which lie in folders of their own."""
+    if not class_name.startswith("Multi"):
+        return load_part(base, name, dtype, **hub)
+    options = {option: value for option, value in hub.items() if option != "variant"}
+    folder = base if os.path.isdir(base) else snapshot_download(str(base), allow_patterns="*/config.json", **options)
+    members = saved_together(os.path.join(folder, name))
+    return [load_part(base, os.path.basename(member), dtype, **hub) for member in members]
 
 
 def _check_hub_options(options: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from seecoder.call_rules import one_or_all
 from seecoder.checks import number, require
+from seecoder.lookup import saved_together
 
 if TYPE_CHECKING:
     import torch
@@ -76,6 +77,8 @@ def check_guides(arguments: argparse.Namespace) -> None:
         ValueError: A network without a picture or the other way round, or numbers for other networks than there are.
     """
     for network, options in _NUMBERS.items():
+        if len(given := getattr(arguments, network)) == 1:
+            setattr(arguments, network, saved_together(given[0]))
         count = len(getattr(arguments, network))
         for option in options:
             if len(getattr(arguments, option)) not in {0, min(count, 1), count}:
@@ -88,7 +91,9 @@ def check_guides(arguments: argparse.Namespace) -> None:
         counts = [len(given) if isinstance(given, list) else given is not None for given in (networks, pictures)]
         if counts[0] != counts[1]:
             flags = f"`--{network.replace('_', '-')}` and `--{picture.replace('_', '-')}`"
-            raise ValueError(f"{flags} work only together, as many of one as of the other.")
+            raise ValueError(
+                f"{flags} work only together, as many of one as of the other; {counts} with all saved together."
+            )
 
 
 def check_adapters(arguments: argparse.Namespace) -> None:

@@ -6,7 +6,13 @@ import shutil
 
 import pytest
 import torch
-from diffusers import DiffusionPipeline, StableDiffusionPipeline
+from diffusers import (
+    DiffusionPipeline,
+    MultiAdapter,
+    MultiControlNetModel,
+    StableDiffusionPipeline,
+    T2IAdapter,
+)
 from safetensors.torch import load_file, save_file
 
 from seecoder import SeeCoderPipeline, SeeCoderXLPipeline
@@ -174,19 +180,49 @@ def test_several_networks_are_saved_and_loaded_again(parts, tmp_path):
     pipe = SeeCoderPipeline(
         **parts,
         controlnet=[build_controlnet(parts["unet"], seed) for seed in (4, 5)],
-        adapter=[build_t2i_adapter(seed) for seed in (5, 6)],
+        adapter=[build_t2i_adapter(seed) for seed in (5, 6, 7)],
     )
     pipe.save_pretrained(tmp_path)
+    assert (tmp_path / "adapter_1_2").is_dir()  # so diffusers writes a third
     again = SeeCoderPipeline.from_pretrained(tmp_path)
     for name in ("controlnet", "adapter"):
         saved, loaded = getattr(pipe, name).state_dict(), getattr(again, name).state_dict()
         assert saved.keys() == loaded.keys()
         assert all(torch.equal(loaded[key], value) for key, value in saved.items())
+    pipe.adapter = pipe.adapter.adapters[0]
+    with pytest.raises(ValueError, match=r"holds .*/adapter_1, which would be read as one of `adapter`\. Remove it"):
+        pipe.save_pretrained(tmp_path)
     folders = [tmp_path / "controlnet", tmp_path / "controlnet_1"]
     other = SeeCoderPipeline.from_base(
         tmp_path, controlnet=folders, adapter=tmp_path / "adapter_1", dtype=torch.float64
     )
     assert [net.dtype for net in (*other.controlnet.nets, other.adapter)] == [torch.float64] * 3
+
+
+def test_networks_that_were_saved_together_are_read_together(base, parts, tmp_path):
+    nets = [build_controlnet(parts["unet"], seed) for seed in (4, 5, 6)]
+    adapters = [build_t2i_adapter(seed) for seed in (5, 6, 7)]
+    MultiControlNetModel(nets).save_pretrained(f"{tmp_path}/lines")
+    MultiAdapter(adapters).save_pretrained(f"{tmp_path}/poses")
+    pipe = SeeCoderPipeline.from_base(base, controlnet=f"{tmp_path}/lines/", adapter=tmp_path / "poses")
+    for found, wanted in ((pipe.controlnet.nets, nets), (pipe.adapter.adapters, adapters)):
+        assert [net.state_dict()[name].sum() for net in found for name in net.state_dict()] == [
+            net.state_dict()[name].sum() for net in wanted for name in net.state_dict()
+        ]
+    alone = SeeCoderPipeline.from_base(base, controlnet=[tmp_path / "lines"], adapter=[tmp_path / "poses"])
+    assert len(alone.controlnet.nets) == 1
+    assert isinstance(alone.adapter, T2IAdapter)
+
+
+def test_a_whole_base_is_no_controlnet_unless_it_has_one(base, parts, tmp_path):
+    for name in ("controlnet", "adapter"):
+        message = (
+            rf"`{name}`={base} has no readable config\.json; give the folder of a {name}, or one that holds {name}/"
+        )
+        with pytest.raises(FileNotFoundError, match=message):
+            SeeCoderPipeline.from_base(base, **{name: base})
+    SeeCoderPipeline(**parts, controlnet=[build_controlnet(parts["unet"])] * 2).save_pretrained(tmp_path / "saved")
+    assert len(SeeCoderPipeline.from_base(base, controlnet=tmp_path / "saved").controlnet.nets) == 2
 
 
 @pytest.mark.parametrize(

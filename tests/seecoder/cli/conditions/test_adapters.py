@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from seecoder.cli import main
-from seecoder.cli.conditions.adapters import adapter_arguments, file_and_weight, place
+from seecoder.cli.conditions.adapters import adapter_arguments, check_guides, file_and_weight, place
 from tests.fixtures.pipelines import (
     build_controlnet,
     build_image_encoder,
@@ -111,6 +111,18 @@ def test_an_ip_adapter_brings_its_image_encoder(made, pictures, tmp_path) -> Non
 def test_what_cannot_be_is_said(options, message, pictures, networks, tmp_path, capsys) -> None:
     assert main(["vary", pictures[0], *networks, *options, "--out", str(tmp_path / "out")]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_networks_that_were_saved_together_need_a_picture_each(tmp_path) -> None:
+    for name in ("lines", "lines_1", "lines_2"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").touch()
+    given = Namespace(**{**NONE, "adapter": [f"{tmp_path}/lines/"], "adapter_image": ["p", "q", "r"]})
+    check_guides(given)
+    assert given.adapter == [f"{tmp_path}/lines", f"{tmp_path}/lines_1", f"{tmp_path}/lines_2"]
+    given = Namespace(**{**NONE, "adapter": [f"{tmp_path}/lines"], "adapter_image": ["p"]})
+    with pytest.raises(ValueError, match=r"as many of one as of the other; \[3, 1\] with all saved together"):
+        check_guides(given)
 
 
 def test_one_network_gets_its_values_alone_and_several_get_lists() -> None:
