@@ -68,7 +68,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     with TemporaryDirectory() as scratch:
         pictures = find_pictures(generated, Path(scratch, "generated"))
-        references = find_pictures(reference, Path(scratch, "reference")) if reference else []
+        references = find_pictures(reference, Path(scratch, "reference"), made=False) if reference else []
         say(f"{len(pictures)} pictures" + (f", and {len(references)} to compare them with" if reference else ""))
         opened = [open_network(path, pick_device(arguments.device)) for path in networks]
         result = evaluate(pictures, references, opened, _reader(arguments.world), arguments.max_pixels or MAX_PIXELS)

@@ -50,6 +50,7 @@ def files_of(pictures: list[str]) -> list[str]:
         ValueError: A folder without pictures.
     """
     from seecoder.images.gate import is_image_file
+    from seecoder.images.saving import without_variations
 
     found = []
     for given in pictures:
@@ -57,7 +58,7 @@ def files_of(pictures: list[str]) -> list[str]:
             found.append(given)
             continue
         entries = sorted(Path(given).iterdir())
-        files = [str(path) for path in entries if is_image_file(path)]
+        files = [str(path) for path in without_variations([path for path in entries if is_image_file(path)])]
         others = [path.name for path in entries if str(path) not in files]
         named = ", ".join(others[:_NAMED]) + (", …" if len(others) > _NAMED else "")
         if not files:

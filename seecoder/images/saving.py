@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from seecoder.weights.atomic import atomic_path
 _OPTIONS = {"PNG": {}, "JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"quality": 95}}
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 MAX_SIDE = {"PNG": 2**31 - 1, "JPEG": 65_500, "WEBP": 16_383}
+VARIATION = re.compile(r"\d+-(.+)-seed\d+")  # how `seecoder vary` names its results; previews go on after it
 _LONGEST_PIECE = 40  # characters of a name of a file that come from elsewhere
 
 
@@ -62,6 +64,13 @@ def save_image(image: torch.Tensor | Image.Image, path: str | os.PathLike[str]) 
         )
     with atomic_path(path) as partial, open(partial, "wb") as file:
         image.save(file, format=format, **_OPTIONS[format])
+
+
+def without_variations(paths: Sequence[Path]) -> list[Path]:
+    """Leave out what `seecoder vary` wrote beside its inputs; of results alone, the contact sheet and previews."""
+    pages = [path for path in paths if path.stem == "sheet" and path.with_name("settings.json").is_file()]
+    inputs = [path for path in paths if not VARIATION.match(path.stem) and path not in pages]
+    return inputs or [path for path in paths if VARIATION.fullmatch(path.stem)]
 
 
 def safe_name(text: str) -> str:

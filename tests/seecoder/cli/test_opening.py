@@ -118,6 +118,16 @@ def test_a_folder_stands_for_its_pictures_and_says_what_is_passed_over(pictures,
         files_of([str(folder / "deeper")])
 
 
+def test_results_in_the_folder_of_their_inputs_are_no_inputs_of_a_second_run(pictures, tmp_path, capsys):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in ("cat.png", "0001-cat-seed0.png", "0001-cat-seed0-stage1.png"):
+        (folder / name).write_bytes(Path(pictures[0]).read_bytes())
+    assert files_of([str(folder)]) == [str(folder / "cat.png")]
+    said = capsys.readouterr().err
+    assert "1 pictures; passed over 2: 0001-cat-seed0-stage1.png, 0001-cat-seed0.png" in said
+
+
 def test_the_limit_on_pixels_is_an_option(pictures, encoder_folder, tmp_path, capsys):
     encoding = ["--encoder", str(encoder_folder), "--out", str(tmp_path / "x.safetensors")]
     assert main(["encode", pictures[0], *encoding, "--max-pixels", "5"]) == 2

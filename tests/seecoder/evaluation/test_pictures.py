@@ -37,6 +37,14 @@ def test_of_what_vary_wrote_only_its_results_are_taken(tmp_path):
     assert find_pictures(tmp_path, tmp_path) == [tmp_path / "0001-cat-seed0.png"]
 
 
+def test_inputs_are_found_among_what_vary_made_of_them(tmp_path):
+    draw(tmp_path, "cat.png", "sheet.png", "0001-cat-seed0.png", "0001-cat-seed0-stage1.png")
+    (tmp_path / "settings.json").write_text("{}")
+    found = find_pictures(tmp_path, tmp_path, made=False)
+    assert found == [tmp_path / "cat.png"]
+    assert match(find_pictures(tmp_path, tmp_path), found) == {tmp_path / "0001-cat-seed0.png": tmp_path / "cat.png"}
+
+
 def test_shards_are_unpacked_with_what_is_written_beside_pictures(tmp_path):
     content = (draw(tmp_path / "source", "x.png") / "x.png").read_bytes()
     shards, scratch = tmp_path / "shards", tmp_path / "scratch"

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from seecoder.images.gate import load_image
-from seecoder.images.saving import safe_name, save_image, to_pil
+from seecoder.images.saving import safe_name, save_image, to_pil, without_variations
 from tests.fixtures.images import UPRIGHT, assert_levels
 
 
@@ -89,3 +89,12 @@ def test_failed_save_leaves_the_old_picture(tmp_path, monkeypatch):
 )
 def test_names_become_safe(name, safe):
     assert safe_name(name) == safe
+
+
+def test_results_beside_inputs_are_told_from_them(tmp_path):
+    made = [tmp_path / name for name in ("0001-cat-seed0.png", "0001-cat-seed0-stage1.png", "sheet.png")]
+    (tmp_path / "settings.json").touch()
+    assert without_variations([tmp_path / "cat.png", *made]) == [tmp_path / "cat.png"]
+    assert without_variations(made) == made[:1]
+    (tmp_path / "settings.json").unlink()  # then the sheet is a picture like others
+    assert without_variations(made) == made[2:]
