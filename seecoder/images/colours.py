@@ -45,6 +45,8 @@ def _deep_grey(image: Image.Image) -> np.ndarray:
     if not np.isfinite(values).all():
         raise BadImage("it contains NaN or infinite values")
     low, high = float(values.min()), float(values.max())
+    if image.mode != "F" and 1 < high < 256:  # masks of 0 and 1 are told apart where masks are read
+        _log.warning("16-bit greyscale up to %g of 65,535 is read: nearly black. Convert it if it means 8 bits", high)
     top = 1.0 if image.mode == "F" else 4095.0 if tags.get(258) == (12,) else 65535.0  # 12 bits stay 12 bits in 16
     if low == high or (low >= 0 and high <= top):
         grey = np.clip(values / np.float32(top), 0, 1)

@@ -173,8 +173,8 @@ def _from_array(values: np.ndarray) -> np.ndarray:
         raise BadImage("arrays must be (H, W) or (H, W, 1 to 4), tensors (H, W) or (1 to 4, H, W): one picture")
     check_size(values.shape[1], values.shape[0], values.size)
     values = values.astype(np.float32) if values.dtype == np.bool_ else values
-    if values.dtype.kind == "u" and values.max() == 1:
-        raise BadImage(f"its values are 0 and 1, black in {values.dtype}; make bool or floats of them")
+    if values.dtype.kind == "u" and 0 < (top := values.max()) <= (1 if values.dtype == np.uint8 else 255):
+        raise BadImage(f"its values are 0 to {top}, black in {values.dtype}; make bool or floats of them")
     if values.dtype.kind == "u" and values.dtype.itemsize == 2:  # of either byte order
         return values.astype(np.float32) / np.float32(65535)
     if values.dtype == np.uint8:

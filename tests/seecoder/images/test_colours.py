@@ -22,6 +22,13 @@ def test_sixteen_bit_pillow_modes(mode):
     np.testing.assert_allclose(load_image(image)[0], ramp / 65535, atol=1e-7)
 
 
+@pytest.mark.parametrize("mode", ["I", "I;16"])
+def test_eight_bits_in_sixteen_are_nearly_black_and_said_to_be(mode, caplog):
+    levels_of_eight_bits = np.arange(0, 256, dtype=np.int32 if mode == "I" else np.uint16).reshape(16, 16)
+    assert load_image(Image.fromarray(levels_of_eight_bits)).max() == pytest.approx(255 / 65535)
+    assert "16-bit greyscale up to 255 of 65,535 is read: nearly black" in caplog.text
+
+
 def test_float_greyscale_in_range_is_taken_as_it_is():
     ramp = np.linspace(0, 1, 600, dtype=np.float32).reshape(20, 30)
     for source in (encode(ramp, "TIFF"), Image.fromarray(ramp)):
