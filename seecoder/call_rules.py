@@ -1,15 +1,17 @@
 """Which numbers and names a call of a pipeline accepts. Needs no torch, so that commands refuse others at once."""
 
 import math
+import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from seecoder.checks import Rule, choice, either, number, optional, require, some_of, whole
 
 XL_TENSORS = {"add_text_embeds": "text_embeds", "add_time_ids": "time_ids"}  # in stock pipelines, and in the UNet
-CALLBACK_TENSORS = ("latents", "context", "negative_context", "prompt_embeds", *XL_TENSORS)
+CALLBACK_TENSORS = ("latents", "context", "negative_context", "prompt_embeds", *XL_TENSORS, "image")
 STRENGTH = number(0.0, 1.0, above_minimum=True)
 _SHARE = number(0.0, 1.0)
+_SIZE = some_of(number(), "(height, width) in pixels", minimum=2, maximum=2)
 
 
 def _one_or_several(rule: Rule) -> Rule:
@@ -50,6 +52,7 @@ _RULES = {
     "eta": _SHARE,
     "strength": optional(STRENGTH),
     "mask_feather": whole(0),
+    **dict.fromkeys(("original_size", "crops_coords_top_left", "target_size"), optional(_SIZE)),
     "timesteps": optional(
         some_of(number(0.0), "a list of timesteps from 0 up, the noisiest first", minimum=1, falling=True)
     ),
@@ -136,7 +139,7 @@ def check_size(height: int, width: int, multiple: int) -> None:
         multiple: Pixels of one latent cell.
 
     Raises:
-        ValueError: It is not a positive multiple; the nearest sizes that are, are named.
+        ValueError: It is not a positive multiple; the nearest sizes that are, are named. Or memory is too small for it.
     """
     for name, value in (("height", height), ("width", width)):
         require(name, value, whole())
@@ -146,3 +149,7 @@ def check_size(height: int, width: int, multiple: int) -> None:
                 f"`{name}`={value} must be a positive multiple of {multiple} (one latent cell is {multiple} pixels). "
                 f"Use {lower} or {lower + multiple}."
             )
+    held = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else math.inf
+    if (needed := 15 * height * width) > held:  # three float32 numbers a pixel, and the bytes that are written
+        gib = f"{needed / 2**30:,.0f} GiB, and this machine has {held / 2**30:,.0f}"
+        raise ValueError(f"`height`={height} and `width`={width} make a picture of {gib}. Ask for a smaller one.")

@@ -23,7 +23,7 @@ from seecoder.pipelines.inputs import ImageSize
 from seecoder.pipelines.stable_diffusion import SeeCoderPipeline
 from seecoder.pipelines.stable_diffusion_xl import SeeCoderXLPipeline
 from seecoder.presets import PRESETS, settled_preset
-from seecoder.sampling.methods.registry import METHODS, build_methods
+from seecoder.sampling.methods.registry import METHODS
 
 MAX_FILE_SIZE = "20mb"
 MAX_PICTURES = 8
@@ -153,9 +153,7 @@ class Variations:
             rows, columns = native_size(self.pipe.unet)
             size, native = (settings["height"], settings["width"]), (rows * cell, columns * cell)
             steps, guidance_scale = settings["num_inference_steps"], settings["guidance_scale"]
-            names, chosen, about = settled_preset(settings["method"], size, native, steps, guidance_scale)
-            settings["method"] = build_methods(names, list(chosen.items()))
-            notes.append(about)
+            notes.append(settled_preset(settings["method"], size, native, steps, guidance_scale)[2])
         reached: list[list[tuple[Any, str]]] = [[] for _ in jobs]
 
         def watch(places: Sequence[int]) -> dict[str, Any]:
@@ -206,7 +204,7 @@ def build(vary: Variations) -> Any:
 
     def answer(values: dict[Any, Any], progress: Any = progress_bar) -> Any:
         given = {name: values[component] for name, component in parts.items()}
-        given |= {name: int(given[name]) for name in _WHOLE}
+        given |= {name: int(given[name] or 0) for name in _WHOLE}  # None of an empty field
         if given.pop("randomise"):
             given["seed"] = secrets.randbelow(MAX_SEED + 1 - MAX_RESULTS)
         try:

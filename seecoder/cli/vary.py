@@ -43,7 +43,7 @@ from seecoder.cli.options import (
 from seecoder.cli.varying.early_checks import SETTINGS_NAME, check_options, input_files, sheet_path
 from seecoder.cli.varying.jobs import Job, Variation, make_jobs, seeds_of
 from seecoder.cli.varying.method_list import check_methods
-from seecoder.presets import PRESETS, settled_preset
+from seecoder.presets import PRESETS, count_windows, settled_preset
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -63,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "pictures",
         nargs="*",
         metavar="PICTURE",
-        help="pictures to vary, or folders of them; none if --encoder names contexts",
+        help="pictures to vary, or folders (but for results in them); none if --encoder names contexts",
     )
     add_base_options(parser)
     add_sampling_options(parser)
@@ -143,10 +143,12 @@ def make(arguments: argparse.Namespace, methods: "list[Method] | None", *, aspec
     cells = (height // pipe.vae_scale_factor, width // pipe.vae_scale_factor)
     batch = arguments.batch or default_batch_size(pipe.unet, cells, pipe.device, arguments.view_batch)
     batch = min(batch, len(results))
+    cost = {"branches": 1 + (arguments.guidance > 1), "settings": dict(arguments.method_option)}
+    windows = count_windows(arguments.method or "", (height, width), native, steps=arguments.steps, **cost)
     say(
         f"{len(results)} pictures of {height}x{width} to {out}, {batch} at a time: "
         f"{len(jobs)} contexts, seeds {', '.join(map(str, seeds))}, {arguments.steps} steps, "
-        f"method {arguments.method or 'plain'}"
+        f"method {arguments.method or 'plain'}, about {windows:,} native-sized windows a picture"
     )
     variations = [
         Variation(job, seed, file)

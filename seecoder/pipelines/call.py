@@ -22,7 +22,7 @@ from seecoder.pipelines.base import ContextPipeline
 from seecoder.pipelines.conditioning import condition
 from seecoder.pipelines.context.context_strength import context_strength, layer_strengths
 from seecoder.pipelines.context.text import text_contexts
-from seecoder.pipelines.inputs import start_pixels
+from seecoder.pipelines.inputs import check_aspect, start_pixels
 from seecoder.pipelines.networks import HalvedOnDemand
 from seecoder.pipelines.redrawing import Redrawing, redrawing
 from seecoder.pipelines.request import Request
@@ -105,6 +105,8 @@ class Call:
         shown = request.callback_on_step_end_tensor_inputs
         self._shown = getattr(request.callback_on_step_end, "tensor_inputs", shown)  # as diffusers' callbacks have
         _check_family(request, self._shown, sdxl=is_sdxl(pipe.unet))
+        if "image" in self._shown and pipe.controlnet is None:
+            raise ValueError("`image` is what a ControlNet sees, and there is none; use another callback.")
         if reads_mask(pipe.unet) and request.mask_image is None:
             raise ValueError(
                 "`mask_image`=None must be a mask, as this base is an inpainting model and redraws what a mask marks. "
@@ -183,6 +185,12 @@ class Call:
         self._stock = {"prompt_embeds": torch.cat([contexts.negative_context, contexts.context])} | {
             name: torch.cat([one["added_cond_kwargs"][key] for one in told]) for name, key in XL_TENSORS.items() if told
         }
+        control = [controller(count, device, self._cell, notes) for controller in self._controllers]
+        for seen in control:
+            name = "control_image" if seen.prepare is None else "adapter_image"
+            check_aspect(name, (seen.image.shape[-2], seen.image.shape[-1]), self._size, notes)
+        if "image" in self._shown:
+            self._stock["image"] = control[0].image.expand(count, -1, -1, -1).repeat(2, 1, 1, 1)
         redrawn, tells_mask = self._redrawing, reads_mask(pipe.unet)
         return partial(
             sample,
@@ -205,7 +213,7 @@ class Call:
             added_conditions=with_image_prompts(
                 added, embeddings(pipe, request, count, device, guided=guidance_scale != 1.0)
             ),
-            control=[controller(count, device, self._cell, notes) for controller in self._controllers],
+            control=control,
             decoder=vae_decoder(pipe.vae, request.autoencoder_memory, notes, self._native),
             encoder=encoder,
             unet=pipe.unet,

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from diffusers import UNet2DConditionModel
 
-from seecoder.base_model.facts import context_width
+from seecoder.base_model.facts import context_width, pooled_width
 from seecoder.encoder.context import ImageSet, combine_contexts
 from seecoder.encoder.model import SeeCoder
 from seecoder.images.gate import load_image
@@ -109,11 +109,18 @@ def condition(
         context, pooled = request.context, request.pooled_context
     else:
         raise ValueError("give either `image` or `context`, and not both.")
-    width, negative = context_width(unet), request.negative_context
-    for name, tokens in (("context", context), ("negative_context", negative)):
-        if tokens is not None and (tokens.ndim != 3 or len(tokens) == 0 or tokens.shape[-1] != width):
-            raise ValueError(f"`{name}` has shape {tuple(tokens.shape)}; this base reads (N, T, {width}).")
-        if tokens is not None and not torch.isfinite(tokens).all():
+    negative, negative_pooled = request.negative_context, request.negative_pooled_context
+    tokens = {"context": context, "negative_context": negative}
+    for name, values in {**tokens, "pooled_context": pooled, "negative_pooled_context": negative_pooled}.items():
+        if values is None:
+            continue
+        rest = ("T", context_width(unet)) if name in tokens else (pooled_width(unet),)
+        found = tuple(values.shape) if isinstance(values, torch.Tensor) else (type(values).__name__,)
+        counts = (1, len(context)) if "negative" in name else (len(context) or 1,)
+        if len(found) != 1 + len(rest) or found[-1] != rest[-1] or found[0] not in counts:
+            read = str(("N", *rest)).replace("'", "")
+            raise ValueError(f"`{name}` has shape {found}; this base reads {read}, N={counts[-1]}.")
+        if not torch.isfinite(values).all():
             raise ValueError(f"`{name}` contains NaN or infinity; encode the picture in float32 or bfloat16.")
     context = context.to(device, working_dtype(unet))
     if negative is None and encoder is not None:
@@ -121,12 +128,9 @@ def condition(
     if negative is None:
         negative = torch.zeros_like(context)
     negative = pad_tokens(negative, context.shape[1])
-    if negative.shape[1] != context.shape[1] or len(negative) not in (1, len(context)):
-        raise ValueError(
-            f"`negative_context` has shape {tuple(negative.shape)}; expected 1 or {len(context)} rows of "
-            f"{tuple(context.shape[1:])}, as `context` has."
-        )
-    negative, negative_pooled = negative.to(context).expand_as(context), request.negative_pooled_context
+    if negative.shape[1] != context.shape[1]:
+        raise ValueError(f"`negative_context` has shape {tuple(negative.shape)}; `context` {tuple(context.shape)}.")
+    negative = negative.to(context).expand_as(context)
     # Scales by blocks are the layers' matter.
     scale = 1.0 if isinstance(request.context_scale, str | Mapping) else request.context_scale
     if pooled is not None:

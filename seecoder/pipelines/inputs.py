@@ -134,20 +134,21 @@ def start_pixels(image: Picture, size: Size, cell: int) -> torch.Tensor:
     return resized(pixels, target, mode="bicubic", antialias=True).clamp(0.0, 1.0)
 
 
-def check_aspect(name: str, found: Size, size: Size) -> None:
-    """Refuse a picture that would be stretched.
+def check_aspect(name: str, found: Size, size: Size, notes: list[str] | None = None) -> None:
+    """Refuse a picture that would be stretched, or note that it was.
 
     Args:
         name: The argument that gave it.
         found: Its (height, width) in pixels.
         size: (height, width) of the result in pixels.
+        notes: Where a note is added in place of an error.
 
     Raises:
         ValueError: Its aspect ratio differs by more than a few percent.
     """
     (height, width), (rows, columns) = found, size
     if abs((width / height) / (columns / rows) - 1.0) > _ASPECT_TOLERANCE:
-        raise ValueError(
-            f"`{name}` is {height}x{width}, another aspect ratio than the result's {rows}x{columns}. Crop it, or ask "
-            f"for a `width` near {round(rows * width / height)}."
-        )
+        about = f"`{name}` is {height}x{width}, another aspect ratio than the result's {rows}x{columns}"
+        if notes is None:
+            raise ValueError(f"{about}. Crop it, or ask for a `width` near {round(rows * width / height)}.")
+        notes.append(f"{about}, to which it was stretched.")

@@ -92,7 +92,7 @@ class Request:
             the tensors: the run goes on with what it writes into `tensors` or returns in a dictionary. Latents have
             the size of the running stage, contexts a row for every result; shapes stay.
         callback_on_step_end_tensor_inputs: What it is shown of "latents", "context", "negative_context", which it may
-            change, and of "prompt_embeds", "add_text_embeds", "add_time_ids", as stock pipelines have them.
+            change, and of "prompt_embeds", "add_text_embeds", "add_time_ids", "image", as stock pipelines have them.
         callback_on_stage_end: Called as `callback(pipe, stage, images)` after every stage of a method that has
             several, but for the last: a `seecoder.sampling.StageEnd`, and its result in the form of `output_type`.
         pooled_context: For SDXL alone, as are those below: (N, 1280) from `encode_context`, with `context`.
@@ -158,11 +158,9 @@ class Request:
 
     def __post_init__(self) -> None:
         check_arguments(vars(self))
-        starts, ends = self.control_guidance_start, self.control_guidance_end
-        count = max(len(value) if isinstance(value, Sequence) else 1 for value in (starts, ends))
-        starts = one_each("control_guidance_start", starts, count)
-        ends = one_each("control_guidance_end", ends, count)
-        for start, end in zip(starts, ends, strict=True):
+        spans = {name: getattr(self, name) for name in ("control_guidance_start", "control_guidance_end")}
+        count = max(len(value) if isinstance(value, Sequence) else 1 for value in spans.values())
+        for start, end in zip(*[one_each(name, value, count) for name, value in spans.items()], strict=True):
             if start > end:
                 raise ValueError(f"`control_guidance_start`={start} must not lie after `control_guidance_end`={end}.")
         if self.context is not None and self.context_weights is not None:

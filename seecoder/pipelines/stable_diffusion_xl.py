@@ -17,7 +17,6 @@ from typing import Any, ClassVar
 import torch
 from diffusers.loaders import StableDiffusionXLLoraLoaderMixin
 
-from seecoder.base_model.facts import pooled_width
 from seecoder.pipelines.base import ContextPipeline
 from seecoder.pipelines.call import called_with
 from seecoder.pipelines.context.contexts import Contexts
@@ -60,10 +59,7 @@ class SeeCoderXLPipeline(ContextPipeline, StableDiffusionXLLoraLoaderMixin):  # 
 
     def added_conditions(self, request: Request, contexts: Contexts, size: Size) -> AddedConditions:
         """The pooled vector and the time ids of every view, as this module's header says."""
-        pooled = contexts.pooled
-        if pooled is None or pooled.shape[-1] != pooled_width(self.unet):
-            found = None if pooled is None else tuple(pooled.shape)
-            raise ValueError(f"`pooled_context` has shape {found}; this base reads (N, {pooled_width(self.unet)}).")
+        pooled: Any = contexts.pooled  # there is one: the call and the encoder were checked
         vectors = {"positive": pooled, "negative": contexts.negative_pooled}
         original, target = request.original_size or size, request.target_size or size
         top, left = request.crops_coords_top_left

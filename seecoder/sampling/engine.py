@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from seecoder.base_model.schedulers import fitting_scheduler
-from seecoder.checks import number, require, some_of, whole
+from seecoder.checks import instance, number, optional, require, some_of, whole
 from seecoder.sampling.composition import compose
 from seecoder.sampling.conditions import AddedConditions, Conditions, Control, ExtraChannels
 from seecoder.sampling.fields import Denoiser, EditedSample, Editor, Evaluator
@@ -97,6 +97,7 @@ def sample(
     require("num_inference_steps", num_inference_steps, whole(1), owner="sample")
     require("guidance_rescale", guidance_rescale, number(0.0, 1.0), owner="sample")
     require("view_batch_size", view_batch_size, whole(1), owner="sample")
+    require("latents", latents, optional(instance(torch.Tensor)))
     _check_image_latents(image_latents, latent_shape)
     dtype = torch.promote_types(context.dtype, torch.float32)
     size = (latent_shape[2], latent_shape[3])

@@ -25,6 +25,11 @@ def test_sizes_are_whole_cells():
             check_size(wrong, 24, 8)
 
 
+def test_a_picture_that_memory_cannot_hold_is_refused():
+    with pytest.raises(ValueError, match=r"`height`=8388608 and `width`=8388608 make a picture of 983,040 GiB, and"):
+        check_size(2**23, 2**23, 8)
+
+
 def test_no_torch_is_needed():
     code = "import sys, seecoder.call_rules; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

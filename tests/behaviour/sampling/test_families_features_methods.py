@@ -3,6 +3,7 @@
 import diffusers
 import pytest
 import torch
+from diffusers.callbacks import SDXLControlnetCFGCutoffCallback
 from torch.nn import functional
 
 from seecoder import SeeCoderPipeline, SeeCoderXLPipeline
@@ -133,13 +134,8 @@ for _feature in ("t2i-adapter", "two t2i-adapters"):
 STOCK["sd21"] = STOCK["sd15"]
 
 
-@pytest.mark.parametrize("feature", FEATURES)
-@pytest.mark.parametrize("family", FAMILIES)
-def test_native_latents_are_those_of_stock_pipelines(family, feature) -> None:
-    parts, load, arguments = with_feature(family, feature)
-    pipe = pipeline(family, parts)
-    load(pipe)
-    ours = latents(pipe, side=16, **arguments)
+def stock_latents(family, feature, parts, arguments, **more):
+    """What diffusers' pipeline of the same networks makes at native size, of the same noise."""
     lacks = ["text_encoder", "tokenizer"]
     lacks += ["text_encoder_2", "tokenizer_2"] if family == "sdxl" else ["safety_checker", "feature_extractor"]
     stock = getattr(diffusers, STOCK[family][feature])(
@@ -154,7 +150,7 @@ def test_native_latents_are_those_of_stock_pipelines(family, feature) -> None:
             given["image"] = [small[:1], small[1:]] if isinstance(images, list) else small[:1]
     if family == "sdxl":
         given |= {"pooled_prompt_embeds": POOLED, "negative_pooled_prompt_embeds": POOLED * 0}
-    wanted = stock(
+    return stock(
         prompt_embeds=CONTEXT,
         negative_prompt_embeds=CONTEXT * 0,
         height=16,
@@ -164,5 +160,35 @@ def test_native_latents_are_those_of_stock_pipelines(family, feature) -> None:
         output_type="latent",
         generator=torch.Generator().manual_seed(0),
         **given,
+        **more,
     ).images
+
+
+@pytest.mark.parametrize("feature", FEATURES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_native_latents_are_those_of_stock_pipelines(family, feature) -> None:
+    parts, load, arguments = with_feature(family, feature)
+    pipe = pipeline(family, parts)
+    load(pipe)
+    ours = latents(pipe, side=16, **arguments)
+    torch.testing.assert_close(ours, stock_latents(family, feature, parts, arguments), atol=1e-4, rtol=0)
+
+
+def test_guidance_ends_beside_a_controlnet_as_in_the_stock_pipeline() -> None:
+    parts, _, arguments = with_feature("sdxl", "controlnet")
+    pipe = pipeline("sdxl", parts)
+    cutoff = SDXLControlnetCFGCutoffCallback(cutoff_step_ratio=None, cutoff_step_index=0)
+    ours = latents(pipe, side=16, callback_on_step_end=cutoff, **arguments)
+    wanted = stock_latents("sdxl", "controlnet", parts, arguments, callback_on_step_end=cutoff)
     torch.testing.assert_close(ours, wanted, atol=1e-4, rtol=0)
+    assert (ours - latents(pipe, side=16, **arguments)).abs().max() > 1e-3
+    with pytest.raises(ValueError, match="changed `image`, of which only rows may be cut off"):
+        latents(
+            pipe,
+            side=16,
+            callback_on_step_end=lambda *given: {"image": given[-1]["image"] * 0},
+            callback_on_step_end_tensor_inputs=["image"],
+            **arguments,
+        )
+    with pytest.raises(ValueError, match="`image` is what a ControlNet sees, and there is none"):
+        latents(pipeline("sdxl", parts_of("sdxl")), side=16, callback_on_step_end=cutoff)

@@ -21,6 +21,11 @@ import torch
             {"latents": torch.zeros(1, 4, 9, 8)},
             r"`latents` has shape \(1, 4, 9, 8\); the first stage .* needs \(1, 4, 8, 8\)",
         ),
+        ({"latents": torch.zeros(1, 4, 8, 8).numpy()}, r"`latents`=array.* must be a Tensor, or None"),
+        (
+            {"context": torch.zeros(1, 6, 32).numpy()},
+            r"`context` has shape \('ndarray',\); this base reads \(N, T, 32\)",
+        ),
         ({"context": torch.zeros(1, 6, 31)}, r"`context` has shape \(1, 6, 31\); this base reads \(N, T, 32\)"),
         ({"context": torch.full((1, 6, 32), float("inf"))}, r"`context` contains NaN"),
         ({"negative_context": torch.zeros(1, 7, 32)}, r"`negative_context` has shape \(1, 7, 32\)"),

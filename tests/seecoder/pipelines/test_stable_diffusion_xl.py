@@ -146,6 +146,24 @@ def test_context_and_pooled_go_together(pipe):
         pipe(context=torch.zeros(1, 6, 32), pooled_context=torch.zeros(1, 3), num_inference_steps=1)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"pooled_context": torch.zeros(2, 20)}, r"`pooled_context` has shape \(2, 20\); .* reads \(N, 20\), N=1"),
+        ({"pooled_context": torch.zeros(20)}, r"`pooled_context` has shape \(20,\)"),
+        ({"pooled_context": torch.full((1, 20), float("nan"))}, "`pooled_context` contains NaN"),
+        ({"negative_pooled_context": torch.zeros(1, 8)}, r"`negative_pooled_context` has shape \(1, 8\)"),
+        ({"original_size": 64}, r"`original_size`=64 must be \(height, width\) in pixels, or None"),
+        ({"target_size": (1, 2, 3)}, r"`target_size`=\(1, 2, 3\) must be \(height, width\)"),
+        ({"crops_coords_top_left": "00"}, r"`crops_coords_top_left`='00' must be \(height, width\)"),
+    ],
+)
+def test_what_sdxl_alone_reads_is_checked_by_name(pipe, arguments, message):
+    given = {"context": torch.zeros(1, 6, 32), "pooled_context": torch.zeros(1, 20), **arguments}
+    with pytest.raises(ValueError, match=message):
+        pipe(**given, num_inference_steps=1)
+
+
 def test_the_vae_is_upcast_as_its_configuration_asks(xl_parts, build, picture):
     seen = []
     vae = build["vae"](force_upcast=True).to(torch.float16)

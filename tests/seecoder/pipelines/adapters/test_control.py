@@ -90,6 +90,14 @@ def test_a_net_that_pools_its_picture_leaves_the_unconditional_branch_alone_as_i
     assert ours(context=CONTEXT, control_image=PICTURES[:1], **({"pooled_context": POOLED} if xl else {}), **large)
 
 
+def test_a_control_picture_of_another_aspect_ratio_is_stretched_with_a_note() -> None:
+    ours, _ = pair(count=1)
+    options = {**common(), "num_inference_steps": 1, "context": CONTEXT}
+    stretched = "`control_image` is 16x32, another aspect ratio than the result's 16x16, to which it was stretched."
+    assert ours(control_image=[torch.rand(3, 16, 32)], **options).notes == [stretched]
+    assert ours(control_image=PICTURES[:1], **options).notes == []
+
+
 @pytest.mark.parametrize("method", [MultiDiffusion(), HiDiffusion()], ids=repr)
 def test_the_same_net_twice_at_half_the_scale_is_one_net(method) -> None:
     ours, _ = pair(count=2)
