@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from seecoder.base_model.facts import STABLE_DIFFUSION_SCHEDULE
-from seecoder.base_model.loading import check_pickles, load_config
+from seecoder.base_model.loading import check_weights, load_config
 from seecoder.lookup import is_local
 
 _CROSS, _PLAIN = "CrossAttnDownBlock2D", "DownBlock2D"
@@ -66,20 +66,22 @@ class BaseSizes:
     scheduler: Mapping[str, Any] = field(default_factory=lambda: STABLE_DIFFUSION_SCHEDULE)
 
 
-def base_sizes(source: str, prediction_type: str | None = None) -> BaseSizes | None:
+def base_sizes(source: str, prediction_type: str | None = None, *, variant: str | None = None) -> BaseSizes | None:
     """Sizes of a base by its folder, or by its repository's name; None for a repository that is not known.
 
     Args:
         source: A folder, a file, or a repository on the Hub.
         prediction_type: What the UNet predicts; None for what the base says.
+        variant: Of the weights, such as "fp16".
 
     Raises:
-        FileNotFoundError: `source` is a folder without the configurations, or with pickles for weights, or a path that
-            does not exist.
+        FileNotFoundError: `source` is a folder without the configurations, or with pickles or some of several files for
+            weights, or a path that does not exist.
+        WeightsError: A file of weights is damaged.
     """
     if is_local(source):
         for part in ("unet", "vae"):
-            check_pickles(source, part)
+            check_weights(source, part, variant)
         parts = ("unet", "vae", "scheduler")
         unet, vae, scheduler = (load_config(source, part, prediction_type=prediction_type) for part in parts)
         return BaseSizes(f"configurations in {source}", unet, vae, scheduler)

@@ -5,6 +5,7 @@ weights are missing (they stay uninitialised), and falls back to pickles when th
 happens here.
 """
 
+import json
 import os
 import re
 from pathlib import Path
@@ -100,10 +101,7 @@ def load_model(
         FileNotFoundError: There is no configuration, or no safetensors file.
         WeightsError: Weights are missing, left over, mis-shaped, or the file is damaged.
     """
-    check_pickles(base, part)
-    if is_local(base):
-        hub["variant"] = existing_variant(Path(base) / (part or ""), hub.get("variant"))
-        _check_headers(Path(base) / (part or ""), hub["variant"])
+    hub["variant"] = check_weights(base, part, hub.get("variant"))
     source = f"{base}/{part}" if part else os.fspath(base)
     try:
         loaded: Any = cls.from_pretrained(
@@ -128,15 +126,20 @@ def load_model(
     return model.eval()
 
 
-def check_pickles(base: str | os.PathLike, part: str | None) -> None:
-    """Refuse a folder whose weights are pickles only; nothing is read, so that a plan can ask.
+def check_weights(base: str | os.PathLike, part: str | None, variant: str | None = None) -> str | None:
+    """Refuse a folder whose weights are pickles or not whole; only headers are read, so that a plan can ask.
 
     Args:
         base: A folder; of a repository nothing is known before it is read.
         part: The sub-folder, or None for `base` itself.
+        variant: As for `existing_variant`.
+
+    Returns:
+        The variant that will be read.
 
     Raises:
-        FileNotFoundError: There are pickles and no safetensors file.
+        FileNotFoundError: There are pickles and no safetensors file, or some of several files are missing.
+        WeightsError: A file was not fetched to its end.
     """
     folder = Path(base) / (part or "")
     pickles = sorted(path.name for path in folder.glob("*") if path.suffix in PICKLE_SUFFIXES)
@@ -145,6 +148,21 @@ def check_pickles(base: str | os.PathLike, part: str | None) -> None:
             f"`{folder}` has no safetensors file, and {pickles[0]} is a pickle. Only safetensors files are read; save "
             "the weights as such with diffusers."
         )
+    if not is_local(base):
+        return variant
+    variant = existing_variant(folder, variant)
+    for path in folder.glob("*.safetensors"):
+        match = _WEIGHTS.fullmatch(path.name)
+        if match and (match[1] or match[2]) == variant:
+            read_header(path)  # of a damaged file diffusers only says that it fails
+    for index in folder.glob("*.safetensors.index*.json"):
+        named = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
+        missing = [name for name in named if not (folder / name).is_file()]
+        if 0 < len(missing) < len(named):
+            raise FileNotFoundError(
+                f"`{folder}` lacks {missing[0]}, one of {len(named)} files that {index.name} names. Get it again."
+            )
+    return variant
 
 
 def existing_variant(folder: Path, wanted: str | None) -> str | None:
@@ -171,14 +189,6 @@ def existing_variant(folder: Path, wanted: str | None) -> str | None:
     chosen = None if None in found else found.pop()
     say_once(f"{folder.parent}: weights of `variant`={chosen} are read; there are none of `variant`={wanted}.")
     return chosen
-
-
-def _check_headers(folder: Path, variant: str | None) -> None:
-    """Say what is wrong with a file that was not fetched to its end, of which diffusers only says that it fails."""
-    for path in folder.glob("*.safetensors"):
-        match = _WEIGHTS.fullmatch(path.name)
-        if match and (match[1] or match[2]) == variant:
-            read_header(path)
 
 
 def load_part(

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 from seecoder.base_model.fit import check_parts, check_picture_size
@@ -17,6 +18,7 @@ from train.sources.caches import check_caches
 from train.sources.planned_data import data_lines, held_out_lines, open_if_there
 from train.stages.encoder_weights import ENCODER_SIZE
 from train.stages.noise_schedule import MIN_SNR_GAMMA, NoiseSchedule
+from train.stages.previews import Preview, require_preview
 
 _OPTIMIZER, _BATCH = "optimizer.name=adamw8bit_torchao", "a smaller batch"
 _LEVERS = {  # by what they cost a run, the cheapest first, with what changes of its settings and of what is cached
@@ -61,9 +63,10 @@ def make_plan(
     if is_counted and shards is not None:
         check_caches(options, source, shards)
     yield from data_lines(run, options if is_counted else None, source, shards, images)
+    yield from _absent_weights(options)
     if not is_counted:
         yield f"costs    not estimated for {kind}; only train.stages.SeeCoderStage is counted"
-    elif (sizes := base_sizes(options["base"], options.get("prediction_type"))) is None:
+    elif (sizes := _sizes(options)) is None:
         yield f"costs    not estimated: {options['base']} is in no built-in table; give a local folder to count it"
     else:
         predicts = _check_fit(options, sizes, source.get("image_size", 512))
@@ -76,10 +79,28 @@ def make_plan(
             yield from _table(counted, images, gpus)
 
 
+def _sizes(options: Mapping[str, Any]) -> BaseSizes | None:
+    """Sizes of the base, whose weights are whole as far as their headers tell."""
+    return base_sizes(options["base"], options.get("prediction_type"), variant=options.get("variant"))
+
+
+def _absent_weights(options: Mapping[str, Any]) -> Iterator[str]:
+    """Name what `fit` will read and what is not on this disk yet."""
+    base = Path(options.get("base") or "")
+    parts = [base / part for part in ("unet", "vae")] if options.get("base") and base.is_dir() else []
+    given = filter(None, (options.get(name) for name in ("vae", "backbone_weights", "init_from")))
+    absent = [str(folder) for folder in parts if not any(folder.glob("*.safetensors"))]
+    absent += [name for name in given if not name.startswith("timm:") and not Path(name).exists()]
+    if absent:
+        yield f"weights  {', '.join(absent)} not there yet, and `fit` wants {'it' if len(absent) == 1 else 'them'}"
+
+
 def _check_fit(options: Mapping[str, Any], sizes: BaseSizes, image_size: int) -> str:
     """Refuse an encoder or a picture that the base cannot take; say what its UNet predicts."""
     require("min_snr_gamma", options.get("min_snr_gamma"), MIN_SNR_GAMMA)
     require("encoder_size", options.get("encoder_size"), ENCODER_SIZE)
+    preview = options.get("preview")
+    require_preview(Preview(**preview) if preview else None, options.get("metrics"))
     check_parts(sizes.unet, sizes.vae, encoder=options["encoder"], training=True)
     check_picture_size(sizes.vae, image_size, image_size)
     return NoiseSchedule(sizes.scheduler).prediction

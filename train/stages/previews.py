@@ -38,6 +38,12 @@ class Preview:
         check(self, pictures=whole(1), rows=whole(1), steps=whole(1), guidance_scale=number())
 
 
+def require_preview(preview: Preview | None, metrics: object) -> None:
+    """Refuse metrics without the preview whose steps and guidance they take."""
+    if metrics is not None and preview is None:
+        raise ValueError(f"`metrics`={metrics} must have `preview` beside it, whose steps and guidance it takes.")
+
+
 def write_sheet(stage: Any, inputs: Sequence[Tensor], context: Tensor, pooled: Tensor | None, path: Path) -> Tensor:
     """Sample variations with a `SeeCoderStage`'s base and write the sheet as PNG.
 

@@ -33,7 +33,7 @@ from train.stages.denoising import DenoisingStage
 from train.stages.encoder_weights import ENCODER_SIZE, describe_encoder, load_trained, seeded_encoder
 from train.stages.noise import uniform
 from train.stages.noise_schedule import MIN_SNR_GAMMA, PREDICTIONS, NoiseSchedule
-from train.stages.previews import Preview, score_previews, write_sheet
+from train.stages.previews import Preview, require_preview, score_previews, write_sheet
 
 
 class SeeCoderStage(DenoisingStage):
@@ -140,8 +140,7 @@ class SeeCoderStage(DenoisingStage):
         self.base_source, self.encoder_size = base, encoder_size
         self.context_dropout, self.min_snr_gamma = context_dropout, min_snr_gamma
         self.timestep_sampling, self.loss_outside_mask = timestep_sampling, loss_outside_mask
-        if metrics is not None and preview is None:
-            raise ValueError(f"`metrics`={metrics} must have `preview` beside it, whose steps and guidance it takes.")
+        require_preview(preview, metrics)
         self.preview, self.metrics, self.export_encoder = preview, metrics, export_encoder
 
     def _freeze(self, frozen_dtype: str, gradient_checkpointing: tuple[str, ...]) -> None:

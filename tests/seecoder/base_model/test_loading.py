@@ -1,5 +1,6 @@
 """Bases and saved pipelines are read strictly, and a base's text encoder is never touched."""
 
+import json
 import shutil
 
 import pytest
@@ -10,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from seecoder import SeeCoderPipeline
 from seecoder.base_model.known_bases import base_sizes
 from seecoder.base_model.loading import (
-    check_pickles,
+    check_weights,
     existing_variant,
     load_beside,
     load_config,
@@ -71,15 +72,28 @@ def test_unknown_weights_are_refused(base):
 def test_a_pickle_is_never_read(base, part):
     file = weights_of(base, part)
     torch.save(load_file(file), file.with_suffix(".bin"))
-    check_pickles(base, part)  # beside safetensors it harms nobody
+    check_weights(base, part)  # beside safetensors it harms nobody
     file.unlink()
     for load in (SeeCoderPipeline.from_base, lambda base: load_frozen(base, part, "float32")):
         with pytest.raises(FileNotFoundError, match=r"model\.bin is a pickle. Only safetensors files are read"):
             load(base)
     file.with_suffix(".bin").unlink()
-    check_pickles(base, part)  # a plan needs the configuration alone
+    check_weights(base, part)  # a plan needs the configuration alone
     with pytest.raises(FileNotFoundError, match="Only safetensors files are read"):
         SeeCoderPipeline.from_base(base)
+
+
+def test_weights_that_are_not_whole_are_refused_by_their_headers(base):
+    file, folder = weights_of(base, "unet"), base / "unet"
+    index, other = folder / f"{file.name}.index.json", "diffusion_pytorch_model-00002-of-00002.safetensors"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": {"one": file.name, "two": other}}))
+    with pytest.raises(FileNotFoundError, match=rf"`.*unet` lacks {other}, one of 2 files that {index.name} names"):
+        check_weights(base, "unet")
+    (folder / other).write_bytes(file.read_bytes())
+    assert check_weights(base, "unet") is None
+    (folder / other).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 5\n")
+    with pytest.raises(WeightsError, match=other):
+        check_weights(base, "unet")
 
 
 def test_frozen_parts_ask_for_no_gradients_and_are_strict(base, parts):

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -101,6 +102,11 @@ BAD = [
     (["--gpus", "1,many"], ["'many'", "whole numbers from 1 up"]),
     (["--gpus", "1.5"], ["'1.5'", "whole numbers from 1 up"]),
     (["--gpus", "1,,2"], ["[1, '', 2]", "whole numbers from 1 up"]),
+    (["--stage.init_args.preview", '{"steps": 0}'], ["steps`=0"]),
+    (
+        ["--stage.init_args.preview", "null", "--stage.init_args.metrics", '{"networks": ["n"]}'],
+        ["must have `preview`"],
+    ),
 ]
 
 
@@ -139,6 +145,22 @@ def test_shards_without_samples_are_refused(settings, plan, capsys, shards, tmp_
 def test_shards_that_are_not_there_yet_are_no_obstacle(settings, plan, capsys):
     assert plan(settings(**{"data.init_args.shards": "/not/built/yet"})) == 0
     assert "need at least 1 shards" in capsys.readouterr().out
+
+
+def test_weights_that_are_not_there_yet_are_named_and_damaged_ones_refused(settings, plan, capsys, tmp_path):
+    given = {"stage.init_args.backbone_weights": "/not/there", "stage.init_args.init_from": "/nor/there"}
+    assert plan(settings(**given)) == 0
+    assert "weights  /not/there, /nor/there not there yet, and `fit` wants them\n" in capsys.readouterr().out
+    base = shutil.copytree(settings()["stage"]["init_args"]["base"], tmp_path / "base")
+    (file,) = (base / "unet").glob("*.safetensors")
+    own = settings(**{"stage.init_args.base": str(base)})
+    file.write_bytes(file.read_bytes()[:-1])
+    assert plan(own) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert file.name in line
+    file.unlink()
+    assert plan(own) == 0
+    assert f"{base / 'unet'} not there yet, and `fit` wants it\n" in capsys.readouterr().out
 
 
 def test_other_stages_and_unknown_bases_get_arithmetic_only(settings, plan, capsys):
