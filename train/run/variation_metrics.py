@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from seecoder.checks import check, instance, some_of, whole
+from seecoder.checks import Rule, check, some_of, whole
 from seecoder.evaluation import evaluate, open_network
 from seecoder.images.saving import save_image
 from seecoder.weights.atomic import atomic_directory
@@ -29,7 +29,8 @@ class VariationMetrics:
     rows: int = 1
 
     def __post_init__(self) -> None:
-        places = some_of(instance(str), "paths of networks, one or more", minimum=1)
+        is_there = Rule(lambda place: isinstance(place, str) and Path(place).exists(), "a path")
+        places = some_of(is_there, "paths of networks on this machine, one or more", minimum=1)
         check(self, networks=places, pictures=whole(1), rows=whole(1))
 
 

@@ -104,7 +104,7 @@ BAD = [
     (["--gpus", "1,,2"], ["[1, '', 2]", "whole numbers from 1 up"]),
     (["--stage.init_args.preview", '{"steps": 0}'], ["steps`=0"]),
     (
-        ["--stage.init_args.preview", "null", "--stage.init_args.metrics", '{"networks": ["n"]}'],
+        ["--stage.init_args.preview", "null", "--stage.init_args.metrics", '{"networks": ["."]}'],
         ["must have `preview`"],
     ),
 ]

@@ -58,6 +58,8 @@ def test_with_nothing_held_out_there_is_nothing_to_measure(stage, tmp_path):
     assert variation_figures(stage, SETTINGS, tmp_path) == {}
 
 
-def test_networks_have_to_be_named():
+def test_networks_have_to_be_named_and_there():
     with pytest.raises(ValueError, match=r"`networks`=\(\)"):
         VariationMetrics(())
+    with pytest.raises(ValueError, match=r"`networks`=\('/not/there',\) .*must be paths of networks on this machine"):
+        VariationMetrics(("/not/there",))
