@@ -66,7 +66,7 @@ def make_plan(
     yield from _absent_weights(options)
     if not is_counted:
         yield f"costs    not estimated for {kind}; only train.stages.SeeCoderStage is counted"
-    elif (sizes := _sizes(options)) is None:
+    elif (sizes := base_sizes(options["base"], options.get("prediction_type"), variant=options.get("variant"))) is None:
         yield f"costs    not estimated: {options['base']} is in no built-in table; give a local folder to count it"
     else:
         predicts = _check_fit(options, sizes, source.get("image_size", 512))
@@ -77,11 +77,6 @@ def make_plan(
         yield from _storage(counted, sizes)
         if gpus:
             yield from _table(counted, images, gpus)
-
-
-def _sizes(options: Mapping[str, Any]) -> BaseSizes | None:
-    """Sizes of the base, whose weights are whole as far as their headers tell."""
-    return base_sizes(options["base"], options.get("prediction_type"), variant=options.get("variant"))
 
 
 def _absent_weights(options: Mapping[str, Any]) -> Iterator[str]:
