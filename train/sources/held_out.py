@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from data.shards.building.finding import content_digest
 from data.shards.manifest import MANIFEST
 from data.shards.remote.addresses import folder_address, redacted
 from data.shards.shard_set import ShardSet, is_there, open_shards
@@ -19,8 +20,8 @@ def listed(places: Places | list[str] | None) -> list[str]:
 def check_apart(training: Sequence[str], held_out: Sequence[str]) -> None:
     """Refuse shards that a run would both train on and evaluate with.
 
-    Shards are known by where they lie and, if they have a manifest, by their bytes, caches by the shards that they were
-    made of; of those on a server, only where they lie.
+    Shards are known by where they lie and by their bytes, if one has no manifest by size and beginning; caches by the
+    shards that they were made of; of those on a server, only where they lie.
 
     Args:
         training: Folders or URLs of shards.
@@ -29,9 +30,11 @@ def check_apart(training: Sequence[str], held_out: Sequence[str]) -> None:
     Raises:
         ValueError: Some are the same.
     """
-    known = {mark: place for place in training for mark in _marks(place)}
+    sets = {place: _open_if_there(place) for place in (*training, *held_out)}
+    unhashed = any(not one.is_hashed for one in sets.values() if one.shards)
+    known = {mark: place for place in training for mark in _marks(place, sets[place], unhashed)}
     for place in held_out:
-        for mark in _marks(place):
+        for mark in _marks(place, sets[place], unhashed):
             if mark in known:
                 raise ValueError(
                     f"`held_out_shards`={redacted(place)} must hold other samples than "
@@ -64,12 +67,12 @@ def _open_if_there(place: str) -> ShardSet:
     return open_shards(place) if is_there(place) else ShardSet(())
 
 
-def _marks(place: str) -> set[str]:
-    """What two names of the same samples have in common."""
-    shards = _open_if_there(place)
+def _marks(place: str, shards: ShardSet, unhashed: bool) -> set[str]:
+    """What two names of the same samples have in common; `unhashed`: some of those to compare have no sha256."""
     if not shards.shards:
         return {redacted(folder_address(place, MANIFEST)).rstrip("/")}
     marks = {str(Path(row.location).resolve()) for row in shards.shards}
     marks |= {shards.fingerprint} if shards.is_hashed else set()
     marks |= {row.shard.sha256 for row in shards.shards if row.shard.sha256 and row.shard.samples}
+    marks |= {content_digest(Path(row.location)) for row in shards.shards if unhashed and row.shard.samples}
     return marks | {str(row.settings["shards_sha256"]) for row in shards.shards if "shards_sha256" in row.settings}

@@ -113,6 +113,15 @@ def test_names_and_counts_alone_make_no_shards_the_same(tmp_path, picture_shards
         check_apart([str(train)], [str(train)])
 
 
+@pytest.mark.parametrize("which", ["training", "held out", "both"])
+def test_copies_without_a_manifest_are_the_same(which, tmp_path, shards):
+    (bare := tmp_path / "bare").mkdir()
+    shutil.copy(next(shards.glob("*.tar")), bare / "other.tar")
+    other = shutil.copytree(bare, tmp_path / "again") if which == "both" else shards
+    with pytest.raises(ValueError, match="must hold other samples than"):
+        check_apart(*([str(bare)], [str(other)]) if which == "training" else ([str(other)], [str(bare)]))
+
+
 def test_no_message_shows_a_password_and_servers_are_the_same_with_and_without():
     with pytest.raises(ValueError, match="must hold other samples than") as error:
         check_apart(["https://u:secret@example.org/x/"], ["https://example.org/x/manifest.json?t=1"])
