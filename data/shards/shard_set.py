@@ -56,7 +56,8 @@ class ShardSet:
         read = {str(Path(row.location).parent) for row in self.shards}  # also folders below others, if both were named
         passed = {skip: None for skip in self.passed if skip.reason != BELOW or skip.name not in read}
         firsts: dict[str, str] = {}  # label by content: a sha256 or, where there is none, size and beginning
-        for row in dict.fromkeys(self.shards if len(self.shards) > 1 else ()):  # an epoch may go through some often
+        places = {str(row.location): row for row in self.shards}  # an epoch may go through some often
+        for row in places.values() if len(self.shards) > 1 else ():
             mark = row.shard.sha256 or (content_digest(row.location) if isinstance(row.location, Path) else row.label)
             if firsts.setdefault(mark, row.label) != row.label and row.shard.samples:
                 what = f"`{row.label}` is `{firsts[mark]}` ({row.shard.samples:,} samples)"

@@ -112,7 +112,7 @@ def test_other_frozen_weights_and_a_source_without_state_are_said_when_a_run_goe
     assert capsys.readouterr().out == said
 
 
-@pytest.mark.parametrize("name", ["trained.bias", "frozen.weight"])
+@pytest.mark.parametrize("name", ["trained.bias", "frozen.1.weight"])
 def test_weights_that_are_not_finite_are_refused_before_the_first_step(name):
     stage = Tiny()
     stage.on_fit_start()
