@@ -170,7 +170,7 @@ def _index(options: Namespace) -> None:
     manifest, passed = make_manifest(options.folder, options.max_bad_rate)
     repeated = [skip for skip in open_shards(options.folder).passed if skip.reason == REPEATED]
     check_passed(repeated, manifest.samples, 1.0)
-    print(f"{'written, without what was passed over' if passed or repeated else 'done'}: {manifest_totals(manifest)}")
+    print(f"{'written, with what is named above' if passed or repeated else 'done'}: {manifest_totals(manifest)}")
 
 
 def _verify(options: Namespace) -> None:

@@ -149,7 +149,8 @@ def check_size(height: int, width: int, multiple: int) -> None:
                 f"`{name}`={value} must be a positive multiple of {multiple} (one latent cell is {multiple} pixels). "
                 f"Use {lower} or {lower + multiple}."
             )
-    held = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else math.inf
+    is_known = "SC_PHYS_PAGES" in getattr(os, "sysconf_names", ())
+    held = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if is_known else math.inf
     if (needed := 15 * height * width) > held:  # three float32 numbers a pixel, and the bytes that are written
         gib = f"{needed / 2**30:,.0f} GiB, and this machine has {held / 2**30:,.0f}"
         raise ValueError(f"`height`={height} and `width`={width} make a picture of {gib}. Ask for a smaller one.")

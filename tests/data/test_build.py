@@ -359,7 +359,7 @@ def test_index_and_verify_name_what_they_pass_over(
     assert build.main(["index", str(out)]) == 0
     assert "._00001.tar" in caplog.text
     shown = capsys.readouterr().out
-    assert "written, without what was passed over: 4 samples in 2 shards" in shown
+    assert "written, with what is named above: 4 samples in 2 shards" in shown
     assert "done" not in shown
     (tmp_path / "later").rename(out / "00002.tar")
     assert build.main(["verify", str(out)]) == 2
@@ -382,7 +382,7 @@ def test_index_and_verify_name_shards_in_folders_below(
         caplog.clear()
         assert build.main([command, str(tmp_path / "out")]) == 0
         assert str(tmp_path / "out" / "more") in caplog.text
-    assert "written, without what was passed over: 2 samples" in capsys.readouterr().out
+    assert "written, with what is named above: 2 samples" in capsys.readouterr().out
 
 
 def test_pairs_of_the_world_are_built(tmp_path: Path):

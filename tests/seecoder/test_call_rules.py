@@ -30,6 +30,11 @@ def test_a_picture_that_memory_cannot_hold_is_refused():
         check_size(2**23, 2**23, 8)
 
 
+def test_a_system_that_does_not_tell_its_memory_refuses_no_size(monkeypatch):
+    monkeypatch.setattr("os.sysconf_names", {})
+    check_size(2**23, 2**23, 8)
+
+
 def test_no_torch_is_needed():
     code = "import sys, seecoder.call_rules; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

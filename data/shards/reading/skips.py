@@ -55,7 +55,7 @@ class Skip(NamedTuple):
 def check_passed(
     passed: Sequence[Skip], samples: int, ceiling: float, report: Path | None = None, *, log: bool = True
 ) -> None:
-    """Say what was passed over in folders, and refuse to go on where too much is lost by it.
+    """Say what is odd or was passed over in folders, and refuse to go on where too much is lost by it.
 
     Args:
         passed: What was passed over.
@@ -71,7 +71,7 @@ def check_passed(
         _append(report, passed)
     for reason in dict.fromkeys(skip.reason for skip in passed if log):
         alike = [skip.detail for skip in passed if skip.reason == reason]
-        logger.warning("passed over: %d x %s: %s", len(alike), reason, "; ".join(alike[:_MOST_SHOWN]))
+        logger.warning("found in the data: %d x %s: %s", len(alike), reason, "; ".join(alike[:_MOST_SHOWN]))
     lost = sum(skip.samples for skip in passed)
     samples += sum(skip.samples for skip in passed if skip.sample_id < 0)
     if lost > ceiling * samples:

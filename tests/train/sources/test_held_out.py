@@ -50,6 +50,12 @@ def test_a_run_never_trains_on_what_it_is_evaluated_with(settings, fit, seen, he
     assert not seen["trained keys"] & seen["evaluated keys"]
 
 
+def test_fewer_held_out_pictures_than_were_asked_for_are_said(settings, fit, held_out_shards, capsys):
+    own = {"data.init_args.held_out_world": False, "data.init_args.held_out_shards": str(held_out_shards)}
+    assert fit(settings(**own, **{"data.init_args.held_out": 1000, "run.max_steps": 1})) == 0
+    assert "note: `held_out`=1000, of which 8 are there and usable\n" in capsys.readouterr().out
+
+
 def test_held_out_pictures_are_the_first_of_their_shards(settings, fit, seen, held_out_shards, monkeypatch):
     from data.shards.reading.shard_reader import ShardReader
     from data.shards.reading.square_image import SquareImage

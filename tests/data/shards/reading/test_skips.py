@@ -121,7 +121,7 @@ def test_what_is_passed_over_is_said_by_reason_reported_and_held_against_the_cei
         Skip(0, "empty", "b.tar", "`b.tar`: empty", 2),
     ]
     check_passed(passed, 95, 0.06, tmp_path / "report.txt")
-    assert "passed over: 2 x empty: `a.tar`: empty; `b.tar`: empty" in caplog.text
+    assert "found in the data: 2 x empty: `a.tar`: empty; `b.tar`: empty" in caplog.text
     assert [json.loads(line)["name"] for line in (tmp_path / "report.txt").read_text().splitlines()] == [
         skip.name for skip in passed
     ]
