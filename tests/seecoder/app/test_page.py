@@ -281,7 +281,9 @@ def test_networks_that_see_pictures_of_their_own_get_them_from_a_browser(parts, 
             gallery, _, _ = client.predict(*given, api_name="/vary")
             return pixels([(entry["image"], "") for entry in gallery])
 
-        guided = press(**{"ControlNet: Strength (empty: 1)": "0.5", "T2I-Adapter: Strength (empty: 1)": "1 0.25"})
+        strengths = {"ControlNet: Strength (empty: 1)": "0.5", "T2I-Adapter: Strength (empty: 1)": "1 0.25"}
+        guided = press(**strengths)
+        assert torch.equal(press(**strengths, **{"Pixels of the fade": None, "Seed": None}), guided)  # emptied: 0
         with pytest.raises(client_of.exceptions.AppError, match="must be one number, or 2: one for every network"):
             press(**{"T2I-Adapter: Strength (empty: 1)": "1 2 3"})
     finally:
