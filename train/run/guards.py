@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
-from data.shards.building.claim import flat
+from data.nested import flat
 from train.settings import GuardSettings
 
 

@@ -14,7 +14,7 @@ import yaml
 from lightning.pytorch import LightningModule, Trainer
 
 from data.hidden_secrets import scrubbed
-from data.shards.building.claim import differences
+from data.nested import differences
 from seecoder.weights.atomic import write_text
 from train.run.callbacks import CheckpointSteps, StepCallback, tell_loggers
 from train.run.metrics_file import read_metrics

@@ -16,7 +16,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
-from data.shards.building.claim import differences
+from data.nested import differences
 from data.shards.plan import derive_seed
 from seecoder.checks import require, whole
 

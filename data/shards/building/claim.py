@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from data.nested import differences
 from data.shards.building.shard_build import Build
 from data.shards.img2dataset import UNFINISHED
 from data.shards.locks import only_process_in
@@ -54,19 +55,3 @@ def _compare(build: Build, found: Mapping[str, Any]) -> None:
     changes = ", ".join(f"{name}: {was} there, {now} now" for name, was, now in differences(found, build.settings))
     if changes:
         raise FileExistsError(f"`{build.folder}` holds another build ({changes}). Choose another folder, or remove it.")
-
-
-def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
-    """Dotted names of nested settings whose values differ, with both values; None for one that is missing."""
-    was, now = flat(old), flat(new)
-    for name in sorted(was.keys() | now.keys()):
-        if was.get(name) != now.get(name):
-            yield name, was.get(name), now.get(name)
-
-
-def flat(settings: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by their dotted names."""
-    found: dict[str, Any] = {}
-    for name, value in settings.items():
-        found |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) and value else {f"{prefix}{name}": value}
-    return found
